@@ -1,0 +1,115 @@
+"""`zoo plan`, `zoo compress` and `zoo inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli import output
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as stage.0.layers=first:3; may be given several times."),
+]  # fmt: skip
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.  [default: runs/NAME]")]
+
+
+def plan(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, json: output.JsonOption = False) -> None:
+    """Say what a recipe would do, cost and need, without doing it."""
+    from zoo_compress import Recipe
+    from zoo_compress import plan as make_plan
+
+    with output.status("Planning"):
+        found = make_plan(Recipe.load(recipe, overrides=set_ or []), out=out)
+    if json:
+        output.print_json(found.to_json())
+    else:
+        show_plan(found)
+
+
+def compress(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: OutOption = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage: its number (from 1) or name.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage, on what the earlier ones left.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into DIR even if it holds something else.")] = False,
+    json: output.JsonOption = False,
+) -> None:
+    """Run a recipe: plan, compress stage by stage, measure, save, report. A rerun goes on where the last one stopped."""
+    from zoo_compress import Recipe, run
+    from zoo_compress import plan as make_plan
+    from zoo_compress.progress import Terminal
+    from zoo_compress.runner import check_output
+
+    parsed = Recipe.load(recipe, overrides=set_ or [])
+    folder = out or Path("runs") / parsed.about.name
+    check_output(parsed, folder, force=force)
+    with output.status("Planning"):
+        planned = make_plan(parsed, out=folder)
+    quiet = json or output.settings.quiet
+    if not quiet:
+        show_plan(planned)
+    with Terminal(quiet=output.settings.quiet) as progress:
+        result = run(parsed, out=folder, until=until, only=only, force=force, progress=progress, planned=planned)
+    if json:
+        output.print_json(result.results)
+    elif not quiet:
+        show_results(result.results, folder)
+
+
+def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> None:
+    """Show a model's structure: its stacks, widths, shared and packed parts, and how it was made."""
+    with output.status(f"Reading {model}"):
+        from zoo_compress.inspection import describe
+
+        found = describe(model)
+    if json:
+        output.print_json(found)
+        return
+    output.print_facts([(key.replace("_", " "), str(value)) for key, value in found.items() if not isinstance(value, list)])
+    columns = ("block", "heads", "kv heads", "head dim", "ffn", "traits")
+    for stack in found["stacks"]:
+        print(f"\n{stack['name']}: {len(stack['blocks'])} blocks of width {stack['width']} at {stack['path']}")
+        rows = [[str(block.get(c.replace(" ", "_"), "")) for c in columns] for block in stack["blocks"]]
+        output.print_table(columns, rows, right=columns[:-1])
+    for number, stage in enumerate(found["lineage"], 1):
+        print(f"{number}. {stage['use']}  {stage['options']}")
+
+
+def show_plan(found: Any) -> None:
+    """Print a plan as a table, with its notes below."""
+    spec = found.spec
+    licenses = ", ".join(f"{name}: {license}" for name, license in found.licenses.items())
+    print(f"Plan of {found.recipe.about.name}: {spec.name} ({licenses}), {len(found.stages) - 1} stages")
+    rows = [
+        [str(number), stage.use, f"{stage.params:,}", output.size(stage.bytes), output.size(stage.peak_bytes)]
+        for number, stage in enumerate(found.stages)
+    ]
+    output.print_table(("stage", "use", "parameters", "on disk", "peak memory"), rows, right=("stage", "parameters", "on disk", "peak memory"))
+    for number, stage in enumerate(found.stages):
+        if stage.note:
+            print(f"  {number} {stage.use}: {stage.note}")
+    for role, data in found.data.items():
+        print(f"  {role}: {data.name}, {len(data):,} records")
+    print(f"  needs {output.size(found.disk_bytes)} of disk ({output.size(found.free_disk_bytes)} free); "
+          f"{output.size(found.free_memory_bytes)} of memory free")  # fmt: skip
+    worst = max(stage.peak_bytes for stage in found.stages)
+    if worst > found.free_memory_bytes:
+        output.warn(f"the plan needs {output.size(worst)} of memory, more than is free.")
+    if found.disk_bytes > found.free_disk_bytes:
+        output.warn(f"the plan needs {output.size(found.disk_bytes)} of disk, more than is free.")
+
+
+def show_results(results: dict[str, Any], folder: Path) -> None:
+    """Print the table of a finished run and where to look."""
+    from rich.console import Console
+
+    from zoo_compress.report import table
+
+    Console().print(table(results))
+    print(f"Model: {folder}    Report: {folder / 'report.html'}    Took {results['seconds']:.0f} s")
+    print(f"Try it: zoo run {folder} --prompt \"def \"    Load it: zoo.load(\"{folder}\")")

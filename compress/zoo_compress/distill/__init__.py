@@ -1,0 +1,1 @@
+"""Distillation: losses apart from loops."""

@@ -1,0 +1,220 @@
+"""Inheritance: keep some blocks of a stack and drop the rest.
+
+- "first:N" is the initialisation of Inheritune (Sanyal et al. 2024, arXiv:2404.08634, section 3): embeddings, final
+  norm and head are kept as well, so the kept blocks' outputs are bit-equal to the original's.
+- "influence:N" is ShortGPT (Men et al. 2024, arXiv:2403.03853, section 3.1): block influence BI = 1 - E cos(x_in,
+  x_out) over the tokens of the calibration data; the blocks that turn the residual least go.
+
+Dropping a block moves those behind it: their cache slots (`layer_idx`), the config's depth and its per-layer lists
+follow, so that a cached run equals an uncached one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import nn
+
+from zoo.anatomy import Stack
+from zoo.compressor import Compressor, Context, Record, State
+from zoo.errors import Refused, RequestError, nearest
+from zoo.model import Model
+from zoo_compress.calibrate import CalibrationOptions, batches, watch
+
+WAYS = ("first", "last", "every", "influence")
+INDEX_LISTS = ("mlp_only_layers", "cross_attention_layers")  # config lists that hold block indices, not a value a block
+
+
+class Inherit(Compressor):
+    """Keep some blocks of a stack: the first, the last, every K-th, a list, or the most influential."""
+
+    name = "inherit"
+
+    class Options(CalibrationOptions):
+        layers: str | list[int] = Field(
+            description='blocks to keep: "first:N", "last:N", "every:K" (blocks 0, K, 2K, ...), "influence:N" (the N '
+            "that turn the residual most on calibration data), or a rising list of indices such as [0, 1, 5]"
+        )
+        target: str = Field("language", description="the stack whose blocks are kept or dropped")
+        keep_ends: bool = Field(True, description='with "influence:N", keep the first and the last block in any case')
+
+        @field_validator("layers")
+        @classmethod
+        def _readable(cls, value: str | list[int]) -> str | list[int]:
+            if isinstance(value, str):
+                _parse(value)
+            elif not value:
+                raise ValueError("an empty list keeps no block")
+            return value
+
+    def roles(self, options: Options) -> tuple[str, ...]:
+        return (options.data,) if _way(options) == "influence" else ()
+
+    def check(self, model: Model, state: State, options: Options) -> None:
+        stack = _stack(model, options)
+        _outline_kept(options, len(stack.blocks))
+
+    def outline(self, model: Model, options: Options) -> Record:
+        stack = _stack(model, options)
+        kept = _outline_kept(options, len(stack.blocks))
+        return {"stack": stack.path, "of": len(stack.blocks), "kept": kept}
+
+    def apply(self, model: Model, options: Options, context: Context) -> Record:
+        record = self.outline(model, options)
+        if _way(options) == "influence":
+            data = batches(model, options, context, stage=self.name)
+            influence = block_influence(model, _stack(model, options), data)
+            record["kept"] = _most_influential(influence, len(record["kept"]), keep_ends=options.keep_ends)
+            record["influence"] = [round(value, 6) for value in influence]
+        self.rebuild(model, record)
+        return record
+
+    def rebuild(self, model: Model, record: Record) -> None:
+        kept, path = list(record["kept"]), record["stack"]
+        configs = list(_configs(model.module, path, depth=record["of"]))
+        blocks = model.module.get_submodule(path)
+        assert isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) == record["of"]
+        for index in sorted(set(range(len(blocks))) - set(kept), reverse=True):
+            del blocks[index]
+        for new, old in enumerate(kept):
+            _renumber(blocks[new], old, new)
+        for config in configs:
+            _cut_config(config, kept, depth=record["of"])
+
+    def moved(self, record: Record, path: str) -> str | None:
+        start = f"{record['stack']}."
+        if not path.startswith(start):
+            return path
+        index, dot, rest = path.removeprefix(start).partition(".")
+        if int(index) not in record["kept"]:
+            return None
+        return f"{start}{record['kept'].index(int(index))}{dot}{rest}"
+
+    def note(self, model: Model, options: Options) -> str:
+        config = _config(model.module, _stack(model, options).path)
+        if getattr(config, "scale_attn_by_inverse_layer_idx", False) and _way(options) != "first":
+            return "This model scales attention by 1 / (layer + 1); kept blocks keep the scale of the depth they had."
+        return ""
+
+
+def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
+    """Return 1 - mean cos(x_in, x_out) over all tokens for each block: 0 for an identity, at most 2."""
+    sums = [0.0] * len(stack.blocks)
+    tokens = [0] * len(stack.blocks)
+
+    def watcher(index: int) -> Any:
+        def see(read_BTD: torch.Tensor, wrote_BTD: torch.Tensor) -> None:
+            # double, and an eps far below any norm: an identity block gives 0 to the last bits
+            cosine_BT = F.cosine_similarity(read_BTD.double(), wrote_BTD.double(), dim=-1, eps=1e-30)
+            sums[index] += float((1 - cosine_BT).sum())
+            tokens[index] += cosine_BT.numel()
+
+        return see
+
+    watch(model, data, {block.path: watcher(i) for i, block in enumerate(stack.blocks)}, until=stack.blocks[-1].path)
+    return [total / count for total, count in zip(sums, tokens, strict=True)]
+
+
+# --- which blocks ---------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str) -> tuple[str, int]:
+    way, _, number = text.partition(":")
+    if way not in WAYS:
+        hint = nearest(way, WAYS)
+        raise ValueError(f"{text!r} is not a choice of blocks.{hint} Write first:N, last:N, every:K or influence:N.")
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"{text!r} needs a number from 1 after the colon, such as '{way}:4'.")
+    return way, int(number)
+
+
+def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influence", "list"]:
+    return _parse(options.layers)[0] if isinstance(options.layers, str) else "list"  # type: ignore[return-value]
+
+
+def _outline_kept(options: Inherit.Options, depth: int) -> list[int]:
+    """The indices to keep; for "influence", which only data decides, as many as will be kept."""
+    if not isinstance(options.layers, str):
+        return _listed(options.layers, depth)
+    way, number = _parse(options.layers)
+    if way == "every":
+        return list(range(0, depth, number))
+    if number > depth:
+        raise Refused(f"inherit: {options.layers!r} asks for {number} blocks, but {options.target!r} has {depth}.")
+    if way == "last":
+        return list(range(depth - number, depth))
+    if way == "influence" and options.keep_ends:
+        if number < 2 <= depth:
+            raise Refused(f"inherit: {options.layers!r} cannot keep both ends; ask for 2, or set keep_ends = false.")
+        return [*range(number - 1), depth - 1]
+    return list(range(number))
+
+
+def _listed(layers: list[int], depth: int) -> list[int]:
+    wrong = [index for index in layers if not -depth <= index < depth]
+    if wrong:
+        raise Refused(f"inherit: no block {wrong[0]}; the stack has blocks 0 to {depth - 1}.")
+    kept = [index % depth for index in layers]
+    if any(a >= b for a, b in itertools.pairwise(kept)):
+        raise Refused(f"inherit: layers = {layers} must rise, each block once; blocks keep their order.")
+    return kept
+
+
+def _most_influential(influence: list[float], count: int, *, keep_ends: bool) -> list[int]:
+    """The `count` blocks of largest influence in their own order; of equals the earlier."""
+    last = len(influence) - 1
+    ends = {0, last} if keep_ends else set()
+    ranked = sorted(range(len(influence)), key=lambda i: (i not in ends, -influence[i], i))
+    return sorted(ranked[:count])
+
+
+def _stack(model: Model, options: Inherit.Options) -> Stack:
+    target = model.anatomy.select(options.target)
+    if not target.whole or target.part:
+        raise RequestError(f"inherit keeps or drops blocks of a whole stack: write target = {target.stack.name!r}.")
+    return target.stack
+
+
+# --- what follows a dropped block -----------------------------------------------------------------------------------
+
+
+def _renumber(block: nn.Module, old: int, new: int) -> None:
+    """Give every part of a block its new place in the key-value cache."""
+    for part in block.modules():
+        if getattr(part, "layer_idx", None) == old:
+            part.layer_idx = new  # type: ignore[assignment]
+
+
+def _config(module: nn.Module, path: str) -> Any:
+    from zoo.detect import config_of
+
+    return config_of(module, path)
+
+
+def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
+    """Yield the config that describes the stack, and every equal copy of it that other modules hold."""
+    nearest_config = _config(module, path)
+    if getattr(nearest_config, "num_hidden_layers", None) != depth:
+        return
+    seen: set[int] = set()
+    for part in module.modules():
+        own = getattr(part, "config", None)
+        for config in (own, *(vars(own).values() if hasattr(own, "to_dict") else ())):
+            if id(config) not in seen and type(config) is type(nearest_config) and config == nearest_config:
+                seen.add(id(config))
+                yield config
+
+
+def _cut_config(config: Any, kept: list[int], *, depth: int) -> None:
+    """Set the depth, and cut every list that has one entry a block to the kept ones."""
+    for name, value in list(vars(config).items()):
+        if name in INDEX_LISTS and value is not None:
+            setattr(config, name, [kept.index(index) for index in value if index in kept])
+        elif "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
+            setattr(config, name, type(value)(value[index] for index in kept))
+    config.num_hidden_layers = len(kept)

@@ -1,0 +1,45 @@
+"""What `zoo inspect` shows: the structure of a model, read from its skeleton without its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo import load
+from zoo.anatomy import Block
+from zoo.compressor import State
+
+
+def describe(name_or_path: str) -> dict[str, Any]:
+    """Describe the structure of a model as plain JSON data."""
+    model = load(name_or_path, device="meta")
+    anatomy, state = model.anatomy, model.state()
+    return {
+        "name": model.spec.name,
+        "family": model.spec.family,
+        "task": model.spec.task,
+        "params": model.params,
+        "bytes": model.bytes,
+        "dtype": model.dtype,
+        "stored": model.stored,
+        "embedding": anatomy.embedding,
+        "head": anatomy.head,
+        "tied": anatomy.tied,
+        "stacks": [
+            {"name": stack.name, "path": stack.path, "width": stack.width,
+             "blocks": [_block(i, block, state) for i, block in enumerate(stack.blocks)]}
+            for stack in anatomy.stacks.values()
+        ],
+        "lineage": [{"use": stage.use, "options": stage.options} for stage in model.lineage],
+    }  # fmt: skip
+
+
+def _block(index: int, block: Block, state: State) -> dict[str, Any]:
+    attention, ffn = block.attention, block.ffn
+    paths = [*(attention.projections if attention else ()), *(ffn.projections if ffn else ())]
+    traits = dict.fromkeys(f"{t.kind} ({t.detail})" if t.detail else t.kind for path in paths for t in state.get(path, ()))
+    found: dict[str, Any] = {"block": index, "traits": ", ".join(traits)}
+    if attention:
+        found |= {"heads": attention.heads, "kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
+    if ffn:
+        found["ffn"] = ffn.width
+    return found

@@ -1,0 +1,299 @@
+"""Low rank: replace a matrix by the product of two thin ones.
+
+W (out, in) becomes U V with U (out, r), V (r, in); r = floor(ratio * out * in / (out + in)) keeps that share.
+
+- Plain: the truncated singular value decomposition, nearest to W (Eckart and Young 1936).
+- Whitened: SVD-LLM (Wang et al. 2024, arXiv:2403.07378, section 3.1). With S S^T = X^T X over the calibration inputs X,
+  the SVD of W S is cut and S^-1 undone; then dropping the singular value s_i costs exactly s_i in output norm, so the
+  cut is nearest in what the layer puts out. The inputs are those of the model as it was before this stage.
+
+Grams X^T X are float64 and `in` x `in`, so blocks are watched a few at a time: as many in one pass as GRAM_BYTES holds.
+"""
+
+# O out, I in, R rank, N calibration tokens
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from zoo.anatomy import Target
+from zoo.compressor import Compressor, Context, Record, State, Trait, require_dense
+from zoo.errors import Refused, ZooError
+from zoo.family import Batch
+from zoo.model import Model
+from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
+from zoo_compress.quantize.packed import weight_out_in
+from zoo_compress.share import require_sharers
+
+GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer as two: `down` to the rank, then `up` to the outputs; the bias is up's."""
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, bias: bool, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.down = _empty_linear(in_features, rank, device=device, dtype=dtype)
+        self.up = _empty_linear(rank, out_features, device=device, dtype=dtype)
+        if bias:
+            self.up.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+
+    @classmethod
+    def like(cls, dense: nn.Module, rank: int) -> Self:
+        """Return an empty one in place of `dense`, whose bias it keeps."""
+        weight_OI = weight_out_in(dense)
+        outputs, inputs = weight_OI.shape
+        made = cls(inputs, outputs, rank, bias=False, device=weight_OI.device, dtype=weight_OI.dtype)
+        made.up.bias = dense.bias  # type: ignore[assignment]
+        return made
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.up(self.down(x))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class LowRankSVD(Compressor):
+    """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
+
+    name = "lowrank.svd"
+
+    class Options(CalibrationOptions):
+        ratio: float | None = Field(None, gt=0, lt=1, description="share of each projection's weights to keep")
+        rank: int | None = Field(None, ge=1, description="the rank itself, instead of ratio")
+        whiten: bool = Field(True, description="weigh errors by calibration data (SVD-LLM); false: plain SVD, no data")
+        target: str = Field("language", description="which projections are factored")
+
+        @model_validator(mode="after")
+        def _one_of(self) -> Self:
+            if (self.ratio is None) == (self.rank is None):
+                raise ValueError("give either ratio, such as 0.6, or rank")
+            return self
+
+    def roles(self, options: Options) -> tuple[str, ...]:
+        return (options.data,) if options.whiten else ()
+
+    def check(self, model: Model, state: State, options: Options) -> None:
+        target = model.anatomy.select(options.target)
+        require_dense(state, target.projections(), stage=self.name, does="factors", allow=("shared",))
+        if not _ranks(model.module, target, options):
+            raise Refused(
+                f"{self.name}: no projection is recognised in {options.target!r}, so nothing can be factored."
+            )
+        require_sharers(model.module, target.projections(), stage=self.name)
+
+    def outline(self, model: Model, options: Options) -> Record:
+        return {"ranks": _ranks(model.module, model.anatomy.select(options.target), options)}
+
+    def apply(self, model: Model, options: Options, context: Context) -> Record:
+        record = self.outline(model, options)
+        ranks = record["ranks"]
+        # a shared module is factored once, under its first path
+        distinct = {id(model.module.get_submodule(path)): path for path in reversed(ranks)}
+        passes: list[dict[str, str]] = [{path: "" for path in ranks if path in distinct.values()}]
+        data: list[Batch] = []
+        if options.whiten:
+            data = batches(model, options, context, stage=self.name)
+            passes = list(_passes(model, model.anatomy.select(options.target), list(passes[0])))
+        factors: dict[str, Factors] = {}
+        for watched in context.progress.track(passes, total=len(passes), label=self.name):
+            grams = _grams(model, watched, data) if options.whiten else {}
+            for path in watched:
+                weight_OI = weight_out_in(model.module.get_submodule(path))
+                factors[path] = _factor_named(path, weight_OI, grams.pop(path, None), ranks[path])
+        self._install(model, record, {key: factors[path] for key, path in distinct.items()})
+        return record
+
+    def rebuild(self, model: Model, record: Record) -> None:
+        self._install(model, record, {})
+
+    def traits(self, record: Record) -> dict[str, Trait]:
+        return {path: Trait("factored", f"rank {rank}") for path, rank in record["ranks"].items()}
+
+    def working_bytes(self, model: Model, options: Options) -> int:
+        target = model.anatomy.select(options.target)
+        ranks = _ranks(model.module, target, options)
+        shapes = {path: weight_out_in(model.module.get_submodule(path)).shape for path in ranks}
+        pairs = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
+        one = max((out * inputs for out, inputs in shapes.values()), default=0) * 8 * 4  # float64 W S and its SVD
+        grams = [shapes[path][1] ** 2 * 8 for path in ranks] if options.whiten else []
+        return pairs * 4 + one + min(sum(grams), max(GRAM_BYTES, max(grams, default=0)))
+
+    def note(self, model: Model, options: Options) -> str:
+        return "" if options.whiten else "Without whitening even a mild cut costs a language model most of its quality."
+
+    def _install(self, model: Model, record: Record, factors: dict[int, Factors]) -> None:
+        """Swap the layers in; one that sits at several paths stays one."""
+        made: dict[int, LowRankLinear] = {}
+        for path, rank in record["ranks"].items():
+            dense = model.module.get_submodule(path)
+            key = id(dense)
+            if key not in made:
+                made[key] = LowRankLinear.like(dense, rank)
+                if key in factors:
+                    _fill(made[key], *factors[key])
+            model.module.set_submodule(path, made[key])
+
+
+def factor(weight_OI: torch.Tensor, rank: int, gram_II: torch.Tensor | None = None) -> Factors:
+    """Return (up_OR, down_RI) in float64 whose product is nearest to the weight.
+
+    Args:
+        gram_II: X^T X of the inputs: nearest in the output X W^T; without it, nearest in the weight itself.
+    """
+    weight_OI = weight_OI.detach().double()
+    if gram_II is None:
+        return _cut(weight_OI, rank)
+    root_II = _cholesky(gram_II)
+    up_OR, down_RI = _cut(weight_OI @ root_II, rank)
+    return up_OR, torch.linalg.solve_triangular(root_II, down_RI, upper=False, left=False)
+
+
+def _cut(matrix_OI: torch.Tensor, rank: int) -> Factors:
+    """Truncated SVD with the root of the singular values on either side; the largest entry of each u is positive."""
+    u_OK, s_K, vt_KI = torch.linalg.svd(matrix_OI, full_matrices=False)
+    u_OR, root_R, vt_RI = u_OK[:, :rank], s_K[:rank].sqrt(), vt_KI[:rank]
+    largest_1R = u_OR.abs().argmax(dim=0, keepdim=True)
+    sign_R = torch.where(u_OR.gather(0, largest_1R)[0] < 0, -1.0, 1.0).to(u_OR)
+    return u_OR * (root_R * sign_R), vt_RI * (root_R * sign_R)[:, None]
+
+
+def _cholesky(gram_II: torch.Tensor) -> torch.Tensor:
+    """Lower Cholesky factor; where there is none, |smallest eigenvalue| + 1e-6 is added to the diagonal first."""
+    gram_II = gram_II.double()
+    root_II, failed = torch.linalg.cholesky_ex(gram_II)
+    if int(failed):
+        smallest = torch.linalg.eigvalsh(gram_II)[0].abs()
+        # 1e-6 is the authors'; the second term keeps it above the rounding of a gram of any scale
+        damping = smallest + 1e-6 + 1e-12 * gram_II.diagonal().mean()
+        damped_II = gram_II.clone()
+        damped_II.diagonal().add_(damping)
+        root_II = torch.linalg.cholesky(damped_II)
+    return torch.as_tensor(root_II)
+
+
+def _factor_named(path: str, weight_OI: torch.Tensor, gram_II: torch.Tensor | None, rank: int) -> Factors:
+    for what, tensor in (("weight", weight_OI), ("calibration input", gram_II)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise ZooError(f"lowrank.svd: the {what} of {path} holds nan or infinity; repair the model first.")
+    up_OR, down_RI = factor(weight_OI, rank, gram_II)
+    return up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
+
+
+def _fill(layer: LowRankLinear, up_OR: torch.Tensor, down_RI: torch.Tensor) -> None:
+    with torch.no_grad():
+        layer.up.weight.copy_(up_OR)
+        layer.down.weight.copy_(down_RI)
+
+
+def _empty_linear(inputs: int, outputs: int, *, device: Any, dtype: Any) -> nn.Linear:
+    """A Linear without bias that draws no random numbers."""
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta", dtype=dtype)
+    linear.weight = nn.Parameter(torch.zeros(outputs, inputs, device=device, dtype=dtype))
+    return linear
+
+
+# --- ranks ----------------------------------------------------------------------------------------------------------
+
+
+def _ranks(module: nn.Module, target: Target, options: LowRankSVD.Options) -> dict[str, int]:
+    """The rank of every projection; refuses those that have no place for a factor, or save nothing."""
+    ranks = {}
+    for path in target.projections():
+        out, inputs = _shape(module, path)
+        rank = options.rank if options.rank is not None else math.floor(options.ratio * out * inputs / (out + inputs))  # type: ignore[operator]
+        largest = (out * inputs - 1) // (out + inputs)
+        if rank < 1:
+            raise Refused(
+                f"lowrank.svd: ratio = {options.ratio} leaves {path} ({out}, {inputs}) no rank at all; "
+                f"rank 1 is {(out + inputs) / (out * inputs):.3f} of it."
+            )
+        if rank > largest:
+            raise Refused(
+                f"lowrank.svd: rank {rank} of {path} ({out}, {inputs}) takes {rank * (out + inputs):,} weights, and "
+                f"the matrix has {out * inputs:,}: nothing is saved. The largest rank that saves is {largest}."
+            )
+        ranks[path] = rank
+    return ranks
+
+
+def _shape(module: nn.Module, path: str) -> tuple[int, int]:
+    from zoo.detect import resolve
+
+    found: Any = resolve(module, path)
+    if isinstance(found, torch.Tensor):
+        raise Refused(
+            f"lowrank.svd: {path} holds {found.shape[0]} experts in one tensor, which is not factored; "
+            "aim at the attention alone, such as target = 'language.attention'."
+        )
+    try:
+        out, inputs = weight_out_in(found).shape
+    except (ValueError, AttributeError):
+        kind = type(found).__name__
+        raise Refused(f"lowrank.svd: {path} is a {kind}; only plain linear layers are factored.") from None
+    return out, inputs
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+def _passes(model: Model, target: Target, paths: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Group the projections into passes whose grams fit GRAM_BYTES; each with the block after which a run may stop."""
+    last = _last_blocks(model.module, target)
+    watched: dict[str, str] = {}
+    held = 0
+    for path in paths:
+        module = model.module.get_submodule(path)
+        size = weight_out_in(module).shape[1] ** 2 * 8
+        if watched and held + size > GRAM_BYTES:
+            yield watched
+            watched, held = {}, 0
+        watched[path] = last[id(module)]
+        held += size
+    if watched:
+        yield watched
+
+
+def _last_blocks(module: nn.Module, target: Target) -> dict[int, str]:
+    """The last block that runs each projection; a shared one runs in several, and all its calls count."""
+    last: dict[int, str] = {}
+    for block in target.stack.blocks:
+        for part in (block.attention, block.ffn):
+            for path in part.projections if part else ():
+                if part is not None and not getattr(part, "experts", 0):
+                    last[id(module.get_submodule(path))] = block.path
+    return last
+
+
+def _grams(model: Model, watched: dict[str, str], data: list[Batch]) -> dict[str, torch.Tensor]:
+    """Sum X^T X of every watched projection's inputs over the calibration data, in float64."""
+    grams: dict[str, torch.Tensor] = {}
+
+    def watcher(path: str) -> Watcher:
+        def see(read: torch.Tensor, wrote: torch.Tensor) -> None:
+            x_NI = read.reshape(-1, read.shape[-1]).double()
+            gram_II = x_NI.T @ x_NI
+            grams[path] = grams[path] + gram_II if path in grams else gram_II
+
+        return see
+
+    order = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
+    until = max(watched.values(), key=order.index)
+    watch(model, data, {path: watcher(path) for path in watched}, until=until)
+    unseen = [path for path in watched if path not in grams]
+    if unseen:
+        raise ZooError(f"lowrank.svd: the calibration data never reached {unseen[0]}; leave it out of the target.")
+    return grams

@@ -1,0 +1,216 @@
+"""Plans: everything a recipe would do, checked and estimated before any work.
+
+A skeleton of the model on the meta device goes through every stage's `check`, `outline` and `rebuild`, so parameter
+counts are exact and a stage that cannot follow another is refused before a weight is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zoo import loading, registry
+from zoo.catalog import ModelSpec
+from zoo.compressor import State, Trait
+from zoo.data import Dataset, open_data
+from zoo.errors import DataError, RecipeError, RequestError
+from zoo.model import Model, Stage, stage_of
+from zoo_compress.memory import resident_bytes
+from zoo_compress.recipe import Recipe, StageRequest
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What one stage will leave behind; `bytes` are of the weights on disk, `peak_bytes` of the process while it runs."""
+
+    use: str
+    params: int
+    bytes: int
+    peak_bytes: int
+    note: str = ""
+    options: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a recipe; `stages[0]` is the original."""
+
+    recipe: Recipe
+    spec: ModelSpec
+    stages: tuple[PlannedStage, ...]
+    data: Mapping[str, Dataset]
+    licenses: Mapping[str, str]
+    disk_bytes: int
+    free_disk_bytes: int
+    free_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "recipe": self.recipe.about.name,
+            "model": self.spec.name,
+            "licenses": dict(self.licenses),
+            "data": {role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint} for role, d in self.data.items()},
+            "disk_bytes": self.disk_bytes,
+            "free_disk_bytes": self.free_disk_bytes,
+            "free_memory_bytes": self.free_memory_bytes,
+            "stages": [
+                {"use": s.use, "params": s.params, "bytes": s.bytes, "peak_bytes": s.peak_bytes, "note": s.note,
+                 "options": dict(s.options or {})}
+                for s in self.stages
+            ],
+        }  # fmt: skip
+
+
+def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
+    """Check and estimate every stage of a recipe without reading a weight.
+
+    Raises:
+        RequestError: a stage, a target, the data or the order does not fit; the message begins with file, line and stage.
+    """
+    model = skeleton_of(recipe)
+    teachers = {name: _teacher(recipe, name) for name in _teachers(recipe)}
+    data = _open_all(recipe)
+    base = resident_bytes() + sum(_held_bytes(dataset) for dataset in data.values())
+    weights = _run_bytes(model)
+    stages = [PlannedStage("original", model.params, model.bytes, base + weights)]
+    state = initial_state(model)
+    for request in recipe.stages:
+        _check(request, model, state, teachers, data)
+        before = _run_bytes(model)
+        working = request.compressor.working_bytes(model, request.options)
+        held = sum(weights if name == "original" else _run_bytes(teacher) for name, teacher in _own(request, teachers))
+        note = request.compressor.note(model, request.options)
+        with blamed(request):
+            advance(model, state, request, request.compressor.outline(model, request.options), seed=recipe.about.seed)
+        peak = base + before + held + working + _run_bytes(model)
+        stages.append(PlannedStage(request.use, model.params, model.bytes, peak, note, request.options.model_dump(mode="json")))
+    place = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
+    import psutil
+
+    return Plan(
+        recipe, model.spec, tuple(stages), data,
+        licenses={model.spec.name: model.spec.license or "unknown",
+                  **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()}},
+        disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
+        free_disk_bytes=shutil.disk_usage(place).free,
+        free_memory_bytes=psutil.virtual_memory().available,
+    )  # fmt: skip
+
+
+def skeleton_of(recipe: Recipe) -> Model:
+    """Build the recipe's model on the meta device."""
+    try:
+        name = located(recipe, recipe.model.name)
+        model = loading.load(name, device="meta", dtype=recipe.model.dtype or None, weights=recipe.model.weights)
+    except RequestError as error:
+        raise type(error)(f"{recipe.file or 'recipe'}, [model]: {error}") from None
+    model.stored = recipe.model.stored or stored_of(recipe, model)
+    return model
+
+
+def located(recipe: Recipe, name: str) -> str:
+    """A model or teacher name; a path that exists beside the recipe is meant from there."""
+    beside = recipe.base / name
+    return str(beside) if ("/" in name or name.startswith(".")) and beside.is_dir() else name
+
+
+def stored_of(recipe: Recipe, model: Model) -> str:
+    """The dtype the model's weights have on disk: from its artifact where there is one, else how it is run."""
+    from zoo import artifact, weights
+
+    folder = weights.packaged_at(model.spec) or Path(located(recipe, recipe.model.name))
+    if recipe.model.weights == "auto" and (folder / artifact.MANIFEST).exists():
+        return artifact.read(folder).stored
+    if (folder / "model.safetensors").exists():
+        from safetensors import safe_open
+
+        with safe_open(folder / "model.safetensors", framework="np") as file:
+            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        return "bfloat16" if "BF16" in kinds else "float16" if "F16" in kinds else "float32"
+    return model.dtype
+
+
+def initial_state(model: Model) -> State:
+    """The traits a model comes with; tensors shared by construction (tied embeddings) are not counted as shared."""
+    return {path: tuple(replace(t, stage=f"an earlier {t.stage}") for t in traits) for path, traits in model.state().items()}
+
+
+def advance(model: Model, state: State, request: StageRequest, record: dict[str, Any], *, seed: int) -> Stage:
+    """Replay one stage on the skeleton and update the declared states."""
+    stage = stage_of(request.compressor, request.options.model_dump(mode="json"), record, seed=seed)
+    model.replay(stage)
+    for path, trait in request.compressor.traits(record).items():
+        state[path] = (*state.get(path, ()), Trait(trait.kind, trait.detail, request.label))
+    return stage
+
+
+class blamed:
+    """Put file, line and stage in front of whatever a stage refuses."""
+
+    def __init__(self, request: StageRequest) -> None:
+        self.request = request
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, RequestError) and not str(error).startswith(self.request.where):
+            raise type(error)(f"{self.request.where}: {error}") from None
+
+
+def _check(
+    request: StageRequest, model: Model, state: State, teachers: Mapping[str, Model], data: Mapping[str, Dataset]
+) -> None:
+    with blamed(request):
+        for role in request.compressor.roles(request.options):
+            if role not in data:
+                raise DataError(f'it needs {role} data: add `{role} = "..."` to the [data] table.')
+        request.compressor.check(model, state, request.options)
+        check_teacher = getattr(request.compressor, "check_teacher", None)
+        for _, teacher in _own(request, teachers):
+            if check_teacher:
+                check_teacher(model, teacher)
+
+
+def _own(request: StageRequest, teachers: Mapping[str, Model]) -> list[tuple[str, Model]]:
+    name = getattr(request.options, "teacher", None)
+    return [(name, teachers[name])] if name in teachers else []
+
+
+def _teachers(recipe: Recipe) -> list[str]:
+    named = [str(getattr(stage.options, "teacher", "")) for stage in recipe.stages]
+    return list(dict.fromkeys(name for name in named if name))
+
+
+def _teacher(recipe: Recipe, name: str) -> Model:
+    if name == "original":
+        return skeleton_of(recipe)
+    try:
+        return loading.load(located(recipe, name), device="meta")
+    except RequestError as error:
+        raise type(error)(f"{recipe.file or 'recipe'}: teacher: {error}") from None
+
+
+def _open_all(recipe: Recipe) -> dict[str, Dataset]:
+    opened = {}
+    for role, reference in recipe.data.items():
+        try:
+            opened[role] = open_data(reference, base=recipe.base)
+        except DataError as error:
+            raise DataError(f"{recipe.file or 'recipe'}, [data] {role}: {error}") from None
+    baseline = [*recipe.evaluate.tasks, *recipe.evaluate.baselines]
+    if "test" not in opened and baseline and recipe.data:
+        raise RecipeError(f"{recipe.file or 'recipe'}, [evaluate]: {baseline[0]} needs test data: add `test = \"...\"` to the [data] table.")
+    return opened
+
+
+def _held_bytes(dataset: Dataset) -> int:
+    """Memory of the records and their tokens, in bytes."""
+    return 3 * sum(len(sample.text) for sample in dataset)
+
+
+def _run_bytes(model: Model) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.tensors().values())

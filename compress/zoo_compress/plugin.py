@@ -1,0 +1,33 @@
+"""What zoo_compress registers; each name is declared in registry.toml, and imported when it is first used."""
+
+from __future__ import annotations
+
+from zoo.hooks import Register, hookimpl
+
+
+@hookimpl
+def register_compressors(register: Register) -> None:
+    register("inherit", "zoo_compress.inherit:Inherit")
+    register("prune.magnitude", "zoo_compress.prune.magnitude:PruneMagnitude")
+    register("prune.structured", "zoo_compress.prune.structured:PruneStructured")
+    register("quantize.int8", "zoo_compress.quantize.int8:QuantizeInt8")
+    register("quantize.nf4", "zoo_compress.quantize.nf4:QuantizeNF4")
+    register("share.ffn", "zoo_compress.share:ShareFFN")
+    register("lowrank.svd", "zoo_compress.lowrank:LowRankSVD")
+    register("distill", "zoo_compress.distill.stage:Distill")
+    register("train", "zoo_compress.train.stage:Train")
+    register("vocabulary.bpe", "zoo_compress.vocabulary:TrainBPE")
+
+
+@hookimpl
+def register_losses(register: Register) -> None:
+    register("kl", "zoo_compress.distill.losses:ForwardKL")
+    register("cross-entropy", "zoo_compress.distill.losses:CrossEntropy")
+    register("hidden", "zoo_compress.distill.losses:HiddenState")
+
+
+@hookimpl
+def register_commands(register: Register) -> None:
+    register("plan", "zoo_compress.commands:plan")
+    register("compress", "zoo_compress.commands:compress")
+    register("inspect", "zoo_compress.commands:inspect")

@@ -1,0 +1,1 @@
+"""Pruning: removing weights one by one, or whole heads, channels and residual dimensions."""

@@ -1,0 +1,109 @@
+"""How much each head, channel or residual dimension matters.
+
+    magnitude    sum of squares over all slices that would go together (DepGraph, 2301.12900, group magnitude)
+    activation   L2 norm over samples of the mean |activation| over tokens (Minitron, 2407.14679, section 2.2)
+
+Scores are compared within one layer only, so their scale does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.anatomy import FFN, Attention, Part
+from zoo_compress.prune.cut import holders
+
+Scores = dict[str, Tensor]  # path of a down, o or norm module -> sum over samples of (mean |a|)^2, per unit
+
+
+def magnitude(module: nn.Module, parts: Iterable[Part], *, experts: bool = False) -> Tensor:
+    """Sum of squares over every entry that a unit owns in `parts`: (units,), or (experts, units)."""
+    total: Tensor | None = None
+    for part in parts:
+        for parameter, held in holders(module, part):
+            score = _squares(parameter, held, experts=experts).cpu()
+            total = score if total is None else total + score
+    assert total is not None
+    return total
+
+
+def _squares(parameter: Tensor, part: Part, *, experts: bool) -> Tensor:
+    kept = (0, part.axis) if experts else (part.axis,)
+    rest = tuple(axis for axis in range(parameter.dim()) if axis not in kept)
+    norms = torch.linalg.vector_norm(parameter.detach(), dim=rest, dtype=torch.float32) if rest else parameter.detach()
+    owned = part.indices(torch.arange(part.units)).to(norms.device)
+    entries = norms.float().square()[..., owned]
+    return entries.view(*entries.shape[:-1], part.units, part.width).sum(-1)
+
+
+@torch.no_grad()
+def activation(
+    module: nn.Module,
+    *,
+    ffns: Sequence[FFN],
+    attentions: Sequence[Attention],
+    norms: Sequence[str],
+    samples: Iterable[Any],
+    forward: Callable[[Any], Any],
+) -> Scores:
+    """Run `samples` one by one and score FFN channels, heads and residual dimensions by their activations.
+
+    A module used at several places adds up its uses.
+    """
+    scores: Scores = {}
+    hooked: set[int] = set()
+
+    def add(path: str, squares: Tensor) -> None:
+        scores[path] = scores.get(path, 0) + squares.double().cpu()
+
+    with ExitStack() as hooks:
+
+        def on(path: str, see: Callable[[nn.Module, Any, Any], Tensor]) -> None:
+            found = module.get_submodule(path)
+            if id(found) not in hooked:
+                hooked.add(id(found))
+                handle = found.register_forward_hook(lambda part, args, output: add(path, see(part, args, output)))
+                hooks.callback(handle.remove)
+
+        for ffn in ffns:
+            if ffn.experts:
+                on(ffn.path, _expert_channels)
+            else:
+                on(ffn.down.path, lambda _, args, __: _mean_absolute(args[0]))
+        for layer in attentions:
+            shape = (layer.heads, layer.head_dim)
+            on(layer.o.path, lambda _, args, __, shape=shape: _mean_head_norm(args[0], shape))  # type: ignore[misc]
+        for path in norms:
+            on(path, lambda _, __, output: _mean_absolute(output))
+        for sample in samples:
+            forward(sample)
+    return scores
+
+
+def _mean_absolute(x: Tensor) -> Tensor:
+    """(..., units) -> (units,): the squared mean over tokens of |x|."""
+    return x.detach().float().abs().flatten(0, -2).mean(0).square()
+
+
+def _mean_head_norm(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(..., heads * head_dim) -> (heads,): the squared mean over tokens of each head's norm."""
+    norms: Tensor = torch.linalg.vector_norm(x.detach().float().reshape(-1, *shape), dim=-1)
+    return norms.mean(0).square()
+
+
+def _expert_channels(experts: Any, args: Any, _: Any) -> Tensor:
+    """(experts, channels): as `_mean_absolute`, per expert on the tokens it received."""
+    hidden, chosen = args[0], args[1]
+    hidden = hidden.flatten(0, -2)
+    scores = []
+    for index, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
+        seen = hidden[(chosen.flatten(0, -2) == index).any(-1)]
+        gate, up = nn.functional.linear(seen, gate_up).chunk(2, dim=-1)
+        none = down.new_zeros(down.shape[-1], dtype=torch.float32)
+        scores.append(_mean_absolute(experts.act_fn(gate) * up) if len(seen) else none)
+    return torch.stack(scores)

@@ -1,0 +1,189 @@
+"""Magnitude pruning: set the smallest weights of every targeted matrix to zero.
+
+- "unstructured": one threshold a matrix, the count of zeros exact (Han et al. 2015, arXiv:1506.02626, section 3).
+- "N:M": in every group of M neighbouring inputs of a row, the N largest stay (Zhou et al. 2021, arXiv:2102.04010).
+
+A matrix is a logical one: the q, k, v of a fused projection and each expert of a stack have a threshold of their own,
+so a fused model loses the same weights as its unfused twin. Zeros that were there count towards the sparsity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from zoo.anatomy import Block, Part, Target
+from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait, require_dense
+from zoo.errors import Refused
+from zoo.model import Model
+
+
+class PruneMagnitude(Compressor):
+    """Zero the smallest weights of every targeted projection (Han et al. 2015, section 3)."""
+
+    name = "prune.magnitude"
+
+    class Options(CompressorOptions):
+        sparsity: float | None = Field(None, gt=0, lt=1, description="share of each matrix set to zero (unstructured)")
+        pattern: str = Field("unstructured", description='"unstructured", or "N:M": N of every M inputs of a row stay')
+        target: str = Field("language", description="which projections are pruned")
+
+        @field_validator("pattern")
+        @classmethod
+        def _readable(cls, value: str) -> str:
+            kept, size = _groups(value) or (1, 2)
+            if not 0 < kept < size:
+                raise ValueError(f"{value!r} keeps {kept} of every {size}; write N:M with 0 < N < M, such as 2:4")
+            return value
+
+        @model_validator(mode="after")
+        def _agree(self) -> Self:
+            groups = _groups(self.pattern)
+            if groups is None and self.sparsity is None:
+                raise ValueError("sparsity is missing; write for example sparsity = 0.5, or a pattern such as '2:4'")
+            if groups and self.sparsity is not None and abs(self.sparsity - (1 - groups[0] / groups[1])) > 1e-9:
+                share = f"{1 - groups[0] / groups[1]:.0%}"
+                raise ValueError(f"pattern {self.pattern} makes {share} of the weights zero; leave sparsity out")
+            return self
+
+    def check(self, model: Model, state: State, options: Options) -> None:
+        target = model.anatomy.select(options.target)
+        require_dense(state, target.projections(), stage=self.name, does="prunes", allow=("sparse", "shared"))
+        groups = _groups(options.pattern)
+        found = False
+        for part, is_input in _parts(target):
+            found = True
+            weight = _weight(model.module, part.path)
+            inputs = weight.shape[_input_axis(part, is_input, weight)]
+            if groups and inputs % groups[1]:
+                raise Refused(
+                    f"{self.name}: {part.path} has {inputs} inputs, which {groups[1]} does not divide; "
+                    f"pattern {options.pattern} needs whole groups. Use sparsity instead, or another pattern."
+                )
+        if not found:
+            raise Refused(f"{self.name}: no projection is recognised in {options.target!r}, so nothing can be pruned.")
+
+    def outline(self, model: Model, options: Options) -> Record:
+        target = model.anatomy.select(options.target)
+        return {"pattern": options.pattern, "sparsity": _sparsity(options), "paths": list(target.projections())}
+
+    def apply(self, model: Model, options: Options, context: Context) -> Record:
+        record = self.outline(model, options)
+        parts = list(_parts(model.anatomy.select(options.target)))
+        done: set[tuple[int, int, int]] = set()  # shared matrices once
+        for part, is_input in context.progress.track(parts, total=len(parts), label=self.name):
+            weight = _weight(model.module, part.path)
+            key = (id(weight), part.offset, part.stride)
+            if key not in done:
+                done.add(key)
+                _prune(weight, part, _input_axis(part, is_input, weight), options)
+        return record
+
+    def rebuild(self, model: Model, record: Record) -> None:
+        """Zeros change no structure."""
+
+    def traits(self, record: Record) -> dict[str, Trait]:
+        groups = record["pattern"] if _groups(record["pattern"]) else f"{record['sparsity']:.0%}"
+        return {path: Trait("sparse", groups) for path in record["paths"]}
+
+    def working_bytes(self, model: Model, options: Options) -> int:
+        sizes = [_weight(model.module, part.path).numel() for part, _ in _parts(model.anatomy.select(options.target))]
+        return 16 * max(sizes, default=0)  # a copy, its magnitudes and their order
+
+    def note(self, model: Model, options: Options) -> str:
+        return "Zeros are stored like any other weight: the file does not shrink and nothing runs faster on CPU."
+
+
+def _prune(weight: torch.Tensor, part: Part, input_axis: int, options: PruneMagnitude.Options) -> None:
+    """Zero the smallest entries of one logical matrix, in place."""
+    rows = part.indices(torch.arange(part.units)).to(weight.device)
+    whole = len(rows) == weight.shape[part.axis]
+    picked = weight.detach() if whole else weight.detach().index_select(part.axis, rows)
+    matrices_EOI = picked.movedim(input_axis, -1).reshape(-1, *picked.movedim(input_axis, -1).shape[-2:])
+    groups = _groups(options.pattern)
+    keep_EOI = torch.stack(
+        [
+            _keep_of_groups(matrix_OI, *groups) if groups else _keep_largest(matrix_OI, _sparsity(options))
+            for matrix_OI in matrices_EOI
+        ]
+    )
+    keep = keep_EOI.reshape(picked.movedim(input_axis, -1).shape).movedim(-1, input_axis)
+    with torch.no_grad():
+        pruned = torch.where(keep, picked, 0.0)
+        if whole:
+            weight.copy_(pruned)
+        else:
+            weight.index_copy_(part.axis, rows, pruned)
+
+
+def _keep_largest(matrix_OI: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Mask all but the round(sparsity * size) smallest; of equal magnitudes the first go."""
+    size_N = matrix_OI.abs().float().flatten()
+    count = round(sparsity * size_N.numel())
+    if count == 0:
+        return torch.ones_like(matrix_OI, dtype=torch.bool)
+    threshold = size_N.kthvalue(count).values
+    drop_N = size_N < threshold
+    ties_N = (size_N == threshold).nonzero().flatten()
+    drop_N[ties_N[: count - int(drop_N.sum())]] = True
+    return ~drop_N.reshape(matrix_OI.shape)
+
+
+def _keep_of_groups(matrix_OI: torch.Tensor, kept: int, size: int) -> torch.Tensor:
+    """Mask the `kept` largest of every `size` neighbours in a row; of equal magnitudes the first stay."""
+    groups_OGM = matrix_OI.abs().float().reshape(len(matrix_OI), -1, size)
+    order_OGM = groups_OGM.sort(dim=-1, descending=True, stable=True).indices
+    keep_OGM = torch.zeros_like(groups_OGM, dtype=torch.bool)
+    return keep_OGM.scatter_(-1, order_OGM[..., :kept], True).flatten(-2)
+
+
+def _groups(pattern: str) -> tuple[int, int] | None:
+    """Read "N:M" as (N, M); None for "unstructured"."""
+    if pattern == "unstructured":
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if found is None:
+        raise ValueError(f"{pattern!r} is not a pattern; write 'unstructured' or N:M, such as '2:4'")
+    return int(found[1]), int(found[2])
+
+
+def _sparsity(options: PruneMagnitude.Options) -> float:
+    groups = _groups(options.pattern)
+    if groups:
+        return 1 - groups[0] / groups[1]
+    assert options.sparsity is not None
+    return options.sparsity
+
+
+def _parts(target: Target) -> Iterator[tuple[Part, bool]]:
+    """Yield every projection of the selected blocks, and whether its units lie along its input."""
+    for block in target.blocks:
+        yield from _block_parts(block, target.part)
+
+
+def _block_parts(block: Block, which: str | None) -> Iterator[tuple[Part, bool]]:
+    attention, ffn = block.attention, block.ffn
+    if attention and which != "ffn":
+        yield from ((part, False) for part in (attention.q, attention.k, attention.v))
+        yield attention.o, True
+    if ffn and which != "attention":
+        yield from ((part, False) for part in (ffn.gate, ffn.up) if part is not None)
+        yield ffn.down, True
+
+
+def _input_axis(part: Part, is_input: bool, weight: torch.Tensor) -> int:
+    """The axis of the inputs; a leading axis of experts is not counted among the two that are left."""
+    return part.axis if is_input else 2 * weight.dim() - 3 - part.axis
+
+
+def _weight(module: nn.Module, path: str) -> torch.Tensor:
+    from zoo.detect import resolve
+
+    found: Any = resolve(module, path)
+    weight: torch.Tensor = found if isinstance(found, torch.Tensor) else found.weight
+    return weight

@@ -1,0 +1,245 @@
+"""Structured pruning: remove whole heads, FFN channels and residual dimensions, so that tensors become smaller.
+
+Papers: DepGraph (2301.12900) for what must go together, Minitron (2407.14679) for importance from activations.
+Which units go is chosen layer by layer; how many is the same in the whole target, so that the result is again a plain
+model of its architecture. Removing channels or heads equals zeroing them (except where a norm spans all heads, as in
+OLMo 2); removing residual width does not, since every norm then sees fewer entries, and asks for training afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from zoo.anatomy import Part
+from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, require_dense
+from zoo.detect import config_of, resolve
+from zoo.errors import ArtifactError, DataError, Refused
+from zoo.family import Batch
+from zoo.model import Model
+from zoo_compress.prune import graph
+from zoo_compress.prune.cut import residual_parts
+from zoo_compress.prune.importance import Scores, activation, magnitude
+from zoo_compress.prune.sizes import (
+    Choice,
+    Plan,
+    best,
+    best_heads,
+    carry_out,
+    channel_parts,
+    cuts,
+    first,
+    kept,
+    kept_heads,
+    planned,
+    require_parts,
+)
+
+Amount = Annotated[float, Field(strict=True, gt=0, lt=1)] | Annotated[int, Field(strict=True, ge=1)]
+PER_HEAD_SLOPES = ("bloom", "mpt")  # model types whose attention biases (ALiBi) are fixed by a head's number
+
+
+class PruneStructured(Compressor):
+    """Remove whole attention heads, FFN channels and residual dimensions."""
+
+    name: ClassVar[str] = "prune.structured"
+
+    class Options(CompressorOptions):
+        target: str = Field("language", description="part to prune, such as language or language.blocks[4:]")
+        ffn: Amount | None = Field(None, description="FFN channels: share removed (0.25) or number kept (1024)")
+        heads: Amount | None = Field(None, description="query heads: share removed or number kept, evenly per kv group")
+        kv_groups: Amount | None = Field(
+            None, description="kv heads, each with its query heads: share removed or number kept"
+        )
+        width: Amount | None = Field(None, description="residual width of a whole stack: share removed or number kept")
+        ratio: float | None = Field(
+            None, gt=0, lt=1, description="share of channels removed, for models without transformer blocks"
+        )
+        importance: Literal["magnitude", "activation"] = Field(
+            "magnitude", description="choose by weights, or by activations on calibration data"
+        )
+        round_to: int = Field(
+            8, ge=1, description="FFN channels and width kept are a multiple of this, unless given as a number"
+        )
+        samples: int = Field(128, ge=1, description="calibration windows read by importance = activation")
+        length: int = Field(512, ge=2, description="tokens in a calibration window")
+
+        @model_validator(mode="after")
+        def _says_what_to_remove(self) -> Self:
+            sizes = [size for size in (self.ffn, self.heads, self.kv_groups, self.width) if size is not None]
+            if not sizes and self.ratio is None:
+                raise ValueError("say what to remove: ffn, heads, kv_groups or width (ratio for convolutional models)")
+            if sizes and self.ratio is not None:
+                raise ValueError("ratio is for models without transformer blocks; leave out the other sizes")
+            return self
+
+    def check(self, model: Model, state: State, options: Options) -> None:
+        if options.ratio is not None:
+            graph.check(model, options.target, stage=self.name)
+            require_dense(state, state, stage=self.name, does="cuts channels out of", allow=("shared",))
+            return
+        plan = self._plan(model, options)
+        touched = state if plan.width else _touched(plan)
+        require_dense(state, touched, stage=self.name, does="cuts units out of", allow=("shared",))
+        cuts(model.module, model.anatomy, plan, first(plan), stage=self.name)
+
+    def outline(self, model: Model, options: Options) -> Record:
+        if options.ratio is not None:
+            return graph.outline(model, options.ratio, stage=self.name)
+        return self._plan(model, options).record()
+
+    def apply(self, model: Model, options: Options, context: Context) -> Record:
+        if options.ratio is not None:
+            return graph.apply(model, options.ratio, stage=self.name)
+        plan = self._plan(model, options)
+        if options.importance == "activation":
+            choice = _choose_by_activation(model, plan, self._activations(model, plan, options, context))
+        else:
+            choice = _choose_by_magnitude(model, plan)
+        carry_out(model.module, model.anatomy, plan, choice, stage=self.name)
+        self._require_running(model)
+        return plan.record()
+
+    def rebuild(self, model: Model, record: Record) -> None:
+        if "graph" in record:
+            graph.rebuild(model, record)
+            return
+        plan = planned(model.anatomy, record)
+        if plan.record() != record:
+            found = plan.record()["found"]
+            raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {found}.")
+        carry_out(model.module, model.anatomy, plan, first(plan), stage=self.name)
+
+    def note(self, model: Model, options: Options) -> str:
+        if options.width is None:
+            return ""
+        return "Removing residual width changes what every norm sees: train or distil afterwards."
+
+    def _plan(self, model: Model, options: Options) -> Plan:
+        anatomy, ffn, heads, width = model.anatomy, None, None, None
+        if not anatomy.stacks:
+            raise Refused(
+                f"{self.name}: no transformer blocks were recognised in {type(model.module).__name__}; "
+                "give ratio instead of ffn, heads, kv_groups or width."
+            )
+        target = anatomy.select(options.target)
+        if options.ffn is not None:
+            ffn = tuple(
+                kept(options.ffn, layer.width, what=f"{layer.path}: FFN channels", round_to=options.round_to)
+                for layer in require_parts(target, "ffn", stage=self.name)
+            )
+        if options.heads is not None or options.kv_groups is not None:
+            _require_movable_heads(model.module, target.stack.path, stage=self.name)
+            heads = tuple(
+                kept_heads(layer, heads=options.heads, kv_groups=options.kv_groups)
+                for layer in require_parts(target, "attention", stage=self.name)
+            )
+        if options.width is not None:
+            if not target.whole or target.part:
+                raise Refused(
+                    f"{self.name}: width is one for the whole stack, but {target.text!r} is only part of it; "
+                    f'use target = "{target.stack.name}".'
+                )
+            residual_parts(model.module, anatomy, target.stack, stage=self.name)
+            what = f"{target.stack.name}: residual width"
+            width = kept(options.width, target.stack.width, what=what, round_to=options.round_to)
+        return Plan(target, ffn, heads, width)
+
+    def _activations(self, model: Model, plan: Plan, options: Options, context: Context) -> Scores:
+        data = context.dataset("calibration", self.name)
+        windows = model.family.windows(model, data, length=options.length)
+        count = min(options.samples, len(windows))
+        if not count:
+            raise DataError(f"{self.name}: {data.name!r} holds no window of {options.length} tokens; lower length.")
+
+        def batches() -> Iterator[Batch]:
+            for index in context.progress.track(range(count), total=count, label="activations"):
+                yield {name: tensor[None].to(model.device) for name, tensor in windows[index].items()}
+
+        return activation(
+            model.module,
+            ffns=[ffn for ffn, _ in plan.ffns()],
+            attentions=[layer for layer, _ in plan.attentions()],
+            norms=_norms(plan) if plan.width else [],
+            samples=batches(),
+            forward=lambda batch: model.family.forward(model, batch),
+        )
+
+    def _require_running(self, model: Model) -> None:
+        """Refuse the result where this architecture reads a size from a place that is not known here."""
+        try:
+            with torch.no_grad():
+                model.family.forward(model, model.family.example(model, batch=1, size=4))
+        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise Refused(
+                f"{self.name} does not fit {type(model.module).__name__}: the pruned model does not run ({reason}). "
+                "Prune only ffn, or start from another architecture."
+            ) from error
+
+
+def _touched(plan: Plan) -> list[str]:
+    """The modules whose weights `plan` cuts, for experts also the module that holds their parameters."""
+    paths = {path for ffn, _ in plan.ffns() for path in ffn.projections}
+    paths |= {path for layer, _ in plan.attentions() for path in layer.projections}
+    return sorted(paths | {ffn.path for ffn, _ in plan.ffns() if ffn.experts})
+
+
+def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:
+    config = config_of(module, path)
+    if getattr(config, "alibi", False) or getattr(config, "model_type", "") in PER_HEAD_SLOPES:
+        raise Refused(
+            f"{stage}: each head of {type(module).__name__} has a position slope fixed by its number (ALiBi), so heads "
+            "cannot go; prune ffn instead."
+        )
+
+
+def _norms(plan: Plan) -> list[str]:
+    stack = plan.target.stack
+    return [*stack.norms, *(norm for block in stack.blocks for norm in block.norms)]
+
+
+def _choose_by_magnitude(model: Model, plan: Plan) -> Choice:
+    module = model.module
+    ffn = [best(magnitude(module, channel_parts(one), experts=bool(one.experts)), n) for one, n in plan.ffns()]
+    heads = []
+    for layer, sizes in plan.attentions():
+        kv_scores = magnitude(module, [layer.k, layer.v])
+        scores = magnitude(module, [layer.q, layer.o])
+        heads.append(best_heads(scores, layer.kv_heads, sizes, kv_scores=kv_scores))
+    width = None
+    if plan.width:
+        parts = residual_parts(module, model.anatomy, plan.target.stack, stage=PruneStructured.name)
+        width = best(magnitude(module, _matrices(module, parts)), plan.width)
+    return Choice(ffn, heads, width)
+
+
+def _matrices(module: nn.Module, parts: Sequence[Part]) -> list[Part]:
+    """Each matrix once; gains of norms are left out, since some are stored as gain - 1 (Gemma)."""
+    once: dict[tuple[int, int], Part] = {}
+    for part in parts:
+        found = resolve(module, part.path)
+        tensor = found if isinstance(found, Tensor) else found._parameters.get("weight")
+        if tensor is not None and tensor.dim() > 1:
+            once.setdefault((id(tensor), part.axis), part)
+    return list(once.values())
+
+
+def _choose_by_activation(model: Model, plan: Plan, scores: Scores) -> Choice:
+    seen = {id(resolve(model.module, path)): score for path, score in scores.items()}
+
+    def of(path: str) -> Tensor:
+        score = seen.get(id(resolve(model.module, path)))
+        if score is None:
+            raise Refused(f"{PruneStructured.name}: {path} is not used by the calibration data; use magnitude instead.")
+        return score.sqrt()
+
+    return Choice(
+        [best(of(one.path if one.experts else one.down.path), n) for one, n in plan.ffns()],
+        [best_heads(of(layer.o.path), layer.kv_heads, sizes) for layer, sizes in plan.attentions()],
+        best(torch.stack([of(norm) for norm in _norms(plan)]).sum(0), plan.width) if plan.width else None,
+    )

@@ -1,0 +1,1 @@
+"""Quantisation: packed modules and the compressors that put them in place."""

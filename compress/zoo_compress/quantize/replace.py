@@ -1,0 +1,273 @@
+"""What the quantisers share: which modules are packed, how they are swapped in, and how that is replayed.
+
+A stage packs every projection of its target and, where asked, the token table and the head. A module that sits at
+several paths (share.ffn) is packed once and stays one; a head tied to the token table keeps reading the same buffers.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zoo.anatomy import Anatomy
+from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait, require_dense
+from zoo.errors import Refused, UnknownName, ZooError, nearest
+from zoo.model import Model
+from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, pack_rows, weight_out_in
+from zoo_compress.share import require_sharers
+
+LINEAR, EMBEDDING, TABLE_HEAD = "linear", "int8-embedding", "int8-head"
+BITS = {LINEAR: 0, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
+
+
+class QuantizeOptions(CompressorOptions):
+    """Options that every weight quantiser shares."""
+
+    target: str = Field("all", description='"all" (every stack, and what joins them), or a part such as "language"')
+    embedding: bool = Field(True, description="also pack the token table and the head, to 8 bits a row")
+    skip: tuple[str, ...] = Field((), description='modules to leave as they are, as patterns such as "*.down_proj"')
+
+
+class ScaledInt8Embedding(Int8Embedding):
+    """An Int8Embedding whose rows are multiplied by a constant (Gemma); a tied head reads them without it."""
+
+    multiplier: float = 1.0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(ids)
+        return rows * torch.tensor(self.multiplier, dtype=rows.dtype, device=rows.device)
+
+
+class Quantize(Compressor):
+    """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
+
+    bits: ClassVar[int]
+
+    @abstractmethod
+    def pack(self, linear: nn.Module, record: Record) -> nn.Module:
+        """Pack one linear layer."""
+
+    @abstractmethod
+    def empty(self, linear: nn.Module, record: Record) -> nn.Module:
+        """Return an empty packed layer in place of `linear`."""
+
+    def refuse_shape(self, path: str, shape: torch.Size) -> None:
+        """Refuse a weight (out, in) that this format cannot hold."""
+
+    def settings(self, options: Any) -> dict[str, Any]:
+        """Options that `empty` needs, for the record."""
+        return {}
+
+    def check(self, model: Model, state: State, options: Any) -> None:
+        modules = self.outline(model, options)["modules"]
+        require_dense(state, modules, stage=self.name, does="packs", allow=("sparse", "shared", "factored"))
+        if not modules:
+            raise Refused(f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip.")
+        for path, kind in modules.items():
+            if kind != EMBEDDING:
+                self.refuse_shape(path, _shape(model.module, path, stage=self.name))
+        require_sharers(model.module, modules, stage=self.name)
+
+    def outline(self, model: Model, options: Any) -> Record:
+        paths = list(dict.fromkeys(_linears(model, options, stage=self.name)))
+        modules = dict.fromkeys(paths, LINEAR)
+        if options.embedding:
+            modules |= _tables(model, options.target)
+        _require_matches(options.skip, modules)
+        kept = {path: kind for path, kind in modules.items() if not _matches(path, options.skip)}
+        _require_tables(model, kept, stage=self.name)
+        for path in kept:
+            if kept[path] == LINEAR:
+                _shape(model.module, path, stage=self.name)
+        return {"modules": kept, **self.settings(options)}
+
+    def apply(self, model: Model, options: Any, context: Context) -> Record:
+        record = self.outline(model, options)
+        self._replace(model, record, empty=False, progress=context.progress)
+        return record
+
+    def rebuild(self, model: Model, record: Record) -> None:
+        self._replace(model, record, empty=True)
+
+    def traits(self, record: Record) -> dict[str, Trait]:
+        return {path: Trait("packed", f"{BITS[kind] or self.bits} bits") for path, kind in record["modules"].items()}
+
+    def working_bytes(self, model: Model, options: Any) -> int:
+        paths = self.outline(model, options)["modules"]
+        sizes = [p.numel() for path in paths for p in model.module.get_submodule(path).parameters()]
+        return 12 * max(sizes, default=0)  # a float32 copy of one weight, its quotients, its codes
+
+    def _replace(self, model: Model, record: Record, *, empty: bool, progress: Any = None) -> None:
+        """Swap the packed layers in; the weight of a module that sits at several paths is packed once."""
+        made: dict[tuple[int, str], nn.Module] = {}
+        tables: dict[int, Int8Embedding] = {}  # by the identity of the weight a tied head reads too
+        modules = record["modules"].items()
+        for path, kind in progress.track(modules, total=len(modules), label=self.name) if progress else modules:
+            old = model.module.get_submodule(path)
+            key = (id(old), kind)
+            if key not in made:
+                try:
+                    made[key] = self._new(old, kind, record, model, tables, empty=empty)
+                except ValueError as error:
+                    raise ZooError(f"{self.name}: {path}: {error}") from None
+                made[key].train(old.training)
+            model.module.set_submodule(path, made[key])
+
+    def _new(
+        self, old: nn.Module, kind: str, record: Record, model: Model, tables: dict[int, Int8Embedding], *, empty: bool
+    ) -> nn.Module:
+        if kind == EMBEDDING:
+            table = _pack_table(old, dtype=getattr(torch, model.dtype), empty=empty)
+            tables[id(old.weight)] = table
+            return table
+        if kind == TABLE_HEAD:
+            head = _empty_int8(old) if empty or id(old.weight) in tables else Int8Linear.from_linear(old)
+            if id(old.weight) in tables:
+                tables[id(old.weight)].tie(head)
+        else:
+            head = self.empty(old, record) if empty else self.pack(old, record)  # type: ignore[assignment]
+        head.bias = old.bias  # type: ignore[assignment]  # the very parameter, which other modules may share
+        return head
+
+
+# --- which modules --------------------------------------------------------------------------------------------------
+
+
+def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[str]:
+    """Yield the plain linear layers of the target; a factored projection yields its two factors."""
+    anatomy = model.anatomy
+    targets = list(anatomy.stacks) if options.target == "all" else [options.target]
+    for name in targets:
+        target = anatomy.select(name)
+        for path in target.projections():
+            yield from _leaves(model.module, path, options.skip, stage=stage)
+        if target.whole and not target.part:
+            for path in (*target.stack.readers, *target.stack.writers):
+                if path not in (anatomy.embedding, anatomy.head) and _is_linear(model.module.get_submodule(path)):
+                    yield path
+    if options.target == "all" and anatomy.projector:
+        for path, part in model.module.get_submodule(anatomy.projector).named_modules(prefix=anatomy.projector):
+            if _is_linear(part):
+                yield path
+
+
+def _leaves(module: nn.Module, path: str, skip: Iterable[str], *, stage: str) -> Iterator[str]:
+    from zoo.detect import resolve
+
+    found: Any = resolve(module, path)
+    if isinstance(found, nn.Module):
+        leaves = [name for name, part in found.named_modules(prefix=path) if _is_linear(part)]
+        yield from leaves or [path]
+    elif not _matches(path, skip):
+        raise Refused(
+            f"{stage}: {path} holds {found.shape[0]} experts in one tensor, which is not packed yet; leave it out with "
+            "skip = ['*.experts.*'], or aim at target = 'language.attention'."
+        )
+    else:
+        yield path  # so that the pattern is seen to match; it is skipped
+
+
+def _tables(model: Model, target: str) -> dict[str, str]:
+    """The token table and the head, where the target takes in the whole stack they belong to."""
+    anatomy = model.anatomy
+    if target != "all":
+        chosen = anatomy.select(target)
+        if not chosen.whole or chosen.part or not _owns_tables(anatomy, target):
+            return {}
+    found = {}
+    if anatomy.embedding:
+        found[anatomy.embedding] = EMBEDDING
+    if anatomy.head:
+        found[anatomy.head] = TABLE_HEAD
+    return found
+
+
+def _owns_tables(anatomy: Anatomy, name: str) -> bool:
+    stack = anatomy.stacks[name]
+    return anatomy.embedding in stack.embeddings or (stack.head is not None and stack.head == anatomy.head)
+
+
+def _matches(path: str, skip: Iterable[str]) -> bool:
+    return any(fnmatchcase(path, glob) for glob in skip)
+
+
+def _require_matches(skip: Iterable[str], modules: Iterable[str]) -> None:
+    """A pattern that matches nothing is a typing mistake."""
+    for glob in skip:
+        if not any(_matches(path, [glob]) for path in modules):
+            raise UnknownName(f"skip = {glob!r} matches no module of the target.{nearest(glob, modules)}")
+
+
+def _require_tables(model: Model, kept: dict[str, str], *, stage: str) -> None:
+    """Refuse a table whose lookup does more than read rows, and a tied pair of which one half is skipped."""
+    anatomy = model.anatomy
+    for path, kind in kept.items():
+        part = model.module.get_submodule(path)
+        if kind == EMBEDDING and _multiplier(part) is None:
+            raise Refused(
+                f"{stage}: {path} is a {type(part).__name__}, whose lookup may do more than read rows. "
+                "Set embedding = false."
+            )
+    if anatomy.tied and (anatomy.embedding in kept) != (anatomy.head in kept):
+        raise Refused(
+            f"{stage}: {anatomy.embedding} and {anatomy.head} share one weight, and skip leaves out one of them; "
+            "skip both or neither."
+        )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _shape(module: nn.Module, path: str, *, stage: str) -> torch.Size:
+    """The weight's shape (out, in); refuses what is no plain linear layer."""
+    part = module.get_submodule(path)
+    try:
+        return weight_out_in(part).shape
+    except (ValueError, AttributeError):
+        raise Refused(
+            f"{stage}: {path} is a {type(part).__name__}; only plain linear layers are packed. "
+            f"Leave it out with skip = ['{path}']."
+        ) from None
+
+
+# --- the token table ------------------------------------------------------------------------------------------------
+
+
+def _multiplier(table: nn.Module) -> float | None:
+    """The constant a lookup multiplies rows by; None where a lookup is something else altogether."""
+    if type(table).forward is nn.Embedding.forward and getattr(table, "max_norm", None) is None:
+        return 1.0
+    for name in ("scalar_embed_scale", "embed_scale"):  # transformers' scaled embeddings
+        value = getattr(table, name, None)
+        if isinstance(value, int | float):
+            return float(value)
+    return None
+
+
+def _pack_table(old: Any, *, dtype: torch.dtype, empty: bool) -> Int8Embedding:
+    multiplier = _multiplier(old)
+    kind = Int8Embedding if multiplier in (None, 1.0) else ScaledInt8Embedding
+    weight_VD: torch.Tensor = old.weight
+    vocabulary, width = weight_VD.shape
+    device = weight_VD.device if empty else "meta"
+    table = kind(vocabulary, width, device=device, dtype=dtype if empty else weight_VD.dtype)
+    if isinstance(table, ScaledInt8Embedding) and multiplier is not None:
+        table.multiplier = multiplier
+    if not empty:
+        table.weight_int8, table.scale = pack_rows(weight_VD)
+    return table
+
+
+def _empty_int8(old: nn.Module) -> Int8Linear:
+    weight_OI = weight_out_in(old)
+    outputs, inputs = weight_OI.shape
+    return Int8Linear(inputs, outputs, bias=False, device=weight_OI.device)

@@ -1,0 +1,242 @@
+"""Recipes: which model, which stages, where to. A short TOML file a person can read aloud.
+
+    [recipe]    name, seed
+    [model]     name (or path), weights, dtype
+    [data]      any roles; "train", "calibration" and "test" are what stages ask for
+    [[stage]]   use = "a compressor", and its options
+    [evaluate]  tasks, prompts, control, speed; a table per task for its options
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zoo import registry
+from zoo.compressor import Compressor, CompressorOptions
+from zoo.errors import RecipeError, RequestError, UnknownName, nearest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecipeTable(_Table):
+    name: str = Field(pattern=r"^[\w.-]+$", description="what the result is called")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    summary: str = Field("", description="one line for the result's card")
+
+
+class ModelTable(_Table):
+    name: str = Field(description="a name of `zoo list`, or a directory")
+    weights: str = Field("auto", description='"auto", "random", or a directory')
+    dtype: str = Field("", description="in memory; empty: the model's own")
+    stored: str = Field("", description="on disk; empty: as the model is stored")
+
+
+class EvaluateTable(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    tasks: tuple[str, ...] = Field(("perplexity",), description="evaluators run after every stage")
+    baselines: tuple[str, ...] = Field((), description="evaluators that need only the test data, run once")
+    prompts: tuple[str, ...] = Field((), description="shown with the model's answers after every stage")
+    control: bool = Field(False, description="also train the same small architecture from random weights")
+    speed: bool = Field(True, description="measure speed and memory of every stage in a process of its own")
+
+    def options(self, task: str) -> dict[str, Any]:
+        return dict((self.model_extra or {}).get(task, {}))
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """One [[stage]] table, resolved and validated."""
+
+    index: int
+    compressor: Compressor
+    options: CompressorOptions
+    where: str  # "quickstart.toml, line 12, stage 1 (inherit)"
+
+    @property
+    def use(self) -> str:
+        return self.compressor.name
+
+    @property
+    def label(self) -> str:
+        return f"stage {self.index + 1} ({self.use})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe. `Recipe.load(path)` reads a file, `Recipe.parse(data)` a dict."""
+
+    about: RecipeTable
+    model: ModelTable
+    data: Mapping[str, str]
+    stages: tuple[StageRequest, ...]
+    evaluate: EvaluateTable
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    file: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder relative paths start at."""
+        return self.file.parent if self.file else Path()
+
+    @classmethod
+    def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe file; `overrides` are "stage.0.layers=first:3" and the like.
+
+        Raises:
+            RecipeError: the file is missing, is not TOML, or something in it does not fit; names file, line and nearest key.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
+            raise RecipeError(f"{path} does not exist.{near}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} cannot be read: {error}.") from None
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path} is not valid TOML: {error}.") from None
+        for override in overrides:
+            _override(data, override)
+        return cls.parse(data, file=path, text=text)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, file: Path | None = None, text: str = "") -> Recipe:
+        """Validate a recipe given as a dict; `file` and `text` are for error messages and relative paths."""
+        place = _Places(file, text)
+        tables = ("recipe", "model", "data", "stage", "evaluate")
+        for key in data:
+            if key not in tables:
+                raise RecipeError(f"{place(key)}: there is no table {key!r}.{nearest(key, tables)} Tables: {', '.join(tables)}.")
+        for key in ("recipe", "model"):
+            if not isinstance(data.get(key), dict):
+                raise RecipeError(f"{place()}: the table [{key}] is missing.")
+        about, model, evaluate = (
+            validated(kind, _table(data, key, place), what=f"[{key}]", place=lambda name, key=key: place(key, name))  # type: ignore[misc]
+            for key, kind in (("recipe", RecipeTable), ("model", ModelTable), ("evaluate", EvaluateTable))
+        )
+        _check_tasks(evaluate, place)
+        roles = _table(data, "data", place)
+        for role, reference in roles.items():
+            if not isinstance(reference, str):
+                raise RecipeError(f"{place('data', role)}: {role} must be text such as \"stdlib:train\", not {type(reference).__name__}.")
+        stages = data.get("stage", [])
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            raise RecipeError(f"{place('stage')}: write every stage as its own [[stage]] table.")
+        return cls(about, model, roles, tuple(_stage(i, s, place) for i, s in enumerate(stages)), evaluate, dict(data), file)
+
+
+def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any = None) -> M:
+    """Validate a table against a pydantic model; the first problem becomes one sentence with the nearest key."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        where = f"{place(key)}, {what}" if place else what
+        if problem["type"] == "extra_forbidden":
+            raise RecipeError(
+                f"{where}: {key!r} is not an option.{nearest(key, kind.model_fields)} Options: {', '.join(kind.model_fields)}."
+            ) from None
+        if problem["type"] == "missing":
+            raise RecipeError(f"{where}: {key!r} is missing ({kind.model_fields[key].description}).") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        raise RecipeError(f"{where}: {'.'.join(map(str, problem['loc'])) or 'value'} = {problem['input']!r}: {message}.") from None
+
+
+def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest:
+    here = lambda key="": place("stage", key, index)  # noqa: E731
+    use = table.get("use")
+    if not isinstance(use, str):
+        raise RecipeError(f"{here()}, stage {index + 1}: `use` is missing; it names a compressor, such as \"inherit\".")
+    try:
+        compressor = registry.compressor(use)
+    except UnknownName as error:
+        raise UnknownName(f"{here('use')}, stage {index + 1}: {error}") from None
+    what = f"stage {index + 1} ({use})"
+    options = validated(compressor.Options, {k: v for k, v in table.items() if k != "use"}, what=what, place=here)
+    return StageRequest(index, compressor, options, f"{here()}, {what}")
+
+
+def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
+    known = registry.names("evaluator")
+    for task in (*evaluate.tasks, *evaluate.baselines):
+        if task not in known:
+            raise UnknownName(f"{place('evaluate')}: no evaluator named {task!r}.{nearest(task, known)} Evaluators: {', '.join(known)}.")
+    for key, value in (evaluate.model_extra or {}).items():
+        if key not in (*evaluate.tasks, *evaluate.baselines, "speed") or not isinstance(value, dict):
+            choices = (*EvaluateTable.model_fields, *evaluate.tasks)
+            raise RecipeError(f"{place('evaluate', key)}, [evaluate]: {key!r} is not an option.{nearest(key, choices)} Options: {', '.join(choices)}.")
+
+
+def _table(data: Mapping[str, Any], key: str, place: _Places) -> dict[str, Any]:
+    value = data.get(key, {})
+    if not isinstance(value, dict):
+        raise RecipeError(f"{place(key)}: [{key}] must be a table.")
+    return value
+
+
+class _Places:
+    """Finds the line of a table or key in a recipe's text, for error messages."""
+
+    def __init__(self, file: Path | None, text: str) -> None:
+        self.name = str(file) if file else "recipe"
+        self.lines = text.splitlines()
+
+    def __call__(self, table: str = "", key: str = "", index: int = 0) -> str:
+        line = self._line(table, key, index)
+        return f"{self.name}, line {line}" if line else self.name
+
+    def _line(self, table: str, key: str, index: int) -> int:
+        header = re.compile(r"\s*\[\[?\s*([\w.-]+)")
+        seen, current, found = -1, "", 0
+        for number, line in enumerate(self.lines, 1):
+            if match := header.match(line):
+                current = match[1]
+                seen += current == table == "stage"
+                if (current == table or current == f"{table}.{key}") and (table != "stage" or seen == index):
+                    found = found if current == table and found else number
+                    if current == f"{table}.{key}":
+                        return number
+            elif key and current == table and (table != "stage" or seen == index) and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
+                return number
+        return found
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Apply "stage.0.layers=first:3"; the value is read as TOML, and as plain text where it is not TOML."""
+    path, equals, raw = text.partition("=")
+    if not equals:
+        raise RequestError(f"--set {text!r}: write KEY=VALUE, such as stage.0.layers=first:3.")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, last = path.strip().split(".")
+    place: Any = data
+    for part in parents:
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise RequestError(f"--set {text!r}: there is no {path!r}; stages are numbered from 0 to {len(place) - 1}.")
+            place = place[int(part)]
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise RequestError(f"--set {text!r}: {part!r} is a value, not a table.")
+    if not isinstance(place, dict):
+        raise RequestError(f"--set {text!r}: name the option too, such as stage.0.layers=first:3.")
+    place[last] = value

@@ -1,0 +1,215 @@
+"""The report as one page of HTML that needs nothing else: no script, no font, no picture from anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from zoo_compress.report.columns import (
+    DISK,
+    PARAMETERS,
+    Cell,
+    Column,
+    Data,
+    Row,
+    cell,
+    columns,
+    compared,
+    quality,
+    rows,
+    spell,
+    stages,
+)
+from zoo_compress.report.plots import Series, bars, curves
+from zoo_compress.report.quantities import clean, finite, quantity, seconds
+from zoo_compress.report.scatter import MANY, off_the_chart, scatter
+from zoo_compress.report.summary import name, summary
+
+# A picture travels inside the page or not at all; SVG is left out, since it can hold links.
+PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
+OPEN_SAMPLES = 6
+
+
+def html(results: Data) -> str:
+    """Return report.html for the content of results.json."""
+    return _template().substitute(
+        title=_text(name(results)),
+        byline=_byline(results),
+        summary=_unbroken(_text(summary(results))),
+        figures=_figures(results),
+        table=_table(results),
+        training=_section("Training", _training(results)),
+        samples=_section("Samples", _samples(results)),
+        options=_section("Options", _options(results)),
+        machine=_section("Machine and versions", _machine(results)),
+    )
+
+
+@cache
+def _template() -> Template:
+    return Template(files(__package__).joinpath("template.html").read_text("utf-8"))
+
+
+def _text(value: object) -> str:
+    return escape(clean(value))
+
+
+def _unbroken(text: str) -> str:
+    """Keep a number and its unit on one line."""
+    return re.sub(r"(?<=\d) (?=[%kMGTB]|min\b|s\b|h\b)| (?=→)", "\N{NO-BREAK SPACE}", text)
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+
+
+def _byline(results: Data) -> str:
+    model, recipe = results.get("model") or {}, results.get("recipe") or {}
+    facts = [model.get("name"), model.get("family"), model.get("modality"), model.get("license")]
+    facts += [recipe.get("file"), str(results.get("started") or "")[:16].replace("T", " ")]
+    return " <i>·</i> ".join(f"<span>{_text(fact)}</span>" for fact in facts if fact)
+
+
+def _figures(results: Data) -> str:
+    left = []
+    for index, column in enumerate(quality(results)[:4]):
+        if drawing := scatter(results, column, f"scatter-{index}"):
+            notes = ["Numbers are those of the table below."] if len(stages(results)) > MANY else []
+            notes += [off_the_chart(results, column)]
+            left.append(_figure(drawing, " ".join(note for note in notes if note)))
+    planned = any(row.data.get("predicted") for row in stages(results))
+    drawings = [bars(stages(results), column, f"bars-{column.key}") for column in (DISK, PARAMETERS)]
+    notes = ["", "The upright tick is what the plan said before any work was done." if planned else ""]
+    right = [_figure(drawing, note) for drawing, note in zip(drawings, notes, strict=True) if drawing]
+    sides = "".join(f"<div>{''.join(side)}</div>" for side in (left, right) if side)
+    return f'<div class="figures">{sides}</div>' if sides else ""
+
+
+def _figure(drawing: str, caption: str = "") -> str:
+    return f"<figure>{drawing}{f'<figcaption>{_text(caption)}</figcaption>' if caption else ''}</figure>"
+
+
+def _table(results: Data) -> str:
+    """Lay out stages, control and baselines as rows; the first column stays in sight when the rest scrolls."""
+    lines, shown = rows(results), columns(results)
+    if not lines:
+        return ""
+    original = next(iter(stages(results)), None)
+    heads = [f'<th scope="col">{_text(c.label)}<small>{_text(_subtitle(c))}</small></th>' for c in shown]
+    body = []
+    for row in lines:
+        cells = [_cell(cell(column, row, original)) for column in shown]
+        body.append(f'<tr class="{row.kind}"><th scope="row">{_row_name(row)}</th>{"".join(cells)}</tr>')
+    return _framed("After each stage", _legend(results), "".join(heads), "".join(body))
+
+
+def _row_name(row: Row) -> str:
+    number = f"<b>{row.number}</b>&nbsp;" if row.kind == "stage" else ""
+    kind = f"<small>{row.kind}</small>" if row.kind not in {"stage", row.label} else ""
+    note = f"<small>{_text(row.data['note'])}</small>" if row.data.get("note") else ""
+    return f"{number}{_text(row.label)}{kind}{note}"
+
+
+def _framed(caption: str, legend: str, heads: str, body: str) -> str:
+    return (
+        f'<section><div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table>'
+        f'<caption><h2>{caption}</h2><p class="hint">{legend}</p></caption>'
+        f'<thead><tr><th scope="col">stage</th>{heads}</tr></thead><tbody>{body}</tbody></table></div></section>'
+    )
+
+
+def _subtitle(column: Column) -> str:
+    """Return the unit, and which way is better where that does not go without saying."""
+    return ", ".join(part for part in (column.shown_unit, "" if column.cost else column.hint) if part)
+
+
+def _legend(results: Data) -> str:
+    said = ["× and % relate a value to the original."]
+    if any(column.interval(row)[1] is not None for column in columns(results) for row in rows(results)):
+        said.append("± is half the width of the interval.")
+    if any(row.data.get("predicted") for row in rows(results)):
+        said.append("“Plan” is what was predicted before any work was done.")
+    return " ".join(said)
+
+
+def _cell(made: Cell) -> str:
+    spread = f' <span class="spread">{_text(made.spread)}</span>' if made.spread else ""
+    below = "".join(f"<small>{_text(part)}</small>" for part in (made.relative, made.plan) if part)
+    return f"<td>{_text(made.main)}{spread}{below}</td>"
+
+
+def _training(results: Data) -> str:
+    """Draw the curves of every stage that trained, the control's laid over those of the stage it matches."""
+    found, control, rival = [], results.get("control") or {}, compared(results)
+    for number, row in enumerate(stages(results)):
+        drawings = []
+        for index, (key, points) in enumerate((row.data.get("curves") or {}).items()):
+            series: list[Series] = [(row.label, "last", _points(points))]
+            if row == rival and (other := (control.get("curves") or {}).get(key)):
+                series.append((clean(control.get("label") or "control"), "control", _points(other)))
+            drawings.append(curves(series, spell(clean(key).split()), f"curve-{number}-{index}"))
+        if drawn := "".join(_figure(drawing) for drawing in drawings if drawing):
+            found.append(f'<h3>{number} {_text(row.label)}</h3><div class="curves">{drawn}</div>')
+    return "".join(found)
+
+
+def _points(points: Sequence[Sequence[object]]) -> list[tuple[float, float | None]]:
+    return [(step, finite(value)) for at, value in points if (step := finite(at)) is not None]
+
+
+def _samples(results: Data) -> str:
+    """Put what every stage made of the same prompt side by side."""
+    groups: dict[str, list[str]] = {}
+    for row in rows(results):
+        for index, sample in enumerate(row.data.get("samples") or []):
+            prompt = str(sample.get("prompt") or sample.get("caption") or f"sample {index + 1}")
+            groups.setdefault(prompt, []).append(_sample(row, sample))
+    frame = '<div class="samples" role="region" aria-label="outputs side by side" tabindex="0">'
+    found = [f'<h3 class="prompt">{_text(key)}</h3>{frame}{"".join(cards)}</div>' for key, cards in groups.items()]
+    rest = "".join(found[OPEN_SAMPLES:])
+    more = f"<details><summary>{len(found) - OPEN_SAMPLES} more</summary>{rest}</details>" if rest else ""
+    return "".join(found[:OPEN_SAMPLES]) + more
+
+
+def _sample(row: Row, sample: Data) -> str:
+    picture, output = sample.get("image"), sample.get("output")
+    body = f"<pre>{_text(output)}</pre>" if output is not None else ""
+    if isinstance(picture, str) and PICTURE.fullmatch(picture):
+        body = f'<img src="{picture}" alt="{_text(sample.get("caption") or sample.get("prompt") or row.label)}">' + body
+    elif picture:
+        body = '<p class="hint">A picture is shown only when it is a PNG, JPEG, GIF or WebP data URI.</p>' + body
+    return f'<div class="card {row.kind}"><h4>{_text(row.label)}</h4>{body}</div>'
+
+
+def _options(results: Data) -> str:
+    found = []
+    for number, row in enumerate(stages(results)):
+        if options := row.data.get("options"):
+            use = _text(row.data.get("use") or row.label)
+            found.append(f"<details><summary>{number} <code>{use}</code></summary>{_facts(options)}</details>")
+    return "".join(found)
+
+
+def _machine(results: Data) -> str:
+    recipe, duration = results.get("recipe") or {}, finite(results.get("seconds"))
+    facts = {"zoo": results.get("zoo"), **(results.get("machine") or {}), "seed": recipe.get("seed")}
+    if (memory := finite(facts.pop("memory_bytes", None))) is not None:
+        facts["memory"] = quantity(memory, "bytes")
+    return _facts({**facts, "started": results.get("started"), "took": None if duration is None else seconds(duration)})
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    """List names and values; what is not a plain value is shown as JSON."""
+    known = {key: value for key, value in facts.items() if value is not None}
+    lines = [f"<dt>{_text(key)}</dt><dd>{_text(_plain(value))}</dd>" for key, value in known.items()]
+    return f"<dl>{''.join(lines)}</dl>" if lines else ""
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

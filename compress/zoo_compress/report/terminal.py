@@ -1,0 +1,80 @@
+"""The report as a table for the terminal, 100 columns wide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zoo_compress.report.columns import DISK, PARAMETERS, PEAK, TIME, Column, Data, Row, cell, columns, rows, stages
+from zoo_compress.report.quantities import DASH, shorten
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+WIDTH = 100
+LABEL = 17  # at most, for the first column
+
+
+def table(results: Data) -> Table:
+    """Return the stages as a rich table, original first, then control and baselines."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    lines, original = rows(results), next(iter(stages(results)), None)
+    shown, left_out = _fitting(columns(results), lines, original)
+    made = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), header_style="bold", caption_justify="left")
+    made.add_column("stage", max_width=LABEL, overflow="ellipsis", no_wrap=True)
+    for column in shown:
+        made.add_column(Text(_heading(column)), justify="right", no_wrap=True)
+    before = "stage"
+    for row in lines:
+        if row.kind != before and made.rows:
+            made.add_section()
+        before = row.kind
+        made.add_row(_label(row), *(_two_lines(column, row, original) for column in shown))
+    if left_out:
+        made.caption = Text(
+            shorten(f"Also in report.html: {', '.join(column.label for column in left_out)}", 3 * WIDTH)
+        )
+    return made
+
+
+def _label(row: Row) -> Text:
+    from rich.text import Text
+
+    style = {"stage": "bold", "control": "yellow", "baseline": "dim"}[row.kind]
+    mark = Text("\ncontrol", style="dim") if row.kind == "control" and row.label != "control" else Text("")
+    return Text(shorten(row.label, LABEL), style=style) + mark
+
+
+def _two_lines(column: Column, row: Row, original: Row | None) -> Text:
+    """Put the value on the first line and what it means beside the original, dim, on the second."""
+    from rich.text import Text
+
+    main, below = _texts(column, row, original)
+    return Text(main, style="dim" if main == DASH else "") + Text(f"\n{below}" if below else "", style="dim")
+
+
+def _texts(column: Column, row: Row, original: Row | None) -> tuple[str, str]:
+    made = cell(column, row, original)
+    short = made.spread if made.spread.startswith("±") and not column.cost else ""
+    return f"{made.main} {short}".strip(), made.relative
+
+
+def _heading(column: Column) -> str:
+    """Break a heading over lines, as the column below it is narrow."""
+    short = {PEAK.key: "stage peak", TIME.key: "time", PARAMETERS.key: "params", DISK.key: "disk"}
+    return "\n".join(shorten(word, 12) for word in short.get(column.key, f"{column.label} {column.shown_unit}").split())
+
+
+def _fitting(found: list[Column], lines: list[Row], original: Row | None) -> tuple[list[Column], list[Column]]:
+    """Keep the columns that fit; what the compressing itself took is the first to go."""
+    room, kept = WIDTH - LABEL - 3, set[str]()
+    for column in sorted(found, key=lambda column: column in (PEAK, TIME)):
+        texts = [line for row in lines for line in _texts(column, row, original)] + _heading(column).split("\n")
+        needed = max(map(len, texts)) + 2
+        if needed <= room:
+            room -= needed
+            kept.add(column.key)
+    return [c for c in found if c.key in kept], [c for c in found if c.key not in kept]

@@ -1,0 +1,443 @@
+"""Runs: a recipe, stage by stage, each saved under its fingerprint, so that a rerun redoes only what changed.
+
+    OUT/zoo.json, model.safetensors, ...   the result, an artifact; its manifest is written last
+    OUT/results.json, report.html          every figure, and the same to look at
+    OUT/recipe.toml                        the recipe as it was run
+    OUT/stages/01-inherit-<fingerprint>/   the artifact of a stage, there only when complete
+    OUT/stages/01-inherit-<fingerprint>.json   its log: seconds, peak memory, curves, metrics, samples
+    OUT/work/<fingerprint>/                checkpoints of an unfinished stage
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from zoo import artifact, loading, registry
+from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
+from zoo.data import Dataset
+from zoo.errors import OutputError, RequestError
+from zoo.files import replace_file, sha256_of
+from zoo.model import Model, stage_of
+from zoo_compress.measure import in_own_process
+from zoo_compress.memory import peak_bytes, reset_peak
+from zoo_compress.planner import Plan, located, plan, stored_of
+from zoo_compress.recipe import Recipe, StageRequest
+
+MARKER = "run.json"
+
+
+@dataclass
+class Result:
+    """A finished run."""
+
+    out: Path
+    results: dict[str, Any]
+    skipped: int  # stages that were already there
+
+    def load(self) -> Model:
+        """Load the compressed model."""
+        return loading.load(self.out)
+
+
+def apply(
+    model: Model, compressor: Compressor | str, options: CompressorOptions | Mapping[str, Any] | None = None,
+    context: Context | None = None,
+) -> Model:
+    """Apply one stage to a model in place: check, compress, round to the stored dtype, record in the lineage.
+
+    This is the one door through which every stage runs; `zoo_compress.apply(model, "quantize.int8")` is the short form.
+
+    Raises:
+        Refused: the stage cannot follow what was done to the model before.
+    """
+    from zoo_compress.recipe import validated
+
+    found = registry.compressor(compressor) if isinstance(compressor, str) else compressor
+    context = context or Context()
+    chosen = options if isinstance(options, CompressorOptions) else validated(found.Options, options or {}, what=found.name)
+    found.check(model, model.state(), chosen)
+    record = found.apply(model, chosen, context)
+    model.round()
+    stage = stage_of(found, chosen.model_dump(mode="json"), json.loads(json.dumps(record)), seed=context.seed)
+    model.lineage = (*model.lineage, stage)
+    return model
+
+
+def run(
+    recipe: Recipe, *, out: str | Path | None = None, until: str | int | None = None, only: str | int | None = None,
+    force: bool = False, progress: Progress | None = None, planned: Plan | None = None,
+) -> Result:
+    """Run a recipe; finished stages found in `out` are skipped.
+
+    Args:
+        out: the output directory; by default runs/<name of the recipe>.
+        until: the last stage to run, by number (from 1) or by name. `only` runs one stage on what the earlier left.
+
+    Raises:
+        RequestError: the recipe, the data, the stage or the output does not fit. Nothing was written.
+    """
+    folder = Path(out) if out else Path("runs") / recipe.about.name
+    progress = progress or Silent()
+    stages = _selected(recipe, until=until)
+    if only is not None:
+        stages = _selected(recipe, until=only)
+    check_output(recipe, folder, force=force)
+    planned = planned or plan(recipe, out=folder)
+    job = _Job(recipe, planned, folder, progress)
+    job.begin()
+    if only is not None:
+        job.require_finished(stages[:-1])
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    skipped = job.run_stages(stages)
+    control = job.run_control(stages)
+    results = job.results(stages, control, started=started, seconds=lambda: time.monotonic() - clock)
+    job.publish(stages, results)
+    return Result(folder, results, skipped)
+
+
+def check_output(recipe: Recipe, folder: Path, *, force: bool = False) -> None:
+    """Refuse an output directory that holds something else, before any work."""
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        try:
+            mine = json.loads((folder / MARKER).read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise OutputError(f"{folder} is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.") from None
+        if mine != recipe.about.name:
+            raise OutputError(f"{folder} holds a run of {mine!r}, not of {recipe.about.name!r}; choose another --out, or pass --force to replace it.")
+        return
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a directory.")
+    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{folder} cannot be written: no permission in {parent}.")
+
+
+@dataclass
+class _Job:
+    """One run in progress."""
+
+    recipe: Recipe
+    plan: Plan
+    out: Path
+    progress: Progress
+    fingerprints: list[str] = field(default_factory=list)
+    test: Dataset | None = None
+
+    def begin(self) -> None:
+        self.test = self.plan.data.get("test")
+        self.fingerprints = [_digest(self._origin())]
+        for request in self.recipe.stages:
+            self.fingerprints.append(_digest([self.fingerprints[-1], self._inputs(request)]))
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            replace_file(self.out / MARKER, json.dumps({"recipe": self.recipe.about.name}) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.out} cannot be written: {error.strerror or error}.") from None
+
+    # --- stages -------------------------------------------------------------------------------------------------
+
+    def run_stages(self, stages: tuple[StageRequest, ...]) -> int:
+        """Run what is not there yet; return how many stages were."""
+        done = 0
+        while done < len(stages) and self._finished(self._folder(stages[done])):
+            self.progress.say(f"{stages[done].label}: already done")
+            done += 1
+        self._measured("00-original", lambda: self.original())
+        model = None
+        for request in stages[done:]:
+            if model is None:
+                model = loading.load(self._folder(stages[done - 1])) if done else self.original()
+            model = self._run_stage(request, model)
+        for request in stages:
+            folder = self._folder(request)
+            self._measured(folder.name, lambda folder=folder: loading.load(folder))  # type: ignore[misc]
+        return done
+
+    def _run_stage(self, request: StageRequest, model: Model) -> Model:
+        folder = self._folder(request)
+        context = self._context(request, folder)
+        reset_peak()
+        clock = time.monotonic()
+        self.progress.say(f"{request.label}: running")
+        apply(model, request.compressor, request.options, context)
+        model.spec = replace(model.spec, name=self.recipe.about.name, summary=self.recipe.about.summary or model.spec.summary, packaged="")
+        self._save(folder, model, context, seconds=time.monotonic() - clock)
+        return model
+
+    def _save(self, folder: Path, model: Model, context: Context, *, seconds: float) -> None:
+        """The log first, then the artifact: a stage counts as finished when its directory is there."""
+        log = {"seconds": round(seconds, 3), "peak_bytes": peak_bytes(), "params": model.params, "bytes": model.bytes,
+               "curves": context.curves}  # fmt: skip
+        replace_file(_beside(folder), json.dumps(log) + "\n")
+        artifact.write(model, folder)
+        shutil.rmtree(self.out / "work" / folder.name, ignore_errors=True)
+
+    def run_control(self, stages: tuple[StageRequest, ...]) -> int | None:
+        """Train the architecture the last training stage started from, from random weights, on the data alone.
+
+        Returns the index of the stage it compares to, or None where there is no such stage or it was not asked for.
+        """
+        trained = [request for request in stages if request.compressor.trains]
+        if not self.recipe.evaluate.control or not trained:
+            return None
+        request = trained[-1]
+        folder = self._control_folder(request)
+        if not self._finished(folder):
+            from zoo_compress.train.loop import TrainingOptions
+            from zoo_compress.train.stage import Train
+
+            before = loading.load(self._folder(stages[request.index - 1]), device="meta") if request.index else self.original()
+            model = loading.build_random(before.family, before.spec, lineage=before.lineage, dtype=before.dtype,
+                                         stored=before.stored, seed=self.recipe.about.seed)  # fmt: skip
+            model.processor = self.original().processor
+            shared = {key: getattr(request.options, key) for key in (*TrainingOptions.model_fields, "data")}
+            context = self._context(request, folder)
+            reset_peak()
+            clock = time.monotonic()
+            self.progress.say("control: the same architecture from random weights")
+            apply(model, Train(), Train.Options(**shared), context)
+            self._save(folder, model, context, seconds=time.monotonic() - clock)
+        self._measured(folder.name, lambda: loading.load(folder))
+        return request.index + 1
+
+    def original(self) -> Model:
+        """Load the recipe's model, fresh."""
+        asked = self.recipe.model
+        model = loading.load(located(self.recipe, asked.name), weights=asked.weights, dtype=asked.dtype or None)
+        model.stored = asked.stored or stored_of(self.recipe, model)
+        model.round()
+        return model
+
+    def require_finished(self, stages: tuple[StageRequest, ...]) -> None:
+        for request in stages:
+            if not self._finished(self._folder(request)):
+                raise RequestError(f"--only needs the stages before it, and {request.label} is not done; run with --until {request.index + 1} first.")
+
+    # --- measuring ----------------------------------------------------------------------------------------------
+
+    def _measured(self, name: str, load: Any) -> None:
+        """Measure quality and take samples, unless the log says it was done for these tasks, data and prompts."""
+        evaluate = self.recipe.evaluate
+        log = self._log(name)
+        asked = _digest([evaluate.model_dump(mode="json", exclude={"control", "speed"}), self.test and self.test.fingerprint])
+        if log.get("asked") == asked:
+            return
+        model = load()
+        metrics: dict[str, Any] = {}
+        untrained = model.origin == "random" and model.processor is None  # a recipe that trains from nothing
+        for task in evaluate.tasks if self.test and not untrained else ():
+            self.progress.say(f"{name}: measuring {task}")
+            metrics |= registry.evaluator(task).measure(model, self.test, options=evaluate.options(task))
+        samples = [] if untrained else model.family.samples(model, evaluate.prompts)
+        log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
+        replace_file(self.out / "stages" / f"{name}.json", json.dumps(log) + "\n")
+
+    def _speed(self, names: list[str]) -> None:
+        """Measure speed and memory of all models side by side in one other process, unless all logs have them."""
+        logs = {name: self._log(name) for name in names}
+        if not self.recipe.evaluate.speed or all("speed" in log for log in logs.values()):
+            return
+        self.progress.say("measuring speed and memory in a process of its own")
+        asked = self.recipe.model
+        models = [
+            (located(self.recipe, asked.name), asked.weights, asked.dtype) if name == "00-original"
+            else (str(self.out / "stages" / name), "auto", "")
+            for name in names
+        ]  # fmt: skip
+        for (name, log), speed in zip(logs.items(), in_own_process(models, self.recipe.evaluate.options("speed")), strict=True):
+            replace_file(self.out / "stages" / f"{name}.json", json.dumps(log | {"speed": speed}) + "\n")
+
+    def results(
+        self, stages: tuple[StageRequest, ...], control: int | None, *, started: str, seconds: Any
+    ) -> dict[str, Any]:
+        """Everything the report shows; the first stage is the original."""
+        names = ["00-original", *(self._folder(request).name for request in stages)]
+        extra = [self._control_folder(stages[control - 1]).name] if control else []
+        self._speed([*names, *extra])
+        rows = [self._row(name, i) for i, name in enumerate(names)]
+        return {
+            "zoo": version("zoo"),
+            "recipe": {"name": self.recipe.about.name, "file": str(self.recipe.file or ""), "seed": self.recipe.about.seed},
+            "model": {key: getattr(self.plan.spec, key) for key in ("name", "family", "modality", "license", "params")},
+            "machine": machine(),
+            "started": started,
+            "seconds": round(seconds(), 1),
+            "stages": rows,
+            "control": {**self._row(extra[0], None), "compares_to": control} if control else None,
+            "baselines": self._baselines(),
+        }
+
+    def _row(self, name: str, index: int | None) -> dict[str, Any]:
+        log = self._log(name)
+        planned = self.plan.stages[index] if index is not None else None
+        return {
+            "use": planned.use if planned else "control",
+            "label": planned.use if planned else "from random weights",
+            "params": log["params"],
+            "bytes": log["bytes"],
+            "seconds": log.get("seconds", 0.0),
+            "peak_bytes": log.get("peak_bytes", 0),
+            "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes} if planned else None,
+            "options": dict(planned.options or {}) if planned else {},
+            "note": planned.note if planned else "",
+            "metrics": {**log.get("metrics", {}), **log.get("speed", {})},
+            "curves": log.get("curves", {}),
+            "samples": log.get("samples", []),
+        }
+
+    def _baselines(self) -> list[dict[str, Any]]:
+        names = self.recipe.evaluate.baselines if self.test else ()
+        return [
+            {"label": registry.evaluator(n).label, "metrics": registry.evaluator(n).measure(None, self.test, options={})} for n in names
+        ]
+
+    # --- the result ---------------------------------------------------------------------------------------------
+
+    def publish(self, stages: tuple[StageRequest, ...], results: dict[str, Any]) -> None:
+        """Put the last stage's artifact, the results and the report into the output directory, the manifest last."""
+        from zoo_compress.report import html
+
+        source = self._folder(stages[-1]) if stages else None
+        (self.out / artifact.MANIFEST).unlink(missing_ok=True)
+        if source:
+            files = artifact.read(source).files
+            for name in files:
+                _link(source / name, self.out / name)
+            for stale in self.out.iterdir():
+                if stale.is_file() and stale.suffix == ".safetensors" and stale.name not in files:
+                    stale.unlink()
+        replace_file(self.out / "results.json", json.dumps(results, indent=1) + "\n")
+        replace_file(self.out / "report.html", html(results))
+        if self.recipe.file:
+            replace_file(self.out / "recipe.toml", self.recipe.file.read_bytes())
+        if source:
+            _link(source / artifact.MANIFEST, self.out / artifact.MANIFEST)
+        self._forget({self._folder(r).name for r in self.recipe.stages} | {self._control_folder(r).name for r in self.recipe.stages})
+
+    def _forget(self, kept: set[str]) -> None:
+        """Remove stages of earlier versions of the recipe."""
+        for place in (self.out / "stages").iterdir():
+            if place.name.removesuffix(".json") not in {*kept, "00-original"}:
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    # --- places and fingerprints --------------------------------------------------------------------------------
+
+    def _folder(self, request: StageRequest) -> Path:
+        return self.out / "stages" / f"{request.index + 1:02d}-{request.use}-{self.fingerprints[request.index + 1][:12]}"
+
+    def _control_folder(self, request: StageRequest) -> Path:
+        print_ = _digest(["control", self.fingerprints[request.index + 1]])
+        return self.out / "stages" / f"control-{print_[:12]}"
+
+    def _finished(self, folder: Path) -> bool:
+        return (folder / artifact.MANIFEST).exists() and _beside(folder).exists()
+
+    def _log(self, name: str) -> dict[str, Any]:
+        try:
+            log: dict[str, Any] = json.loads((self.out / "stages" / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return log
+
+    def _context(self, request: StageRequest, folder: Path) -> Context:
+        work = self.out / "work" / folder.name
+        work.mkdir(parents=True, exist_ok=True)
+        return Context(
+            seed=self.recipe.about.seed, data=self.plan.data, progress=self.progress, checkpoint=work,
+            load=lambda name: self.original() if name == "original" else loading.load(located(self.recipe, name)),
+        )
+
+    def _origin(self) -> dict[str, Any]:
+        """What the original is: spec, weights, dtypes, and the versions numbers depend on."""
+        asked = self.recipe.model
+        return {
+            "config": self.plan.spec.config, "weights": _weights_hash(self.recipe), "asked": asked.model_dump(),
+            "name": self.recipe.about.model_dump(), "versions": versions(),
+        }
+
+    def _inputs(self, request: StageRequest) -> dict[str, Any]:
+        roles = request.compressor.roles(request.options)
+        teacher = str(getattr(request.options, "teacher", "original"))
+        return {
+            "use": request.use, "version": request.compressor.version, "options": request.options.model_dump(mode="json"),
+            "data": {role: self.plan.data[role].fingerprint for role in roles},
+            "teacher": "" if teacher == "original" else _folder_hash(Path(located(self.recipe, teacher))) or teacher,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    return {name: version(name) for name in ("zoo", "torch", "transformers", "tokenizers")}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import psutil
+    import torch
+
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total, "python": platform.python_version(), **versions(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _selected(recipe: Recipe, *, until: str | int | None) -> tuple[StageRequest, ...]:
+    """The stages up to and including `until`, a number from 1 or a name."""
+    if until is None:
+        return recipe.stages
+    for request in recipe.stages:
+        if str(until) in (str(request.index + 1), request.use):
+            return recipe.stages[: request.index + 1]
+    names = ", ".join(f"{r.index + 1} ({r.use})" for r in recipe.stages) or "none"
+    raise RequestError(f"The recipe has no stage {str(until)!r}. Stages: {names}.")
+
+
+def _weights_hash(recipe: Recipe) -> str:
+    """A hash of the weights the run starts from, read from their files."""
+    from zoo import catalog, weights
+
+    if recipe.model.weights == "random":
+        return "random"
+    if recipe.model.weights != "auto":
+        return _folder_hash(Path(recipe.model.weights))
+    place = Path(located(recipe, recipe.model.name))
+    return _folder_hash(place if place.is_dir() else weights.resolve(catalog.info(recipe.model.name)))
+
+
+def _folder_hash(folder: Path) -> str:
+    if not folder.is_dir():
+        return sha256_of(folder) if folder.is_file() else ""
+    return _digest({p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))})
+
+
+def _beside(folder: Path) -> Path:
+    """The log of a stage, beside its directory."""
+    return folder.parent / f"{folder.name}.json"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Copy a finished file into place, whole or not at all."""
+    replace_file(target, source.read_bytes())

@@ -1,0 +1,175 @@
+"""The training loop: deterministic, resumable, under accelerate.
+
+Which windows a step sees follows from (seed, step) alone, the learning rate from the step alone, and dropout is off; so
+a run that is killed and resumed from its last checkpoint ends with the same weights as one left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zoo.compressor import CompressorOptions, Context
+from zoo.errors import ZooError
+from zoo.family import Batch
+from zoo.files import replace_file
+from zoo.model import Model
+from zoo_compress.train.schedule import Decay, wsd
+
+CHECKPOINT_SECONDS = 20.0
+BYTES_PER_TRAINED = 16  # fp32 weight, gradient, and AdamW's two moments
+
+
+class TrainingOptions(CompressorOptions):
+    """Options that every training stage shares."""
+
+    steps: int = Field(200, ge=1, description="optimizer steps")
+    batch: int = Field(8, ge=1, description="windows in a batch, over all processes")
+    length: int = Field(256, ge=2, description="tokens in a window")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
+    decay: float = Field(0.3, ge=0, le=1, description="share of the steps over which the rate falls to zero")
+    decay_shape: Decay = Field("1-sqrt", description="how the rate falls")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay on matrices")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+
+def fit(
+    model: Model, objective: nn.Module, windows: Sequence[Batch], *, options: TrainingOptions, context: Context, label: str
+) -> None:
+    """Train `model` in place; `objective(batch)` returns a dict of scalars with "loss" among them.
+
+    Raises:
+        ZooError: the loss is not finite; the message names the step.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    kept = _to_float32(model)
+    trained = {name: p for name, p in model.module.named_parameters() if p.is_floating_point() and p.requires_grad}
+    extra = {f"objective.{n}": p for n, p in objective.named_parameters() if not any(p is q for q in trained.values())}
+    zeros = _sparse_masks(model)
+    optimizer = torch.optim.AdamW(_groups([*trained.values(), *extra.values()], options), lr=options.lr, betas=(0.9, 0.95))
+    run = _Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
+    start = run.restore(context)
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+    decay = round(options.steps * options.decay)
+    for step in context.progress.track(range(start, options.steps), total=options.steps - start, label=label):
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * wsd(step + 1, warmup=options.warmup, total=options.steps, decay=decay,
+                                           shape=options.decay_shape, half_life=max(1.0, decay / 5))
+        batch = _batch(windows, step, options=options, seed=context.seed, accelerator=accelerator)
+        values = prepared({name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+        if not torch.isfinite(values["loss"]):
+            raise ZooError(f"{label}: the loss is {float(values['loss'].detach())} at step {step}; lower `lr` or look at the data.")
+        accelerator.backward(values["loss"])
+        accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter, mask in zeros:
+                parameter.mul_(mask)
+        for name, value in values.items():
+            context.curves.setdefault(name, []).append((step, round(float(value.detach()), 6)))
+        run.save(step + 1, context, last=step + 1 == options.steps)
+    model.module.requires_grad_(True)
+    _restore_dtype(model, kept)
+
+
+def _groups(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> list[dict[str, Any]]:
+    """Weight decay on matrices only."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _batch(windows: Sequence[Batch], step: int, *, options: TrainingOptions, seed: int, accelerator: Any) -> Batch:
+    """Stack the windows of one step; every process takes its own share."""
+    rows = range(step * options.batch, (step + 1) * options.batch)[accelerator.process_index :: accelerator.num_processes]
+    picked = [windows[_shuffled(row, len(windows), seed)] for row in rows]
+    return {name: torch.stack([window[name] for window in picked]) for name in picked[0]}
+
+
+def _shuffled(row: int, size: int, seed: int) -> int:
+    """Position of the `row`-th draw: every window once an epoch, in an order that follows from seed and epoch."""
+    epoch, place = divmod(row, size)
+    if (size, seed, epoch) not in _orders:
+        _orders.clear()
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        _orders[(size, seed, epoch)] = torch.randperm(size, generator=generator)
+    return int(_orders[(size, seed, epoch)][place])
+
+
+_orders: dict[tuple[int, int, int], torch.Tensor] = {}
+
+
+def _sparse_masks(model: Model) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Weights that an earlier stage made sparse keep their zeros."""
+    sparse = [path for path, traits in model.state().items() if any(trait.kind == "sparse" for trait in traits)]
+    weights = [model.module.get_submodule(path).weight for path in sparse]
+    return [(weight, weight.detach() != 0) for weight in weights]  # type: ignore[misc]
+
+
+def _to_float32(model: Model) -> dict[str, torch.dtype]:
+    kept = {name: p.dtype for name, p in model.module.named_parameters() if p.is_floating_point()}
+    for p in model.module.parameters():
+        if p.is_floating_point():
+            p.data = p.data.float()
+    return kept
+
+
+def _restore_dtype(model: Model, kept: dict[str, torch.dtype]) -> None:
+    for name, p in model.module.named_parameters():
+        if name in kept:
+            p.data = p.data.to(kept[name])
+            p.grad = None
+
+
+class _Checkpoint:
+    """Weights, optimizer moments and curves in one safetensors file, replaced whole every few seconds."""
+
+    def __init__(self, folder: Path | None, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.path = folder / "training.safetensors" if folder else None
+        self.parameters, self.optimizer = parameters, optimizer
+        self.saved = time.monotonic()
+
+    def save(self, step: int, context: Context, *, last: bool) -> None:
+        if self.path is None or last or time.monotonic() - self.saved < CHECKPOINT_SECONDS:
+            return
+        from safetensors.torch import save
+
+        tensors = {f"weight:{name}": p.detach().contiguous() for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            state = self.optimizer.state[p]
+            tensors |= {f"{key}:{name}": state[key].contiguous() for key in ("exp_avg", "exp_avg_sq") if key in state}
+        about = {"step": str(step), "curves": json.dumps(context.curves)}
+        replace_file(self.path, save(tensors, metadata=about))
+        self.saved = time.monotonic()
+
+    def restore(self, context: Context) -> int:
+        """Load the last checkpoint, if there is one; return the step to go on from."""
+        if self.path is None or not self.path.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            about = file.metadata()
+            step = int(about["step"])
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    p.copy_(file.get_tensor(f"weight:{name}"))
+                    if f"exp_avg:{name}" in file.keys():  # noqa: SIM118
+                        moments = {key: file.get_tensor(f"{key}:{name}").clone() for key in ("exp_avg", "exp_avg_sq")}
+                        self.optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+        for name, curve in json.loads(about["curves"]).items():
+            context.curves[name] = [(int(x), float(y)) for x, y in curve]
+        context.progress.say(f"going on from step {step}")
+        return step

@@ -1,0 +1,50 @@
+"""Vocabulary: train a tokenizer for a model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from zoo.compressor import Compressor, CompressorOptions, Context, Record
+from zoo.model import Model
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class TrainBPE(Compressor):
+    """Train a byte-level BPE tokenizer of the model's vocabulary size on the training data.
+
+    Bytes are the base alphabet, so every text can be encoded (Radford et al. 2019, section 2.2).
+    """
+
+    name = "vocabulary.bpe"
+
+    class Options(CompressorOptions):
+        data: str = Field("train", description="which entry of the recipe's [data] table to learn merges from")
+
+    def roles(self, options: Options) -> tuple[str, ...]:
+        return (options.data,)
+
+    def outline(self, model: Model, options: Options) -> Record:
+        return {"vocabulary": int(model.spec.config["vocab_size"])}
+
+    def apply(self, model: Model, options: Options, context: Context) -> Record:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        size = int(model.spec.config["vocab_size"])
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        texts = [sample.text for sample in context.dataset(options.data, self.name)]
+        tokenizer.train_from_iterator(texts, trainer=trainer, length=len(texts))
+        model.processor = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+        )
+        return {"vocabulary": tokenizer.get_vocab_size()}
+
+    def rebuild(self, model: Model, record: Record) -> None:
+        pass

@@ -1,0 +1,177 @@
+"""Evaluation of language models: held-out bits per byte with an interval, and speed.
+
+A metric is {"value", and where it has an interval "low" and "high", "unit", "better"}.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from zoo.data import Dataset
+from zoo.errors import DataError, RequestError
+from zoo.family import TextFamily
+from zoo.generation import next_tokens
+from zoo.model import Model
+
+Metric = dict[str, Any]
+CHUNK_BYTES = 64 * 2**20
+
+
+class Perplexity:
+    """Held-out bits per UTF-8 byte, comparable between tokenizers and with a file compressor, and token perplexity.
+
+    Every record is cut into windows of the model's context (each after an end-of-text token), so every token is
+    predicted once from at most one window of what came before. The interval is a 95% bootstrap over windows. Masked
+    models report the loss on 15% masked tokens instead.
+    """
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        """Measure; `options`: "max_tokens" (evenly spaced windows up to that many tokens; default all), "length".
+
+        Raises:
+            DataError: no data, or records too short to predict anything.
+        """
+        if data is None:
+            raise DataError('perplexity needs test data: add `test = "..."` to [data], or pass --data.')
+        family = model.family
+        if not isinstance(family, TextFamily):
+            raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
+        length = min(int(options.get("length", 512)), family.context_length(model))
+        windows = _windows(family, model, data, length=length)
+        limit = int(options.get("max_tokens", 0))
+        if limit:
+            stride = max(1, math.ceil(sum(len(ids) for ids, _ in windows) / limit))
+            windows = windows[stride // 2 :: stride] or windows[:1]
+        if model.spec.task == "masked-lm":
+            return _masked(family, model, windows)
+        nats, sizes, counts = [], [], []
+        with torch.inference_mode():
+            for ids, size in windows:
+                nats.append(_nats(model, ids))
+                sizes.append(size)
+                counts.append(len(ids) - 1)
+        bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
+        bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
+        perplexity = math.exp(sum(nats) / sum(counts))
+        return {
+            "bits_per_byte": {**bits_per_byte, "unit": "bit/B", "better": "lower"},
+            "perplexity": {"value": perplexity, "better": "lower"},
+        }
+
+
+class Speed:
+    """Prefill and decode tokens a second on this machine: medians over interleaved repeats, with their range."""
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        """Measure; `options`: "prefill" tokens (256), "decode" tokens (32), "repeats" (5)."""
+        prefill, decode = int(options.get("prefill", 256)), int(options.get("decode", 32))
+        family = model.family
+        assert isinstance(family, TextFamily)
+        prefill = min(prefill, family.context_length(model) - decode)
+        ids = family.example(model, batch=1, size=prefill)["input_ids"]
+        fast, slow = [], []
+        for repeat in range(int(options.get("repeats", 5)) + 1):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                model.module(input_ids=ids)
+            first = time.perf_counter()
+            if model.spec.task == "causal-lm":
+                tokens = next_tokens(model, ids[0, :16].tolist(), decode + 1)
+                next(tokens)  # the prompt's own pass
+                begun = time.perf_counter()
+                count = sum(1 for _ in tokens)
+                slow.append(count / (time.perf_counter() - begun))
+            fast.append(prefill / (first - start))
+            if repeat == 0:  # warm-up
+                fast.clear()
+                slow.clear()
+        found = {"prefill_tokens_per_s": _spread(fast)}
+        return found | ({"decode_tokens_per_s": _spread(slow)} if slow else {})
+
+
+def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[tuple[list[int], int]]:
+    """(ids with a leading end-of-text token, bytes of text they cover) of every window of every record."""
+    tokenizer = family.tokenizer(model)
+    lead = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.cls_token_id
+    windows = []
+    for sample in data:
+        ids, spans = family.tokens(model, sample.text)
+        for start in range(0, len(ids), length - 1):
+            piece, span = ids[start : start + length - 1], spans[start : start + length - 1]
+            text = sample.text[span[0][0] : span[-1][1]]
+            if text:
+                windows.append(([lead, *piece], len(text.encode())))
+    if not windows:
+        raise DataError(f"{data.name!r} holds no text to predict.")
+    return windows
+
+
+def _nats(model: Model, ids: list[int]) -> float:
+    """Sum of -log p over the tokens after the first."""
+    family = model.family
+    assert isinstance(family, TextFamily)
+    ids_T = torch.tensor([ids], device=model.device)
+    split = family.body_and_head(model.module)
+    if split is None:
+        logits = model.module(input_ids=ids_T).logits[0, :-1]
+        return float(F.cross_entropy(logits.float(), ids_T[0, 1:], reduction="sum"))
+    body, head = split
+    hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
+    size = max(1, CHUNK_BYTES // (4 * int(model.spec.config["vocab_size"])))
+    pieces = zip(hidden_TD.split(size), ids_T[0, 1:].split(size), strict=True)
+    return sum(float(F.cross_entropy(head(part).float(), label, reduction="sum")) for part, label in pieces)
+
+
+def _masked(family: TextFamily, model: Model, windows: list[tuple[list[int], int]]) -> dict[str, Metric]:
+    """Loss on 15% of the tokens, replaced by the mask token (Devlin et al. 2019, 1810.04805, section 3.1)."""
+    mask = family.tokenizer(model).mask_token_id
+    generator = torch.Generator().manual_seed(0)
+    nats, counts = [], []
+    with torch.inference_mode():
+        for ids, _ in windows:
+            ids_T = torch.tensor(ids, device=model.device)
+            hidden = (torch.rand(len(ids), generator=generator) < 0.15).to(model.device)
+            if not hidden.any():
+                continue
+            logits = model.module(input_ids=ids_T.masked_fill(hidden, mask)[None]).logits[0][hidden]
+            nats.append(float(F.cross_entropy(logits.float(), ids_T[hidden], reduction="sum")))
+            counts.append(int(hidden.sum()))
+    loss = _ratio(torch.tensor(nats, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64))
+    return {"masked_token_loss": {**loss, "unit": "nat", "better": "lower"}}
+
+
+def _ratio(over: torch.Tensor, under: torch.Tensor, *, draws: int = 1000) -> Metric:
+    """sum(over) / sum(under) with a 95% percentile bootstrap over the entries (Efron 1979), seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(0, len(over), (draws, len(over)), generator=generator)
+    ratios = (over[picks].sum(1) / under[picks].sum(1)).sort().values
+    low, high = ratios[int(0.025 * draws)], ratios[int(0.975 * draws) - 1]
+    return {"value": float(over.sum() / under.sum()), "low": float(low), "high": float(high)}
+
+
+def _spread(values: list[float]) -> Metric:
+    ordered = sorted(values)
+    return {
+        "value": ordered[len(ordered) // 2], "low": ordered[0], "high": ordered[-1], "unit": "token/s", "better": "higher",
+    }
+
+
+class Xz:
+    """What `xz -9e` makes of the same text: bits per byte of the records, one after the other, as one stream."""
+
+    label = "xz -9e"
+
+    def measure(self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        import lzma
+
+        if data is None:
+            raise DataError('xz needs test data: add `test = "..."` to [data].')
+        text = "".join(sample.text for sample in data).encode()
+        packed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
+        return {"bits_per_byte": {"value": 8 * len(packed) / len(text), "unit": "bit/B", "better": "lower"}}

@@ -1,0 +1,188 @@
+"""Language models whose architecture transformers has a class for.
+
+One family serves every such architecture: the config decides what is built, detection finds the anatomy. Remote code
+is never run, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from zoo.anatomy import Anatomy
+from zoo.catalog import ModelSpec
+from zoo.errors import ArtifactError, RequestError
+from zoo.family import TextFamily
+from zoo.model import Model
+
+TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+
+
+class TransformersText(TextFamily):
+    """Text models built from a transformers config."""
+
+    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
+
+    def build(self, config: dict[str, Any], task: str) -> nn.Module:
+        """Build the native class for `config` (its `model_type` decides) and `task`.
+
+        Raises:
+            RequestError: transformers has no class for this model type and task.
+        """
+        import transformers
+
+        values = {key: value for key, value in config.items() if key not in REMOTE_CODE_KEYS}
+        model_type = values.pop("model_type", None)
+        try:
+            parsed = transformers.AutoConfig.for_model(model_type, **values)
+            module: nn.Module = getattr(transformers, TASKS[task]).from_config(parsed, attn_implementation="sdpa")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"transformers cannot build a {task} of type {model_type!r}: {_first_line(error)}") from None
+        return module.eval()
+
+    def initialise(self, module: nn.Module) -> None:
+        for part in module.modules():
+            module._init_weights(part)  # type: ignore[operator]
+
+    def anatomy(self, module: nn.Module) -> Anatomy:
+        from zoo.detect import detect
+
+        return detect(module)
+
+    def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]] | None:
+        head = module.get_output_embeddings()  # type: ignore[operator]
+        body = getattr(module, "base_model", None)
+        if head is None or body is None or getattr(module, "lm_head", None) is not head:
+            return None
+        cap = getattr(module.config, "final_logit_softcapping", None)
+
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            raw: torch.Tensor = head(hidden)
+            return torch.tanh(raw / cap) * cap if cap else raw
+
+        return body, logits
+
+    # --- foreign checkpoints ------------------------------------------------------------------------------------
+
+    def read_foreign(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
+        """Load a plain transformers directory through transformers itself, which converts older layouts.
+
+        Raises:
+            ArtifactError: the config is unreadable or names remote code, or the folder holds no safetensors.
+        """
+        import transformers
+
+        config, task = _read_config(path)
+        auto = getattr(transformers, TASKS[task])
+        spec = ModelSpec(name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config)
+        if device == "meta":
+            with torch.device("meta"):
+                module = self.build(config, task)
+            return Model(module, self, spec, processor=self.load_processor(path), origin=str(path))
+        if not list(path.glob("*.safetensors")):
+            raise ArtifactError(f"{path} holds no .safetensors file; other weight formats are not read.")
+        try:
+            module = auto.from_pretrained(
+                path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                attn_implementation="sdpa",
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ArtifactError(f"{path} cannot be loaded: {_first_line(error)}") from None
+        module = module.eval().to(device or "cpu")
+        kept = str(module.dtype).removeprefix("torch.")
+        return Model(
+            module, self, spec, processor=self.load_processor(path), dtype=kept, stored=kept, origin=str(path),
+        )
+
+    def write_foreign(self, model: Model, path: Path) -> str:
+        """Write `config.json` when a plain transformers class of that config has exactly the model's tensors."""
+        config = model.module.config
+        with torch.device("meta"):
+            try:
+                plain = type(model.module)(type(config)(**config.to_diff_dict()))
+            except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+                return f"no plain config describes it: {_first_line(error)}"
+        difference = _first_difference(model.module, plain)
+        if difference:
+            return difference
+        values = {**config.to_dict(), "architectures": [type(model.module).__name__], "dtype": model.stored}
+        for key in ("transformers_version", "_name_or_path"):
+            values.pop(key, None)
+        (path / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return ""
+
+    # --- tokenizer ----------------------------------------------------------------------------------------------
+
+    def load_processor(self, path: Path) -> Any:
+        if not (path / "tokenizer.json").exists():
+            return None
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError):  # a lone tokenizer.json
+            return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+
+    def save_processor(self, processor: Any, path: Path) -> None:
+        processor.save_pretrained(path)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path / 'config.json'} is not a transformers config with a model_type.") from None
+    for key in REMOTE_CODE_KEYS:
+        if config.get(key):
+            raise ArtifactError(f"{path / 'config.json'} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
+    named = " ".join(config.get("architectures") or [])
+    if "MaskedLM" in named:
+        return config, "masked-lm"
+    if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
+        return config, "seq2seq"
+    if named and "CausalLM" not in named and "LMHead" not in named:
+        raise RequestError(f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head.")
+    return config, "causal-lm"
+
+
+def _first_difference(module: nn.Module, plain: nn.Module) -> str:
+    """Say where `module` differs from the plain class in tensors, sharing or run-time numbers; "" where nowhere."""
+    ours, theirs = (_tensors(m) for m in (module, plain))
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        return f"{name} is {'not in' if name in ours else 'only in'} the plain {type(module).__name__}"
+    for name, (shape, first) in ours.items():
+        if (shape, first) != theirs[name]:
+            return f"{name} is {shape} sharing {first}; the plain class has {theirs[name][0]} sharing {theirs[name][1]}"
+    for (name, a), (_, b) in zip(module.named_modules(), plain.named_modules(), strict=True):
+        if type(a) is not type(b):
+            return f"{name} is a {type(a).__name__}, not a {type(b).__name__}"
+        if _numbers(a) != _numbers(b):
+            return f"{name} runs with {_numbers(a)}, the plain class with {_numbers(b)}"
+    return ""
+
+
+def _tensors(module: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
+    first: dict[int, str] = {}
+    return {
+        name: (tuple(tensor.shape), first.setdefault(id(tensor), name))
+        for name, tensor in module.state_dict(keep_vars=True).items()
+    }
+
+
+def _numbers(module: nn.Module) -> dict[str, int | float]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith("_")
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,397 @@
+"""The commands as a user meets them: fresh processes, real files, exact sentences, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from outsiders import MODEL, install, zoo
+
+COMMAND = '[[command]]\nname = "{name}"\nsummary = "Made up for a test"\n'
+
+# A plugin with one command; its module runs `body`.
+CODE = """
+from zoo.hooks import hookimpl
+
+@hookimpl
+def register_commands(register):
+    register({name!r}, {target!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-code with random weights, saved."""
+    import zoo
+
+    return zoo.load("tiny-code", weights="random").save(tmp_path_factory.mktemp("saved") / "model")
+
+
+def add_command(site: Path, name: str, body: str) -> None:
+    plugin = f"out_{name}"
+    code = CODE.format(name=name, target=f"{plugin}.made:command")
+    (install(site, plugin, registry=COMMAND.format(name=name), code=code) / "made.py").write_text(body)
+
+
+# --- list -------------------------------------------------------------------------------------------------------------
+
+
+def test_list_is_readable_when_piped(tmp_path: Path):
+    install(tmp_path, "out_long", registry=MODEL.format(name="a-model-with-a-very-long-name-" + "x" * 150, params=5))
+    done = zoo("list", site=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["name", "params", "modality", "family", "task", "license", "summary"]
+    assert any(line.startswith("tiny-code ") for line in lines)
+    assert "x" * 150 in done.stdout and "Made up for a test" in done.stdout
+
+
+def test_list_json_has_every_key():
+    done = zoo("list", "--json")
+    for model in json.loads(done.stdout):
+        assert {"name", "family", "modality", "task", "params", "license", "hub", "paper", "plugin"} <= set(model)
+    assert "tiny-code" in {model["name"] for model in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [(["--max-params", "10k"], {"small"}), (["--license", "mit"], {"small", "large"}), (["--family", "none"], set()),
+     (["--license", "MIT", "--max-params", "1.5B"], {"small"}),
+     (["--modality", "text", "--license", "MIT"], {"small", "large"})],
+)  # fmt: skip
+def test_list_filters(tmp_path: Path, args: list[str], found: set[str]):
+    install(tmp_path, "out_small", registry=MODEL.format(name="small", params=1_000))
+    install(tmp_path, "out_large", registry=MODEL.format(name="large", params=2_000_000_000))
+    done = zoo("list", "--json", *args, site=tmp_path)
+    assert done.returncode == 0
+    assert {model["name"] for model in json.loads(done.stdout)} == found
+
+
+def test_list_says_which_filter_fits_nothing():
+    done = zoo("list", "--modality", "txt")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "No model has modality 'txt'. Did you mean 'text'? There is: text.\n"
+    assert json.loads(zoo("list", "--modality", "txt", "--json").stdout) == []
+
+
+# --- info -------------------------------------------------------------------------------------------------------------
+
+
+def test_info_computes_memory_and_cache():
+    facts = json.loads(zoo("info", "tiny-code", "--json").stdout)
+    params, config = facts["params"], facts["config"]
+    assert facts["memory_bytes"] == {"fp32": params * 4, "bf16": params * 2, "int8": params, "4-bit": params // 2}
+    layers, heads, width = config["num_hidden_layers"], config["num_key_value_heads"], config["head_dim"]
+    assert facts["kv_cache_bytes_per_token"] == 2 * layers * heads * width * 4 and facts["kv_cache_dtype"] == "float32"
+    assert facts["weights"]
+
+
+def test_info_counts_the_parameters_that_loading_gives():
+    import zoo as library
+
+    facts = json.loads(zoo("info", "tiny-code", "--json").stdout)
+    assert facts["params"] == library.load("tiny-code", device="meta").params
+
+
+def test_info_reads_an_artifact(artifact: Path):
+    facts = json.loads(zoo("info", str(artifact), "--json").stdout)
+    assert facts["name"] == "tiny-code" and facts["stages"] == "none"
+    assert facts["bytes"] == (artifact / "model.safetensors").stat().st_size
+    assert f"saved in {artifact}" in zoo("info", str(artifact)).stdout
+
+
+def test_info_reads_a_plain_checkpoint(artifact: Path, tmp_path: Path):
+    for file in artifact.iterdir():
+        if file.name != "zoo.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    facts = json.loads(zoo("info", str(tmp_path), "--json").stdout)
+    assert facts["params"] == json.loads(zoo("info", "tiny-code", "--json").stdout)["params"]
+    assert facts["family"] == "transformers" and facts["modality"] == "text"
+
+
+def test_info_of_a_damaged_manifest_is_one_sentence(tmp_path: Path):
+    (tmp_path / "zoo.json").write_text("{")
+    done = zoo("info", str(tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(rf"error: {tmp_path}/zoo\.json is not valid JSON: .*\.\n", done.stderr)
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_passes_what_is_as_saved(artifact: Path):
+    done = zoo("verify", str(artifact))
+    assert (done.returncode, done.stdout) == (0, f"{artifact}: every file is as saved.\n")
+    found = json.loads(zoo("verify", str(artifact), "--json").stdout)
+    assert found == {"path": str(artifact), "ok": True, "problems": []}
+
+
+def test_verify_finds_one_flipped_byte(artifact: Path, tmp_path: Path):
+    for file in artifact.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    damaged = bytearray((tmp_path / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(damaged)
+    done = zoo("verify", str(tmp_path), "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert not found["ok"] and [problem["file"] for problem in found["problems"]] == ["model.safetensors"]
+    assert zoo("verify", str(tmp_path)).stdout.startswith("model.safetensors: ")
+
+
+# --- plugins ----------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_lists_the_builtin_ones_by_name():
+    found = {plugin["name"]: plugin for plugin in json.loads(zoo("plugins", "--json").stdout)}
+    assert {"zoo", "zoo_compress", "zoo_slm"} <= set(found)
+    assert found["zoo_slm"]["declares"]["data"] == ["stdlib"] and found["zoo_slm"]["fault"] is None
+    assert zoo("plugins", "list", "--json").stdout == zoo("plugins", "--json").stdout
+
+
+def test_plugins_info_says_what_one_adds():
+    done = zoo("plugins", "info", "zoo_compress")
+    assert "compressor lowrank.svd  " in done.stdout
+    assert json.loads(zoo("plugins", "info", "zoo_compress", "--json").stdout)["name"] == "zoo_compress"
+
+
+def test_a_broken_plugin_is_one_line_and_the_rest_goes_on(tmp_path: Path):
+    package = install(tmp_path, "out_broken", registry="[[model]]\n")
+    fault = (f"{package / 'registry.toml'}, [[model]] 1: 'name' is missing. "
+             "Needed keys: name, family, modality, task, params, license, summary.")  # fmt: skip
+    done = zoo("list", site=tmp_path)
+    assert done.returncode == 0 and "tiny-code" in done.stdout
+    assert done.stderr == f"warning: plugin out_broken: {fault}\n"
+    assert zoo("list", "-q", site=tmp_path).stderr == "" == zoo("-q", "list", site=tmp_path).stderr
+    found = {plugin["name"]: plugin for plugin in json.loads(zoo("plugins", "--json", site=tmp_path).stdout)}
+    assert found["out_broken"]["fault"] == fault
+    strict = zoo("list", site=tmp_path, ZOO_STRICT="1")
+    assert (strict.returncode, strict.stdout) == (1, "")
+    assert strict.stderr == f"error: Plugin out_broken: {fault}\n"
+
+
+def test_no_plugins_leaves_the_shell():
+    done = zoo("plugins", "--json", ZOO_PLUGINS="")
+    assert [plugin["name"] for plugin in json.loads(done.stdout)] == ["zoo"]
+    done = zoo("plan", ZOO_PLUGINS="")
+    assert done.returncode == 2 and done.stderr.startswith("error: No command named 'plan'.")
+    assert zoo("list", ZOO_PLUGINS="").stderr == "The catalogue is empty.\n"
+
+
+# --- wrong requests ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["info", "tiny-cod"], "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}."),
+        (["run", "tiny-cod", "-p", "x"],
+         "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}."),
+        (["info", "./no/such"], "There is no directory ./no/such, and no model of that name."),
+        (["info", "."], ". holds no model: neither zoo.json nor config.json is in it."),
+        (["run", "tiny-code"], "There is no prompt. Give one with --prompt TEXT, or pipe text in."),
+        (["eval", "tiny-code", "--task", "perplexit"],
+         "No evaluator named 'perplexit'. Did you mean 'perplexity'? Evaluators: {evaluators}."),
+        (["list", "--max-params", "big"], "'big' is not a parameter count. Write it like 135000000, 135M or 1.5B."),
+        (["verify", "no-such-dir"], "There is no directory no-such-dir."),
+        (["plugins", "info", "zoo_sl"],
+         "No plugin named 'zoo_sl'. Did you mean 'zoo_slm'? `zoo plugins` shows all {plugins}."),
+        (["lst"], "No command named 'lst'. Did you mean 'list'? Commands: {commands}."),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_sentence(tmp_path: Path, args: list[str], sentence: str):
+    found = json.loads(zoo("plugins", "--json", site=tmp_path).stdout)
+    names = {kind: [name for plugin in found for name in plugin["declares"][kind]] for kind in found[0]["declares"]}
+    done = zoo(*args, site=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: {}\n".format(
+        sentence.format(models=len(names["model"]), plugins=len(found), evaluators=", ".join(names["evaluator"]),
+                        commands=", ".join(names["command"]))
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [(["list", "--modalty", "x"], "--modality"), (["info"], "MODEL"), (["plugins", "inf"], "'info'"),
+     (["run", "x", "--temperature", "-1"], "--temperature"), (["--nope"], "--nope"),
+     (["run", "x", "--max-new-tokens", "0"], "--max-new-tokens")],
+)  # fmt: skip
+def test_wrong_options_are_refused_before_any_work(args: list[str], says: str):
+    done = zoo(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: ") and says in first
+    assert second.endswith("--help` shows how it is used.")
+
+
+def test_an_unexpected_error_is_one_line_and_v_shows_the_traceback(tmp_path: Path):
+    add_command(tmp_path, "crash", 'def command() -> None:\n    "Crash."\n    raise ValueError("two\\nlines")\n')
+    done = zoo("crash", site=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: unexpected ValueError: two lines (run again with -v for the traceback)\n"
+    for args in (["-v", "crash"], ["crash", "-v"]):
+        done = zoo(*args, site=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Traceback") and done.stderr.endswith("error: unexpected ValueError: two lines\n")
+
+
+def test_an_interrupt_is_a_sentence_and_130(tmp_path: Path):
+    body = 'import time\n\ndef command() -> None:\n    "Wait."\n    print("waiting", flush=True)\n    time.sleep(60)\n'
+    add_command(tmp_path, "wait", body)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "zoo", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "error: interrupted before the work was done.\n")
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
+    body = 'def command() -> None:\n    "Print much."\n    for i in range(200000):\n        print(i)\n'
+    add_command(tmp_path, "much", body)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "zoo", "much"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == ""
+
+
+# --- the shell --------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_declared_commands_without_importing_them(tmp_path: Path):
+    install(tmp_path, "out_help", registry=COMMAND.format(name="wonder"), code="raise SystemExit('imported')")
+    for args in (["--help"], ["-h"], []):
+        done = zoo(*args, site=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        for name in (
+            "list",
+            "info",
+            "run",
+            "eval",
+            "bench",
+            "verify",
+            "plugins",
+            "plan",
+            "compress",
+            "inspect",
+            "wonder",
+        ):
+            assert re.search(rf"^  {name} +\w", done.stdout, re.MULTILINE), name
+        assert "..." not in done.stdout.partition("Commands:")[2]
+    done = zoo("wonder", site=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1, "error: Plugin out_help cannot be used: out_help.plugin cannot be imported: SystemExit: imported\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["list", "info", "run", "eval", "bench", "verify", "plugins", "plan", "compress", "inspect"]
+)
+def test_every_command_has_help_and_the_shared_options(name: str):
+    done = zoo(name, "-h")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Usage: zoo {name}" in done.stdout and "--verbose" in done.stdout and "--quiet" in done.stdout
+
+
+def test_a_clashing_command_is_reached_by_its_plugin(tmp_path: Path):
+    add_command(tmp_path, "list", 'def command() -> None:\n    "Another."\n    print("another")\n')
+    assert "tiny-code" in zoo("list", site=tmp_path).stdout
+    assert zoo("out_list:list", site=tmp_path).stdout == "another\n"
+    assert "command 'list' is already declared by plugin zoo" in zoo("list", site=tmp_path).stderr
+
+
+def test_version():
+    assert re.fullmatch(r"zoo \d+\.\d+\.\d+\S*\n", zoo("--version").stdout)
+
+
+def test_completion_knows_commands_and_models():
+    def complete(words: str) -> list[str]:
+        done = zoo(_ZOO_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1))
+        return done.stdout.split()
+
+    assert complete("zoo ins") == ["inspect"]
+    assert complete("zoo info tiny-") == ["tiny-code"]
+    assert "--max-params" in complete("zoo list --m")
+    assert complete("zoo plugins info zoo_s") == ["zoo_slm"]
+    assert zoo("--show-completion", "bash").returncode in (0, 2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_colour_only_on_a_terminal_that_wants_it():
+    import pty
+
+    def on_a_terminal(**env: str) -> str:
+        master, slave = pty.openpty()
+        inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
+        with subprocess.Popen([sys.executable, "-m", "zoo", "lst"], stderr=slave, stdin=slave, stdout=slave,
+                              env={**inherited, "TERM": "xterm", **env}):  # fmt: skip
+            os.close(slave)
+            time.sleep(0.1)
+            text = b""
+            while True:
+                try:
+                    piece = os.read(master, 4096)
+                except OSError:  # the other end is closed
+                    break
+                if not piece:
+                    break
+                text += piece
+        os.close(master)
+        return text.decode()
+
+    assert "\x1b[31merror:\x1b[0m No command" in on_a_terminal()
+    assert "\x1b" not in on_a_terminal(NO_COLOR="1")
+    assert "\x1b" not in zoo("lst").stderr
+
+
+# --- run, eval, bench: these need the packaged weights ----------------------------------------------------------------
+
+
+def test_run_streams_a_continuation():
+    done = zoo("run", "tiny-code", "-p", "import ", "--max-new-tokens", "8")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+def test_run_reads_stdin_and_prints_json():
+    given = zoo("run", "tiny-code", "-p", "def ", "--max-new-tokens", "8", "--json")
+    piped = zoo("run", "tiny-code", "--max-new-tokens", "8", "--json", stdin="def ")
+    assert json.loads(given.stdout)["text"] == json.loads(piped.stdout)["text"]
+    streamed = zoo("run", "tiny-code", "-p", "def ", "--max-new-tokens", "8").stdout
+    assert streamed == json.loads(given.stdout)["text"] + "\n"
+
+
+def test_run_is_reproducible_by_its_seed():
+    def sample(seed: str) -> str:
+        return zoo(
+            "run", "tiny-code", "-p", "x", "--temperature", "1.5", "--seed", seed, "--max-new-tokens", "16"
+        ).stdout
+
+    assert sample("1") == sample("1") != sample("2")
+
+
+def test_eval_gives_a_perplexity():
+    done = zoo("eval", "tiny-code", "--data", "stdlib:test[:4]", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["model"] == "tiny-code" and set(found["tasks"]) == {"perplexity"}
+    assert any(isinstance(value, float) for value in found["tasks"]["perplexity"].values())
+
+
+def test_bench_gives_figures():
+    done = zoo("bench", "tiny-code", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tasks"]["speed"]

@@ -1,0 +1,72 @@
+"""The start stays instant: what the light commands import, counted in fresh processes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from outsiders import MODEL, install, python
+
+HEAVY = {"torch", "transformers", "diffusers", "timm", "pydantic", "numpy", "huggingface_hub"}
+BUDGET = 300  # modules, the interpreter's own included; 63 to 235 when this was written
+
+# Runs a command, then writes the names of all imported modules to stderr.
+COUNTED = """
+import sys
+from zoo.cli import main
+code = main(sys.argv[1:])
+import json
+print("MODULES" + json.dumps(sorted(sys.modules)), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def modules_of(*args: str, **options) -> list[str]:
+    done = python("-c", COUNTED, *args, **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stderr.rpartition("MODULES")[2])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "list", "list --json", "info tiny-code", "info tiny-code --json", "plugins", "plugins --json",
+     "plugins info zoo_compress", "--version", "list --max-params 1B --modality text"],
+)  # fmt: skip
+def test_light_commands_import_nothing_heavy(command: str):
+    modules = modules_of(*command.split())
+    assert not HEAVY & {name.partition(".")[0] for name in modules}
+    assert len(modules) <= BUDGET
+
+
+def test_help_imports_no_plugin():
+    tops = {name.partition(".")[0] for name in modules_of("--help")}
+    assert not {"zoo_compress", "zoo_slm", "pluggy", "rich"} & tops
+
+
+def test_import_zoo_is_light():
+    done = python("-c", "import sys, zoo; print(len(sys.modules)); print(*sys.modules)")
+    count, names = done.stdout.splitlines()
+    assert int(count) <= 100
+    assert not HEAVY & {name.partition(".")[0] for name in names.split()}
+
+
+def test_the_start_does_not_grow_with_broken_or_slow_plugins(tmp_path):
+    before = modules_of("list", site=tmp_path)
+    for i in range(20):
+        registry = MODEL.format(name=f"made-{i}", params=1)
+        install(tmp_path, f"out_{i}", registry=registry, code="import time; time.sleep(100)")
+    assert set(modules_of("list", site=tmp_path)) - set(before) == set()
+
+
+def test_the_public_surface_is_one_list():
+    code = (
+        "import zoo; print([name for name in zoo.__all__ if getattr(zoo, name, None) is None]); print(sorted(dir(zoo)))"
+    )
+    missing, names = python("-c", code).stdout.splitlines()
+    assert missing == "[]"
+    assert "load" in names
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    done = python("-c", "import zoo; zoo.lod")
+    assert done.stderr.strip().splitlines()[-1].startswith("AttributeError: module 'zoo' has no attribute 'lod'")

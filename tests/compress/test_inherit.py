@@ -1,0 +1,288 @@
+"""Inheritance: the kept blocks are the original's, in their order, with a cache that works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stages import apply, assert_outline_foretells, assert_replays, check, context, data, logits, options, small
+from torch import nn
+from twins import CAUSAL, TWINS, tokens
+from zoo_compress.calibrate import CalibrationOptions, batches
+from zoo_compress.inherit import Inherit, block_influence
+
+from zoo.compressor import Context
+from zoo.errors import DataError, Refused, RequestError
+
+DEEP = {"gpt2": {"n_layer": 4}}
+
+
+def deep(name, **changes):
+    return small(name, **DEEP.get(name, {"num_hidden_layers": 4}), **changes)
+
+
+def block_outputs(model, ids):
+    outputs = []
+    hooks = [
+        model.module.get_submodule(block.path).register_forward_hook(
+            lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for block in model.anatomy.stacks["language"].blocks
+    ]
+    logits(model, ids)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_first_blocks_put_out_the_same_bits(name):
+    model, ids = deep(name), tokens()
+    before = block_outputs(model, ids)
+    apply(model, "inherit", {"layers": "first:3"})
+    after = block_outputs(model, ids)
+    assert len(after) == 3 and all(torch.equal(a, b) for a, b in zip(after, before, strict=False))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_outline_foretells_and_a_saved_model_loads(name, tmp_path):
+    model = deep(name)
+    assert_outline_foretells(model, "inherit", layers=[0, 2, 3])
+    assert_replays(model, tokens(), tmp_path)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_cached_equals_uncached_after_dropping_blocks(name):
+    model, ids = deep(name), tokens(length=14)
+    apply(model, "inherit", {"layers": [1, 3]})
+    with torch.no_grad():
+        whole = model.module(input_ids=ids).logits
+        prompt = model.module(input_ids=ids[:, :9], use_cache=True)
+        rest = model.module(input_ids=ids[:, 9:], past_key_values=prompt.past_key_values, use_cache=True)
+    torch.testing.assert_close(rest.logits, whole[:, 9:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_cut_model_equals_one_built_shallow_with_the_same_blocks(name):
+    """The reference is transformers' own class at the smaller depth, filled by hand."""
+    ids = tokens()
+    plain = deep(name)
+    kept = [0, 3] if name != "gemma2" else [0, 2]  # at depth 2 gemma2's second block is full attention
+    depth = {"n_layer": 2} if name == "gpt2" else {"num_hidden_layers": 2}
+    types = getattr(plain.module.config, "layer_types", None)
+    if types:
+        depth["layer_types"] = [types[i] for i in kept]
+    reference = small(name, **depth)
+    path = plain.anatomy.stacks["language"].path
+    tensors = {}
+    for key, tensor in plain.module.state_dict().items():
+        index, _, rest = key.removeprefix(f"{path}.").partition(".")
+        if not key.startswith(f"{path}."):
+            tensors[key] = tensor
+        elif int(index) in kept:
+            tensors[f"{path}.{kept.index(int(index))}.{rest}"] = tensor
+    reference.module.load_state_dict(tensors, strict=True)
+    apply(plain, "inherit", {"layers": kept})
+    assert torch.equal(logits(plain, ids), logits(reference, ids))
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [
+        ("first:2", [0, 1]),
+        ("last:2", [2, 3]),
+        ("every:2", [0, 2]),
+        ("every:3", [0, 3]),
+        ([0, -1], [0, 3]),
+        ("first:4", [0, 1, 2, 3]),
+    ],
+)
+def test_each_way_keeps_what_it_says(layers, kept):
+    model = deep("llama")
+    apply(model, "inherit", {"layers": layers})
+    assert model.lineage[-1].record == {"stack": "model.layers", "of": 4, "kept": kept}
+    assert model.module.config.num_hidden_layers == len(kept)
+    assert [layer.self_attn.layer_idx for layer in model.module.model.layers] == list(range(len(kept)))
+
+
+def test_the_depth_is_set_under_the_config_s_own_name():
+    model = deep("gpt2")
+    apply(model, "inherit", {"layers": "first:2"})
+    assert model.module.config.n_layer == 2 and model.module.config.to_dict()["n_layer"] == 2
+
+
+def test_lists_with_an_entry_a_block_follow_the_kept_blocks():
+    types = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    model = deep("gemma2", layer_types=types)
+    apply(model, "inherit", {"layers": [0, 3]})
+    assert model.module.config.layer_types == ["sliding_attention", "sliding_attention"]
+    assert model.spec.config["layer_types"] == types  # the spec still describes the model that was published
+
+
+def test_lists_that_only_happen_to_be_as_long_stay():
+    model = deep("llama")
+    model.module.config.eos_token_id = [1, 2, 3, 4]
+    apply(model, "inherit", {"layers": "first:2"})
+    assert model.module.config.eos_token_id == [1, 2, 3, 4]
+
+
+# --- influence ------------------------------------------------------------------------------------------------------
+
+
+def silence(model, *indices):
+    """Make blocks the identity: what they write to the residual is zero."""
+    for index in indices:
+        block = model.module.model.layers[index]
+        for linear in (block.self_attn.o_proj, block.mlp.down_proj):
+            nn.init.zeros_(linear.weight)
+
+
+def calibration(model, **values):
+    return batches(model, CalibrationOptions(length=16, samples=8, **values), context(), stage="inherit")
+
+
+def test_an_identity_block_has_no_influence():
+    model = deep("llama")
+    silence(model, 1)
+    influence = block_influence(model, model.anatomy.stacks["language"], calibration(model))
+    assert abs(influence[1]) < 1e-12
+    assert all(1e-3 < value < 2 for i, value in enumerate(influence) if i != 1)
+
+
+def test_dropping_identity_blocks_by_influence_leaves_the_logits():
+    model, ids = deep("llama"), tokens()
+    silence(model, 1, 2)
+    before = logits(model, ids)
+    apply(model, "inherit", {"layers": "influence:2", "length": 16}, context())
+    assert model.lineage[-1].record["kept"] == [0, 3]
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_influence_is_one_minus_the_mean_cosine():
+    """The reference runs the blocks by hooks of its own and takes the cosine by its definition."""
+    model = deep("gpt-neox")
+    (batch,) = calibration(model, batch=8)
+    seen = []
+    blocks = model.module.gpt_neox.layers
+    hooks = [b.register_forward_hook(lambda _m, args, out: seen.append((args[0], out)), with_kwargs=False) for b in blocks]
+    logits(model, batch["input_ids"])
+    for hook in hooks:
+        hook.remove()
+    expected = []
+    for before, after in seen:
+        after = after[0] if isinstance(after, tuple) else after
+        a, b = before.double().reshape(-1, 32), after.double().reshape(-1, 32)
+        cosines = [float(x @ y / (x.norm() * y.norm())) for x, y in zip(a, b, strict=True)]
+        expected.append(1 - sum(cosines) / len(cosines))
+    assert block_influence(model, model.anatomy.stacks["language"], [batch]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_influence_does_not_depend_on_the_batch_size():
+    model = deep("qwen2")
+    stack = model.anatomy.stacks["language"]
+    one, many = (block_influence(model, stack, calibration(model, batch=size)) for size in (1, 8))
+    assert one == pytest.approx(many, rel=1e-5)
+
+
+def test_ends_are_kept_unless_told_otherwise():
+    model = deep("llama")
+    silence(model, 0)
+    apply(model, "inherit", {"layers": "influence:2", "length": 16}, context())
+    kept, influence = model.lineage[-1].record["kept"], model.lineage[-1].record["influence"]
+    assert kept == [0, 3] and len(influence) == 4
+    model = deep("llama")
+    silence(model, 0)
+    apply(model, "inherit", {"layers": "influence:3", "length": 16, "keep_ends": False}, context())
+    assert model.lineage[-1].record["kept"] == [1, 2, 3]
+
+
+def test_influence_needs_calibration_data():
+    with pytest.raises(DataError, match="inherit needs calibration data"):
+        apply(deep("llama"), "inherit", {"layers": "influence:2"}, Context())
+    assert Inherit().roles(options("inherit", layers="influence:2")) == ("calibration",)
+    assert Inherit().roles(options("inherit", layers="first:2")) == ()
+
+
+# --- with other stages ----------------------------------------------------------------------------------------------
+
+
+def test_sharing_outlives_its_first_owner(tmp_path):
+    model, ids = deep("llama"), tokens()
+    apply(model, "share.ffn")
+    apply(model, "inherit", {"layers": "last:2"})
+    aliases = model.aliases()
+    assert aliases["model.layers.1.mlp.up_proj.weight"] == "model.layers.0.mlp.up_proj.weight"
+    assert_replays(model, ids, tmp_path)
+
+
+def test_packed_blocks_are_dropped_whole_and_their_traits_move(tmp_path):
+    model, ids = deep("llama"), tokens()
+    apply(model, "quantize.int8", {"target": "language.blocks[3:]"})
+    apply(model, "inherit", {"layers": [0, 3]})
+    state = model.state()
+    assert "model.layers.1.mlp.up_proj" in state and "model.layers.3.mlp.up_proj" not in state
+    assert_replays(model, ids, tmp_path)
+
+
+def test_twice_in_a_row(tmp_path):
+    model, ids = deep("opt"), tokens()
+    apply(model, "inherit", {"layers": [0, 1, 3]})
+    apply(model, "inherit", {"layers": "last:2"})
+    assert_replays(model, ids, tmp_path)
+
+
+def test_applying_leaves_the_global_random_state():
+    before = torch.get_rng_state()
+    apply(deep("llama"), "inherit", {"layers": "influence:2", "length": 16}, context())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"layers": "first:9"}, r"'first:9' asks for 9 blocks, but 'language' has 4"),
+        ({"layers": [0, 7]}, r"no block 7; the stack has blocks 0 to 3"),
+        ({"layers": [2, 1]}, r"layers = \[2, 1\] must rise"),
+        ({"layers": [3, -1]}, r"must rise"),
+        ({"layers": "influence:1"}, r"cannot keep both ends; ask for 2"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(values, says):
+    with pytest.raises(Refused, match=says):
+        check(deep("llama"), "inherit", **values)
+
+
+def test_part_of_a_stack_is_no_target():
+    with pytest.raises(RequestError, match="write target = 'language'"):
+        check(deep("llama"), "inherit", layers="first:1", target="language.blocks[1:]")
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ("frist:2", r"Did you mean 'first'\?"),
+        ("first", r"needs a number from 1 after the colon, such as 'first:4'"),
+        ("every:0", r"needs a number"),
+        ([], r"keeps no block"),
+    ],
+)
+def test_unreadable_layers_say_how_to_write_them(layers, says):
+    with pytest.raises(ValueError, match=says):
+        Inherit.Options(layers=layers)
+
+
+def test_calibration_windows_spread_over_the_data_and_follow_from_it():
+    model = deep("llama")
+    wanted = CalibrationOptions(length=16, samples=4, batch=3)
+    once, again = (batches(model, wanted, Context(data={"calibration": data()}), stage="x") for _ in range(2))
+    assert [tuple(b["input_ids"].shape) for b in once] == [(3, 16), (1, 16)]
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(once, again, strict=True))
+    windows = model.family.windows(model, data(), length=16)
+    assert torch.equal(once[1]["input_ids"][0], windows[3 * len(windows) // 4]["input_ids"])
+
+
+def test_calibration_windows_are_no_longer_than_the_context():
+    (batch, *_) = batches(deep("llama"), CalibrationOptions(length=999), context(), stage="x")
+    assert batch["input_ids"].shape[1] == 64

@@ -1,0 +1,347 @@
+"""Packed layers: equal to their formulas, and unchanged by a save and a load."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from zoo_compress.quantize import packed
+from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, NF4Linear
+
+# O out, I in, T rows. The NF4 levels of QLoRA, appendix E (arXiv:2305.14314).
+NF4_LEVELS = torch.tensor(
+    [
+        -1.0,
+        -0.6961928,
+        -0.52507305,
+        -0.39491749,
+        -0.28444138,
+        -0.18477343,
+        -0.09105004,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.562617,
+        0.72295684,
+        1.0,
+    ]
+)
+
+
+def make_linear(in_features=64, out_features=48, *, bias=True, seed=0):
+    torch.manual_seed(seed)
+    return nn.Linear(in_features, out_features, bias=bias)
+
+
+def int8_reference(weight_OI):
+    """absmax / 127 per row, one number at a time."""
+    rows = []
+    for row in weight_OI.tolist():
+        largest = max(abs(value) for value in row)
+        scale = largest / 127 if largest else 1.0
+        rows.append([round(value / scale) * scale for value in row])
+    return torch.tensor(rows)
+
+
+def reload(module, empty, path):
+    """Save, then load into an empty module that was built from shapes alone."""
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    empty.load_state_dict(load_file(path), assign=True)
+    return empty
+
+
+def test_int8_matches_the_formula():
+    linear = make_linear(in_features=20, out_features=6)
+    torch.testing.assert_close(
+        Int8Linear.from_linear(linear).dequantize(), int8_reference(linear.weight), rtol=1e-6, atol=1e-7
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40), in_features=st.integers(1, 70), out_features=st.integers(1, 40), bias=st.booleans(),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_int8_forward_matches_dequantized(rows, in_features, out_features, bias, seed):
+    int8 = Int8Linear.from_linear(make_linear(in_features, out_features, bias=bias, seed=seed))
+    x_TI = torch.randn(rows, in_features)
+    want_TO = F.linear(x_TI, int8.dequantize(), int8.bias)
+    # bf16 keeps 8 bits, so inputs and outputs of the decode kernel are each off by up to 2**-9.
+    bound = F.linear(x_TI.abs(), int8.dequantize().abs()) * 2**-8 + 1e-5
+    assert ((int8(x_TI) - want_TO).abs() <= bound).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(scale=st.floats(1e-30, 1e30), seed=st.integers(0, 99))
+def test_int8_error_is_at_most_half_a_step(scale, seed):
+    torch.manual_seed(seed)
+    linear = nn.Linear(13, 7)
+    linear.weight.data.mul_(scale)
+    int8 = Int8Linear.from_linear(linear)
+    error_OI = (int8.dequantize() - linear.weight).abs()
+    assert (error_OI <= int8.scale[:, None] * 0.5001).all()
+    assert (int8.weight_int8.abs().amax(dim=1) == 127).all()
+
+
+@pytest.mark.parametrize("rows", [17, 64])
+def test_int8_many_rows_are_exact_to_fp32(rows):
+    int8 = Int8Linear.from_linear(make_linear())
+    x_TI = torch.randn(rows, 64)
+    torch.testing.assert_close(int8(x_TI), F.linear(x_TI, int8.dequantize(), int8.bias), rtol=1e-5, atol=1e-5)
+
+
+def test_decode_rows_zero_makes_every_call_exact(monkeypatch):
+    monkeypatch.setattr(Int8Linear, "decode_rows", 0)
+    int8 = Int8Linear.from_linear(make_linear())
+    x_TI = torch.randn(1, 64)
+    torch.testing.assert_close(int8(x_TI), F.linear(x_TI, int8.dequantize(), int8.bias), rtol=1e-5, atol=1e-5)
+
+
+def test_widening_in_blocks_changes_nothing(monkeypatch):
+    int8 = Int8Linear.from_linear(make_linear())
+    x_TI = torch.randn(33, 64)
+    whole_TO = int8(x_TI)
+    monkeypatch.setattr(packed, "WIDEN_ELEMENTS", 64 * 7)  # 7 rows at a time, 48 is not a multiple
+    torch.testing.assert_close(int8(x_TI), whole_TO, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [Int8Linear.from_linear, NF4Linear.from_linear])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64), (5, 7, 64), (2, 1, 3, 64), (0, 64)])
+def test_output_has_the_shape_and_dtype_of_the_input(build, dtype, shape):
+    layer = build(make_linear())
+    x = torch.randn(shape).to(dtype)
+    y = layer(x)
+    assert y.shape == (*shape[:-1], 48)
+    assert y.dtype == dtype
+    # bf16 arithmetic at worst: 8 bits of mantissa over a sum of 64 terms of order one.
+    torch.testing.assert_close(y.float(), F.linear(x.float(), layer.dequantize(), layer.bias), rtol=0.02, atol=0.03)
+
+
+def test_decode_kernel_takes_views_at_any_address():
+    int8 = Int8Linear.from_linear(make_linear())
+    x_TI = torch.randn(2, 65, dtype=torch.bfloat16)
+    torch.testing.assert_close(int8(x_TI[:, 1:]), int8(x_TI[:, 1:].clone()), rtol=0, atol=0)
+    shifted = x_TI.flatten()[1:65].view(1, 64)
+    torch.testing.assert_close(int8(shifted), int8(shifted.clone()), rtol=0, atol=0)
+    want = int8(x_TI[:, 1:])
+    int8.weight_int8 = torch.cat([torch.zeros(1, dtype=torch.int8), int8.weight_int8.flatten()])[1:].view(48, 64)
+    torch.testing.assert_close(int8(x_TI[:, 1:]), want, rtol=0, atol=0)
+
+
+def test_gradient_reaches_the_input():
+    int8 = Int8Linear.from_linear(make_linear())
+    x_TI = torch.randn(2, 64, requires_grad=True)
+    int8(x_TI).sum().backward()
+    torch.testing.assert_close(x_TI.grad, int8.dequantize().sum(0).expand(2, 64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [Int8Linear.from_linear, NF4Linear.from_linear])
+def test_zero_rows_stay_zero(build):
+    linear = make_linear(bias=False)
+    linear.weight.data[3] = 0
+    layer = build(linear)
+    assert layer(torch.randn(1, 64))[0, 3] == 0
+    assert layer(torch.randn(40, 64))[:, 3].eq(0).all()
+    assert layer.dequantize()[3].eq(0).all()
+    if isinstance(layer, Int8Linear):
+        assert layer.scale[3] == 1
+
+
+@pytest.mark.parametrize("build", [Int8Linear.from_linear, NF4Linear.from_linear])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_weights_name_the_row(build, value):
+    linear = make_linear()
+    linear.weight.data[5, 2] = value
+    linear.weight.data[7, 1] = value
+    with pytest.raises(ValueError, match=r"row 5 of the weight has 1 non-finite values.*2 of 48 rows"):
+        build(linear)
+
+
+def test_non_finite_embedding_names_the_row():
+    embedding = nn.Embedding(6, 4)
+    embedding.weight.data[2] = float("nan")
+    with pytest.raises(ValueError, match="row 2 of the weight has 4 non-finite"):
+        Int8Embedding.from_embedding(embedding)
+
+
+def test_other_layers_are_refused_by_name():
+    with pytest.raises(ValueError, match="cannot quantise a Conv2d"):
+        Int8Linear.from_linear(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="cannot quantise a ReLU"):
+        Int8Linear.from_linear(nn.ReLU())
+
+
+@pytest.mark.parametrize("build", [Int8Linear.from_linear, NF4Linear.from_linear])
+def test_conv1d_equals_its_linear(build):
+    linear = make_linear()
+    conv = Conv1D(48, 64)
+    conv.weight.data = linear.weight.data.t().contiguous()
+    conv.bias.data = linear.bias.data
+    x = torch.randn(2, 3, 64)
+    torch.testing.assert_close(build(conv)(x), build(linear)(x), rtol=0, atol=0)
+
+
+EMPTY = {
+    "int8": lambda: Int8Linear(64, 48, bias=True, device="meta"),
+    "nf4": lambda: NF4Linear(64, 48, bias=True, device="meta"),
+    "nf4 nested": lambda: NF4Linear(64, 48, bias=True, blocksize=128, nested=True, device="meta"),
+}
+FULL = {
+    "int8": Int8Linear.from_linear,
+    "nf4": NF4Linear.from_linear,
+    "nf4 nested": lambda linear: NF4Linear.from_linear(linear, blocksize=128, nested=True),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_reload_is_bit_identical(kind, tmp_path):
+    layer = FULL[kind](make_linear())
+    again = reload(layer, EMPTY[kind](), tmp_path / "model.safetensors")
+    for name, tensor in layer.state_dict().items():
+        other = again.state_dict()[name]
+        assert type(other) is torch.Tensor
+        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+    for rows in (1, 3, 16, 17, 64):
+        x_TI = torch.randn(rows, 64)
+        assert torch.equal(layer(x_TI), again(x_TI))
+        assert torch.equal(layer(x_TI.bfloat16()), again(x_TI.bfloat16()))
+
+
+def test_fresh_process_gives_the_same_bits(tmp_path):
+    layers = {kind: FULL[kind](make_linear()) for kind in EMPTY}
+    x = {"one": torch.randn(1, 64), "many": torch.randn(64, 64)}
+    save_file(x, tmp_path / "x.safetensors")
+    for kind, layer in layers.items():
+        save_file(layer.state_dict(), tmp_path / f"{kind}.safetensors")
+    script = f"""
+import torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from zoo_compress.quantize.packed import Int8Linear, NF4Linear
+torch.set_num_threads({torch.get_num_threads()})
+folder = Path({str(tmp_path)!r})
+empty = {{
+    "int8": Int8Linear(64, 48, bias=True, device="meta"),
+    "nf4": NF4Linear(64, 48, bias=True, device="meta"),
+    "nf4 nested": NF4Linear(64, 48, bias=True, blocksize=128, nested=True, device="meta"),
+}}
+x, out = load_file(folder / "x.safetensors"), {{}}
+for kind, layer in empty.items():
+    layer.load_state_dict(load_file(folder / f"{{kind}}.safetensors"), assign=True)
+    for name in x:
+        out[f"{{kind}} {{name}}"] = layer(x[name]).detach()
+save_file(out, folder / "y.safetensors")
+"""
+    root = Path(packed.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
+    fresh = load_file(tmp_path / "y.safetensors")
+    for kind, layer in layers.items():
+        for name in x:
+            assert torch.equal(fresh[f"{kind} {name}"], layer(x[name])), (kind, name)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_scales_survive_half_precision(kind):
+    layer = FULL[kind](make_linear())
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items() if name != "bias"}
+    layer.bfloat16()
+    assert layer.bias.dtype == torch.bfloat16
+    for name, tensor in before.items():
+        assert torch.equal(layer.state_dict()[name], tensor)
+    assert EMPTY[kind]().half().state_dict()["absmax" if kind != "int8" else "scale"].dtype != torch.float16
+
+
+def test_loading_aligns_the_codes(tmp_path):
+    layer = Int8Linear.from_linear(make_linear())
+    again = reload(layer, Int8Linear(64, 48, bias=True, device="meta"), tmp_path / "model.safetensors")
+    assert again.weight_int8.data_ptr() % packed.KERNEL_ALIGNMENT == 0
+
+
+def test_no_floating_copy_of_the_weight_is_kept():
+    layer = Int8Linear.from_linear(make_linear(bias=False))
+    layer(torch.randn(1, 64))
+    layer(torch.randn(64, 64))
+    assert sum(tensor.nbytes for tensor in layer.state_dict().values()) == 48 * 64 + 48 * 4
+    assert not any(isinstance(value, torch.Tensor) for value in vars(layer).values())
+    nf4 = NF4Linear.from_linear(make_linear(bias=False))
+    assert sum(tensor.nbytes for tensor in nf4.state_dict().values()) == 48 * 64 // 2 + 48 * 64 // 64 * 4
+
+
+def test_bits_are_declared():
+    assert (Int8Linear.zoo_bits, Int8Embedding.zoo_bits, NF4Linear.zoo_bits) == (8, 8, 4)
+
+
+def test_embedding_gathers_scaled_rows():
+    embedding = nn.Embedding(11, 8)
+    int8 = Int8Embedding.from_embedding(embedding)
+    ids = torch.tensor([[0, 3], [10, 3]])
+    torch.testing.assert_close(int8(ids), int8_reference(embedding.weight)[ids], rtol=1e-6, atol=1e-7)
+    assert int8(ids).dtype == torch.float32
+    assert Int8Embedding.from_embedding(embedding.bfloat16())(ids).dtype == torch.bfloat16
+    assert int8.bfloat16()(ids).dtype == torch.bfloat16
+
+
+def test_tied_head_shares_the_buffers(tmp_path):
+    torch.manual_seed(0)
+    embedding = Int8Embedding.from_embedding(nn.Embedding(40, 32))
+    head = embedding.tied_head()
+    assert head.weight_int8 is embedding.weight_int8
+    assert head.scale is embedding.scale
+    x = torch.randn(2, 1, 32)
+    torch.testing.assert_close(head(x), F.linear(x, embedding.dequantize()), rtol=0.02, atol=0.03)
+
+    again = reload(embedding, Int8Embedding(40, 32, device="meta"), tmp_path / "model.safetensors")
+    other = again.tied_head()
+    ids = torch.arange(40)
+    assert torch.equal(again(ids), embedding(ids))
+    assert torch.equal(other(x), head(x))
+
+    pair = copy.deepcopy(nn.ModuleDict({"embedding": again, "head": other}))
+    assert pair["head"].weight_int8 is pair["embedding"].weight_int8
+
+
+def test_nf4_matches_the_levels():
+    linear = make_linear(bias=False)
+    nf4 = NF4Linear.from_linear(linear)
+    blocks = linear.weight.detach().reshape(-1, 64)
+    absmax = blocks.abs().amax(dim=1, keepdim=True)
+    nearest = (blocks / absmax)[..., None].sub(NF4_LEVELS).abs().argmin(dim=-1)
+    want_OI = (NF4_LEVELS[nearest] * absmax).reshape(48, 64)
+    torch.testing.assert_close(nf4.dequantize(), want_OI, rtol=1e-5, atol=1e-6)
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(nf4(x), F.linear(x, want_OI), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 20), half=st.integers(1, 60), out_features=st.integers(1, 40), nested=st.booleans(),
+    blocksize=st.sampled_from([64, 128]),
+)  # fmt: skip
+def test_nf4_shapes_follow_from_the_sizes(rows, half, out_features, nested, blocksize):
+    linear = make_linear(2 * half, out_features)
+    nf4 = NF4Linear.from_linear(linear, blocksize=blocksize, nested=nested)
+    empty = NF4Linear(2 * half, out_features, bias=True, blocksize=blocksize, nested=nested, device="meta")
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in nf4.state_dict().items()}
+    assert shapes == {name: (tensor.shape, tensor.dtype) for name, tensor in empty.state_dict().items()}
+    x_TI = torch.randn(rows, 2 * half)
+    torch.testing.assert_close(nf4(x_TI), F.linear(x_TI, nf4.dequantize(), nf4.bias), rtol=1e-4, atol=1e-4)
+
+
+def test_nf4_refuses_sizes_it_cannot_pack():
+    with pytest.raises(ValueError, match="in_features must be even, got 7"):
+        NF4Linear(7, 4, bias=False)
+    with pytest.raises(ValueError, match="blocksize must be a power of two"):
+        NF4Linear(64, 4, bias=False, blocksize=100)

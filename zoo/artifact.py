@@ -1,0 +1,257 @@
+"""Artifacts: a directory that holds a model exactly.
+
+    zoo.json            the manifest: spec, lineage of structural records, aliases, and the sha256 of every other file
+    model.safetensors   every distinct tensor once
+    config.json, ...    the ecosystem's own files, where it can represent the model
+    README.md           the model card
+
+A directory appears by one rename when it is complete, so nothing half-written is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.catalog import ModelSpec
+from zoo.errors import ArtifactError, OutputError, ZooError
+from zoo.files import sha256_of, sync_folder
+
+if TYPE_CHECKING:
+    from zoo.model import Model, Stage
+
+MANIFEST = "zoo.json"
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+ALIGNMENT = 64  # bytes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What zoo.json says."""
+
+    spec: ModelSpec
+    lineage: tuple[Stage, ...]
+    dtype: str
+    stored: str
+    files: Mapping[str, Mapping[str, Any]]
+    notes: Mapping[str, Any]
+    plain: str  # "" when the ecosystem's own library loads the directory too, otherwise why it does not
+
+
+def write(model: Model, path: Path, *, force: bool = False) -> Path:
+    """Write `model` into the directory `path`, whole or not at all.
+
+    Raises:
+        OutputError: `path` cannot be written, or holds something else; an older artifact is replaced only with `force`.
+    """
+    check_writable(path, force=force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    try:
+        _write_files(model, draft)
+        draft.chmod(0o755)
+        for file in draft.iterdir():
+            file.chmod(0o644)
+            _sync_file(file)
+        sync_folder(draft)
+        _put(draft, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return path
+
+
+def check_writable(path: Path, *, force: bool = False) -> None:
+    """Refuse an output directory that holds something else, before any work is done."""
+    if path.is_file():
+        raise OutputError(f"{path} is a file; name a directory.")
+    if path.is_dir() and any(path.iterdir()) and not force:
+        what = "already holds a model" if (path / MANIFEST).exists() else "is not empty and holds no zoo model"
+        raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise OutputError(f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory.")
+    nearest_parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(nearest_parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {nearest_parent}.")
+
+
+def read(path: Path) -> Manifest:
+    """Read and validate the manifest of an artifact.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, or it was written by a newer zoo.
+    """
+    from zoo.model import lineage_of
+
+    place = path / MANIFEST
+    try:
+        data = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{place} is damaged: {error}.") from None
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise ArtifactError(f"{place} is damaged: no format version.")
+    if data["format"] > FORMAT:
+        raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo.")
+    try:
+        return Manifest(
+            spec=ModelSpec(**data["spec"]), lineage=lineage_of(data["lineage"]), dtype=str(data["dtype"]),
+            stored=str(data["stored"]), files=data["files"], notes=data["notes"], plain=str(data["plain"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{place} is damaged: {error}.") from None
+
+
+def verify(path: Path) -> list[tuple[str, str]]:
+    """Re-hash every file the manifest lists; return (file, problem) for each that is wrong.
+
+    Raises:
+        ArtifactError: the manifest itself cannot be read.
+    """
+    problems = []
+    for name, about in read(path).files.items():
+        place = path / name
+        if Path(name).name != name:
+            problems.append((name, "is not a plain file name"))
+        elif not place.is_file() or place.is_symlink():
+            problems.append((name, "is missing"))
+        elif place.stat().st_size != about["bytes"]:
+            problems.append((name, f"has {place.stat().st_size} bytes, the manifest says {about['bytes']}"))
+        elif sha256_of(place) != about["sha256"]:
+            problems.append((name, "does not have the sha256 of the manifest"))
+    return problems
+
+
+def require_intact(path: Path) -> None:
+    """Raise `ArtifactError` naming the first damaged file, if there is one."""
+    for name, problem in verify(path):
+        raise ArtifactError(f"{path / name} {problem}; the artifact is damaged, so nothing was loaded.")
+
+
+def fill(model: Model, path: Path) -> None:
+    """Fill a model's empty module from a safetensors file; tensors stay memory-mapped until they are cast or moved.
+
+    Raises:
+        ArtifactError: names the first missing, unexpected or misshapen tensor.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from torch import nn
+
+    expected, aliases = model.tensors(), model.aliases()
+    run = getattr(torch, model.dtype)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            for name in sorted(expected.keys() - names) + sorted(names - expected.keys()):
+                raise ArtifactError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of the model'}.")
+            for name, empty in expected.items():
+                tensor = file.get_tensor(name)
+                if tensor.shape != empty.shape:
+                    raise ArtifactError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, the model expects {tuple(empty.shape)}.")
+                if isinstance(empty, nn.Parameter):
+                    if tensor.is_floating_point():
+                        tensor = tensor.to(run)
+                    tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+                elif tensor.data_ptr() % ALIGNMENT:  # packed kernels read whole vectors; a file maps bytes anywhere
+                    tensor = tensor.clone()
+                for place in (name, *(alias for alias, source in aliases.items() if source == name)):
+                    _assign(model.module, place, tensor)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}.") from None
+
+
+def _assign(module: Any, name: str, tensor: Any) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(parent)
+    (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensor
+
+
+def _write_files(model: Model, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from zoo.card import card
+
+    _require_replayable(model)
+    save_file(_storable(model), path / WEIGHTS, metadata={"format": "pt"})
+    if model.processor is not None:
+        model.family.save_processor(model.processor, path)
+    plain = model.family.write_foreign(model, path)
+    (path / "README.md").write_text(card(model, plain), encoding="utf-8")
+    files = {
+        file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(path.iterdir())
+    }
+    manifest = {
+        "format": FORMAT,
+        "spec": {**asdict(model.spec), "packaged": "", "params": model.params},
+        "lineage": [asdict(stage) for stage in model.lineage],
+        "dtype": model.dtype,
+        "stored": model.stored,
+        "plain": plain,
+        "params": model.params,
+        "bytes": model.bytes,
+        "notes": model.notes,
+        "files": files,
+    }
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _require_replayable(model: Model) -> None:
+    """Refuse to save what could not be loaded: the lineage, replayed, must give exactly the module's tensors."""
+    fresh = model.skeleton()
+    mine, theirs = ({n: tuple(t.shape) for n, t in m.tensors().items()} for m in (model, fresh))
+    for name in sorted(mine.keys() ^ theirs.keys()) or [n for n in mine if mine[n] != theirs[n]]:
+        raise ZooError(
+            f"{model.spec.name} cannot be saved: {name} is {mine.get(name, 'absent')} in the model but "
+            f"{theirs.get(name, 'absent')} when its {len(model.lineage)} recorded stages are replayed."
+        )
+    if model.aliases() != fresh.aliases():
+        raise ZooError(f"{model.spec.name} cannot be saved: it shares tensors in a way its recorded stages do not.")
+
+
+def _storable(model: Model) -> dict[str, Any]:
+    """The tensors as they go to disk: float parameters in the stored dtype where that loses nothing."""
+    import torch
+    from torch import nn
+
+    stored = getattr(torch, model.stored)
+    out = {}
+    for name, tensor in model.tensors().items():
+        kept = tensor.detach()
+        if isinstance(tensor, nn.Parameter) and kept.is_floating_point() and kept.dtype.itemsize > stored.itemsize:
+            narrow = kept.to(stored)
+            kept = narrow if torch.equal(narrow.to(kept.dtype), kept) else kept
+        out[name] = kept.cpu().contiguous()
+    return out
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Move a finished draft into place; an artifact that was there goes only after the new one is complete."""
+    if path.exists() and any(path.iterdir()):
+        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+        path.rename(old / path.name)
+        draft.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        draft.rename(path)
+    sync_folder(path.parent)
+
+
+def _sync_file(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,56 @@
+"""The model card: what a person reads first; every figure in it was written by a program."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.model import Model
+
+
+def card(model: Model, plain: str) -> str:
+    """Write the card of a model in Markdown; `plain` says why the ecosystem's library cannot load it, or is empty."""
+    spec = model.spec
+    lines = [
+        "---",
+        f"license: {spec.license.lower() or 'unknown'}",
+        "library_name: zoo",
+        "---",
+        "",
+        f"# {spec.name}",
+        "",
+        *([spec.summary, ""] if spec.summary else []),
+        f"{model.params:,} parameters, {model.bytes / 1e6:.2f} MB of weights. Family {spec.family}, task {spec.task}.",
+        "",
+        "```python",
+        "import zoo",
+        f'model = zoo.load("{spec.packaged and spec.name or "."}")  # or the path of this folder',
+        "```",
+        "",
+        "Plain transformers loads this folder too." if not plain else f"Plain transformers cannot load this folder: {plain}.",
+        "",
+    ]
+    if model.lineage:
+        lines += ["## How it was made", ""]
+        lines += [f"{i}. `{stage.use}` {_inline(stage.options)}" for i, stage in enumerate(model.lineage, 1)]
+        lines.append("")
+    for heading, content in model.notes.items():
+        lines += [f"## {heading}", "", *_prose(content), ""]
+    return "\n".join(lines)
+
+
+def _prose(content: Any) -> list[str]:
+    if isinstance(content, dict):
+        return [f"- {key}: {_inline(value)}" for key, value in content.items()]
+    if isinstance(content, list):
+        return [", ".join(map(str, content))]
+    return [str(content)]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_inline(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,174 @@
+"""What commands print: data on stdout, everything else on stderr. For the commands of plugins as well."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+
+@dataclass
+class Settings:
+    """What the options before or after the command said."""
+
+    verbose: bool = False
+    quiet: bool = False
+    shows_faults: bool = False  # the command itself shows what is wrong with plugins
+
+
+settings = Settings()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """The catalogued models whose names begin like that, for shell completion."""
+    from zoo.catalog import catalogue
+
+    return [(name, spec.summary) for name, spec in catalogue().items() if name.startswith(incomplete)]
+
+
+def complete_plugin(incomplete: str) -> list[str]:
+    """The plugins whose names begin like that, for shell completion."""
+    from zoo.plugins import declared
+
+    return [plugin.name for plugin in declared() if plugin.name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A name from `zoo list`, or the path of a saved model.",
+                        autocompletion=complete_model)
+]  # fmt: skip
+
+
+def prepare() -> None:
+    """Start from plain settings, and never fail over a character that the terminal cannot show."""
+    settings.__init__()  # type: ignore[misc]  # one process may run several commands
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON; NaN and infinity, which JSON cannot hold, become null."""
+    print(json.dumps(_plain(data), indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under column names: a rich table on a terminal, aligned text of full width when piped.
+
+    Args:
+        right: the columns to align on the right.
+    """
+    rows = [tuple(row) for row in rows]
+    if not sys.stdout.isatty():
+        _print_aligned(columns, rows, right=right)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print labelled facts, one a line; empty ones are left out."""
+    shown = [(label, text) for label, text in facts if text]
+    width = max((len(label) for label, _ in shown), default=0)
+    for label, text in shown:
+        print(f"{label:<{width}}  {text}")
+
+
+def _print_aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str]) -> None:
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        cells = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(columns, row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(item) for item in data]
+    return data if data is None or isinstance(data, (str, int, bool)) else str(data)
+
+
+# --- everything else --------------------------------------------------------------------------------------------------
+
+
+def error(text: str) -> None:
+    """Print the sentence that says why the command failed."""
+    print(f"{_coloured('error:', 31)} {text}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Print a warning, unless the user wants quiet."""
+    if not settings.quiet:
+        print(f"{_coloured('warning:', 33)} {text}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print a remark, unless the user wants quiet."""
+    if not settings.quiet:
+        print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something is going on; it leaves nothing behind."""
+    if settings.quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _coloured(text: str, colour: int) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
+    return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def count(number: int) -> str:
+    """Write a count shortly: 3221952 -> "3.22M"; 0 -> "unknown"."""
+    if not number:
+        return "unknown"
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def size(number: float) -> str:
+    """Write a number of bytes shortly: 12582912 -> "12 MiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} TiB"

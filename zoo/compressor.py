@@ -1,0 +1,171 @@
+"""The contract of a compression stage.
+
+A compressor has two faces: `apply` does the work on a real model and returns a JSON record of the structural change;
+`rebuild` replays that record on an empty module (on the meta device or not), so that a saved model is rebuilt exactly,
+without pickle and without the original weights. `outline` predicts the record from shapes alone; `estimate` rebuilds
+it on a meta skeleton and counts, so a plan's parameter counts are exact by construction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from zoo.data import Dataset
+    from zoo.model import Model
+
+Record = dict[str, Any]
+
+
+class CompressorOptions(BaseModel):
+    """Base of every stage's options: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Progress(Protocol):
+    """What a long stage tells the outside: steps done, and figures worth showing."""
+
+    def track(self, items: Iterable[Any], *, total: int, label: str) -> Iterator[Any]: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Silent:
+    """A `Progress` that shows nothing."""
+
+    def track(self, items: Iterable[Any], *, total: int, label: str) -> Iterator[Any]:
+        yield from items
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class Context:
+    """What a stage may use besides the model: data, a seed, the original model, a place for checkpoints."""
+
+    seed: int = 0
+    data: Mapping[str, Dataset] = field(default_factory=dict)  # by role: "train", "calibration", "test"
+    load: Callable[[str], Model] | None = None  # loads a teacher by name or path; "original" is the recipe's model
+    progress: Progress = field(default_factory=Silent)
+    checkpoint: Path | None = None  # a directory in which the stage may keep what it needs to resume
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # named (step, value) curves for the report
+
+    def dataset(self, role: str, stage: str) -> Dataset:
+        """Return the data of `role`, or refuse naming the recipe key that is missing."""
+        from zoo.errors import DataError
+
+        if role not in self.data:
+            raise DataError(f"{stage} needs {role} data: add `{role} = \"...\"` to the recipe's [data] table.")
+        return self.data[role]
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One thing that is true of a module's tensors, and the stage that made it so."""
+
+    kind: str  # "packed" | "sparse" | "shared" | "factored"
+    detail: str = ""  # "8 bits", "50%", "one for 8 blocks"
+    stage: str = ""  # "stage 2 (quantize.int8)"; empty: the model came like that
+
+
+State = dict[str, tuple[Trait, ...]]  # module path -> traits; absent: plain dense tensors
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will leave behind, predicted from shapes alone; bytes are of the weights on disk."""
+
+    params: int
+    bytes: int
+    peak_bytes: int
+    note: str = ""
+
+
+class Compressor(ABC):
+    """One compression stage. Subclasses are stateless: everything they need is in the arguments."""
+
+    name: ClassVar[str]  # as used in recipes, e.g. "prune.structured"
+    version: ClassVar[int] = 1  # of the record format; raised when `rebuild` changes meaning
+    Options: ClassVar[type[CompressorOptions]]  # pydantic; every field with a description
+    trains: ClassVar[bool] = False  # updates weights by gradient descent; the run then adds optimizer memory
+
+    def check(self, model: Model, state: State, options: Any) -> None:
+        """Refuse, before any work, what cannot follow: raise `Refused` with the reason and a remedy.
+
+        `model` may be a skeleton on the meta device; `state` says what earlier stages did to which module.
+        Call `require_dense` for the modules this stage must read as plain float weights.
+        """
+
+    @abstractmethod
+    def outline(self, model: Model, options: Any) -> Record:
+        """Predict `apply`'s record from shapes alone (values that only data decides may be placeholders)."""
+
+    @abstractmethod
+    def apply(self, model: Model, options: Any, context: Context) -> Record:
+        """Compress `model` in place and return the JSON record of the structural change."""
+
+    @abstractmethod
+    def rebuild(self, model: Model, record: Record) -> None:
+        """Replay the structural change on a freshly built model; its tensors may be on the meta device."""
+
+    def traits(self, record: Record) -> dict[str, Trait]:
+        """Traits that shapes cannot show (sparse patterns): module path -> trait, from the record."""
+        return {}
+
+    def roles(self, options: Any) -> tuple[str, ...]:
+        """The roles of data the stage will ask for ("train", "calibration"), so that a plan can miss them early."""
+        return ()
+
+    def moved(self, record: Record, path: str) -> str | None:
+        """Say where the module at `path` is after this stage, or None where it is gone; earlier traits follow it."""
+        return path
+
+    def working_bytes(self, model: Model, options: Any) -> int:
+        """Predict the memory `apply` needs on top of the model's own weights, in bytes, from shapes alone."""
+        return 0
+
+    def require_version(self, version: int) -> None:
+        """Refuse a record of a format version this compressor does not read."""
+        if not 1 <= version <= self.version:
+            from zoo.errors import ArtifactError
+
+            raise ArtifactError(
+                f"This model was made by {self.name} version {version}; the one installed reads up to {self.version}. "
+                "Upgrade the plugin that provides it."
+            )
+
+    def note(self, model: Model, options: Any) -> str:
+        """One sentence the plan should show, such as why this stage cannot make this model faster here."""
+        return ""
+
+
+def require_dense(state: State, paths: Iterable[str], *, stage: str, does: str, allow: tuple[str, ...] = ()) -> None:
+    """Refuse when a module in `paths` has a trait that is not in `allow`.
+
+    Args:
+        does: what the stage does to the modules, for the sentence: "cuts rows of", "averages".
+
+    Raises:
+        Refused: names the first module, its trait, and the order that would work.
+    """
+    from zoo.errors import Refused
+
+    for path in paths:
+        for trait in state.get(path, ()):
+            if trait.kind in allow:
+                continue
+            what = f"{path} is {trait.kind}" + (f" ({trait.detail})" if trait.detail else "")
+            if trait.stage:
+                what += f" by {trait.stage}"
+                remedy = f"Put {stage} before {trait.stage.split('(')[-1].rstrip(')')}."
+            else:
+                remedy = f"Start from a model without it, or choose a target that leaves {path} out."
+            raise Refused(f"{stage} {does} plain float weights, but {what}. {remedy}")

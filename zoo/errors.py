@@ -1,0 +1,76 @@
+"""Every error a user can meet, and the sentence it prints.
+
+    ZooError                 the work failed (exit code 1)
+    ├── ArtifactError        a saved model is damaged, incomplete or of another format
+    ├── WeightsUnavailable   the weights are not on this machine and cannot be fetched
+    ├── PluginError          a plugin cannot be used
+    └── RequestError         the request was wrong (exit code 2)
+        ├── UnknownName      no model, stage, option or target of that name
+        ├── RecipeError      a recipe cannot be read or does not fit its stages
+        ├── DataError        data is missing, empty or malformed
+        ├── Refused          a stage cannot follow what came before
+        └── OutputError      the output cannot be written, or holds something else
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """The work failed; the message is one sentence a person can act on."""
+
+    exit_code = 1
+
+
+class ArtifactError(ZooError):
+    """A saved model is damaged, incomplete, or written in a format this version does not read."""
+
+
+class WeightsUnavailable(ZooError):
+    """The weights are neither packaged nor cached here, and cannot be fetched."""
+
+
+class PluginError(ZooError):
+    """A plugin failed to import, to register, or lacks something it declares."""
+
+
+class RequestError(ZooError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class UnknownName(RequestError):
+    """No model, stage, option or target has that name."""
+
+
+class RecipeError(RequestError):
+    """A recipe cannot be read, or a value in it does not fit."""
+
+
+class DataError(RequestError):
+    """A data source is missing, empty, or holds a bad record."""
+
+
+class Refused(RequestError):
+    """A stage cannot follow what came before; the message says what would help."""
+
+
+class OutputError(RequestError):
+    """The output cannot be written, or holds something that is not ours to replace."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the choice nearest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what `error` says, with its type where that is the only information."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ZooError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,97 @@
+"""Text generation: one token at a time, streamed as text that is never cut inside a character or a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.family import TextFamily
+    from zoo.model import Model
+
+
+def stream_text(
+    family: TextFamily, model: Model, prompt: Any, *, max_new_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0,
+    seed: int = 0, stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Check the request, then return an iterator over the pieces of text that follow `prompt`.
+
+    Raises:
+        RequestError: the prompt is not text, is empty, or leaves no room in the model's context; or an option is out of range.
+    """
+    if not isinstance(prompt, str) or not prompt:
+        raise RequestError("The prompt is empty: pass some text to continue.")
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
+    if model.spec.task != "causal-lm":
+        raise RequestError(f"{model.spec.name} is a {model.spec.task} model; only causal-lm models continue a text.")
+    ids = family.tokens(model, prompt)[0]
+    room = family.context_length(model) - len(ids)
+    if room < 1:
+        raise RequestError(f"The prompt has {len(ids)} tokens; {model.spec.name} takes {family.context_length(model)} in all.")
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    return _pieces(family, model, ids, min(max_new_tokens, room), temperature, top_p, seed, stop)
+
+
+def _pieces(
+    family: TextFamily, model: Model, ids: list[int], count: int, temperature: float, top_p: float, seed: int, stop: list[str]
+) -> Iterator[str]:
+    tokenizer = family.tokenizer(model)
+    new: list[int] = []
+    shown = 0
+    for token in next_tokens(model, ids, count, temperature=temperature, top_p=top_p, seed=seed):
+        if token == tokenizer.eos_token_id:
+            break
+        new.append(token)
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        ended = min((at for at in (text.find(s) for s in stop) if at >= 0), default=-1)
+        if ended >= 0:
+            yield text[shown:ended]
+            return
+        safe = len(text) - _unfinished(text, stop)
+        if safe > shown:
+            yield text[shown:safe]
+            shown = safe
+    rest = tokenizer.decode(new, skip_special_tokens=True)[shown:]
+    if rest:
+        yield rest
+
+
+def next_tokens(
+    model: Model, ids: list[int], count: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+) -> Iterator[int]:
+    """Yield up to `count` token ids after `ids`, with a key-value cache; sampling draws from its own generator."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    step: torch.Tensor = torch.tensor([ids], device=model.device)
+    cache = None
+    for _ in range(count):
+        with torch.inference_mode():
+            out = model.module(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        token = _pick(out.logits[0, -1].float(), temperature, top_p, generator)
+        yield token
+        step = torch.tensor([[token]], device=model.device)
+
+
+def _pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """Greedy at temperature 0, otherwise nucleus sampling (Holtzman et al. 2020, 1904.09751, section 3.1)."""
+    import torch
+
+    if temperature == 0:
+        return int(logits_V.argmax())
+    chances_V, order_V = torch.softmax(logits_V.cpu() / temperature, -1).sort(descending=True, stable=True)
+    chances_V = chances_V.masked_fill(chances_V.cumsum(-1) - chances_V >= top_p, 0.0)
+    return int(order_V[torch.multinomial(chances_V, 1, generator=generator)])
+
+
+def _unfinished(text: str, stop: list[str]) -> int:
+    """How many characters at the end may still change: half a character, or the beginning of a stop string."""
+    if text.endswith("�"):
+        return len(text) - len(text.rstrip("�"))
+    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)

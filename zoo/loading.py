@@ -1,0 +1,207 @@
+"""`zoo.load`: from a name or a path to a model that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import artifact, catalog, registry, weights
+from zoo.catalog import ModelSpec
+from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
+from zoo.model import Model, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.family import Family
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    name_or_path: str | Path, *, weights: str | Path = "auto", device: str | None = None, dtype: str | torch.dtype | None = None
+) -> Model:
+    """Load a model by catalogue name, or from a directory: one of ours, or a plain transformers checkpoint.
+
+    Args:
+        name_or_path: a name of `zoo list`, or a directory.
+        weights: "auto" (packaged, else the hub cache, else the hub), "random" (seed 0), or a directory or safetensors file.
+        device: "cpu", "cuda", ...; "meta" builds the skeleton only, whatever the size.
+        dtype: of the parameters in memory; by default the one the model is meant to run in.
+
+    Raises:
+        UnknownName: neither a catalogued name nor a directory.
+        WeightsUnavailable: the weights are not here and cannot be fetched.
+        ArtifactError: the directory is damaged, or not a model.
+    """
+    wanted = _dtype_name(dtype)
+    spec, path = _locate(name_or_path)
+    if path is None:
+        assert spec is not None
+        family = registry.family(spec.family)
+        if device == "meta":
+            return build_skeleton(family, spec, (), dtype=wanted or spec.dtype or "float32")
+        if weights == "random":
+            return build_random(family, spec, dtype=wanted or spec.dtype or "float32", device=device)
+        path = _folder(spec, weights)
+    elif weights == "random":
+        skeleton = load(path, device="meta")
+        return build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=wanted or skeleton.dtype, device=device)
+    if path.is_file() and spec is not None:
+        return _from_file(spec, path, device=device, dtype=wanted)
+    model = _from_folder(path, device=device, dtype=wanted or (spec.dtype if spec else None) or None)
+    if spec is not None and model.spec.name != spec.name:
+        model.spec = spec
+    return model
+
+
+def build_skeleton(
+    family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str = "float32", stored: str = ""
+) -> Model:
+    """Build a model's structure on the meta device, its lineage replayed; nothing is allocated."""
+    import torch
+
+    with torch.device("meta"):
+        module = family.build(spec.config, spec.task)
+    return _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype), lineage)
+
+
+def build_random(
+    family: Family, spec: ModelSpec, *, lineage: Sequence[Stage] = (), dtype: str = "float32", stored: str = "",
+    device: str | None = None, seed: int = 0,
+) -> Model:
+    """Build a model with the architecture's own random initialisation, drawn from `seed`; packed stages are not replayed."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with torch.device("cpu"):
+            module = family.build(spec.config, spec.task)
+        model = _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype, origin="random"), lineage)
+        family.initialise(model.module)
+    cast_parameters(model.module, getattr(torch, dtype))
+    model.module.to(device or "cpu")
+    return model
+
+
+def build_empty(family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str, stored: str) -> Model:
+    """Build a model whose parameters are on the meta device and whose buffers are real, ready to be filled from a file."""
+    with _empty_parameters():
+        module = family.build(spec.config, spec.task)
+    return _replayed(Model(module, family, spec, dtype=dtype, stored=stored), lineage)
+
+
+@contextmanager
+def _empty_parameters() -> Iterator[None]:
+    """Put every parameter on the meta device as it is registered; buffers, such as rotary tables, become real.
+
+    accelerate's `init_empty_weights` does the same but takes tied parameters apart.
+    """
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast float parameters in place; buffers (rotary tables, packed codes and scales) keep their dtype."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
+    for stage in lineage:
+        model.replay(stage)
+    return model
+
+
+def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
+    """A catalogued name wins over a folder of the same name; "./name" means the folder."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, str) and not text.startswith((".", "/", "~")):
+        try:
+            return catalog.info(text), None
+        except UnknownName:
+            if not Path(text).exists():
+                raise
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        what = "is a file, not a model directory" if path.exists() else "does not exist"
+        names = [spec.name for spec in catalog.models()]
+        raise UnknownName(f"{path} {what}.{nearest(path.name, names)} `zoo list` shows the models that load by name.")
+    return None, path
+
+
+def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
+    if weights_at == "auto":
+        return weights.resolve(spec)
+    path = Path(weights_at).expanduser()
+    if not path.exists():
+        raise RequestError(f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.")
+    return path
+
+
+def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
+    if (path / artifact.MANIFEST).exists():
+        return _from_artifact(path, device=device, dtype=dtype)
+    import torch
+
+    for name, declared in registry.names("family").items():
+        if any((path / marker).exists() for marker in declared.recognises):
+            return registry.family(name).read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    raise ArtifactError(f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json.")
+
+
+def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:
+    manifest = artifact.read(path)
+    spec, lineage = manifest.spec, manifest.lineage
+    run = dtype or manifest.dtype
+    try:
+        family = registry.family(spec.family)
+    except UnknownName:
+        raise ArtifactError(f"{path} holds a {spec.family} model, which needs plugin {spec.plugin}: install it, then load again.") from None
+    if device == "meta":
+        model = build_skeleton(family, spec, lineage, dtype=run, stored=manifest.stored)
+    else:
+        artifact.require_intact(path)
+        model = build_empty(family, spec, lineage, dtype=run, stored=manifest.stored)
+        artifact.fill(model, path / artifact.WEIGHTS)
+        if device:
+            model.module.to(device)
+    model.processor = family.load_processor(path)
+    model.origin, model.notes = str(path), dict(manifest.notes)
+    return model
+
+
+def _from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None) -> Model:
+    if path.suffix != ".safetensors":
+        raise ArtifactError(f"{path} is not a .safetensors file; other weight formats are not read.")
+    run = dtype or spec.dtype or "float32"
+    model = build_empty(registry.family(spec.family), spec, (), dtype=run, stored=run)
+    artifact.fill(model, path)
+    model.processor = model.family.load_processor(weights.packaged_at(spec) or path.parent)
+    model.module.to(device or "cpu")
+    model.origin = str(path)
+    return model
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise RequestError(f"dtype {name!r} is not one models run in.{nearest(name, DTYPES)} Dtypes: {', '.join(DTYPES)}.")
+    return name

@@ -1,0 +1,171 @@
+"""A loaded model: the plain module, its processor, its spec and its lineage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.catalog import ModelSpec
+from zoo.compressor import Compressor, Record, State, Trait
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoo.anatomy import Anatomy
+    from zoo.family import Family
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished stage in a model's lineage: enough to replay its structural change."""
+
+    use: str
+    version: int
+    options: dict[str, Any]
+    record: Record
+    plugin: str = ""
+    seed: int = 0
+
+
+@dataclass
+class Model:
+    """A model of any modality.
+
+    `module` is the plain `nn.Module`; everything else says where it came from and how to run it. `stored` is the dtype
+    its float parameters have on disk, `dtype` the one they have in memory.
+    """
+
+    module: nn.Module
+    family: Family
+    spec: ModelSpec
+    processor: Any = None
+    lineage: tuple[Stage, ...] = ()
+    dtype: str = "float32"
+    stored: str = "float32"
+    origin: str = ""  # what the weights came from: a path, a repository at a revision, "random"
+    notes: dict[str, Any] = field(default_factory=dict)  # figures and lists the card shows; written by programs only
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where the parts of the module are; read from the module as it is now."""
+        return self.family.anatomy(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        import torch
+
+        return next((p.device for p in self.tensors().values()), torch.device("cpu"))
+
+    @property
+    def params(self) -> int:
+        """Number of distinct parameters; a packed weight counts its logical entries, a shared tensor counts once."""
+        return sum(count for count, _ in self._sizes())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights on disk, each shared tensor once, headers left out."""
+        return sum(size for _, size in self._sizes())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The distinct persistent tensors by their first name, in module order."""
+        return {names[0]: tensor for names, tensor in self._named()}
+
+    def aliases(self) -> dict[str, str]:
+        """Names that share a tensor with an earlier name: alias -> first name."""
+        return {alias: names[0] for names, _ in self._named() for alias in names[1:]}
+
+    def state(self) -> State:
+        """What has been done to which module, from the records of the lineage; paths are those of the module as it is now."""
+        from zoo.registry import compressor
+
+        traits: dict[str, list[Trait]] = {}
+        stages = [f"stage {i} ({stage.use})" for i, stage in enumerate(self.lineage, 1)]
+        for label, stage in zip(stages, self.lineage, strict=True):
+            done = compressor(stage.use)
+            moves = {path: done.moved(stage.record, path) for path in traits}
+            traits = {place: traits[path] for path, place in moves.items() if place is not None}
+            for path, trait in done.traits(stage.record).items():
+                traits.setdefault(path, []).append(replace(trait, stage=label))
+        return {path: tuple(found) for path, found in traits.items()}
+
+    def replay(self, stage: Stage) -> None:
+        """Replay one lineage stage on this model's (usually empty) module."""
+        from zoo.registry import compressor
+
+        found: Compressor = compressor(stage.use)
+        found.require_version(stage.version)
+        found.rebuild(self, stage.record)
+        self.lineage = (*self.lineage, stage)
+
+    def skeleton(self) -> Model:
+        """An empty copy on the meta device: the same structure, no memory."""
+        from zoo.loading import build_skeleton
+
+        return build_skeleton(self.family, self.spec, self.lineage, dtype=self.dtype, stored=self.stored)
+
+    def generate(self, prompt: Any = None, **options: Any) -> Any:
+        """Generate from a prompt; what it takes and returns is the family's (text: see `TextFamily.generate`)."""
+        return self.family.generate(self, prompt, **options)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the model as an artifact directory that `zoo.load` opens again with bit-identical outputs.
+
+        Raises:
+            OutputError: `path` holds something that is not a zoo artifact, or cannot be written.
+        """
+        from zoo.artifact import write
+
+        return write(self, Path(path), force=force)
+
+    def copy(self) -> Model:
+        """An independent deep copy of the module; the rest is shared."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def round(self) -> None:
+        """Round every float parameter to the stored dtype, in place, so that saving in that dtype loses nothing."""
+        import torch
+
+        stored = getattr(torch, self.stored)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                if parameter.is_floating_point() and parameter.device.type != "meta":
+                    parameter.copy_(parameter.to(stored))
+
+    def _named(self) -> list[tuple[list[str], torch.Tensor]]:
+        groups: dict[int, tuple[list[str], torch.Tensor]] = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            groups.setdefault(id(tensor), ([], tensor))[0].append(name)
+        return list(groups.values())
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """(logical entries, bytes on disk) of each distinct tensor."""
+        import torch
+        from torch import nn
+
+        stored = getattr(torch, self.stored)
+        packed = {f"{path}.{name}": factor for path, module in self.module.named_modules()
+                  for name, factor in getattr(module, "zoo_packed", {}).items()}
+        sizes: list[tuple[int, int]] = []
+        for names, tensor in self._named():
+            itemsize = tensor.element_size()
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+                itemsize = min(itemsize, stored.itemsize)
+            is_weight = isinstance(tensor, nn.Parameter) or names[0] in packed
+            sizes.append((int(tensor.numel() * packed.get(names[0], 1)) if is_weight else 0, tensor.numel() * itemsize))
+        return sizes
+
+
+def stage_of(compressor: Compressor, options: Mapping[str, Any], record: Record, *, seed: int) -> Stage:
+    """Describe a finished stage for the lineage."""
+    from zoo.registry import plugin_of
+
+    return Stage(compressor.name, compressor.version, dict(options), record, plugin_of("compressor", compressor.name), seed)
+
+
+def lineage_of(stages: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+    """Read a lineage from a manifest's JSON (already validated)."""
+    return tuple(Stage(**stage) for stage in stages)

@@ -1,0 +1,65 @@
+"""Where a catalogued model's weights come from: packaged with a plugin, the local hub cache, or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo import plugins
+from zoo.catalog import ModelSpec
+from zoo.errors import ArtifactError, WeightsUnavailable, one_line
+from zoo.files import sha256_of
+
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
+            "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja", "zoo.json"]  # fmt: skip
+
+
+def resolve(spec: ModelSpec) -> Path:
+    """Return the directory that holds the weights of `spec`, downloading the pinned revision when it can.
+
+    Raises:
+        WeightsUnavailable: neither packaged, cached nor to be had; says what the user can do.
+        ArtifactError: a downloaded file does not have the hash the catalogue gives.
+    """
+    packaged = packaged_at(spec)
+    if packaged is not None:
+        return packaged
+    if not spec.hub:
+        raise WeightsUnavailable(
+            f"{spec.name} has no published weights. Pass weights='random' for untrained ones, or weights=DIR for your own."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    revision = spec.revision or None
+    try:
+        found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        try:
+            found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS)
+        except Exception as error:
+            raise WeightsUnavailable(
+                f"{spec.name}: {spec.hub} is not in the local hub cache (HF_HOME, HF_HUB_CACHE) and cannot be fetched "
+                f"({one_line(error)[:120]}). Go online once (and unset HF_HUB_OFFLINE), or pass weights=DIR or weights='random'."
+            ) from None
+    for name, expected in spec.sha256.items():
+        if sha256_of(Path(found) / name) != expected:
+            raise ArtifactError(f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again.")
+    return Path(found)
+
+
+def packaged_at(spec: ModelSpec) -> Path | None:
+    """Return the folder of weights packaged with the model's plugin, if there is one."""
+    if not spec.packaged:
+        return None
+    package = plugins.find(spec.plugin).path
+    folder = package / spec.packaged if package else None
+    return folder if folder and folder.is_dir() else None
+
+
+def describe(spec: ModelSpec) -> str:
+    """Say in a few words where the weights would come from."""
+    if packaged_at(spec):
+        return f"packaged with {spec.plugin}"
+    if spec.hub:
+        return f"hub: {spec.hub}" + (f" at {spec.revision[:12]}" if spec.revision else "")
+    return "none published; weights='random' builds untrained ones"
