@@ -1,4 +1,4 @@
-"""What the tests of single stages share: a twin as a `Model`, data for it, and the proof that a stage can be replayed."""
+"""What the tests of single stages share: a twin as a `Model`, data for it, the proof that a stage can be replayed."""
 
 from __future__ import annotations
 

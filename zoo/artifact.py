@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import header
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, OutputError, ZooError
-from zoo.files import sha256_of, sync_folder
+from zoo.files import sha256_of, sync_folder, why_unwritable
 
 if TYPE_CHECKING:
     from zoo.model import Model, Stage
@@ -81,9 +82,8 @@ def check_writable(path: Path, *, force: bool = False) -> None:
         raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
         raise OutputError(f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory.")
-    nearest_parent = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not os.access(nearest_parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: no permission in {nearest_parent}.")
+    if reason := why_unwritable(path):
+        raise OutputError(f"{path} cannot be written: {reason}.")
 
 
 def read(path: Path) -> Manifest:
@@ -150,6 +150,7 @@ def fill(model: Model, path: Path) -> None:
     from safetensors import SafetensorError, safe_open
     from torch import nn
 
+    header.require_whole(path)
     expected, aliases = model.tensors(), model.aliases()
     run = getattr(torch, model.dtype)
     try:
@@ -180,12 +181,16 @@ def _assign(module: Any, name: str, tensor: Any) -> None:
 
 
 def _write_files(model: Model, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from zoo.card import card
 
     _require_replayable(model)
-    save_file(_storable(model), path / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(_storable(model), path / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from None
     if model.processor is not None:
         model.family.save_processor(model.processor, path)
     plain = model.family.write_foreign(model, path)

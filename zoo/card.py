@@ -25,7 +25,7 @@ def card(model: Model, plain: str) -> str:
         "",
         "```python",
         "import zoo",
-        f'model = zoo.load("{spec.packaged and spec.name or "."}")  # or the path of this folder',
+        f'model = zoo.load("{spec.name if spec.packaged else "."}")  # or the path of this folder',
         "```",
         "",
         "Plain transformers loads this folder too." if not plain else f"Plain transformers cannot load this folder: {plain}.",

@@ -5,6 +5,8 @@
     corpus.jsonl:train        one JSON object a line, its "text" field
     pairs.parquet?text=body   another field as the text
     hub:org/name:test         a data set of the hub, when online (or cached)
+
+A source's name wins over a file of that name; "./stdlib" means the file.
 """
 
 from __future__ import annotations
@@ -87,11 +89,14 @@ class Reference:
     def parse(cls, text: str) -> Reference:
         found = re.fullmatch(
             r"(?P<source>.+?)(?:\?text=(?P<field>[\w.-]+))?(?::(?P<split>[\w-]+))?"
-            r"(?:\[(?P<start>\d*%?):(?P<stop>\d*%?)\])?",
+            r"(?P<slice>\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?",
             text.strip(),
         )
         if not found:
             raise DataError(f"{text!r} is not a data reference; write for example 'stdlib:train[:128]' or 'texts.jsonl'.")
+        wrong = re.search(r"\[[^\[\]/]*:[^\[\]/]*\]$", found["source"])
+        if wrong and not found["slice"]:
+            raise DataError(f"{text!r}: {wrong[0]} is not a slice; write [:128], [5:], [10:20] or [:10%].")
         return cls(found["source"], found["split"] or "", found["field"] or "text", found["start"] or "", found["stop"] or "")
 
     def cut(self, samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -107,10 +112,16 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
         DataError: no such source, split or file; an empty result; or a bad record, named by file and line.
     """
     reference = Reference.parse(text)
-    path = Path(base or ".") / Path(reference.source).expanduser()
+    try:
+        path = Path(base or ".") / Path(reference.source).expanduser()
+        there = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{text!r} is not a path that can be read: {getattr(error, 'strerror', None) or error}.") from None
+    from zoo import registry
+
     if reference.source.startswith("hub:"):
         samples = _from_hub(reference)
-    elif path.exists():
+    elif there and reference.source not in registry.names("data"):
         samples = _from_path(path, reference)
     else:
         samples = _from_source(reference, path)
@@ -125,9 +136,11 @@ def _from_source(reference: Reference, path: Path) -> list[Sample]:
 
     names = registry.names("data")
     if reference.source not in names:
+        beside = [place.name for place in path.parent.iterdir()] if path.parent.is_dir() else []
+        hub = f" A data set of the hub is written 'hub:{reference.source}'." if reference.source.count("/") == 1 else ""
         raise DataError(
-            f"No data source or file called {reference.source!r}.{nearest(reference.source, names)} "
-            f"Sources: {', '.join(sorted(names))}; looked for a file at {path}."
+            f"No data source or file called {reference.source!r}.{nearest(path.name, [*names, *beside])} "
+            f"Sources: {', '.join(sorted(names))}; looked for a file at {path}.{hub}"
         )
     source: Source = registry.data_source(reference.source)
     split = reference.split or source.splits[0]
@@ -145,19 +158,24 @@ def _from_path(path: Path, reference: Reference) -> list[Sample]:
         files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
         if not files:
             raise DataError(f"{path} holds no text files ({', '.join(TEXT_SUFFIXES)}).")
-        return [_text_file(file) for file in files]
+        return _texts(files, reference, path)
     if path.suffix == ".jsonl":
-        return list(_from_jsonl(path, reference))
+        return _of_split(_from_jsonl(path), reference, path)
     if path.suffix == ".parquet":
-        return _from_datasets(
-            lambda d: d.load_dataset("parquet", data_files={"train": str(path)}, split="train"), reference, str(path)
-        )
+        return _of_split(_from_parquet(path), reference, path)
     if path.suffix in TEXT_SUFFIXES:
-        return [_text_file(path)]
+        return _texts([path], reference, path)
     raise DataError(
         f"{path}: {path.suffix or 'no suffix'} is not a data format; use {', '.join(TEXT_SUFFIXES)}, .jsonl, .parquet, "
         "or a folder saved by Hugging Face datasets."
     )
+
+
+def _texts(files: Sequence[Path], reference: Reference, path: Path) -> list[Sample]:
+    """One record a file; files without a visible character are left out."""
+    if reference.split:
+        raise DataError(f"{path} is plain text, which has no split {reference.split!r}; use slices such as [:90%] and [90%:].")
+    return [sample for file in files if (sample := _text_file(file)).text.strip()]
 
 
 def _text_file(path: Path) -> Sample:
@@ -165,23 +183,59 @@ def _text_file(path: Path) -> Sample:
         return Sample({"text": path.read_text(encoding="utf-8")}, str(path))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8 text.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _from_jsonl(path: Path, reference: Reference) -> Iterator[Sample]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{where}: not a JSON object: {error}.") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}.")
-            if reference.split and str(record.get("split", reference.split)) != reference.split:
-                continue
-            yield _sample(record, where, reference.field)
+def _from_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path}:{number}", _json_object(line, f"{path}:{number}")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: byte {error.start} of the line is not UTF-8 text.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not a JSON object: {error}.") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}.")
+    return record
+
+
+def _from_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read with pyarrow itself: `datasets` would keep a copy of the file in its cache."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path} needs the pyarrow package: pip install 'zoo[data]'.") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _of_split(records: Iterable[tuple[str, dict[str, Any]]], reference: Reference, path: Path) -> list[Sample]:
+    """The records of a split, which their "split" field names; without a split asked for, all of them."""
+    samples, found = [], dict[str, None]()
+    for where, record in records:
+        if reference.split:
+            if "split" not in record:
+                raise DataError(f"{where}: no field 'split', so it is not known whether the record is of split {reference.split!r}.")
+            found[str(record["split"])] = None
+        if not reference.split or str(record["split"]) == reference.split:
+            samples.append(_sample(record, where, reference.field))
+    if found and not samples:
+        raise DataError(f"{path} has no split {reference.split!r}.{nearest(reference.split, found)} Splits: {', '.join(found)}.")
+    return samples
 
 
 def _from_datasets(load: Any, reference: Reference, where: str) -> list[Sample]:
@@ -194,10 +248,12 @@ def _from_datasets(load: Any, reference: Reference, where: str) -> list[Sample]:
     except Exception as error:
         raise DataError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if isinstance(data, dict):
-        split = reference.split or ("train" if "train" in data else next(iter(data)))
+        split = reference.split or ("train" if "train" in data else next(iter(data), ""))
         if split not in data:
-            raise DataError(f"{where} has no split {split!r}.{nearest(split, data)} Splits: {', '.join(data)}.")
+            raise DataError(f"{where} has no split {split!r}.{nearest(split, data)} Splits: {', '.join(data) or 'none'}.")
         data = data[split]
+    elif reference.split:
+        raise DataError(f"{where} has no splits; leave out ':{reference.split}'.")
     return [_sample(dict(row), f"{where}:{number}", reference.field) for number, row in enumerate(data, 1)]
 
 

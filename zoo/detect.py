@@ -430,12 +430,12 @@ def _relative(owner: _Owner, *parts: Part) -> set[str]:
 
 
 def _has_more(owner: _Owner, known: set[str]) -> bool:
-    """Whether `owner` has parameters beside the `known` projections and per-head norms (sinks, gates, biases)."""
+    """Whether `owner` has parameters beside the `known` ones, per-head norms and scalars (sinks, gates, norms)."""
     for name, part in owner.module.named_modules():
         path = owner.at(name)
         if any(inside(path, one) for one in known) or is_head_norm(path):
             continue
-        if any(parameter is not None for parameter in part._parameters.values()):
+        if any(parameter is not None and parameter.numel() > 1 for parameter in part._parameters.values()):
             return True
     return False
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.anatomy import Anatomy
-    from zoo.data import Dataset, Sample
+    from zoo.data import Dataset
     from zoo.model import Model
 
 Batch = dict[str, "torch.Tensor"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.catalog import ModelSpec
-from zoo.compressor import Compressor, Record, State, Trait
+from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,19 @@ class Model:
         found.require_version(stage.version)
         found.rebuild(self, stage.record)
         self.lineage = (*self.lineage, stage)
+
+    def apply(self, compressor: Compressor, options: CompressorOptions, context: Context) -> None:
+        """Apply one stage in place: check, compress, round to the stored dtype, record in the lineage.
+
+        Every stage runs through here; `zoo_compress.apply` also takes a name and a dict.
+
+        Raises:
+            Refused: the stage cannot follow what was done to the model before.
+        """
+        compressor.check(self, self.state(), options)
+        record = json.loads(json.dumps(compressor.apply(self, options, context)))
+        self.round()
+        self.lineage = (*self.lineage, stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed))
 
     def skeleton(self) -> Model:
         """An empty copy on the meta device: the same structure, no memory."""

@@ -29,7 +29,7 @@ from zoo.family import Batch
 from zoo.model import Model
 from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
 from zoo_compress.quantize.packed import weight_out_in
-from zoo_compress.share import require_sharers
+from zoo_compress.share import places, require_sharers
 
 GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
 
@@ -100,21 +100,20 @@ class LowRankSVD(Compressor):
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
-        ranks = record["ranks"]
-        # a shared module is factored once, under its first path
-        distinct = {id(model.module.get_submodule(path)): path for path in reversed(ranks)}
-        passes: list[dict[str, str]] = [{path: "" for path in ranks if path in distinct.values()}]
+        ranks: dict[str, int] = record["ranks"]
+        paths = [group[0] for group in places(model.module, ranks)]  # a shared module is factored once
         data: list[Batch] = []
+        passes = [dict.fromkeys(paths, "")]
         if options.whiten:
             data = batches(model, options, context, stage=self.name)
-            passes = list(_passes(model, model.anatomy.select(options.target), list(passes[0])))
+            passes = list(_passes(model.module, model.anatomy.select(options.target), paths))
         factors: dict[str, Factors] = {}
         for watched in context.progress.track(passes, total=len(passes), label=self.name):
             grams = _grams(model, watched, data) if options.whiten else {}
             for path in watched:
                 weight_OI = weight_out_in(model.module.get_submodule(path))
                 factors[path] = _factor_named(path, weight_OI, grams.pop(path, None), ranks[path])
-        self._install(model, record, {key: factors[path] for key, path in distinct.items()})
+        self._install(model, record, factors)
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -135,17 +134,14 @@ class LowRankSVD(Compressor):
     def note(self, model: Model, options: Options) -> str:
         return "" if options.whiten else "Without whitening even a mild cut costs a language model most of its quality."
 
-    def _install(self, model: Model, record: Record, factors: dict[int, Factors]) -> None:
-        """Swap the layers in; one that sits at several paths stays one."""
-        made: dict[int, LowRankLinear] = {}
-        for path, rank in record["ranks"].items():
-            dense = model.module.get_submodule(path)
-            key = id(dense)
-            if key not in made:
-                made[key] = LowRankLinear.like(dense, rank)
-                if key in factors:
-                    _fill(made[key], *factors[key])
-            model.module.set_submodule(path, made[key])
+    def _install(self, model: Model, record: Record, factors: dict[str, Factors]) -> None:
+        """Swap the layers in; one that sits at several places stays one."""
+        for group in places(model.module, record["ranks"]):
+            layer = LowRankLinear.like(model.module.get_submodule(group[0]), record["ranks"][group[0]])
+            if group[0] in factors:
+                _fill(layer, *factors[group[0]])
+            for place in group:
+                model.module.set_submodule(place, layer)
 
 
 def factor(weight_OI: torch.Tensor, rank: int, gram_II: torch.Tensor | None = None) -> Factors:
@@ -250,18 +246,18 @@ def _shape(module: nn.Module, path: str) -> tuple[int, int]:
 # --- calibration ----------------------------------------------------------------------------------------------------
 
 
-def _passes(model: Model, target: Target, paths: Sequence[str]) -> Iterator[dict[str, str]]:
+def _passes(module: nn.Module, target: Target, paths: Sequence[str]) -> Iterator[dict[str, str]]:
     """Group the projections into passes whose grams fit GRAM_BYTES; each with the block after which a run may stop."""
-    last = _last_blocks(model.module, target)
+    last = _last_blocks(module, target)
     watched: dict[str, str] = {}
     held = 0
     for path in paths:
-        module = model.module.get_submodule(path)
-        size = weight_out_in(module).shape[1] ** 2 * 8
+        projection = module.get_submodule(path)
+        size = weight_out_in(projection).shape[1] ** 2 * 8
         if watched and held + size > GRAM_BYTES:
             yield watched
             watched, held = {}, 0
-        watched[path] = last[id(module)]
+        watched[path] = last[id(projection)]
         held += size
     if watched:
         yield watched

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo import loading, registry
+from zoo import loading
 from zoo.catalog import ModelSpec
 from zoo.compressor import State, Trait
 from zoo.data import Dataset, open_data
@@ -176,7 +176,7 @@ def _check(
 
 
 def _own(request: StageRequest, teachers: Mapping[str, Model]) -> list[tuple[str, Model]]:
-    name = getattr(request.options, "teacher", None)
+    name = str(getattr(request.options, "teacher", ""))
     return [(name, teachers[name])] if name in teachers else []
 
 

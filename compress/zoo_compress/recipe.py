@@ -124,10 +124,11 @@ class Recipe:
         for key in ("recipe", "model"):
             if not isinstance(data.get(key), dict):
                 raise RecipeError(f"{place()}: the table [{key}] is missing.")
-        about, model, evaluate = (
-            validated(kind, _table(data, key, place), what=f"[{key}]", place=lambda name, key=key: place(key, name))  # type: ignore[misc]
-            for key, kind in (("recipe", RecipeTable), ("model", ModelTable), ("evaluate", EvaluateTable))
-        )
+
+        def table(key: str, kind: type[M]) -> M:
+            return validated(kind, _table(data, key, place), what=f"[{key}]", place=lambda name: place(key, name))
+
+        about, model, evaluate = table("recipe", RecipeTable), table("model", ModelTable), table("evaluate", EvaluateTable)
         _check_tasks(evaluate, place)
         roles = _table(data, "data", place)
         for role, reference in roles.items():
@@ -159,7 +160,10 @@ def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any
 
 
 def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest:
-    here = lambda key="": place("stage", key, index)  # noqa: E731
+
+    def here(key: str = "") -> str:
+        return place("stage", key, index)
+
     use = table.get("use")
     if not isinstance(use, str):
         raise RecipeError(f"{here()}, stage {index + 1}: `use` is missing; it names a compressor, such as \"inherit\".")

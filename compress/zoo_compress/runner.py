@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Sil
 from zoo.data import Dataset
 from zoo.errors import OutputError, RequestError
 from zoo.files import replace_file, sha256_of
-from zoo.model import Model, stage_of
+from zoo.model import Model
 from zoo_compress.measure import in_own_process
 from zoo_compress.memory import peak_bytes, reset_peak
 from zoo_compress.planner import Plan, located, plan, stored_of
@@ -54,9 +55,7 @@ def apply(
     model: Model, compressor: Compressor | str, options: CompressorOptions | Mapping[str, Any] | None = None,
     context: Context | None = None,
 ) -> Model:
-    """Apply one stage to a model in place: check, compress, round to the stored dtype, record in the lineage.
-
-    This is the one door through which every stage runs; `zoo_compress.apply(model, "quantize.int8")` is the short form.
+    """Apply one stage to a model in place, such as `zoo_compress.apply(model, "quantize.int8")`.
 
     Raises:
         Refused: the stage cannot follow what was done to the model before.
@@ -64,13 +63,8 @@ def apply(
     from zoo_compress.recipe import validated
 
     found = registry.compressor(compressor) if isinstance(compressor, str) else compressor
-    context = context or Context()
     chosen = options if isinstance(options, CompressorOptions) else validated(found.Options, options or {}, what=found.name)
-    found.check(model, model.state(), chosen)
-    record = found.apply(model, chosen, context)
-    model.round()
-    stage = stage_of(found, chosen.model_dump(mode="json"), json.loads(json.dumps(record)), seed=context.seed)
-    model.lineage = (*model.lineage, stage)
+    model.apply(found, chosen, context or Context())
     return model
 
 
@@ -153,7 +147,7 @@ class _Job:
         while done < len(stages) and self._finished(self._folder(stages[done])):
             self.progress.say(f"{stages[done].label}: already done")
             done += 1
-        self._measured("00-original", lambda: self.original())
+        self._measured("00-original", self.original)
         model = None
         for request in stages[done:]:
             if model is None:
@@ -161,7 +155,7 @@ class _Job:
             model = self._run_stage(request, model)
         for request in stages:
             folder = self._folder(request)
-            self._measured(folder.name, lambda folder=folder: loading.load(folder))  # type: ignore[misc]
+            self._measured(folder.name, partial(loading.load, folder))
         return done
 
     def _run_stage(self, request: StageRequest, model: Model) -> Model:
@@ -208,7 +202,7 @@ class _Job:
             self.progress.say("control: the same architecture from random weights")
             apply(model, Train(), Train.Options(**shared), context)
             self._save(folder, model, context, seconds=time.monotonic() - clock)
-        self._measured(folder.name, lambda: loading.load(folder))
+        self._measured(folder.name, partial(loading.load, folder))
         return request.index + 1
 
     def original(self) -> Model:

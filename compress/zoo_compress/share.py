@@ -148,6 +148,14 @@ def _say(shapes: dict[str, Any]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "without parameters"
 
 
+def places(module: nn.Module, paths: Iterable[str]) -> list[list[str]]:
+    """Group paths by the module they name: one group for each distinct module, in the order of the paths."""
+    groups: dict[int, list[str]] = {}
+    for path in paths:
+        groups.setdefault(id(module.get_submodule(path)), []).append(path)
+    return list(groups.values())
+
+
 def require_sharers(module: nn.Module, paths: Iterable[str], *, stage: str) -> None:
     """Refuse a selection that holds some places of a shared module and leaves others out.
 

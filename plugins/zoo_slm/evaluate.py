@@ -124,7 +124,7 @@ def _nats(model: Model, ids: list[int]) -> float:
     body, head = split
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
     size = max(1, CHUNK_BYTES // (4 * int(model.spec.config["vocab_size"])))
-    pieces = zip(hidden_TD.split(size), ids_T[0, 1:].split(size), strict=True)
+    pieces = zip(torch.split(hidden_TD, size), torch.split(ids_T[0, 1:], size), strict=True)
     return sum(float(F.cross_entropy(head(part).float(), label, reduction="sum")) for part, label in pieces)
 
 

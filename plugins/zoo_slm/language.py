@@ -60,10 +60,11 @@ class TransformersText(TextFamily):
         body = getattr(module, "base_model", None)
         if head is None or body is None or getattr(module, "lm_head", None) is not head:
             return None
+        read: Any = head
         cap = getattr(module.config, "final_logit_softcapping", None)
 
         def logits(hidden: torch.Tensor) -> torch.Tensor:
-            raw: torch.Tensor = head(hidden)
+            raw: torch.Tensor = read(hidden)
             return torch.tanh(raw / cap) * cap if cap else raw
 
         return body, logits
@@ -102,7 +103,7 @@ class TransformersText(TextFamily):
 
     def write_foreign(self, model: Model, path: Path) -> str:
         """Write `config.json` when a plain transformers class of that config has exactly the model's tensors."""
-        config = model.module.config
+        config: Any = model.module.config
         with torch.device("meta"):
             try:
                 plain = type(model.module)(type(config)(**config.to_diff_dict()))

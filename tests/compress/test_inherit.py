@@ -163,7 +163,9 @@ def test_influence_is_one_minus_the_mean_cosine():
     (batch,) = calibration(model, batch=8)
     seen = []
     blocks = model.module.gpt_neox.layers
-    hooks = [b.register_forward_hook(lambda _m, args, out: seen.append((args[0], out)), with_kwargs=False) for b in blocks]
+    hooks = [
+        b.register_forward_hook(lambda _m, args, out: seen.append((args[0], out)), with_kwargs=False) for b in blocks
+    ]
     logits(model, batch["input_ids"])
     for hook in hooks:
         hook.remove()

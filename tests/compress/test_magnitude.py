@@ -11,6 +11,7 @@ from zoo_compress.prune.magnitude import PruneMagnitude
 from zoo.anatomy import Part
 from zoo.detect import resolve
 from zoo.errors import Refused
+from zoo.loading import cast_parameters
 
 
 def weight(model, path):
@@ -33,9 +34,7 @@ def matrices(model):
 
 def as_out_in(tensor: torch.Tensor, part: Part, is_input: bool) -> torch.Tensor:
     """(out, in), or (experts, out, in), entry by entry."""
-    rows = [
-        part.offset + unit * part.stride + offset for unit in range(part.units) for offset in range(part.width)
-    ]
+    rows = [part.offset + unit * part.stride + offset for unit in range(part.units) for offset in range(part.width)]
     units_first = torch.stack([tensor.select(part.axis, row) for row in rows], dim=-2)
     return units_first.transpose(-1, -2) if is_input else units_first
 
@@ -47,7 +46,9 @@ def test_the_smallest_go_and_their_number_is_exact(name, sparsity):
     before = matrices(model)
     apply(model, "prune.magnitude", {"sparsity": sparsity})
     for key, after in matrices(model).items():
-        for was, now in zip(before[key].reshape(-1, *after.shape[-2:]), after.reshape(-1, *after.shape[-2:]), strict=True):
+        for was, now in zip(
+            before[key].reshape(-1, *after.shape[-2:]), after.reshape(-1, *after.shape[-2:]), strict=True
+        ):
             count = round(sparsity * was.numel())
             assert int((now == 0).sum()) == count
             assert sorted(was.abs().flatten().tolist())[count:] == sorted(now.abs().flatten().tolist())[count:]
@@ -64,7 +65,7 @@ def test_two_of_four_stay_along_the_inputs(name):
                                          after.reshape(-1, after.shape[-1]).tolist(), strict=True):  # fmt: skip
             for start in range(0, len(row_before), 4):
                 group = row_before[start : start + 4]
-                largest = sorted(range(4), key=lambda i: -abs(group[i]))[:2]  # noqa: B023
+                largest = sorted(range(4), key=lambda i: -abs(group[i]))[:2]
                 assert row_after[start : start + 4] == [v if i in largest else 0.0 for i, v in enumerate(group)]
 
 
@@ -129,7 +130,7 @@ def test_pruned_layers_are_declared_sparse(values, detail):
 
 def test_half_precision_is_pruned_in_place(tmp_path):
     model = small("llama")
-    model.module.bfloat16()
+    cast_parameters(model.module, torch.bfloat16)
     model.dtype = model.stored = "bfloat16"
     apply(model, "prune.magnitude", {"sparsity": 0.5})
     up = model.module.model.layers[0].mlp.up_proj.weight

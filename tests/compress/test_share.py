@@ -122,14 +122,16 @@ def test_different_widths_are_refused():
     mlp = model.module.model.layers[1].mlp
     mlp.gate_proj, mlp.up_proj = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
     mlp.down_proj = nn.Linear(48, 32, bias=False)
-    with pytest.raises(Refused, match=r"layers.1.*\(48, 32\) but .*layers.0.*\(64, 32\); one layer cannot stand for both"):
+    with pytest.raises(
+        Refused, match=r"layers.1.*\(48, 32\) but .*layers.0.*\(64, 32\); one layer cannot stand for both"
+    ):
         check(model, "share.ffn")
 
 
 def test_what_is_shared_already_is_refused():
     model = deep("llama")
     apply(model, "share.ffn", {"target": "language.blocks[:2]"})
-    with pytest.raises(Refused, match="layers.1.mlp.gate_proj already is model.layers.0.mlp.gate_proj"):
+    with pytest.raises(Refused, match=r"layers.1.mlp.gate_proj already is model.layers.0.mlp.gate_proj"):
         check(model, "share.ffn", target="language.blocks[1:]")
 
 

@@ -6,7 +6,7 @@ Tolerance: float32 sums over at most 128 terms in another order; 2e-5 absolute o
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -57,6 +57,15 @@ KINDS: dict[str, dict[str, object]] = {
     "width": {"width": 24},
     "all": {"ffn": 40, "heads": 2, "width": 24},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are ten times slower on two busy cores than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def prune(model: Model, *, context: Context | None = None, **options: object) -> Record:
@@ -210,7 +219,9 @@ def test_cached_logits_equal_uncached(name: str, kind: str) -> None:
         prefill = model.module(ids[:, :7], use_cache=True)
         steps = [prefill.logits]
         for position in range(7, 10):
-            step = model.module(ids[:, position : position + 1], past_key_values=prefill.past_key_values, use_cache=True)
+            step = model.module(
+                ids[:, position : position + 1], past_key_values=prefill.past_key_values, use_cache=True
+            )
             steps.append(step.logits)
     torch.testing.assert_close(torch.cat(steps, 1), logits(model.module, ids), **CLOSE)
 
@@ -325,6 +336,7 @@ def test_global_random_state_is_left_alone() -> None:
 # --- which units go -------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_magnitude_of_channels_is_the_group_norm() -> None:
     model, original = twin_model("llama-gqa"), twin("llama-gqa")
     prune(model, ffn=16)
@@ -347,6 +359,7 @@ def test_magnitude_of_channels_is_the_group_norm() -> None:
         assert survivors(down("llama", original, layer), down("llama", model.module, layer)) == best
 
 
+@torch.no_grad()
 def test_magnitude_of_heads_counts_what_would_go() -> None:
     model, original = twin_model("llama"), twin("llama")
     prune(model, heads=1)
@@ -361,6 +374,7 @@ def test_magnitude_of_heads_counts_what_would_go() -> None:
         assert survivors(out("llama", original, layer), out("llama", model.module, layer))[0] == 8 * best
 
 
+@torch.no_grad()
 def test_experts_choose_their_own_channels() -> None:
     model, original = twin_model("mixtral"), twin("mixtral")
     prune(model, ffn=16)
@@ -486,7 +500,9 @@ def test_unknown_target_is_named() -> None:
         STAGE.check(twin_model("llama"), {}, STAGE.Options(target="languag", ffn=0.5))
 
 
-@pytest.mark.parametrize("options", [{}, {"ratio": 0.5, "ffn": 0.5}, {"ffn": 1.0}, {"ffn": 0}, {"ffn": True}, {"fnn": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ratio": 0.5, "ffn": 0.5}, {"ffn": 1.0}, {"ffn": 0}, {"ffn": True}, {"fnn": 1}]
+)
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         STAGE.Options(**options)
@@ -524,13 +540,89 @@ def test_alibi_heads_are_refused() -> None:
     STAGE.check(model, {}, STAGE.Options(ffn=0.5))
 
 
+def test_a_result_that_does_not_run_is_refused() -> None:
+    """An attention that keeps its width in a place nobody knows of."""
+    model = twin_model("llama")
+    output = model.module.model.layers[0].self_attn.o_proj  # type: ignore[union-attr, index]
+    output.register_forward_pre_hook(lambda _, args: args[0].view(1, -1, WIDTH))
+    with pytest.raises(Refused, match=r"does not fit LlamaForCausalLM: the pruned model does not run"):
+        prune(model, heads=2)
+
+
 def test_rebuilding_on_another_model_is_refused() -> None:
     record = prune(twin_model("llama"), ffn=32)
     with pytest.raises(ArtifactError, match="cut"):
         STAGE.rebuild(twin_model("llama", intermediate_size=48), record)
 
 
+# --- several towers -------------------------------------------------------------------------------------------------
+
+
+class Pictures(TransformersText):
+    """Text with one 16 x 16 picture of four patches."""
+
+    def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
+        ids = tokens(batch=batch, length=10, seed=seed).clamp(max=90)
+        ids[:, 1:5] = 95
+        generator = torch.Generator().manual_seed(seed)
+        return {"input_ids": ids, "pixel_values": torch.randn(batch, 3, 16, 16, generator=generator)}
+
+
+def vision_language() -> Model:
+    import transformers
+
+    text = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = transformers.LlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=95, image_seq_length=4, vision_feature_layer=-1
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = transformers.LlavaForConditionalGeneration(config).eval()
+    return Model(module, Pictures(), twin_model("llama", device="meta").spec)
+
+
+def test_one_tower_is_pruned_and_the_other_left_alone() -> None:
+    model, original = vision_language(), vision_language()
+    prune(model, target="vision", ffn=16, heads=1)
+    config = model.module.config  # type: ignore[union-attr]
+    assert (config.vision_config.intermediate_size, config.vision_config.num_attention_heads) == (16, 1)  # type: ignore[union-attr]
+    assert (config.text_config.intermediate_size, config.text_config.num_attention_heads) == (64, 4)  # type: ignore[union-attr]
+    for layer in range(2):
+        for reader in ("mlp.fc2", "self_attn.out_proj"):
+            path = f"model.vision_tower.encoder.layers.{layer}.{reader}"
+            whole, left = (m.module.get_submodule(path).weight for m in (original, model))
+            silence(whole, survivors(whole, left))  # type: ignore[arg-type]
+    batch = model.family.example(model)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.family.forward(model, batch), original.family.forward(original, batch), **CLOSE
+        )
+
+
+def test_width_behind_a_projector_is_refused() -> None:
+    with pytest.raises(Refused, match="multi_modal_projector"):
+        STAGE.check(vision_language(), {}, STAGE.Options(width=24))
+
+
 # --- models without transformer blocks ------------------------------------------------------------------------------
+
+
+class Strict(nn.Module):
+    """A convolution whose module says its channels and insists on them, as diffusers' samplers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 16
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.norm(self.conv(x)).relu()  # type: ignore[no-any-return]
 
 
 class Residual(nn.Module):
@@ -539,7 +631,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.one = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.one = Strict()
         self.two = nn.Conv2d(16, 16, 3, padding=1)
         self.head = nn.Linear(16, 5)
 
@@ -547,6 +639,17 @@ class Residual(nn.Module):
         x = self.stem(pixels)
         x = x + self.two(self.one(x))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Single(nn.Module):
+    """One layer, whose channels are the output's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(3, 4, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.only(pixels)  # type: ignore[no-any-return]
 
 
 class Images(TransformersText):
@@ -590,5 +693,7 @@ def test_convolutions_ask_for_a_ratio() -> None:
 
 
 def test_a_graph_that_removes_nothing_is_refused() -> None:
-    with pytest.raises(Refused, match="nothing in Residual could be pruned by 1%"):
-        prune(convolutional(), ratio=0.01)
+    model = convolutional()
+    model.module = Single()
+    with pytest.raises(Refused, match="nothing in Single could be pruned by 50%"):
+        prune(model, ratio=0.5)

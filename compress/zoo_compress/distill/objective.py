@@ -39,7 +39,8 @@ class TokenObjective(nn.Module):
         """Return "loss" and each loss under its own name, all scalars; labels below 0 are left out of the mean."""
         student, teacher = self._models
         hidden, head, blocks = _run(student, batch, record=bool(self.features))
-        teacher_hidden, teacher_head, teacher_blocks = None, None, []
+        teacher_hidden, teacher_head = None, None
+        teacher_blocks: list[torch.Tensor] = []
         if teacher is not None and self._needs_teacher():
             with torch.no_grad():
                 teacher_hidden, teacher_head, teacher_blocks = _run(teacher, batch, record=bool(self.features))
@@ -95,12 +96,13 @@ def _run(
     assert isinstance(family, TextFamily)
     outputs: list[torch.Tensor] = []
     hooks = []
+
+    def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
+        outputs.append(out[0] if isinstance(out, tuple) else out)
+
     if record:
         stack = model.anatomy.select("language").stack
-        for block in stack.blocks:
-            hooks.append(model.module.get_submodule(block.path).register_forward_hook(
-                lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out)
-            ))
+        hooks = [model.module.get_submodule(block.path).register_forward_hook(keep) for block in stack.blocks]
     try:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         split = family.body_and_head(model.module)

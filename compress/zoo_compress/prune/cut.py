@@ -122,7 +122,7 @@ def residual_parts(module: nn.Module, anatomy: Anatomy, stack: Stack, *, stage: 
         Refused: a parameter as wide as the residual has a role that detection does not know.
     """
     if not stack.width:
-        raise Refused(f"{stage} cannot prune the width of {stack.name!r}: its blocks do not agree on one width.")
+        raise Refused(f"{stage} cannot prune the width of {stack.name!r}: its blocks show no single residual width.")
     reads = [*stack.readers, *([stack.head] if stack.head else [])]
     writes = list(stack.writers)
     norms = list(stack.norms)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compressor import Record
-from zoo.errors import ArtifactError, Refused
+from zoo.errors import ArtifactError, Refused, one_line
 from zoo.model import Model
 
 QKV = ("to_q", "q_proj", "query", "qkv", "q")  # a module with one of these is attention: its heads stay whole
@@ -59,14 +59,16 @@ def apply(model: Model, ratio: float, *, stage: str) -> Record:
         output, last = _run_watching(model, batch)
     try:
         with torch.random.fork_rng(devices=[]), _traceable(module):
+            sizes = _channels(module)
             _prune(model, batch, ratio, ignored=[last, *_attention_projections(module)])
+            _declare_channels(module, sizes)
         _tie_again(module, ties)
         with torch.no_grad():
             after = model.family.forward(model, batch)
     except Refused:
         raise
     except Exception as error:  # whatever a third-party tracer meets
-        raise Refused(f"{stage}: {name} cannot be pruned by its graph: {' '.join(str(error).split())[:200]}") from error
+        raise Refused(f"{stage}: {name} cannot be pruned by its graph: {one_line(error)[:200]}") from error
     if after.shape != output.shape:
         raise Refused(f"{stage}: pruned, {name} gives {tuple(after.shape)} where it gave {tuple(output.shape)}.")
     changed = {path: shape for path, shape in _shapes(module).items() if shapes.get(path) != shape}
@@ -147,6 +149,28 @@ def _run_watching(model: Model, batch: Any) -> tuple[Tensor, nn.Module]:
 
 def _attention_projections(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if any(isinstance(getattr(part, name, None), nn.Module) for name in QKV)]
+
+
+def _channels(module: nn.Module) -> dict[str, tuple[int, int]]:
+    return {
+        path: (part.in_channels, part.out_channels)
+        for path, part in module.named_modules()
+        if isinstance(part, nn.modules.conv._ConvNd)
+    }
+
+
+def _declare_channels(module: nn.Module, before: dict[str, tuple[int, int]]) -> None:
+    """Correct what modules around a convolution say of its channels (diffusers' samplers assert it at run time)."""
+    for path, (new_in, new_out) in _channels(module).items():
+        old_in, old_out = before[path]
+        around = module.get_submodule(path.rpartition(".")[0])
+        for name, old, new in (
+            ("channels", old_in, new_in),
+            ("in_channels", old_in, new_in),
+            ("out_channels", old_out, new_out),
+        ):
+            if vars(around).get(name) == old:
+                setattr(around, name, new)
 
 
 def _tie_again(module: nn.Module, ties: list[list[str]]) -> None:

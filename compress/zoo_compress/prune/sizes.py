@@ -78,7 +78,7 @@ def kept(amount: float | int, units: int, *, what: str, round_to: int = 1) -> in
             raise Refused(f"{what}: asked to keep {amount}, but there are only {units}.")
         return amount
     step = round_to if units > round_to else 1
-    count = min(units, round(units * (1 - amount) / step) * step)
+    count = min(units, int(units * (1 - amount) / step + 0.5) * step)
     if count < 1:
         raise Refused(f"{what}: removing {amount:.0%} of {units} (in steps of {step}) leaves none; ask for less.")
     if count == units:

@@ -7,7 +7,7 @@ several paths (share.ffn) is packed once and stays one; a head tied to the token
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -16,11 +16,21 @@ from pydantic import Field
 from torch import nn
 
 from zoo.anatomy import Anatomy
-from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait, require_dense
+from zoo.compressor import (
+    Compressor,
+    CompressorOptions,
+    Context,
+    Progress,
+    Record,
+    Silent,
+    State,
+    Trait,
+    require_dense,
+)
 from zoo.errors import Refused, UnknownName, ZooError, nearest
 from zoo.model import Model
 from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, pack_rows, weight_out_in
-from zoo_compress.share import require_sharers
+from zoo_compress.share import places, require_sharers
 
 LINEAR, EMBEDDING, TABLE_HEAD = "linear", "int8-embedding", "int8-head"
 BITS = {LINEAR: 0, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
@@ -65,27 +75,21 @@ class Quantize(Compressor):
         return {}
 
     def check(self, model: Model, state: State, options: Any) -> None:
-        modules = self.outline(model, options)["modules"]
+        modules = _modules(model, options, stage=self.name)
         require_dense(state, modules, stage=self.name, does="packs", allow=("sparse", "shared", "factored"))
         if not modules:
             raise Refused(f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip.")
         for path, kind in modules.items():
-            if kind != EMBEDDING:
-                self.refuse_shape(path, _shape(model.module, path, stage=self.name))
+            part = model.module.get_submodule(path)
+            if kind == EMBEDDING:
+                _require_table(part, path, stage=self.name)
+            else:
+                self.refuse_shape(path, _shape(part, path, stage=self.name))
+        _require_both_halves(model.anatomy, modules, stage=self.name)
         require_sharers(model.module, modules, stage=self.name)
 
     def outline(self, model: Model, options: Any) -> Record:
-        paths = list(dict.fromkeys(_linears(model, options, stage=self.name)))
-        modules = dict.fromkeys(paths, LINEAR)
-        if options.embedding:
-            modules |= _tables(model, options.target)
-        _require_matches(options.skip, modules)
-        kept = {path: kind for path, kind in modules.items() if not _matches(path, options.skip)}
-        _require_tables(model, kept, stage=self.name)
-        for path in kept:
-            if kept[path] == LINEAR:
-                _shape(model.module, path, stage=self.name)
-        return {"modules": kept, **self.settings(options)}
+        return {"modules": _modules(model, options, stage=self.name), **self.settings(options)}
 
     def apply(self, model: Model, options: Any, context: Context) -> Record:
         record = self.outline(model, options)
@@ -93,7 +97,7 @@ class Quantize(Compressor):
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
-        self._replace(model, record, empty=True)
+        self._replace(model, record, empty=True, progress=Silent())
 
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("packed", f"{BITS[kind] or self.bits} bits") for path, kind in record["modules"].items()}
@@ -103,40 +107,46 @@ class Quantize(Compressor):
         sizes = [p.numel() for path in paths for p in model.module.get_submodule(path).parameters()]
         return 12 * max(sizes, default=0)  # a float32 copy of one weight, its quotients, its codes
 
-    def _replace(self, model: Model, record: Record, *, empty: bool, progress: Any = None) -> None:
-        """Swap the packed layers in; the weight of a module that sits at several paths is packed once."""
-        made: dict[tuple[int, str], nn.Module] = {}
-        tables: dict[int, Int8Embedding] = {}  # by the identity of the weight a tied head reads too
-        modules = record["modules"].items()
-        for path, kind in progress.track(modules, total=len(modules), label=self.name) if progress else modules:
+    def _replace(self, model: Model, record: Record, *, empty: bool, progress: Progress) -> None:
+        """Swap the packed layers in, a module at several places once, the token table before the head it is tied to."""
+        kinds: dict[str, str] = record["modules"]
+        tables = _tied_tables(model.module, kinds)
+        groups = sorted(places(model.module, kinds), key=lambda group: kinds[group[0]] != EMBEDDING)
+        for group in progress.track(groups, total=len(groups), label=self.name):
+            path = group[0]
             old = model.module.get_submodule(path)
-            key = (id(old), kind)
-            if key not in made:
-                try:
-                    made[key] = self._new(old, kind, record, model, tables, empty=empty)
-                except ValueError as error:
-                    raise ZooError(f"{self.name}: {path}: {error}") from None
-                made[key].train(old.training)
-            model.module.set_submodule(path, made[key])
-
-    def _new(
-        self, old: nn.Module, kind: str, record: Record, model: Model, tables: dict[int, Int8Embedding], *, empty: bool
-    ) -> nn.Module:
-        if kind == EMBEDDING:
-            table = _pack_table(old, dtype=getattr(torch, model.dtype), empty=empty)
-            tables[id(old.weight)] = table
-            return table
-        if kind == TABLE_HEAD:
-            head = _empty_int8(old) if empty or id(old.weight) in tables else Int8Linear.from_linear(old)
-            if id(old.weight) in tables:
-                tables[id(old.weight)].tie(head)
-        else:
-            head = self.empty(old, record) if empty else self.pack(old, record)  # type: ignore[assignment]
-        head.bias = old.bias  # type: ignore[assignment]  # the very parameter, which other modules may share
-        return head
+            try:
+                if kinds[path] == EMBEDDING:
+                    new: nn.Module = _pack_table(old, dtype=getattr(torch, model.dtype), empty=empty)
+                elif path in tables:
+                    table = model.module.get_submodule(tables[path])
+                    assert isinstance(table, Int8Embedding)
+                    new = table.tie(_empty_int8(old))
+                elif kinds[path] == TABLE_HEAD:
+                    new = _empty_int8(old) if empty else Int8Linear.from_linear(old)
+                else:
+                    new = self.empty(old, record) if empty else self.pack(old, record)
+            except ValueError as error:
+                raise ZooError(f"{self.name}: {path}: {error}") from None
+            if kinds[path] != EMBEDDING:
+                new.bias = old.bias  # the very parameter, which other modules may share
+            new.train(old.training)
+            for place in group:
+                model.module.set_submodule(place, new)
 
 
 # --- which modules --------------------------------------------------------------------------------------------------
+
+
+def _modules(model: Model, options: QuantizeOptions, *, stage: str) -> dict[str, str]:
+    """What the stage packs, each path with its kind."""
+    modules = dict.fromkeys(_linears(model, options, stage=stage), LINEAR)
+    if options.embedding:
+        modules |= _tables(model, options.target)
+    for glob in options.skip:
+        if not any(fnmatchcase(path, glob) for path in modules):
+            raise UnknownName(f"skip = {glob!r} matches no module of the target.{nearest(glob, modules)}")
+    return {path: kind for path, kind in modules.items() if not _matches(path, options.skip)}
 
 
 def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[str]:
@@ -197,28 +207,28 @@ def _matches(path: str, skip: Iterable[str]) -> bool:
     return any(fnmatchcase(path, glob) for glob in skip)
 
 
-def _require_matches(skip: Iterable[str], modules: Iterable[str]) -> None:
-    """A pattern that matches nothing is a typing mistake."""
-    for glob in skip:
-        if not any(_matches(path, [glob]) for path in modules):
-            raise UnknownName(f"skip = {glob!r} matches no module of the target.{nearest(glob, modules)}")
+def _require_table(table: nn.Module, path: str, *, stage: str) -> None:
+    """Refuse a table whose lookup does more than read rows."""
+    if _multiplier(table) is None:
+        raise Refused(
+            f"{stage}: {path} is a {type(table).__name__}, whose lookup may do more than read rows. Set embedding = false."
+        )
 
 
-def _require_tables(model: Model, kept: dict[str, str], *, stage: str) -> None:
-    """Refuse a table whose lookup does more than read rows, and a tied pair of which one half is skipped."""
-    anatomy = model.anatomy
-    for path, kind in kept.items():
-        part = model.module.get_submodule(path)
-        if kind == EMBEDDING and _multiplier(part) is None:
-            raise Refused(
-                f"{stage}: {path} is a {type(part).__name__}, whose lookup may do more than read rows. "
-                "Set embedding = false."
-            )
-    if anatomy.tied and (anatomy.embedding in kept) != (anatomy.head in kept):
+def _require_both_halves(anatomy: Anatomy, modules: Collection[str | None], *, stage: str) -> None:
+    """Refuse to pack one half of a tied pair: the other would keep the weight, and nothing be saved."""
+    if anatomy.tied and (anatomy.embedding in modules) != (anatomy.head in modules):
         raise Refused(
             f"{stage}: {anatomy.embedding} and {anatomy.head} share one weight, and skip leaves out one of them; "
             "skip both or neither."
         )
+
+
+def _tied_tables(module: nn.Module, kinds: dict[str, str]) -> dict[str, str]:
+    """The token table of every head that reads its very weight: head -> table."""
+    tables = {id(module.get_submodule(path).weight): path for path, kind in kinds.items() if kind == EMBEDDING}
+    heads = [path for path, kind in kinds.items() if kind == TABLE_HEAD]
+    return {path: tables[key] for path in heads if (key := id(module.get_submodule(path).weight)) in tables}
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -227,9 +237,8 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _shape(module: nn.Module, path: str, *, stage: str) -> torch.Size:
+def _shape(part: nn.Module, path: str, *, stage: str) -> torch.Size:
     """The weight's shape (out, in); refuses what is no plain linear layer."""
-    part = module.get_submodule(path)
     try:
         return weight_out_in(part).shape
     except (ValueError, AttributeError):

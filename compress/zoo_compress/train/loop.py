@@ -114,8 +114,8 @@ _orders: dict[tuple[int, int, int], torch.Tensor] = {}
 def _sparse_masks(model: Model) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Weights that an earlier stage made sparse keep their zeros."""
     sparse = [path for path, traits in model.state().items() if any(trait.kind == "sparse" for trait in traits)]
-    weights = [model.module.get_submodule(path).weight for path in sparse]
-    return [(weight, weight.detach() != 0) for weight in weights]  # type: ignore[misc]
+    weights = [model.module.get_parameter(f"{path}.weight") for path in sparse]
+    return [(weight, weight.detach() != 0) for weight in weights]
 
 
 def _to_float32(model: Model) -> dict[str, torch.dtype]:

@@ -40,7 +40,7 @@ class Train(Compressor):
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
-        objective = TokenObjective(model, None, [("cross-entropy", CrossEntropy(), LossOptions())], {})
+        objective = TokenObjective(model, None, [("cross-entropy", CrossEntropy(), LossOptions(weight=1.0))], {})
         fit(model, objective, windows, options=options, context=context, label=self.name)
         return {}
 
@@ -55,4 +55,4 @@ def training_bytes(model: Model, options: Any) -> int:
     inner = sum(block.ffn.width * 4 for block in stack.blocks if block.ffn)
     activations = 4 * tokens * (len(stack.blocks) * stack.width * 14 + inner)  # what a pre-norm block keeps for backward
     logits = 4 * min(tokens * int(model.spec.config["vocab_size"]) * 4, CHUNK_BYTES)
-    return model.params * BYTES_PER_TRAINED + activations + logits
+    return int(model.params * BYTES_PER_TRAINED + activations + logits)
