@@ -25,12 +25,17 @@ from zoo.errors import ArtifactError, OutputError, ZooError
 from zoo.files import sha256_of, sync_folder, why_unwritable
 
 if TYPE_CHECKING:
+    import torch
+
     from zoo.model import Model, Stage
 
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
 FORMAT = 1
-ALIGNMENT = 64  # bytes
+DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # as safetensors spells them  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ def fill(model: Model, path: Path) -> None:
     from safetensors import SafetensorError, safe_open
     from torch import nn
 
+    from zoo.alignment import aligned
+
     header.require_whole(path)
     expected, aliases = model.tensors(), model.aliases()
     run = getattr(torch, model.dtype)
@@ -165,9 +172,9 @@ def fill(model: Model, path: Path) -> None:
                 if isinstance(empty, nn.Parameter):
                     if tensor.is_floating_point():
                         tensor = tensor.to(run)
-                    tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-                elif tensor.data_ptr() % ALIGNMENT:  # packed kernels read whole vectors; a file maps bytes anywhere
-                    tensor = tensor.clone()
+                    tensor = nn.Parameter(aligned(tensor), requires_grad=tensor.is_floating_point())
+                else:
+                    tensor = aligned(tensor)
                 for place in (name, *(alias for alias, source in aliases.items() if source == name)):
                     _assign(model.module, place, tensor)
     except (SafetensorError, OSError) as error:
@@ -181,16 +188,10 @@ def _assign(module: Any, name: str, tensor: Any) -> None:
 
 
 def _write_files(model: Model, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     from zoo.card import card
 
     _require_replayable(model)
-    try:
-        save_file(_storable(model), path / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(str(error)) from None
+    _write_weights(_storable(model), path / WEIGHTS)
     if model.processor is not None:
         model.family.save_processor(model.processor, path)
     plain = model.family.write_foreign(model, path)
@@ -240,6 +241,30 @@ def _storable(model: Model) -> dict[str, Any]:
             kept = narrow if torch.equal(narrow.to(kept.dtype), kept) else kept
         out[name] = kept.cpu().contiguous()
     return out
+
+
+def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write safetensors that can stay mapped: every tensor begins aligned, but for those after one of an odd size.
+
+    The format's own writer puts the tensors wherever the header ends; the odd ones are small, and come last.
+    """
+    import torch
+
+    from zoo.alignment import BYTES
+
+    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % BYTES > 0, -tensors[name].itemsize, name))
+    about: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind = DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
+        about[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % BYTES)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(memoryview(tensors[name].flatten().view(torch.uint8).numpy()))
 
 
 def _put(draft: Path, path: Path) -> None:

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 class CompressorOptions(BaseModel):
     """Base of every stage's options: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Progress(Protocol):
@@ -95,6 +95,8 @@ class Compressor(ABC):
     name: ClassVar[str]  # as used in recipes, e.g. "prune.structured"
     version: ClassVar[int] = 1  # of the record format; raised when `rebuild` changes meaning
     Options: ClassVar[type[CompressorOptions]]  # pydantic; every field with a description
+    accepts: ClassVar[tuple[str, ...]] = ()  # kinds of traits it can read besides plain dense tensors
+    leaves: ClassVar[str] = ""  # the kind of trait it gives to what it changes
     trains: ClassVar[bool] = False  # updates weights by gradient descent; the run then adds optimizer memory
 
     def check(self, model: Model, state: State, options: Any) -> None:
@@ -147,10 +149,13 @@ class Compressor(ABC):
         return ""
 
 
-def require_dense(state: State, paths: Iterable[str], *, stage: str, does: str, allow: tuple[str, ...] = ()) -> None:
+def require_dense(
+    state: State, paths: Iterable[str], *, stage: str, does: str, allow: tuple[str, ...] = (), leaves: str = ""
+) -> None:
     """Refuse when a module in `paths` has a trait that is not in `allow`.
 
     Args:
+        leaves: the kind of trait the stage gives, so that an order is proposed only where it would be taken.
         does: what the stage does to the modules, for the sentence: "cuts rows of", "averages".
 
     Raises:
@@ -165,7 +170,17 @@ def require_dense(state: State, paths: Iterable[str], *, stage: str, does: str, 
             what = f"{path} is {trait.kind}" + (f" ({trait.detail})" if trait.detail else "")
             if trait.stage:
                 what += f" by {trait.stage}"
-                remedy = f"Put {stage} before {trait.stage.split('(')[-1].rstrip(')')}."
+                earlier = trait.stage.split("(")[-1].rstrip(")")
+                if not leaves or leaves in _accepted_by(earlier):
+                    remedy = f"Put {stage} before {earlier}."
+                else:
+                    remedy = "Use one of them, or give each a target of its own."
             else:
                 remedy = f"Start from a model without it, or choose a target that leaves {path} out."
             raise Refused(f"{stage} {does} plain float weights, but {what}. {remedy}")
+
+
+def _accepted_by(stage: str) -> tuple[str, ...]:
+    from zoo import registry
+
+    return registry.compressor(stage).accepts

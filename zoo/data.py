@@ -220,7 +220,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())[:200].rstrip('.')}.") from None
 
 
 def _of_split(records: Iterable[tuple[str, dict[str, Any]]], reference: Reference, path: Path) -> list[Sample]:
@@ -238,7 +238,7 @@ def _of_split(records: Iterable[tuple[str, dict[str, Any]]], reference: Referenc
     return samples
 
 
-def _from_datasets(load: Any, reference: Reference, where: str) -> list[Sample]:
+def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "") -> list[Sample]:
     try:
         import datasets
     except ImportError:
@@ -246,7 +246,7 @@ def _from_datasets(load: Any, reference: Reference, where: str) -> list[Sample]:
     try:
         data = load(datasets)
     except Exception as error:
-        raise DataError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(f"{where} cannot be read: {' '.join(str(error).split())[:200].rstrip('.')}.{hint}") from None
     if isinstance(data, dict):
         split = reference.split or ("train" if "train" in data else next(iter(data), ""))
         if split not in data:
@@ -259,7 +259,8 @@ def _from_datasets(load: Any, reference: Reference, where: str) -> list[Sample]:
 
 def _from_hub(reference: Reference) -> list[Sample]:
     name = reference.source.removeprefix("hub:")
-    return _from_datasets(lambda d: d.load_dataset(name), reference, name)
+    hint = " Go online once (and unset HF_HUB_OFFLINE), or name a folder that `datasets` saved."
+    return _from_datasets(lambda d: d.load_dataset(name), reference, reference.source, hint=hint)
 
 
 def _sample(record: dict[str, Any], where: str, field: str) -> Sample:

@@ -137,9 +137,15 @@ class TextFamily(Family):
         Raises:
             RequestError: the prompt leaves no room in the model's context, or an option is unknown.
         """
+        from inspect import signature
+
+        from zoo.errors import RequestError, nearest
         from zoo.generation import stream_text
 
         stream = options.pop("stream", False)
+        known = list(signature(stream_text).parameters)[3:]
+        for name in options.keys() - known:
+            raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join([*known, 'stream'])}.")
         pieces = stream_text(self, model, prompt, **options)
         return pieces if stream else "".join(pieces)
 

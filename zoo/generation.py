@@ -25,15 +25,21 @@ def stream_text(
     """
     if not isinstance(prompt, str) or not prompt:
         raise RequestError("The prompt is empty: pass some text to continue.")
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
+    if not 0 <= seed < 2**63:
+        raise RequestError(f"seed {seed} is not between 0 and 2**63.")
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(text, str) and text for text in stop):
+        raise RequestError("A stop string is some text; an empty one would stop before the first character.")
     if model.spec.task != "causal-lm":
         raise RequestError(f"{model.spec.name} is a {model.spec.task} model; only causal-lm models continue a text.")
     ids = family.tokens(model, prompt)[0]
+    if not ids:
+        raise RequestError(f"The prompt {prompt!r} has no token that {model.spec.name} knows: pass some text to continue.")
     room = family.context_length(model) - len(ids)
     if room < 1:
         raise RequestError(f"The prompt has {len(ids)} tokens; {model.spec.name} takes {family.context_length(model)} in all.")
-    stop = [stop] if isinstance(stop, str) else list(stop)
     return _pieces(family, model, ids, min(max_new_tokens, room), temperature, top_p, seed, stop)
 
 
@@ -41,24 +47,36 @@ def _pieces(
     family: TextFamily, model: Model, ids: list[int], count: int, temperature: float, top_p: float, seed: int, stop: list[str]
 ) -> Iterator[str]:
     tokenizer = family.tokenizer(model)
+    lead = _lead(tokenizer, ids)
+    skipped = len(tokenizer.decode(lead, skip_special_tokens=True))
+
+    def decoded() -> str:
+        return str(tokenizer.decode(lead + new, skip_special_tokens=True))[skipped:]
+
     new: list[int] = []
     shown = 0
     for token in next_tokens(model, ids, count, temperature=temperature, top_p=top_p, seed=seed):
         if token == tokenizer.eos_token_id:
             break
         new.append(token)
-        text = tokenizer.decode(new, skip_special_tokens=True)
+        text = decoded()
         ended = min((at for at in (text.find(s) for s in stop) if at >= 0), default=-1)
         if ended >= 0:
-            yield text[shown:ended]
+            if ended > shown:
+                yield text[shown:ended]
             return
         safe = len(text) - _unfinished(text, stop)
         if safe > shown:
             yield text[shown:safe]
             shown = safe
-    rest = tokenizer.decode(new, skip_special_tokens=True)[shown:]
-    if rest:
+    if rest := decoded()[shown:]:
         yield rest
+
+
+def _lead(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The prompt's last whole characters, decoded along: many tokenizers drop the space before the first word they decode."""
+    ends = (ids[-count:] for count in range(1, 9))
+    return next((end for end in ends if "�" not in tokenizer.decode(end, skip_special_tokens=True)), [])
 
 
 def next_tokens(
@@ -85,13 +103,13 @@ def _pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: t
 
     if temperature == 0:
         return int(logits_V.argmax())
-    chances_V, order_V = torch.softmax(logits_V.cpu() / temperature, -1).sort(descending=True, stable=True)
+    scaled_V = (logits_V - logits_V.max()).cpu().double() / temperature  # at most 0: no temperature is too low
+    chances_V, order_V = torch.softmax(scaled_V, -1).sort(descending=True, stable=True)
     chances_V = chances_V.masked_fill(chances_V.cumsum(-1) - chances_V >= top_p, 0.0)
     return int(order_V[torch.multinomial(chances_V, 1, generator=generator)])
 
 
 def _unfinished(text: str, stop: list[str]) -> int:
     """How many characters at the end may still change: half a character, or the beginning of a stop string."""
-    if text.endswith("�"):
-        return len(text) - len(text.rstrip("�"))
-    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    whole = text.rstrip("�")
+    return len(text) - len(whole) + max((n for s in stop for n in range(1, len(s)) if whole.endswith(s[:n])), default=0)

@@ -37,7 +37,9 @@ def load(
         ArtifactError: the directory is damaged, or not a model.
     """
     wanted = _dtype_name(dtype)
+    _require_device(device)
     spec, path = _locate(name_or_path)
+    weights = _checked_weights(weights, path)
     if path is None:
         assert spec is not None
         family = registry.family(spec.family)
@@ -48,12 +50,14 @@ def load(
         path = _folder(spec, weights)
     elif weights == "random":
         skeleton = load(path, device="meta")
-        return build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=wanted or skeleton.dtype, device=device)
+        model = build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=wanted or skeleton.dtype, device=device)
+        model.processor = skeleton.processor
+        return model
     if path.is_file() and spec is not None:
         return _from_file(spec, path, device=device, dtype=wanted)
     model = _from_folder(path, device=device, dtype=wanted or (spec.dtype if spec else None) or None)
     if spec is not None and model.spec.name != spec.name:
-        model.spec = spec
+        _rename(model, spec, path)
     return model
 
 
@@ -65,6 +69,7 @@ def build_skeleton(
 
     with torch.device("meta"):
         module = family.build(spec.config, spec.task)
+    cast_parameters(module, getattr(torch, dtype))
     return _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype), lineage)
 
 
@@ -131,27 +136,65 @@ def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
 def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
     """A catalogued name wins over a folder of the same name; "./name" means the folder."""
     text = str(name_or_path)
+    try:
+        path = Path(text).expanduser()
+        there, is_folder = bool(text) and path.exists(), path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnknownName(f"{text[:80]!r} is no model and no path: {getattr(error, 'strerror', None) or error}.") from None
     if isinstance(name_or_path, str) and not text.startswith((".", "/", "~")):
         try:
             return catalog.info(text), None
         except UnknownName:
-            if not Path(text).exists():
+            if not there:
                 raise
-    path = Path(text).expanduser()
-    if not path.is_dir():
+    if not is_folder:
         what = "is a file, not a model directory" if path.exists() else "does not exist"
         names = [spec.name for spec in catalog.models()]
         raise UnknownName(f"{path} {what}.{nearest(path.name, names)} `zoo list` shows the models that load by name.")
     return None, path
 
 
+def _checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
+    """Return "auto", "random" or a path that exists.
+
+    Raises:
+        RequestError: something else, or a path beside a directory that has weights of its own.
+    """
+    if weights_at in ("auto", "random"):
+        return weights_at
+    place = Path(weights_at).expanduser()
+    if not place.exists():
+        hint = nearest(str(weights_at), ("auto", "random"))
+        raise RequestError(f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.{hint}")
+    if path is not None:
+        raise RequestError(f"weights={str(weights_at)!r} goes with a name of `zoo list`; {path} is a directory with weights of its own.")
+    return place
+
+
 def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
+    """Where the weights of `spec` are: a directory that says what it holds, or a safetensors file."""
     if weights_at == "auto":
         return weights.resolve(spec)
-    path = Path(weights_at).expanduser()
-    if not path.exists():
-        raise RequestError(f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.")
+    path = Path(weights_at)
+    if path.is_dir() and not (path / artifact.MANIFEST).exists() and not _markers(path) and (path / artifact.WEIGHTS).exists():
+        return path / artifact.WEIGHTS
     return path
+
+
+def _rename(model: Model, spec: ModelSpec, path: Path) -> None:
+    """Take weights found in a directory as those of `spec`, which they must fit."""
+    found, expected = ({n: tuple(t.shape) for n, t in m.tensors().items()}
+                       for m in (model, build_skeleton(model.family, spec, model.lineage)))  # fmt: skip
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ArtifactError(f"{path} does not hold {spec.name}: {name} is {found.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}.")
+    model.spec = spec
+
+
+def _markers(path: Path) -> list[str]:
+    """Families that recognise a directory by a file in it."""
+    families = registry.names("family").items()
+    return [name for name, declared in families if any((path / marker).exists() for marker in declared.recognises)]
 
 
 def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
@@ -159,9 +202,12 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
         return _from_artifact(path, device=device, dtype=dtype)
     import torch
 
-    for name, declared in registry.names("family").items():
-        if any((path / marker).exists() for marker in declared.recognises):
-            return registry.family(name).read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    from zoo.alignment import align
+
+    for name in _markers(path):
+        model = registry.family(name).read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+        align(model.module)
+        return model
     raise ArtifactError(f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json.")
 
 
@@ -196,6 +242,19 @@ def _from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | 
     model.module.to(device or "cpu")
     model.origin = str(path)
     return model
+
+
+def _require_device(device: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have."""
+    if device in (None, "cpu", "meta"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:150]
+        raise RequestError(f"device {device!r} cannot be used here: {reason}.") from None
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -140,14 +140,20 @@ class Model:
         return replace(self, module=copy.deepcopy(self.module))
 
     def round(self) -> None:
-        """Round every float parameter to the stored dtype, in place, so that saving in that dtype loses nothing."""
+        """Round every float parameter to the stored dtype, in place, so that saving in that dtype loses nothing.
+
+        Tensors are also brought to addresses like those they will have when loaded, on which the last bits can depend.
+        """
         import torch
+
+        from zoo.alignment import align
 
         stored = getattr(torch, self.stored)
         with torch.no_grad():
             for parameter in self.module.parameters():
                 if parameter.is_floating_point() and parameter.device.type != "meta":
                     parameter.copy_(parameter.to(stored))
+        align(self.module)
 
     def _named(self) -> list[tuple[list[str], torch.Tensor]]:
         groups: dict[int, tuple[list[str], torch.Tensor]] = {}

@@ -66,7 +66,7 @@ def check_estimate(
 def check_refuses(
     model: Model, compressor: Compressor | str, options: Mapping[str, Any] | None = None, context: Context | None = None
 ) -> str:
-    """Check that a stage refuses a model in time: on its skeleton, so that a plan says so, and before it changes weights.
+    """Check that a stage refuses a model in time: on its skeleton, so that a plan says so, and before it changes it.
 
     Returns:
         The sentence it refuses with.
@@ -113,7 +113,8 @@ def random_state_kept(what: str = "this") -> Iterator[None]:
     before = _random_states()
     yield
     changed = [name for name, state in _random_states().items() if state != before[name]]
-    _require(not changed, f"{what} changes the global random state of {' and '.join(changed)}; draw from an own generator")
+    named = " and ".join(changed)
+    _require(not changed, f"{what} changes the global random state of {named}; draw from a generator of its own")
 
 
 # --- what a model computes ------------------------------------------------------------------------------------------
@@ -122,7 +123,8 @@ def random_state_kept(what: str = "this") -> Iterator[None]:
 def outputs(model: Model) -> Outputs:
     """What a model is and computes: sizes, traits, and hashes of the raw bytes of its tensors and outputs.
 
-    Two batches, since layers may run few rows and many in different kernels; causal models also generate, with a cache.
+    Batches of several sizes, since many rows, few, and one run in different kernels, and one in particular is sensitive
+    to where a weight lies in memory. Causal models also generate, with a cache.
     """
     import torch
 
@@ -136,7 +138,7 @@ def outputs(model: Model) -> Outputs:
         "tensors": _hash_of_tensors(model),
     }
     with torch.no_grad():
-        for name, (batch, size) in {"output": (2, 16), "output for a few tokens": (1, 4)}.items():
+        for name, (batch, size) in {"output": (2, 16), "output for four tokens": (1, 4), "output for one token": (1, 1)}.items():
             found[name] = _hash(model.family.forward(model, model.family.example(model, batch=batch, size=size)))
     if isinstance(model.family, TextFamily) and model.spec.task == "causal-lm":
         prompt = model.family.example(model, batch=1, size=4)["input_ids"][0].tolist()
@@ -155,10 +157,11 @@ def outputs_in_fresh_process(folders: Sequence[Path]) -> dict[Path, Outputs]:
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
-        request = {"threads": torch.get_num_threads(), "answer": str(answer), "folders": [str(f.absolute()) for f in folders]}
+        places = [str(folder.absolute()) for folder in folders]
+        request = {"threads": torch.get_num_threads(), "answer": str(answer), "folders": places}
         done = subprocess.run(
-            [sys.executable, "-m", "zoo.testing"], input=json.dumps(request), capture_output=True, text=True, check=False,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            [sys.executable, "-m", "zoo.testing"], input=json.dumps(request), capture_output=True, text=True,
+            check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         _require(answer.exists(), f"the process that reloads models died:\n{done.stderr[-2000:]}")
         found: list[Outputs] = json.loads(answer.read_text())
@@ -221,7 +224,8 @@ def _label(model: Model, then: Compressor | None = None) -> str:
 def _require_equal_sizes(predicted: Model, real: Model, label: str) -> None:
     mine, theirs = ({n: tuple(t.shape) for n, t in m.tensors().items()} for m in (predicted, real))
     for name in [*sorted(mine.keys() ^ theirs.keys()), *(n for n in mine if mine[n] != theirs.get(n))]:
-        raise AssertionError(f"{label}, has {name} {mine.get(name, 'absent')}; the model has it {theirs.get(name, 'absent')}")
+        found, expected = mine.get(name, "absent"), theirs.get(name, "absent")
+        raise AssertionError(f"{label}, has {name} {found}; the model has it {expected}")
     _require(predicted.aliases() == real.aliases(), f"{label}, shares other tensors than the model does")
     for what in ("params", "bytes"):
         one, other = getattr(predicted, what), getattr(real, what)

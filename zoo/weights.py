@@ -33,6 +33,8 @@ def resolve(spec: ModelSpec) -> Path:
     revision = spec.revision or None
     try:
         found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
+        if not any(Path(found).glob("*.safetensors")):  # an earlier download that did not get that far
+            raise ValueError("the cache holds no weights")
     except (LocalEntryNotFoundError, OSError, ValueError):
         try:
             found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS)
@@ -42,7 +44,7 @@ def resolve(spec: ModelSpec) -> Path:
                 f"({one_line(error)[:120]}). Go online once (and unset HF_HUB_OFFLINE), or pass weights=DIR or weights='random'."
             ) from None
     for name, expected in spec.sha256.items():
-        if sha256_of(Path(found) / name) != expected:
+        if not (Path(found) / name).is_file() or sha256_of(Path(found) / name) != expected:
             raise ArtifactError(f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again.")
     return Path(found)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli import output
+from zoo.cli.shell import Interrupted
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
 SetOption = Annotated[
@@ -39,22 +40,29 @@ def compress(
     force: Annotated[bool, typer.Option("--force", help="Write into DIR even if it holds something else.")] = False,
     json: output.JsonOption = False,
 ) -> None:
-    """Run a recipe: plan, compress stage by stage, measure, save, report. A rerun goes on where the last one stopped."""
+    """Run a recipe: plan, compress stage by stage, measure, save, report.
+
+    A rerun skips what is finished, and goes on where the last one stopped or was killed.
+    """
     from zoo_compress import Recipe, run
     from zoo_compress import plan as make_plan
     from zoo_compress.progress import Terminal
-    from zoo_compress.runner import check_output
+    from zoo_compress.runner import check_output, selected
 
     parsed = Recipe.load(recipe, overrides=set_ or [])
     folder = out or Path("runs") / parsed.about.name
+    selected(parsed, until=until, only=only)
     check_output(parsed, folder, force=force)
     with output.status("Planning"):
         planned = make_plan(parsed, out=folder)
     quiet = json or output.settings.quiet
     if not quiet:
         show_plan(planned)
-    with Terminal(quiet=output.settings.quiet) as progress:
-        result = run(parsed, out=folder, until=until, only=only, force=force, progress=progress, planned=planned)
+    try:
+        with Terminal(quiet=output.settings.quiet) as progress:
+            result = run(parsed, out=folder, until=until, only=only, force=force, progress=progress, planned=planned)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what is finished is kept in {folder}: the same command goes on from there.") from None
     if json:
         output.print_json(result.results)
     elif not quiet:

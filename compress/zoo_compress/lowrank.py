@@ -70,6 +70,8 @@ class LowRankSVD(Compressor):
     """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
 
     name = "lowrank.svd"
+    accepts = ("shared",)
+    leaves = "factored"
 
     class Options(CalibrationOptions):
         ratio: float | None = Field(None, gt=0, lt=1, description="share of each projection's weights to keep")
@@ -88,7 +90,8 @@ class LowRankSVD(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         target = model.anatomy.select(options.target)
-        require_dense(state, target.projections(), stage=self.name, does="factors", allow=("shared",))
+        paths = target.projections()
+        require_dense(state, paths, stage=self.name, does="factors", allow=self.accepts, leaves=self.leaves)
         if not _ranks(model.module, target, options):
             raise Refused(
                 f"{self.name}: no projection is recognised in {options.target!r}, so nothing can be factored."

@@ -13,6 +13,8 @@ import subprocess
 import sys
 from typing import Any
 
+from zoo.errors import ZooError
+
 ROUNDS = 3
 
 
@@ -24,7 +26,7 @@ def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) 
     )
     if found.returncode:
         last = found.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise RuntimeError(f"measuring speed failed: {last[0]}")
+        raise ZooError(f"Measuring speed failed: {last[0]}. `[evaluate] speed = false` leaves it out.")
     results: list[dict[str, Any]] = json.loads(found.stdout.splitlines()[-1])
     return results
 

@@ -16,7 +16,7 @@ from zoo import loading
 from zoo.catalog import ModelSpec
 from zoo.compressor import State, Trait
 from zoo.data import Dataset, open_data
-from zoo.errors import DataError, RecipeError, RequestError
+from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.model import Model, Stage, stage_of
 from zoo_compress.memory import resident_bytes
 from zoo_compress.recipe import Recipe, StageRequest
@@ -72,7 +72,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         RequestError: a stage, a target, the data or the order does not fit; the message begins with file, line and stage.
     """
     model = skeleton_of(recipe)
-    teachers = {name: _teacher(recipe, name) for name in _teachers(recipe)}
+    teachers = {name: _teacher(recipe, name, request) for name, request in _teachers(recipe).items()}
     data = _open_all(recipe)
     base = resident_bytes() + sum(_held_bytes(dataset) for dataset in data.values())
     weights = _run_bytes(model)
@@ -105,9 +105,9 @@ def skeleton_of(recipe: Recipe) -> Model:
     """Build the recipe's model on the meta device."""
     try:
         name = located(recipe, recipe.model.name)
-        model = loading.load(name, device="meta", dtype=recipe.model.dtype or None, weights=recipe.model.weights)
-    except RequestError as error:
-        raise type(error)(f"{recipe.file or 'recipe'}, [model]: {error}") from None
+        model = loading.load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
+    except ZooError as error:
+        raise type(error)(f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}") from None
     model.stored = recipe.model.stored or stored_of(recipe, model)
     return model
 
@@ -118,20 +118,28 @@ def located(recipe: Recipe, name: str) -> str:
     return str(beside) if ("/" in name or name.startswith(".")) and beside.is_dir() else name
 
 
+def weights_of(recipe: Recipe) -> str:
+    """The recipe's `weights`; a path that exists beside the recipe is meant from there."""
+    asked = recipe.model.weights
+    beside = recipe.base / asked
+    return str(beside) if asked not in ("auto", "random") and beside.exists() else asked
+
+
 def stored_of(recipe: Recipe, model: Model) -> str:
     """The dtype the model's weights have on disk: from its artifact where there is one, else how it is run."""
-    from zoo import artifact, weights
+    from zoo import artifact, header, weights
 
-    folder = weights.packaged_at(model.spec) or Path(located(recipe, recipe.model.name))
-    if recipe.model.weights == "auto" and (folder / artifact.MANIFEST).exists():
+    asked = weights_of(recipe)
+    if asked == "random":
+        return model.dtype
+    folder = Path(asked if asked != "auto" else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
+    if (folder / artifact.MANIFEST).exists():
         return artifact.read(folder).stored
-    if (folder / "model.safetensors").exists():
-        from safetensors import safe_open
-
-        with safe_open(folder / "model.safetensors", framework="np") as file:
-            kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        return "bfloat16" if "BF16" in kinds else "float16" if "F16" in kinds else "float32"
-    return model.dtype
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    kinds = {tensor["dtype"] for file in files for tensor in header.read(file).values()}
+    if not kinds:
+        return model.dtype
+    return "bfloat16" if "BF16" in kinds else "float16" if "F16" in kinds else "float32"
 
 
 def initial_state(model: Model) -> State:
@@ -143,6 +151,9 @@ def advance(model: Model, state: State, request: StageRequest, record: dict[str,
     """Replay one stage on the skeleton and update the declared states."""
     stage = stage_of(request.compressor, request.options.model_dump(mode="json"), record, seed=seed)
     model.replay(stage)
+    moved = {request.compressor.moved(record, path): traits for path, traits in state.items()}
+    state.clear()
+    state.update({path: traits for path, traits in moved.items() if path is not None})
     for path, trait in request.compressor.traits(record).items():
         state[path] = (*state.get(path, ()), Trait(trait.kind, trait.detail, request.label))
     return stage
@@ -151,14 +162,14 @@ def advance(model: Model, state: State, request: StageRequest, record: dict[str,
 class blamed:
     """Put file, line and stage in front of whatever a stage refuses."""
 
-    def __init__(self, request: StageRequest) -> None:
-        self.request = request
+    def __init__(self, request: StageRequest, what: str = "") -> None:
+        self.request, self.what = request, what
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, RequestError) and not str(error).startswith(self.request.where):
-            raise type(error)(f"{self.request.where}: {error}") from None
+        if isinstance(error, ZooError) and not str(error).startswith(self.request.where):
+            raise type(error)(f"{self.request.where}: {self.what}{error}") from None
 
 
 def _check(
@@ -167,7 +178,8 @@ def _check(
     with blamed(request):
         for role in request.compressor.roles(request.options):
             if role not in data:
-                raise DataError(f'it needs {role} data: add `{role} = "..."` to the [data] table.')
+                near = nearest(role, data)
+                raise DataError(f'it needs {role} data: add `{role} = "..."` to the [data] table.{near}')
         request.compressor.check(model, state, request.options)
         check_teacher = getattr(request.compressor, "check_teacher", None)
         for _, teacher in _own(request, teachers):
@@ -180,18 +192,20 @@ def _own(request: StageRequest, teachers: Mapping[str, Model]) -> list[tuple[str
     return [(name, teachers[name])] if name in teachers else []
 
 
-def _teachers(recipe: Recipe) -> list[str]:
-    named = [str(getattr(stage.options, "teacher", "")) for stage in recipe.stages]
-    return list(dict.fromkeys(name for name in named if name))
+def _teachers(recipe: Recipe) -> dict[str, StageRequest]:
+    """Every teacher that is named, and the first stage that names it."""
+    named: dict[str, StageRequest] = {}
+    for stage in recipe.stages:
+        if hasattr(stage.options, "teacher"):
+            named.setdefault(str(stage.options.teacher), stage)
+    return named
 
 
-def _teacher(recipe: Recipe, name: str) -> Model:
+def _teacher(recipe: Recipe, name: str, request: StageRequest) -> Model:
     if name == "original":
         return skeleton_of(recipe)
-    try:
+    with blamed(request, "teacher: "):
         return loading.load(located(recipe, name), device="meta")
-    except RequestError as error:
-        raise type(error)(f"{recipe.file or 'recipe'}: teacher: {error}") from None
 
 
 def _open_all(recipe: Recipe) -> dict[str, Dataset]:
@@ -200,10 +214,10 @@ def _open_all(recipe: Recipe) -> dict[str, Dataset]:
         try:
             opened[role] = open_data(reference, base=recipe.base)
         except DataError as error:
-            raise DataError(f"{recipe.file or 'recipe'}, [data] {role}: {error}") from None
+            raise DataError(f"{recipe.where('data', role)}: {error}") from None
     baseline = [*recipe.evaluate.tasks, *recipe.evaluate.baselines]
     if "test" not in opened and baseline and recipe.data:
-        raise RecipeError(f"{recipe.file or 'recipe'}, [evaluate]: {baseline[0]} needs test data: add `test = \"...\"` to the [data] table.")
+        raise RecipeError(f"{recipe.where('evaluate')}: {baseline[0]} needs test data: add `test = \"...\"` to the [data] table.")
     return opened
 
 

@@ -34,7 +34,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         if self.bar:
-            self.bar.console.print(f"[dim]{text}[/dim]", highlight=False)
+            self.bar.console.print(text, style="dim", markup=False, highlight=False)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 

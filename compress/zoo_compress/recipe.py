@@ -13,8 +13,9 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +24,7 @@ from zoo.compressor import Compressor, CompressorOptions
 from zoo.errors import RecipeError, RequestError, UnknownName, nearest
 
 M = TypeVar("M", bound=BaseModel)
+Dtype = Literal["", "float32", "bfloat16", "float16"]
 
 
 class _Table(BaseModel):
@@ -30,16 +32,16 @@ class _Table(BaseModel):
 
 
 class RecipeTable(_Table):
-    name: str = Field(pattern=r"^[\w.-]+$", description="what the result is called")
-    seed: int = Field(0, ge=0, description="everything random follows from it")
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="what the result is called")
+    seed: int = Field(0, ge=0, lt=2**63, description="everything random follows from it")
     summary: str = Field("", description="one line for the result's card")
 
 
 class ModelTable(_Table):
     name: str = Field(description="a name of `zoo list`, or a directory")
     weights: str = Field("auto", description='"auto", "random", or a directory')
-    dtype: str = Field("", description="in memory; empty: the model's own")
-    stored: str = Field("", description="on disk; empty: as the model is stored")
+    dtype: Dtype = Field("", description="in memory; empty: the model's own")
+    stored: Dtype = Field("", description="on disk; empty: as the model is stored")
 
 
 class EvaluateTable(BaseModel):
@@ -49,10 +51,16 @@ class EvaluateTable(BaseModel):
     baselines: tuple[str, ...] = Field((), description="evaluators that need only the test data, run once")
     prompts: tuple[str, ...] = Field((), description="shown with the model's answers after every stage")
     control: bool = Field(False, description="also train the same small architecture from random weights")
-    speed: bool = Field(True, description="measure speed and memory of every stage in a process of its own")
+    speed: bool | dict[str, Any] = Field(
+        True, description="measure speed and memory of every stage in a process of its own; a table: with these options"
+    )
 
     def options(self, task: str) -> dict[str, Any]:
-        return dict((self.model_extra or {}).get(task, {}))
+        return dict(self.tables().get(task, {}))
+
+    def tables(self) -> dict[str, Any]:
+        """The tables of options, and whatever else was written here, by task."""
+        return {**(self.model_extra or {}), **({"speed": self.speed} if isinstance(self.speed, dict) else {})}
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,21 @@ class Recipe:
     evaluate: EvaluateTable
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)
     file: Path | None = None
+    text: str = field(default="", repr=False)
+    overrides: tuple[str, ...] = ()
 
     @property
     def base(self) -> Path:
         """The folder relative paths start at."""
         return self.file.parent if self.file else Path()
+
+    def where(self, table: str, key: str = "") -> str:
+        """Say where a key of a table is: "quickstart.toml, line 12, [data] test"."""
+        return f"{_Places(self.file, self.text, self.overrides)(table, key)}, [{table}]" + (f" {key}" if key else "")
+
+    def as_run(self) -> str:
+        """The recipe's text with the overrides it was run with as comments on top."""
+        return "".join(f"# run with --set {override}\n" for override in self.overrides) + self.text
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -103,20 +121,24 @@ class Recipe:
         except FileNotFoundError:
             near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
             raise RecipeError(f"{path} does not exist.{near}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} cannot be read: {error}.") from None
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} cannot be read: byte {error.start} is not UTF-8 text.") from None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number with more digits than Python reads
             raise RecipeError(f"{path} is not valid TOML: {error}.") from None
         for override in overrides:
             _override(data, override)
-        return cls.parse(data, file=path, text=text)
+        return cls.parse(data, file=path, text=text, overrides=overrides)
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], *, file: Path | None = None, text: str = "") -> Recipe:
-        """Validate a recipe given as a dict; `file` and `text` are for error messages and relative paths."""
-        place = _Places(file, text)
+    def parse(
+        cls, data: Mapping[str, Any], *, file: Path | None = None, text: str = "", overrides: Sequence[str] = ()
+    ) -> Recipe:
+        """Validate a recipe given as a dict; the rest is for error messages, relative paths and the copy that is kept."""
+        place = _Places(file, text, overrides)
         tables = ("recipe", "model", "data", "stage", "evaluate")
         for key in data:
             if key not in tables:
@@ -137,7 +159,8 @@ class Recipe:
         stages = data.get("stage", [])
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             raise RecipeError(f"{place('stage')}: write every stage as its own [[stage]] table.")
-        return cls(about, model, roles, tuple(_stage(i, s, place) for i, s in enumerate(stages)), evaluate, dict(data), file)
+        requests = tuple(_stage(i, s, place) for i, s in enumerate(stages))
+        return cls(about, model, roles, requests, evaluate, dict(data), file, text, tuple(overrides))
 
 
 def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any = None) -> M:
@@ -145,18 +168,26 @@ def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()  # a misspelt key before the key it leaves missing
+        problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
         key = str(problem["loc"][0]) if problem["loc"] else ""
         where = f"{place(key)}, {what}" if place else what
         if problem["type"] == "extra_forbidden":
             raise RecipeError(
-                f"{where}: {key!r} is not an option.{nearest(key, kind.model_fields)} Options: {', '.join(kind.model_fields)}."
+                f"{where}: {key!r} is not an option.{nearest(key, kind.model_fields)} Options: {', '.join(kind.model_fields) or 'none'}."
             ) from None
         if problem["type"] == "missing":
             raise RecipeError(f"{where}: {key!r} is missing ({kind.model_fields[key].description}).") from None
         message = problem["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise RecipeError(f"{where}: {'.'.join(map(str, problem['loc'])) or 'value'} = {problem['input']!r}: {message}.") from None
+        message = (message[:1].lower() + message[1:]).rstrip(".")
+        named, value = ".".join(map(str, problem["loc"])) or "value", problem["input"]
+        near = nearest(value, re.findall(r"'([^']*)'", message)) if problem["type"] == "literal_error" and isinstance(value, str) else ""
+        raise RecipeError(f"{where}: {named} = {_short(value)}: {message}.{near}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest:
@@ -180,11 +211,14 @@ def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
     known = registry.names("evaluator")
     for task in (*evaluate.tasks, *evaluate.baselines):
         if task not in known:
-            raise UnknownName(f"{place('evaluate')}: no evaluator named {task!r}.{nearest(task, known)} Evaluators: {', '.join(known)}.")
-    for key, value in (evaluate.model_extra or {}).items():
+            raise UnknownName(f"{place('evaluate', 'tasks')}, [evaluate]: no evaluator named {task!r}.{nearest(task, known)} Evaluators: {', '.join(known)}.")
+    for key, value in evaluate.tables().items():
         if key not in (*evaluate.tasks, *evaluate.baselines, "speed") or not isinstance(value, dict):
             choices = (*EvaluateTable.model_fields, *evaluate.tasks)
             raise RecipeError(f"{place('evaluate', key)}, [evaluate]: {key!r} is not an option.{nearest(key, choices)} Options: {', '.join(choices)}.")
+        kind = getattr(registry.evaluator(key), "Options", None)
+        if kind is not None:
+            validated(kind, value, what=f"[evaluate.{key}]", place=partial(place.below, "evaluate", key))
 
 
 def _table(data: Mapping[str, Any], key: str, place: _Places) -> dict[str, Any]:
@@ -197,16 +231,25 @@ def _table(data: Mapping[str, Any], key: str, place: _Places) -> dict[str, Any]:
 class _Places:
     """Finds the line of a table or key in a recipe's text, for error messages."""
 
-    def __init__(self, file: Path | None, text: str) -> None:
+    def __init__(self, file: Path | None, text: str, overrides: Sequence[str] = ()) -> None:
         self.name = str(file) if file else "recipe"
         self.lines = text.splitlines()
+        self.overridden = {override.partition("=")[0].strip() for override in overrides}
 
     def __call__(self, table: str = "", key: str = "", index: int = 0) -> str:
+        path = f"stage.{index}.{key}" if table == "stage" else f"{table}.{key}".strip(".")
+        if path in self.overridden:
+            return f"{self.name}, --set {path}"
         line = self._line(table, key, index)
         return f"{self.name}, line {line}" if line else self.name
 
+    def below(self, table: str, inner: str, key: str) -> str:
+        """The place of a key of a table inside a table, which may have a header or be written inline."""
+        place = self(f"{table}.{inner}", key)
+        return place if place != self.name else self(table, inner)
+
     def _line(self, table: str, key: str, index: int) -> int:
-        header = re.compile(r"\s*\[\[?\s*([\w.-]+)")
+        header = re.compile(r"\s*\[\[?\s*([\w.-]+)\s*\]\]?\s*(#.*)?$")
         seen, current, found = -1, "", 0
         for number, line in enumerate(self.lines, 1):
             if match := header.match(line):
@@ -227,15 +270,17 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not equals:
         raise RequestError(f"--set {text!r}: write KEY=VALUE, such as stage.0.layers=first:3.")
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw
+        read = tomllib.loads(f"value = {raw}")
+        value = read["value"] if len(read) == 1 else raw.strip()
+    except (ValueError, RecursionError):
+        value = raw.strip()
     *parents, last = path.strip().split(".")
     place: Any = data
     for part in parents:
         if isinstance(place, list):
             if not part.isdigit() or int(part) >= len(place):
-                raise RequestError(f"--set {text!r}: there is no {path!r}; stages are numbered from 0 to {len(place) - 1}.")
+                stages = f"stages are numbered from 0 to {len(place) - 1}" if place else "the recipe has no stage"
+                raise RequestError(f"--set {text!r}: there is no {path.strip()!r}; {stages}.")
             place = place[int(part)]
         else:
             place = place.setdefault(part, {})

@@ -3,6 +3,7 @@
     OUT/zoo.json, model.safetensors, ...   the result, an artifact; its manifest is written last
     OUT/results.json, report.html          every figure, and the same to look at
     OUT/recipe.toml                        the recipe as it was run
+    OUT/run.json                           which recipe's run this is, and which files of the result are its own
     OUT/stages/01-inherit-<fingerprint>/   the artifact of a stage, there only when complete
     OUT/stages/01-inherit-<fingerprint>.json   its log: seconds, peak memory, curves, metrics, samples
     OUT/work/<fingerprint>/                checkpoints of an unfinished stage
@@ -14,9 +15,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,15 +30,17 @@ from typing import Any
 from zoo import artifact, loading, registry
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset
-from zoo.errors import OutputError, RequestError
-from zoo.files import replace_file, sha256_of
+from zoo.errors import OutputError, RequestError, nearest
+from zoo.files import copy_file, replace_file, sha256_of, why_unwritable
 from zoo.model import Model
 from zoo_compress.measure import in_own_process
 from zoo_compress.memory import peak_bytes, reset_peak
-from zoo_compress.planner import Plan, located, plan, stored_of
+from zoo_compress.planner import Plan, located, plan, stored_of, weights_of
 from zoo_compress.recipe import Recipe, StageRequest
 
 MARKER = "run.json"
+OURS = re.compile(r"(00-original|(\d\d+-.+|control)-[0-9a-f]{12})(\.json)?")  # names in OUT/stages and OUT/work
+DRAFT = re.compile(r"\.(?P<name>.+?)(\.old)?\.[a-z0-9_]{8}")  # what a killed process leaves of a file or folder
 
 
 @dataclass
@@ -83,38 +88,92 @@ def run(
     """
     folder = Path(out) if out else Path("runs") / recipe.about.name
     progress = progress or Silent()
-    stages = _selected(recipe, until=until)
-    if only is not None:
-        stages = _selected(recipe, until=only)
+    stages = selected(recipe, until=until, only=only)
     check_output(recipe, folder, force=force)
     planned = planned or plan(recipe, out=folder)
     job = _Job(recipe, planned, folder, progress)
-    job.begin()
+    job.identify()
     if only is not None:
         job.require_finished(stages[:-1])
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    skipped = job.run_stages(stages)
-    control = job.run_control(stages)
-    results = job.results(stages, control, started=started, seconds=lambda: time.monotonic() - clock)
-    job.publish(stages, results)
+    with _alone(folder):
+        job.begin()
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        skipped = job.run_stages(stages)
+        control = job.run_control(stages)
+        results = job.results(stages, control, started=started, seconds=lambda: time.monotonic() - clock)
+        job.publish(stages, results)
     return Result(folder, results, skipped)
 
 
+def selected(recipe: Recipe, *, until: str | int | None = None, only: str | int | None = None) -> tuple[StageRequest, ...]:
+    """The stages a run concerns: all, or those up to and including `until` or `only`, a number from 1 or a name.
+
+    Raises:
+        RequestError: there is no such stage, none at all, or both are given.
+    """
+    if not recipe.stages:
+        raise RequestError(f"{recipe.file or 'recipe'}: there is no stage to run; add a [[stage]] table.")
+    if until is not None and only is not None:
+        raise RequestError("--until and --only exclude each other; give one of them.")
+    asked = only if until is None else until
+    if asked is None:
+        return recipe.stages
+    for request in recipe.stages:
+        if str(asked) in (str(request.index + 1), request.use):
+            return recipe.stages[: request.index + 1]
+    names = ", ".join(f"{r.index + 1} ({r.use})" for r in recipe.stages)
+    near = nearest(str(asked), [request.use for request in recipe.stages])
+    raise RequestError(f"The recipe has no stage {str(asked)!r}.{near} Stages: {names}.")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the output directory and hold it: a second run may not write into it. The system lets go when a process dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from None
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise OutputError(f"Another run is writing into {folder}; wait for it, or choose another --out.") from None
+    except (ImportError, OSError):  # a system or a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_output(recipe: Recipe, folder: Path, *, force: bool = False) -> None:
-    """Refuse an output directory that holds something else, before any work."""
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        try:
-            mine = json.loads((folder / MARKER).read_text(encoding="utf-8"))["recipe"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise OutputError(f"{folder} is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.") from None
+    """Refuse an output directory that holds something else or cannot be written, before any work."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file; name a directory.")
+        occupied = folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from None
+    if occupied and not force:
+        mine = _marker(folder).get("recipe")
+        if mine is None:
+            raise OutputError(f"{folder} is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.")
         if mine != recipe.about.name:
             raise OutputError(f"{folder} holds a run of {mine!r}, not of {recipe.about.name!r}; choose another --out, or pass --force to replace it.")
-        return
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; name a directory.")
-    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{folder} cannot be written: no permission in {parent}.")
+    if reason := why_unwritable(folder):
+        raise OutputError(f"{folder} cannot be written: {reason}.")
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """What run.json says, or an empty dict."""
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass
@@ -128,14 +187,27 @@ class _Job:
     fingerprints: list[str] = field(default_factory=list)
     test: Dataset | None = None
 
-    def begin(self) -> None:
+    def identify(self) -> None:
+        """Work out the fingerprint of every stage; nothing is written."""
         self.test = self.plan.data.get("test")
         self.fingerprints = [_digest(self._origin())]
         for request in self.recipe.stages:
             self.fingerprints.append(_digest([self.fingerprints[-1], self._inputs(request)]))
+
+    def begin(self) -> None:
+        """Say whose directory this is, and remove what a killed run left half-written in it."""
+        files = list(_marker(self.out).get("files", []))
+        self._mark(files)
+        own = {MARKER, "results.json", "report.html", "recipe.toml", artifact.MANIFEST, *files}
+        for folder in (self.out, self.out / "stages"):
+            for place in folder.iterdir() if folder.is_dir() else ():
+                draft = DRAFT.fullmatch(place.name)
+                if draft and (draft["name"] in own if folder == self.out else OURS.fullmatch(draft["name"])):
+                    _remove(place)
+
+    def _mark(self, files: list[str]) -> None:
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            replace_file(self.out / MARKER, json.dumps({"recipe": self.recipe.about.name}) + "\n")
+            replace_file(self.out / MARKER, json.dumps({"recipe": self.recipe.about.name, "files": files}) + "\n")
         except OSError as error:
             raise OutputError(f"{self.out} cannot be written: {error.strerror or error}.") from None
 
@@ -174,7 +246,7 @@ class _Job:
         log = {"seconds": round(seconds, 3), "peak_bytes": peak_bytes(), "params": model.params, "bytes": model.bytes,
                "curves": context.curves}  # fmt: skip
         replace_file(_beside(folder), json.dumps(log) + "\n")
-        artifact.write(model, folder)
+        artifact.write(model, folder, force=True)
         shutil.rmtree(self.out / "work" / folder.name, ignore_errors=True)
 
     def run_control(self, stages: tuple[StageRequest, ...]) -> int | None:
@@ -208,7 +280,7 @@ class _Job:
     def original(self) -> Model:
         """Load the recipe's model, fresh."""
         asked = self.recipe.model
-        model = loading.load(located(self.recipe, asked.name), weights=asked.weights, dtype=asked.dtype or None)
+        model = loading.load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
         model.stored = asked.stored or stored_of(self.recipe, model)
         model.round()
         return model
@@ -240,17 +312,18 @@ class _Job:
     def _speed(self, names: list[str]) -> None:
         """Measure speed and memory of all models side by side in one other process, unless all logs have them."""
         logs = {name: self._log(name) for name in names}
-        if not self.recipe.evaluate.speed or all("speed" in log for log in logs.values()):
+        options = self.recipe.evaluate.options("speed")
+        if self.recipe.evaluate.speed is False or all("speed" in log and log.get("speed_asked") == options for log in logs.values()):
             return
         self.progress.say("measuring speed and memory in a process of its own")
         asked = self.recipe.model
-        models = [
-            (located(self.recipe, asked.name), asked.weights, asked.dtype) if name == "00-original"
+        models: list[tuple[str, str, str]] = [
+            (located(self.recipe, asked.name), weights_of(self.recipe), asked.dtype) if name == "00-original"
             else (str(self.out / "stages" / name), "auto", "")
             for name in names
         ]  # fmt: skip
-        for (name, log), speed in zip(logs.items(), in_own_process(models, self.recipe.evaluate.options("speed")), strict=True):
-            replace_file(self.out / "stages" / f"{name}.json", json.dumps(log | {"speed": speed}) + "\n")
+        for (name, log), speed in zip(logs.items(), in_own_process(models, options), strict=True):
+            replace_file(self.out / "stages" / f"{name}.json", json.dumps(log | {"speed": speed, "speed_asked": options}) + "\n")
 
     def results(
         self, stages: tuple[StageRequest, ...], control: int | None, *, started: str, seconds: Any
@@ -285,7 +358,7 @@ class _Job:
             "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes} if planned else None,
             "options": dict(planned.options or {}) if planned else {},
             "note": planned.note if planned else "",
-            "metrics": {**log.get("metrics", {}), **log.get("speed", {})},
+            "metrics": {**log.get("metrics", {}), **(log.get("speed", {}) if self.recipe.evaluate.speed is not False else {})},
             "curves": log.get("curves", {}),
             "samples": log.get("samples", []),
         }
@@ -293,7 +366,9 @@ class _Job:
     def _baselines(self) -> list[dict[str, Any]]:
         names = self.recipe.evaluate.baselines if self.test else ()
         return [
-            {"label": registry.evaluator(n).label, "metrics": registry.evaluator(n).measure(None, self.test, options={})} for n in names
+            {"label": registry.evaluator(n).label,
+             "metrics": registry.evaluator(n).measure(None, self.test, options=self.recipe.evaluate.options(n))}
+            for n in names
         ]
 
     # --- the result ---------------------------------------------------------------------------------------------
@@ -302,28 +377,36 @@ class _Job:
         """Put the last stage's artifact, the results and the report into the output directory, the manifest last."""
         from zoo_compress.report import html
 
-        source = self._folder(stages[-1]) if stages else None
-        (self.out / artifact.MANIFEST).unlink(missing_ok=True)
-        if source:
-            files = artifact.read(source).files
-            for name in files:
-                _link(source / name, self.out / name)
-            for stale in self.out.iterdir():
-                if stale.is_file() and stale.suffix == ".safetensors" and stale.name not in files:
-                    stale.unlink()
         replace_file(self.out / "results.json", json.dumps(results, indent=1) + "\n")
         replace_file(self.out / "report.html", html(results))
-        if self.recipe.file:
-            replace_file(self.out / "recipe.toml", self.recipe.file.read_bytes())
-        if source:
-            _link(source / artifact.MANIFEST, self.out / artifact.MANIFEST)
+        if self.recipe.text:
+            replace_file(self.out / "recipe.toml", self.recipe.as_run())
+        self._put(self._folder(stages[-1]))
         self._forget({self._folder(r).name for r in self.recipe.stages} | {self._control_folder(r).name for r in self.recipe.stages})
 
+    def _put(self, source: Path) -> None:
+        """Copy an artifact into the output directory. Killed anywhere, the directory holds either no model or a whole one."""
+        artifact.require_intact(source)
+        files, old = artifact.read(source).files, _marker(self.out).get("files", [])
+        manifest = self.out / artifact.MANIFEST
+        if manifest.is_file() and manifest.read_bytes() == (source / manifest.name).read_bytes() and not artifact.verify(self.out):
+            return
+        self._mark(sorted({*files, *old}))
+        for name in (manifest.name, "config.json", *old):  # what makes a directory a model goes first
+            (self.out / name).unlink(missing_ok=True)
+        for name in sorted(files, key=lambda name: name == "config.json"):  # and comes last
+            copy_file(source / name, self.out / name)
+        copy_file(source / manifest.name, manifest)
+        self._mark(sorted(files))
+
     def _forget(self, kept: set[str]) -> None:
-        """Remove stages of earlier versions of the recipe."""
-        for place in (self.out / "stages").iterdir():
-            if place.name.removesuffix(".json") not in {*kept, "00-original"}:
-                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        """Remove stages and checkpoints of earlier versions of the recipe."""
+        for folder in (self.out / "stages", self.out / "work"):
+            for place in folder.iterdir() if folder.is_dir() else ():
+                if OURS.fullmatch(place.name) and place.name.removesuffix(".json") not in {*kept, "00-original"}:
+                    _remove(place)
+        with suppress(OSError):  # not there, or not empty
+            (self.out / "work").rmdir()
 
     # --- places and fingerprints --------------------------------------------------------------------------------
 
@@ -394,25 +477,15 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _selected(recipe: Recipe, *, until: str | int | None) -> tuple[StageRequest, ...]:
-    """The stages up to and including `until`, a number from 1 or a name."""
-    if until is None:
-        return recipe.stages
-    for request in recipe.stages:
-        if str(until) in (str(request.index + 1), request.use):
-            return recipe.stages[: request.index + 1]
-    names = ", ".join(f"{r.index + 1} ({r.use})" for r in recipe.stages) or "none"
-    raise RequestError(f"The recipe has no stage {str(until)!r}. Stages: {names}.")
-
-
 def _weights_hash(recipe: Recipe) -> str:
     """A hash of the weights the run starts from, read from their files."""
     from zoo import catalog, weights
 
-    if recipe.model.weights == "random":
+    asked = weights_of(recipe)
+    if asked == "random":
         return "random"
-    if recipe.model.weights != "auto":
-        return _folder_hash(Path(recipe.model.weights))
+    if asked != "auto":
+        return _folder_hash(Path(asked))
     place = Path(located(recipe, recipe.model.name))
     return _folder_hash(place if place.is_dir() else weights.resolve(catalog.info(recipe.model.name)))
 
@@ -420,7 +493,8 @@ def _weights_hash(recipe: Recipe) -> str:
 def _folder_hash(folder: Path) -> str:
     if not folder.is_dir():
         return sha256_of(folder) if folder.is_file() else ""
-    return _digest({p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))})
+    counted = (".safetensors", ".json", ".txt", ".model")  # weights, and what the tokenizer is made of
+    return _digest({p.name: sha256_of(p) for p in sorted(folder.iterdir()) if p.suffix in counted and p.is_file()})
 
 
 def _beside(folder: Path) -> Path:
@@ -432,6 +506,5 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _link(source: Path, target: Path) -> None:
-    """Copy a finished file into place, whole or not at all."""
-    replace_file(target, source.read_bytes())
+def _remove(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink()

@@ -27,6 +27,8 @@ class ShareFFN(Compressor):
     """Let all selected blocks use one FFN (MobiLlama, section 3.2)."""
 
     name = "share.ffn"
+    accepts = ("shared",)
+    leaves = "shared"
 
     class Options(CompressorOptions):
         start: Literal["mean", "first"] | int = Field(
@@ -40,7 +42,7 @@ class ShareFFN(Compressor):
         groups = _groups(target)
         paths = [path for group in groups for path in group]
         _require_private(model.module, paths)
-        require_dense(state, paths, stage=self.name, does="makes one of", allow=("shared",))
+        require_dense(state, paths, stage=self.name, does="makes one of", allow=self.accepts, leaves=self.leaves)
         _start_index(options, target)
         for group in groups:
             _require_alike(model.module, group)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoo.compressor import Compressor, CompressorOptions, Context, Record
+from zoo.compressor import Compressor, CompressorOptions, Context, Record, State
+from zoo.errors import Refused
 from zoo.model import Model
 
 END_OF_TEXT = "<|endoftext|>"
@@ -23,6 +24,14 @@ class TrainBPE(Compressor):
 
     def roles(self, options: Options) -> tuple[str, ...]:
         return (options.data,)
+
+    def check(self, model: Model, state: State, options: Options) -> None:
+        size = int(model.spec.config["vocab_size"])
+        if size <= 256:
+            raise Refused(
+                f"{self.name}: {model.spec.name} has {size} tokens, and 256 bytes with an end of text take 257; "
+                "choose a model with a larger vocab_size."
+            )
 
     def outline(self, model: Model, options: Options) -> Record:
         return {"vocabulary": int(model.spec.config["vocab_size"])}

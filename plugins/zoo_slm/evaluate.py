@@ -12,15 +12,32 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
+from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
-from zoo.errors import DataError, RequestError
+from zoo.errors import DataError, RequestError, ZooError
 from zoo.family import TextFamily
 from zoo.generation import next_tokens
 from zoo.model import Model
 
 Metric = dict[str, Any]
 CHUNK_BYTES = 64 * 2**20
+
+
+class PerplexityOptions(CompressorOptions):
+    """Options of `[evaluate.perplexity]`."""
+
+    max_tokens: int = Field(0, ge=0, description="evenly spaced windows up to that many tokens; 0: all")
+    length: int = Field(512, ge=2, description="tokens in a window, at most the model's context")
+
+
+class SpeedOptions(CompressorOptions):
+    """Options of `[evaluate.speed]`."""
+
+    prefill: int = Field(256, ge=1, description="tokens of the prompt whose pass is timed")
+    decode: int = Field(32, ge=1, description="tokens generated one by one")
+    repeats: int = Field(5, ge=1, description="timed passes, after one that is not")
 
 
 class Perplexity:
@@ -31,8 +48,10 @@ class Perplexity:
     models report the loss on 15% masked tokens instead.
     """
 
+    Options = PerplexityOptions
+
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
-        """Measure; `options`: "max_tokens" (evenly spaced windows up to that many tokens; default all), "length".
+        """Measure; `options` are those of `PerplexityOptions`.
 
         Raises:
             DataError: no data, or records too short to predict anything.
@@ -42,11 +61,10 @@ class Perplexity:
         family = model.family
         if not isinstance(family, TextFamily):
             raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
-        length = min(int(options.get("length", 512)), family.context_length(model))
-        windows = _windows(family, model, data, length=length)
-        limit = int(options.get("max_tokens", 0))
-        if limit:
-            stride = max(1, math.ceil(sum(len(ids) for ids, _ in windows) / limit))
+        asked = PerplexityOptions(**options)
+        windows = _windows(family, model, data, length=min(asked.length, family.context_length(model)))
+        if asked.max_tokens:
+            stride = max(1, math.ceil(sum(len(ids) for ids, _ in windows) / asked.max_tokens))
             windows = windows[stride // 2 :: stride] or windows[:1]
         if model.spec.task == "masked-lm":
             return _masked(family, model, windows)
@@ -58,7 +76,9 @@ class Perplexity:
                 counts.append(len(ids) - 1)
         bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
         bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
-        perplexity = math.exp(sum(nats) / sum(counts))
+        if not math.isfinite(sum(nats)):
+            raise ZooError(f"{model.spec.name} predicts {data.name} with a loss of {sum(nats)}: its weights are damaged.")
+        perplexity = math.exp(min(sum(nats) / sum(counts), 700.0))
         return {
             "bits_per_byte": {**bits_per_byte, "unit": "bit/B", "better": "lower"},
             "perplexity": {"value": perplexity, "better": "lower"},
@@ -68,21 +88,26 @@ class Perplexity:
 class Speed:
     """Prefill and decode tokens a second on this machine: medians over interleaved repeats, with their range."""
 
+    Options = SpeedOptions
+
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
-        """Measure; `options`: "prefill" tokens (256), "decode" tokens (32), "repeats" (5)."""
-        prefill, decode = int(options.get("prefill", 256)), int(options.get("decode", 32))
+        """Measure; `options` are those of `SpeedOptions`; prompt and new tokens are kept within the model's context."""
+        asked = SpeedOptions(**options)
         family = model.family
         assert isinstance(family, TextFamily)
-        prefill = min(prefill, family.context_length(model) - decode)
+        context = family.context_length(model)
+        decode = min(asked.decode, max(1, context // 2 - 1))
+        prefill = max(1, min(asked.prefill, context - decode))
+        prompt = min(16, max(1, context - decode - 1))
         ids = family.example(model, batch=1, size=prefill)["input_ids"]
         fast, slow = [], []
-        for repeat in range(int(options.get("repeats", 5)) + 1):
+        for repeat in range(asked.repeats + 1):
             start = time.perf_counter()
             with torch.inference_mode():
                 model.module(input_ids=ids)
             first = time.perf_counter()
             if model.spec.task == "causal-lm":
-                tokens = next_tokens(model, ids[0, :16].tolist(), decode + 1)
+                tokens = next_tokens(model, ids[0, :prompt].tolist(), decode + 1)
                 next(tokens)  # the prompt's own pass
                 begun = time.perf_counter()
                 count = sum(1 for _ in tokens)
@@ -98,7 +123,10 @@ class Speed:
 def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[tuple[list[int], int]]:
     """(ids with a leading end-of-text token, bytes of text they cover) of every window of every record."""
     tokenizer = family.tokenizer(model)
-    lead = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.cls_token_id
+    ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
+    lead = next((token for token in ends if token is not None), None)
+    if lead is None:
+        raise RequestError(f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none.")
     windows = []
     for sample in data:
         ids, spans = family.tokens(model, sample.text)
@@ -131,6 +159,8 @@ def _nats(model: Model, ids: list[int]) -> float:
 def _masked(family: TextFamily, model: Model, windows: list[tuple[list[int], int]]) -> dict[str, Metric]:
     """Loss on 15% of the tokens, replaced by the mask token (Devlin et al. 2019, 1810.04805, section 3.1)."""
     mask = family.tokenizer(model).mask_token_id
+    if mask is None:
+        raise RequestError(f"perplexity of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none.")
     generator = torch.Generator().manual_seed(0)
     nats, counts = [], []
     with torch.inference_mode():
@@ -142,6 +172,8 @@ def _masked(family: TextFamily, model: Model, windows: list[tuple[list[int], int
             logits = model.module(input_ids=ids_T.masked_fill(hidden, mask)[None]).logits[0][hidden]
             nats.append(float(F.cross_entropy(logits.float(), ids_T[hidden], reduction="sum")))
             counts.append(int(hidden.sum()))
+    if not nats:
+        raise DataError("The test data is too short: not one token was masked.")
     loss = _ratio(torch.tensor(nats, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64))
     return {"masked_token_loss": {**loss, "unit": "nat", "better": "lower"}}
 
@@ -165,6 +197,7 @@ def _spread(values: list[float]) -> Metric:
 class Xz:
     """What `xz -9e` makes of the same text: bits per byte of the records, one after the other, as one stream."""
 
+    Options = CompressorOptions  # none
     label = "xz -9e"
 
     def measure(self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:

@@ -7,13 +7,16 @@ is never run, and only safetensors are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from zoo import header
 from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
@@ -86,15 +89,20 @@ class TransformersText(TextFamily):
             with torch.device("meta"):
                 module = self.build(config, task)
             return Model(module, self, spec, processor=self.load_processor(path), origin=str(path))
-        if not list(path.glob("*.safetensors")):
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
             raise ArtifactError(f"{path} holds no .safetensors file; other weight formats are not read.")
+        for file in files:
+            header.require_whole(file)
         try:
-            module = auto.from_pretrained(
-                path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                attn_implementation="sdpa",
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            with _quiet():
+                module, report = auto.from_pretrained(
+                    path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                    attn_implementation="sdpa", ignore_mismatched_sizes=True, output_loading_info=True,
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be loaded: {_first_line(error)}") from None
+        _require_complete(path, report)
         module = module.eval().to(device or "cpu")
         kept = str(module.dtype).removeprefix("torch.")
         return Model(
@@ -153,8 +161,36 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     return config, "causal-lm"
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of transformers: what matters in it becomes an error."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _require_complete(path: Path, report: dict[str, Any]) -> None:
+    """Refuse what transformers would fill with random numbers: tensors that are missing or of another shape."""
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise ArtifactError(f"{path}: {name!r} has shape {tuple(found)}, the model of its config.json expects {tuple(expected)}.")
+    for name in sorted(report["missing_keys"]):
+        raise ArtifactError(f"{path}: tensor {name!r} is missing; the model of its config.json has it.")
+
+
 def _first_difference(module: nn.Module, plain: nn.Module) -> str:
-    """Say where `module` differs from the plain class in tensors, sharing or run-time numbers; "" where nowhere."""
+    """Say where `module` differs from the plain class in modules, tensors, sharing or run-time numbers; "" where nowhere."""
+    others = dict(plain.named_modules())
+    for name, part in module.named_modules():
+        if name in others and type(part) is not type(others[name]):
+            return f"{name} is of class {type(part).__name__}, not {type(others[name]).__name__}"
     ours, theirs = (_tensors(m) for m in (module, plain))
     for name in sorted(ours.keys() ^ theirs.keys()):
         return f"{name} is {'not in' if name in ours else 'only in'} the plain {type(module).__name__}"
@@ -162,8 +198,6 @@ def _first_difference(module: nn.Module, plain: nn.Module) -> str:
         if (shape, first) != theirs[name]:
             return f"{name} is {shape} sharing {first}; the plain class has {theirs[name][0]} sharing {theirs[name][1]}"
     for (name, a), (_, b) in zip(module.named_modules(), plain.named_modules(), strict=True):
-        if type(a) is not type(b):
-            return f"{name} is a {type(a).__name__}, not a {type(b).__name__}"
         if _numbers(a) != _numbers(b):
             return f"{name} runs with {_numbers(a)}, the plain class with {_numbers(b)}"
     return ""

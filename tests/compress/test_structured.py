@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from twins import CAUSAL, HEADS, TWINS, WIDTH, tokens, twin, twin_model
+from zoo_compress.prune.importance import activation
 from zoo_compress.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
 from zoo.compressor import Context, Record, Trait
 from zoo.data import Dataset, Sample
+from zoo.detect import detect
 from zoo.errors import ArtifactError, Refused, UnknownName
 from zoo.family import Batch
 from zoo.model import Model
@@ -362,6 +364,10 @@ def test_magnitude_of_channels_is_the_group_norm() -> None:
 @torch.no_grad()
 def test_magnitude_of_heads_counts_what_would_go() -> None:
     model, original = twin_model("llama"), twin("llama")
+    for module in (model.module, original):  # k and v decide: without them head 1 would go
+        for name in "kv":
+            getattr(module.model.layers[0].self_attn, f"{name}_proj").weight[8:16] *= 3  # type: ignore[union-attr, index]
+        module.model.layers[0].self_attn.q_proj.weight[8:16] *= 0.1  # type: ignore[union-attr, index]
     prune(model, heads=1)
     for layer in (0, 1):
         attention = original.model.layers[layer].self_attn  # type: ignore[union-attr, index]
@@ -427,8 +433,17 @@ def test_activation_of_channels_follows_minitron() -> None:
 
 def test_activation_of_heads_follows_minitron() -> None:
     pruned, original = calibrated("llama-gqa", heads=2)
+    found = activation(
+        original,
+        ffns=[],
+        attentions=[block.attention for block in detect(original).stacks["language"].blocks if block.attention],
+        norms=[],
+        samples=(tokens(batch=1, length=6, seed=seed) for seed in range(3)),
+        forward=original,
+    )["model.layers.1.self_attn.o_proj"]
     per_window = [x.view(6, HEADS, 8).norm(dim=-1).mean(0) for x in seen(original, "model.layers.1.self_attn.o_proj")]
     score = torch.stack(per_window).square().sum(0).sqrt().tolist()
+    torch.testing.assert_close(found.sqrt().tolist(), score, rtol=1e-5, atol=0)
     best = [max((0, 1), key=score.__getitem__), max((2, 3), key=score.__getitem__)]
     kept = survivors(out("llama", original, 1), out("llama", pruned, 1))
     assert sorted({index // 8 for index in kept}) == best

@@ -15,18 +15,97 @@ from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.model import Model
 
-# name -> (twin, its changes). Four layers, so that there is something to keep, share and select.
-BASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("qwen3", {"num_hidden_layers": 4}),
-    "llama-tied": ("llama-tied", {"num_hidden_layers": 4}),
-    "gpt-neox": ("gpt-neox", {"num_hidden_layers": 4}),
-    "opt": ("opt", {"num_hidden_layers": 4}),
-    "bert": ("bert", {"num_hidden_layers": 4}),
-    "mixtral": ("mixtral", {"num_hidden_layers": 4}),
-    "phi3": ("phi3", {"num_hidden_layers": 4}),
+Stage = tuple[str, dict[str, Any]]
+
+TINY = "tiny-code"
+FOUR = {"num_hidden_layers": 4}  # so that there is something to keep, share and select
+# name -> (twin, its changes)
+TWINS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("qwen3", FOUR),
+    "llama-tied": ("llama-tied", FOUR),
+    "gpt-neox": ("gpt-neox", FOUR),
+    "opt": ("opt", FOUR),
+    "bert": ("bert", FOUR),
+    "mixtral": ("mixtral", FOUR),
+    "phi3": ("phi3", FOUR),
     "gpt2": ("gpt2", {"n_layer": 4}),
 }
-TINY = "tiny-code"
+BASES = (TINY, *TWINS)
+
+# What every compressor is run with; a compressor without a row fails a test.
+TRAINING: dict[str, Any] = {"steps": 2, "batch": 2, "length": 16, "warmup": 1}
+CALIBRATION: dict[str, Any] = {"samples": 4, "length": 32}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "inherit": {"layers": "every:2"},
+    "prune.magnitude": {"sparsity": 0.5},
+    "prune.structured": {"ffn": 0.25, "heads": 0.5},
+    "quantize.int8": {},
+    "quantize.nf4": {},
+    "share.ffn": {},
+    "lowrank.svd": {"ratio": 0.5, **CALIBRATION},
+    "distill": TRAINING,
+    "train": TRAINING,
+    "vocabulary.bpe": {},
+}
+
+# (base, compressor) -> the sentence with which it refuses. Everything else applies.
+REFUSED: dict[tuple[str, str], str] = {
+    ("mixtral", "quantize.int8"): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]",
+    ("mixtral", "quantize.nf4"): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]",
+    ("mixtral", "lowrank.svd"): r"holds 4 experts in one tensor.* aim at the attention alone",
+    ("mixtral", "share.ffn"): r"holds 4 experts .* experts are not shared between blocks",
+    ("bert", "train"): r"train trains on the next token, but bert is a masked-lm model.* Distil it",
+    **{(name, "vocabulary.bpe"): rf"{name} has 96 tokens.* choose a model with a larger vocab_size" for name in TWINS},
+}
+
+
+def stage(use: str, **changes: Any) -> Stage:
+    """A stage with the options of the table, some of them changed."""
+    return use, {**OPTIONS[use], **changes}
+
+
+INHERIT, MAGNITUDE, STRUCTURED, SHARE, LOWRANK = (
+    stage(use) for use in ("inherit", "prune.magnitude", "prune.structured", "share.ffn", "lowrank.svd")
+)
+INT8, NF4, DISTILL, TRAIN = (stage(use) for use in ("quantize.int8", "quantize.nf4", "distill", "train"))
+HEADS = ("prune.structured", {"heads": 0.5})
+WIDTH = ("prune.structured", {"width": 24})
+
+# Options beside those of the table, alone and in a row: (the bases, the stages).
+CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
+    ((TINY, "qwen3", "gpt-neox", "opt", "bert"), [stage("inherit", layers="first:3"), STRUCTURED, INT8]),
+    (("qwen3", "gpt-neox", "gpt2"), [SHARE, NF4]),
+    ((TINY, "llama-tied", "opt", "phi3"), [LOWRANK, INT8]),
+    (("qwen3", "bert", "phi3"), [MAGNITUDE, INT8]),
+    ((TINY, "llama-tied", "gpt-neox"), [stage("inherit", layers=[0, 2, 3]), SHARE, DISTILL]),
+    (("qwen3", "opt", "bert", "mixtral", "phi3"), [HEADS, INHERIT]),
+    (("qwen3", "gpt-neox", "opt", "bert", "phi3"), [HEADS, INHERIT, INT8]),
+    (("llama-tied", "gpt-neox", "bert"), [INT8, stage("inherit", layers="last:2")]),
+    ((TINY, "llama-tied", "gpt2", "mixtral"), [MAGNITUDE, DISTILL]),
+    (("llama-tied", "opt", "bert", "gpt2"), [WIDTH, INT8]),  # all of these have tied tables
+    (("llama-tied", "gpt-neox"), [WIDTH, stage("quantize.nf4", embedding=True, nested=True)]),
+    (("qwen3", "opt"), [SHARE, STRUCTURED, INT8]),
+    (("llama-tied", "gpt-neox"), [SHARE, stage("inherit", layers="last:2"), LOWRANK]),
+    (("qwen3", "phi3"), [stage("prune.magnitude", sparsity=None, pattern="2:4"), stage("inherit", layers=[0, 3]), INT8]),
+    (("llama-tied", "gpt-neox"), [stage("quantize.int8", target="language.blocks[2:]"), stage("inherit", layers="first:2"), STRUCTURED]),
+    (("qwen3", "opt"), [stage("prune.structured", target="language.blocks[1:]"), stage("inherit", layers="last:3"), NF4]),
+    (("llama-tied", "bert"), [stage("lowrank.svd", target="language.attention"), ("prune.structured", {"ffn": 40})]),
+    # an even rank: two 4-bit weights share a byte
+    (("llama-tied", "gpt2"), [stage("lowrank.svd", ratio=None, rank=6, whiten=False), stage("inherit", layers="first:2"), NF4]),
+    ((TINY, "opt"), [DISTILL, STRUCTURED, TRAIN]),
+    (("qwen3",), [stage("quantize.nf4", target="language.ffn"), stage("quantize.int8", target="language.attention")]),
+    (("mixtral",), [stage("quantize.int8", skip=["*.experts.*"])]),
+    (("mixtral",), [stage("prune.structured", kv_groups=0.5, width=24), stage("lowrank.svd", target="language.attention")]),
+    (("llama-tied",), [("prune.structured", {"ffn": 0.5, "importance": "activation", **CALIBRATION}), SHARE]),
+    (("qwen3",), [stage("inherit", layers="influence:2", **CALIBRATION), LOWRANK]),
+]  # fmt: skip
+
+# case id -> (base, stages)
+CASES: dict[str, tuple[str, list[Stage]]] = {
+    **{f"{b}: {use}": (b, [stage(use)]) for b in BASES for use in OPTIONS if (b, use) not in REFUSED},
+    **{f"{base}: chain {i}, {' > '.join(use for use, _ in stages)}": (base, stages)
+       for i, (bases, stages) in enumerate(CHAINS) for base in bases},
+}  # fmt: skip
 
 
 def base(name: str, folder: Path) -> Model:
@@ -38,10 +117,10 @@ def base(name: str, folder: Path) -> Model:
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """A twin saved by transformers, with a tokenizer of whole words beside it."""
+    """A twin saved by transformers, with a tokenizer of whole words beside it, so that it can be trained on text."""
     place = folder / name
     if not place.exists():
-        kind, changes = BASES[name]
+        kind, changes = TWINS[name]
         twin(kind, **changes).save_pretrained(place)  # type: ignore[operator]
         tokenizer().save_pretrained(place)
     return place
@@ -57,3 +136,16 @@ def context(original: Model) -> Context:
     """What stages may use: a little text, and the model they began with as the teacher."""
     data = Dataset("words", [Sample({"text": words(seed=seed)}, f"words:{seed}") for seed in range(2)])
     return Context(data={"train": data, "calibration": data}, load=lambda _: original.copy())
+
+
+def recipe(model: str | Path, stages: list[Stage], folder: Path, *, seed: int = 0) -> dict[str, Any]:
+    """The same as a recipe: no evaluation, and the words in a file."""
+    text = folder / "words.txt"
+    text.write_text(words())
+    return {
+        "recipe": {"name": "case", "seed": seed},
+        "model": {"name": str(model)},
+        "data": {"train": str(text), "calibration": str(text)},
+        "stage": [{"use": use, **options} for use, options in stages],
+        "evaluate": {"tasks": [], "speed": False},
+    }

@@ -14,7 +14,7 @@ from zoo_compress.distill.losses import FeatureLoss, LossOptions, TokenLoss
 from zoo_compress.distill.objective import TokenObjective, Weighted
 from zoo_compress.recipe import validated
 from zoo_compress.train.loop import TrainingOptions, fit
-from zoo_compress.train.stage import training_bytes
+from zoo_compress.train.stage import require_next_token, training_bytes
 
 
 class Distill(Compressor):
@@ -40,7 +40,8 @@ class Distill(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        losses(options)
+        if any(name == "cross-entropy" for name, *_ in losses(options)[0]):
+            require_next_token(model, stage="distill with cross-entropy")
         packed = [path for path, traits in state.items() if any(t.kind == "packed" for t in traits)]
         require_dense(state, packed, stage=self.name, does="trains", allow=("sparse", "shared", "factored"))
 

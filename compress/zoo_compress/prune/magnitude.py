@@ -27,6 +27,8 @@ class PruneMagnitude(Compressor):
     """Zero the smallest weights of every targeted projection (Han et al. 2015, section 3)."""
 
     name = "prune.magnitude"
+    accepts = ("sparse", "shared")
+    leaves = "sparse"
 
     class Options(CompressorOptions):
         sparsity: float | None = Field(None, gt=0, lt=1, description="share of each matrix set to zero (unstructured)")
@@ -53,7 +55,8 @@ class PruneMagnitude(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         target = model.anatomy.select(options.target)
-        require_dense(state, target.projections(), stage=self.name, does="prunes", allow=("sparse", "shared"))
+        paths = target.projections()
+        require_dense(state, paths, stage=self.name, does="prunes", allow=self.accepts, leaves=self.leaves)
         groups = _groups(options.pattern)
         found = False
         for part, is_input in _parts(target):

@@ -77,14 +77,18 @@ class PruneStructured(Compressor):
                 raise ValueError("ratio is for models without transformer blocks; leave out the other sizes")
             return self
 
+    def roles(self, options: Options) -> tuple[str, ...]:
+        return ("calibration",) if options.importance == "activation" else ()
+
     def check(self, model: Model, state: State, options: Options) -> None:
         if options.ratio is not None:
             graph.check(model, options.target, stage=self.name)
             require_dense(state, state, stage=self.name, does="cuts channels out of", allow=("shared",))
             return
+        if options.width is not None:  # every tensor is touched, and what is packed is no longer recognised
+            require_dense(state, state, stage=self.name, does="cuts units out of", allow=("shared",))
         plan = self._plan(model, options)
-        touched = state if plan.width else _touched(plan)
-        require_dense(state, touched, stage=self.name, does="cuts units out of", allow=("shared",))
+        require_dense(state, _touched(plan), stage=self.name, does="cuts units out of", allow=("shared",))
         cuts(model.module, model.anatomy, plan, first(plan), stage=self.name)
 
     def outline(self, model: Model, options: Options) -> Record:

@@ -59,4 +59,4 @@ class QuantizeNF4(Quantize):
     def note(self, model: Model, options: Any) -> str:
         if model.device.type not in ("cpu", "meta"):
             return ""
-        return "On CPU the 4-bit weights are widened at each call: this saves memory and bytes, not time."
+        return "On CPU the 4-bit weights are widened at each call: this saves memory and bytes and costs time."

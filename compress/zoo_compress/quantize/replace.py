@@ -58,6 +58,8 @@ class Quantize(Compressor):
     """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
 
     bits: ClassVar[int]
+    accepts = ("sparse", "shared", "factored")
+    leaves = "packed"
 
     @abstractmethod
     def pack(self, linear: nn.Module, record: Record) -> nn.Module:
@@ -76,7 +78,7 @@ class Quantize(Compressor):
 
     def check(self, model: Model, state: State, options: Any) -> None:
         modules = _modules(model, options, stage=self.name)
-        require_dense(state, modules, stage=self.name, does="packs", allow=("sparse", "shared", "factored"))
+        require_dense(state, modules, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
         if not modules:
             raise Refused(f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip.")
         for path, kind in modules.items():
@@ -211,7 +213,8 @@ def _require_table(table: nn.Module, path: str, *, stage: str) -> None:
     """Refuse a table whose lookup does more than read rows."""
     if _multiplier(table) is None:
         raise Refused(
-            f"{stage}: {path} is a {type(table).__name__}, whose lookup may do more than read rows. Set embedding = false."
+            f"{stage}: {path} is a {type(table).__name__}, whose lookup may do more than read rows. "
+            "Set embedding = false."
         )
 
 

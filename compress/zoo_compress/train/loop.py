@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from zoo.compressor import CompressorOptions, Context
+from zoo.detect import resolve
 from zoo.errors import ZooError
 from zoo.family import Batch
 from zoo.files import replace_file
@@ -114,7 +115,8 @@ _orders: dict[tuple[int, int, int], torch.Tensor] = {}
 def _sparse_masks(model: Model) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Weights that an earlier stage made sparse keep their zeros."""
     sparse = [path for path, traits in model.state().items() if any(trait.kind == "sparse" for trait in traits)]
-    weights = [model.module.get_parameter(f"{path}.weight") for path in sparse]
+    found = [resolve(model.module, path) for path in sparse]  # a linear layer, or the experts' own parameter
+    weights = [one.get_parameter("weight") if isinstance(one, nn.Module) else one for one in found]
     return [(weight, weight.detach() != 0) for weight in weights]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from zoo.compressor import Compressor, Context, Record, State, require_dense
+from zoo.errors import Refused
 from zoo.model import Model
 from zoo_compress.distill.losses import CrossEntropy, LossOptions
 from zoo_compress.distill.objective import CHUNK_BYTES, TokenObjective
@@ -29,6 +30,7 @@ class Train(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
+        require_next_token(model, stage=self.name)
         packed = [path for path, traits in state.items() if any(t.kind == "packed" for t in traits)]
         require_dense(state, packed, stage=self.name, does="updates", allow=("sparse", "shared", "factored"))
 
@@ -46,6 +48,15 @@ class Train(Compressor):
 
     def rebuild(self, model: Model, record: Record) -> None:
         pass
+
+
+def require_next_token(model: Model, *, stage: str) -> None:
+    """Refuse a model that sees the token it would be asked to predict."""
+    if model.spec.task == "masked-lm":
+        raise Refused(
+            f"{stage} trains on the next token, but {model.spec.name} is a masked-lm model, which reads it beforehand. "
+            'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'
+        )
 
 
 def training_bytes(model: Model, options: Any) -> int:

@@ -1,0 +1,211 @@
+"""Plans: exact from shapes alone, no weight read, and every stage that cannot follow refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import RECIPE, checkpoint, texts, workplace
+from zoo_compress import Recipe, plan
+from zoo_compress.planner import stored_of
+
+import zoo
+from zoo import cli
+from zoo.errors import ArtifactError, DataError, RecipeError, Refused, RequestError, UnknownName, ZooError
+
+HEAD = RECIPE.partition("[[stage]]")[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    workplace(folder)
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "place"))
+
+
+def planned(place: Path, text: str, **kwargs: Any) -> Any:
+    (place / "recipe.toml").write_text(text)
+    return plan(Recipe.load(place / "recipe.toml", **kwargs))
+
+
+def refusal(place: Path, text: str, kind: type[ZooError]) -> str:
+    """The sentence a plan is refused with; the folder left out."""
+    with pytest.raises(kind) as caught:
+        planned(place, text)
+    assert type(caught.value) is kind and "\n" not in str(caught.value)
+    return str(caught.value).replace(f"{place}/", "")
+
+
+def stage(use: str, **options: Any) -> str:
+    return f"\n[[stage]]\nuse = {json.dumps(use)}\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+
+
+# --- what a plan says -------------------------------------------------------------------------------------------------
+
+
+def test_plan_json_has_the_promised_shape(place: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["plan", str(place / "recipe.toml"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [s["use"] for s in found["stages"]] == ["original", "inherit", "prune.structured", "distill", "quantize.int8"]
+    for one in found["stages"]:
+        assert {"use", "params", "bytes", "peak_bytes"} <= set(one)
+        assert 0 < one["params"] and 0 < one["bytes"] < one["peak_bytes"]
+    assert found["stages"][1]["options"]["layers"] == "first:1"
+    assert {role: data["records"] for role, data in found["data"].items()} == {"train": 4, "calibration": 2, "test": 2}
+    assert found["disk_bytes"] > 0 and found["free_disk_bytes"] > 0 and found["free_memory_bytes"] > 0
+
+
+def test_plan_reads_no_weight(place: Path):
+    """What lies behind the header of the safetensors file is cut off."""
+    whole = plan(Recipe.load(place / "recipe.toml"))
+    file = place / "model/model.safetensors"
+    with file.open("rb") as start:
+        length = int.from_bytes(start.read(8), "little")
+    with file.open("r+b") as cut:
+        cut.truncate(8 + length)
+    found = plan(Recipe.load(place / "recipe.toml"))
+    assert [(s.params, s.bytes) for s in found.stages] == [(s.params, s.bytes) for s in whole.stages]
+
+
+def test_plan_of_a_model_larger_than_memory(place: Path):
+    """The shape of Llama 2 70B: 280 GB in float32."""
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000,
+    }  # fmt: skip
+    (place / "large").mkdir()
+    (place / "large/config.json").write_text(json.dumps(config))
+    text = '[recipe]\nname = "x"\n[model]\nname = "./large"\n' + stage("inherit", layers="first:40") + stage("quantize.int8")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = planned(place, text)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    assert found.stages[0].params == 68_976_648_192
+    assert found.stages[1].params == 68_976_648_192 - 40 * (68_976_648_192 - 2 * 32000 * 8192 - 8192) // 80
+    assert found.stages[2].params == found.stages[1].params and found.stages[2].bytes < found.stages[1].bytes / 3
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_plan_knows_how_weights_are_stored_from_their_headers(place: Path, kind: str):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = place / "model/model.safetensors"
+    tensors = {name: tensor.to(getattr(torch, kind)) for name, tensor in load_file(file).items()}
+    names, half = list(tensors), len(tensors) // 2
+    file.unlink()
+    for number, part in enumerate((names[:half], names[half:]), 1):  # in two files, with an index
+        save_file({name: tensors[name] for name in part}, file.with_name(f"model-0000{number}-of-00002.safetensors"))
+    places = {name: f"model-0000{1 + (number >= half)}-of-00002.safetensors" for number, name in enumerate(names)}
+    (place / "model/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    recipe = Recipe.load(place / "recipe.toml")
+    found = plan(recipe)
+    assert stored_of(recipe, zoo.load(place / "model", device="meta")) == kind
+    assert found.stages[0].bytes == found.stages[0].params * (2 if kind == "bfloat16" else 4)
+    assert zoo.load(place / "model").bytes == found.stages[0].bytes
+
+
+def test_earlier_states_follow_the_blocks_they_belong_to(place: Path):
+    """Block 0 is made sparse and then dropped; what was block 1 is dense, and a stage that needs dense weights may follow."""
+    sparse = stage("prune.magnitude", sparsity=0.5, target="language.blocks[0]")
+    last = stage("quantize.int8", target="language.blocks[0]")
+    assert len(planned(place, HEAD + stage("quantize.int8", target="language.blocks[0]") + stage("inherit", layers="last:1") + last).stages) == 4
+    assert "quantize.int8" in refusal(place, HEAD + stage("quantize.int8", target="language.blocks[0]") + stage("inherit", layers="first:1") + last, Refused)
+    assert len(planned(place, HEAD + sparse + stage("inherit", layers="last:1")).stages) == 3
+
+
+# --- what a plan refuses ----------------------------------------------------------------------------------------------
+
+
+def test_missing_and_empty_data_are_named_with_their_key(place: Path):
+    (place / "none").mkdir()
+    for reference, sentence in (
+        ("text[:4]", "recipe.toml, line 10, [data] train: No data source or file called 'text'. Did you mean 'texts'? Sources: "),
+        ("texts[99:]", "recipe.toml, line 10, [data] train: 'texts[99:]' holds no records (6 before the slice)."),
+        ("none", "recipe.toml, line 10, [data] train: none holds no text files (.txt, .md, .rst, .py, .text)."),
+    ):
+        assert refusal(place, RECIPE.replace('train = "texts[:4]"', f'train = "{reference}"'), DataError).startswith(sentence)
+    found = refusal(place, RECIPE.replace('train = "texts[:4]"\n', 'trian = "texts[:4]"\n'), DataError)
+    assert found == ('recipe.toml, line 22, stage 3 (distill): it needs train data: add `train = "..."` to the [data] table. Did you mean \'trian\'?')
+    found = refusal(place, RECIPE.replace('test = "texts[4:]"\n', ""), RecipeError)
+    assert found == 'recipe.toml, line 32, [evaluate]: perplexity needs test data: add `test = "..."` to the [data] table.'
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("./modl", "recipe.toml, line 7, [model] name: modl does not exist. Did you mean"), ("tiny-cod", "recipe.toml, line 7, [model] name: No model named 'tiny-cod'. Did you mean 'tiny-code'?")],
+)  # fmt: skip
+def test_an_unknown_model_is_named_with_its_line(place: Path, name: str, sentence: str):
+    found = refusal(place, RECIPE.replace("./model", name), UnknownName)
+    assert found.startswith(sentence.partition(" Did")[0])
+
+
+def test_weights_that_are_not_there_are_known_to_the_plan(place: Path):
+    text = RECIPE.replace('name = "./model"', 'name = "tiny-code"\nweights = "./wights"')
+    assert refusal(place, text, RequestError).startswith("recipe.toml, line 8, [model] weights: weights='./wights' is neither 'auto' nor 'random'")
+
+
+def test_an_unknown_target_is_named_with_what_there_is(place: Path):
+    found = refusal(place, HEAD + stage("inherit", layers="first:1", target="langage"), UnknownName)
+    assert found.startswith("recipe.toml, line 14, stage 1 (inherit): ") and "'langage'" in found and "Did you mean 'language'?" in found
+
+
+def test_more_blocks_than_there_are_is_refused(place: Path):
+    found = refusal(place, HEAD + stage("inherit", layers="first:9"), Refused)
+    assert found.startswith("recipe.toml, line 14, stage 1 (inherit): ") and "9" in found and "2" in found
+
+
+@pytest.mark.parametrize("use", ["distill", "train", "prune.magnitude", "prune.structured", "lowrank.svd", "share.ffn", "quantize.nf4"])
+def test_what_cannot_follow_packed_weights_says_why_and_what_to_do(place: Path, use: str):
+    options = {"prune.magnitude": {"sparsity": 0.5}, "prune.structured": {"ffn": 48}, "lowrank.svd": {"rank": 4}, "share.ffn": {}}.get(use, {})
+    found = refusal(place, HEAD + stage("quantize.int8") + stage(use, **options), Refused)
+    assert found.startswith(f"recipe.toml, line 17, stage 2 ({use}): ")
+    assert "packed (8 bits) by stage 1 (quantize.int8)" in found and f"Put {use} before quantize.int8" in found
+
+
+def test_teachers_are_checked_by_the_plan(place: Path):
+    checkpoint(place / "other", vocab_size=400)
+    found = refusal(place, HEAD + stage("distill", teacher="./other"), Refused)
+    assert found == (
+        "recipe.toml, line 14, stage 1 (distill): distill compares distributions over one vocabulary: model has 320 tokens, "
+        "the teacher other 400. Choose a teacher with the same tokenizer."
+    )
+    found = refusal(place, HEAD + stage("inherit", layers="first:1") + stage("distill", teacher="tiny-cod"), UnknownName)
+    assert found.startswith("recipe.toml, line 18, stage 2 (distill): teacher: No model named 'tiny-cod'. Did you mean 'tiny-code'?")
+    assert planned(place, HEAD + stage("distill", teacher="./model")).licenses.keys() == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [([{"use": "kll"}], "No loss named 'kll'. Did you mean 'kl'? Losses: kl, cross-entropy, hidden"),
+     ([{"use": "kl", "temprature": 2.0}], "loss kl: 'temprature' is not an option. Did you mean 'temperature'? Options: weight, temperature."),
+     ([{"use": "kl", "weight": -1}], "loss kl: weight = -1: input should be greater than or equal to 0."),
+     ([{"use": "kl"}, {"use": "kl"}], "loss 'kl' is listed twice; give it one weight."),
+     ([], "loss = []: ")],
+    ids=["name", "option", "range", "twice", "none"],
+)  # fmt: skip
+def test_a_wrong_loss_is_named_with_its_stage(place: Path, loss: Any, sentence: str):
+    inline = "[" + ", ".join("{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in one.items()) + "}" for one in loss) + "]"
+    (place / "recipe.toml").write_text(HEAD + f'\n[[stage]]\nuse = "distill"\nloss = {inline}\n')
+    with pytest.raises(RequestError) as caught:
+        plan(Recipe.load(place / "recipe.toml"))
+    assert str(caught.value).startswith((f"{place}/recipe.toml, line 14, stage 1 (distill): {sentence}", f"{place}/recipe.toml, line 16, stage 1 (distill): {sentence}"))
+
+
+def test_a_damaged_header_is_named(place: Path):
+    (place / "model/model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{]......")
+    assert refusal(place, RECIPE, ArtifactError).startswith("model/model.safetensors is damaged: its safetensors header cannot be read (")
+
+
+def test_paths_start_at_the_recipe(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    texts(tmp_path / "elsewhere/texts")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert plan(Recipe.load(place / "recipe.toml")).spec.name == "model"

@@ -1,0 +1,198 @@
+"""Generation: streamed text is the text, nothing is cut or leaks, and a seed says everything about a sample."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import checkpoint, tokenizer
+from twins import CAUSAL, tokens, twin_model
+
+import zoo
+from zoo import generation
+from zoo.errors import RequestError
+from zoo.generation import next_tokens
+
+BYTES = tokenizer(["größer € 🎉 naïve"] * 9)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> zoo.Model:
+    """A random model over bytes: its text is full of halves of characters."""
+    return zoo.load(checkpoint(tmp_path_factory.mktemp("model"), "llama-gqa", max_position_embeddings=128))
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, model: zoo.Model, text: str) -> None:
+    """Let the model say `text`, byte by byte, whatever it is asked."""
+    alphabet = {byte: model.processor.convert_tokens_to_ids(piece) for byte, piece in byte_pieces().items()}
+    says = [alphabet[byte] for byte in text.encode()]
+    monkeypatch.setattr(generation, "next_tokens", lambda _m, _ids, count, **_: iter(says[:count]))
+
+
+def byte_pieces() -> dict[int, str]:
+    """GPT-2's printable stand-in for every byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + i) for i, byte in enumerate(rest)}}
+
+
+def pieces(model: zoo.Model, prompt: str = "def add", **options: Any) -> list[str]:
+    return list(model.generate(prompt, stream=True, **options))
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_streamed_pieces_join_to_the_whole(model: zoo.Model, seed: int):
+    options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.5, "seed": seed}
+    assert "".join(pieces(model, **options)) == model.generate("def add", **options)
+    assert all(piece for piece in pieces(model, **options))
+
+
+def test_a_character_of_several_tokens_comes_in_one_piece(model: zoo.Model, monkeypatch: pytest.MonkeyPatch):
+    scripted(monkeypatch, model, "aé€🎉z")
+    assert pieces(model) == ["a", "é", "€", "🎉", "z"]
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(model: zoo.Model, monkeypatch: pytest.MonkeyPatch):
+    scripted(monkeypatch, model, "a🎉")
+    assert pieces(model, max_new_tokens=3) == ["a", "�"]
+
+
+@pytest.mark.parametrize(
+    ("says", "stop", "shown"),
+    [("one STOP two", ["STOP"], "one "), ("one STOP two", ["STOP", "one "], ""), ("a né b", ["né"], "a "), ("x€€y", ["€€"], "x"), ("ababac", ["abac"], "ab"),
+     ("one STO", ["STOP"], "one STO"), ("aab", ["aaab", "ab"], "a"), ("one\n\ntwo", "\n\n", "one"), ("🎉🎉", ["🎉🎉🎉"], "🎉🎉")],
+)  # fmt: skip
+def test_a_stop_string_never_leaks(model: zoo.Model, monkeypatch: pytest.MonkeyPatch, says: str, stop: Any, shown: str):
+    scripted(monkeypatch, model, says)
+    assert "".join(pieces(model, stop=stop)) == shown == model.generate("def add", stop=stop)
+
+
+@settings(max_examples=300, deadline=None)
+@given(says=st.text(alphabet="aé€🎉\n", max_size=12), stop=st.lists(st.text(alphabet="aé€🎉\n", min_size=1, max_size=4), max_size=3))
+def test_streaming_is_cutting_the_text_at_the_first_stop(model: zoo.Model, says: str, stop: list[str]):
+    with pytest.MonkeyPatch.context() as patch:
+        scripted(patch, model, says)
+        found = pieces(model, max_new_tokens=100, stop=stop)
+    # The text ends where a stop string is complete first; what was shown before is never taken back.
+    ends = [(says.find(s) + len(s), says.find(s)) for s in stop if s in says]
+    assert "".join(found) == (says[: min(at for end, at in ends if end == min(ends)[0])] if ends else says)
+    assert not any("�" in piece for piece in found)
+
+
+def test_the_end_of_text_ends_the_text(model: zoo.Model, monkeypatch: pytest.MonkeyPatch):
+    one = model.processor("a")["input_ids"][0]
+    monkeypatch.setattr(generation, "next_tokens", lambda *_, **__: iter([one, model.processor.eos_token_id, one]))
+    assert model.generate("def add") == "a"
+
+
+def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: pytest.MonkeyPatch):
+    """A tokenizer of the SentencePiece kind drops the space of the first word it decodes."""
+    from dataclasses import replace
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "▁one": 2, "▁two": 3, "▁three": 4}, unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    worded = replace(model, processor=PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>"))
+    monkeypatch.setattr(generation, "next_tokens", lambda *_, **__: iter([3, 4]))
+    assert worded.processor.decode([3, 4]) == "two three"
+    assert pieces(worded, "one") == [" two", " three"]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "sentence"),
+    [("", {}, "The prompt is empty: pass some text to continue."), (None, {}, "The prompt is empty: pass some text to continue."),
+     ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
+     ("x", {"temperature": float("nan")}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
+     ("x", {"top_p": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
+     ("x", {"seed": -1}, "seed -1 is not between 0 and 2**63."), ("x", {"stop": [""]}, "A stop string is some text; an empty one would stop before the first character."),
+     ("x", {"temprature": 1}, "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, stream.")],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_wrong_request_is_refused_before_anything_is_generated(model: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str, stream: bool):
+    with pytest.raises(RequestError) as caught:
+        model.generate(prompt, stream=stream, **options)
+    assert str(caught.value) == sentence
+
+
+def test_a_prompt_that_fills_the_context_is_refused(model: zoo.Model):
+    word = " §"
+    each = len(model.processor(word)["input_ids"])
+    with pytest.raises(RequestError, match=rf"^The prompt has {each * 128} tokens; model\d* takes 128 in all\.$"):
+        model.generate(word * 128)
+    room = len(model.processor.decode(list(next_tokens(model, [5] * 127, 9))))
+    assert room and len(list(next_tokens(model, [5] * 4, 9))) == 9
+    assert len(model.processor(model.generate("a" * 4, max_new_tokens=10**6, temperature=2.0))["input_ids"]) <= 128 * 3
+
+
+def test_a_prompt_without_tokens_and_a_model_without_words_are_refused():
+    from stages import small
+
+    with pytest.raises(RequestError, match=r"^The prompt ' ' has no token that llama knows: pass some text to continue\.$"):
+        small("llama").generate(" ")
+    with pytest.raises(RequestError, match=r"^bert is a masked-lm model; only causal-lm models continue a text\.$"):
+        small("bert").generate("w5")
+    with pytest.raises(RequestError, match=r"^llama has no tokenizer: put tokenizer\.json beside its weights\.$"):
+        twin_model("llama").generate("w5")
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_follows_from_its_seed_and_leaves_the_random_state(model: zoo.Model):
+    torch.manual_seed(1), random.seed(1), numpy.random.seed(1)
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+
+    def sample(seed: int, **options: Any) -> list[int]:
+        return list(next_tokens(model, [5, 6, 7], 24, seed=seed, **{"temperature": 1.0, **options}))
+
+    one = sample(1)
+    torch.rand(3)
+    assert sample(1) == one != sample(2)
+    torch.set_rng_state(states[0])
+    assert sample(1, top_p=0.5) != one
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert numpy.random.get_state()[1].tolist() == states[2]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300, 5e-324])
+def test_a_cold_sample_is_the_greedy_one(model: zoo.Model, temperature: float):
+    assert list(next_tokens(model, [5, 6], 12, temperature=temperature)) == list(next_tokens(model, [5, 6], 12))
+    assert list(next_tokens(model, [5, 6], 12, temperature=2.0, top_p=1e-9)) == list(next_tokens(model, [5, 6], 12))
+
+
+def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_top_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in ((0.5, {0}), (0.7, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
+        assert {generation._pick(logits, 1.0, top_p, generator) for _ in range(300)} == kept
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_greedy_with_a_cache_is_greedy_without(name: str):
+    model = twin_model(name)
+    ids = tokens(batch=1, length=6)[0].tolist()
+    cached = list(next_tokens(model, ids, 10))
+    plain = list(ids)
+    with torch.no_grad():
+        for _ in range(10):
+            plain.append(int(model.module(input_ids=torch.tensor([plain]), use_cache=False).logits[0, -1].argmax()))
+    assert cached == plain[6:]
+
+
+def test_generation_reads_a_saved_model(model: zoo.Model, tmp_path: Path):
+    again = zoo.load(model.save(tmp_path / "saved"))
+    assert again.generate("def add", max_new_tokens=20) == model.generate("def add", max_new_tokens=20)

@@ -1,0 +1,123 @@
+"""Fresh `zoo` processes without the ten seconds it takes to import torch: one process imports, and forks for each request.
+
+    with Zygote() as zygote:
+        done = zygote.run("compress", "recipe.toml", cwd=tmp_path)
+        with zygote.start("compress", "recipe.toml", cwd=tmp_path, setup="...") as process:
+            process.kill(signal.SIGINT)
+            done = process.wait()
+
+The parent never computes anything, so no thread is lost in the fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SERVER = r"""
+import gc, json, os, sys, traceback
+import torch, transformers, accelerate.utils, safetensors.torch, pydantic, rich.progress, psutil, typer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+import zoo.cli, zoo.loading, zoo.generation
+import zoo_compress.runner, zoo_compress.train.loop, zoo_compress.distill.stage, zoo_compress.commands
+import zoo_slm.language, zoo_slm.evaluate
+
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            for number, path in ((1, asked["out"]), (2, asked["err"])):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.chdir(asked["cwd"])
+            exec(asked["setup"], {"__name__": "setup"})
+            code = zoo.cli.main(asked["args"])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@dataclass
+class Done:
+    """A finished process; `code` is negative for the signal that killed it."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Process:
+    """A process that runs."""
+
+    def __init__(self, zygote: Zygote, pid: int, out: Path, err: Path) -> None:
+        self.zygote, self.pid, self.out, self.err = zygote, pid, out, err
+
+    def kill(self, signal: int) -> None:
+        os.kill(self.pid, signal)
+
+    def wait(self) -> Done:
+        code = int(self.zygote.answer())
+        return Done(code, self.out.read_text(), self.err.read_text())
+
+
+class Zygote:
+    """The process that has imported everything."""
+
+    def __init__(self) -> None:
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHONPATH"))}
+        self.folder = tempfile.TemporaryDirectory()
+        self.errors = (Path(self.folder.name) / "server").open("w+")
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env={**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, cwd=self.folder.name,
+        )  # fmt: skip
+        assert self.answer() == "ready"
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.server.stdin and self.server.stdout
+        self.server.stdin.close()
+        self.server.wait(timeout=60)
+        self.server.stdout.close()
+        self.errors.close()
+        self.folder.cleanup()
+
+    def answer(self) -> str:
+        assert self.server.stdout
+        line = self.server.stdout.readline().strip()
+        if not line:
+            self.errors.seek(0)
+            raise RuntimeError(self.errors.read())
+        return line
+
+    def start(self, *args: str, cwd: Path, setup: str = "") -> Process:
+        """Start `zoo ARGS` in the folder `cwd`, after running the code `setup` in it."""
+        out, err = (Path(self.folder.name) / name for name in ("out", "err"))
+        request = {"args": args, "cwd": str(cwd), "setup": setup, "out": str(out), "err": str(err)}
+        assert self.server.stdin
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        return Process(self, int(self.answer()), out, err)
+
+    def run(self, *args: str, cwd: Path, setup: str = "") -> Done:
+        """Run `zoo ARGS` to its end."""
+        return self.start(*args, cwd=cwd, setup=setup).wait()

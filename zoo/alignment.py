@@ -1,0 +1,32 @@
+"""Where tensors lie in memory, since a result can depend on it.
+
+MKL rounds an fp32 matrix-vector product (one token through a linear layer) differently when the matrix begins off a
+16-byte boundary, and safetensors files map tensors to any multiple of 8. So that a saved model computes what the model
+in memory computed, to the last bit, every tensor of a model begins where torch's own allocator would put it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BYTES = 64  # what torch's CPU allocator gives
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return the tensor, copied where it is not contiguous or does not begin at a multiple of `BYTES`."""
+    if tensor.device.type != "cpu" or (tensor.is_contiguous() and tensor.data_ptr() % BYTES == 0):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def align(module: nn.Module) -> None:
+    """Align every tensor of a module in place; what is shared stays shared."""
+    for parameter in module.parameters():
+        parameter.data = aligned(parameter.data)
+    buffers: dict[int, Tensor] = {}
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = buffers.setdefault(id(buffer), aligned(buffer))
