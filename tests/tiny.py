@@ -74,8 +74,8 @@ def tokenizer(texts: list[str] | None = None) -> Any:
 
 def checkpoint(folder: Path, name: str = "llama-tied", **changes: Any) -> Path:
     """A plain transformers directory: the twin `name` with a vocabulary of 320, saved by transformers, and a tokenizer."""
-    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-    module = twin(name, vocab_size=VOCABULARY, **{**({} if name == "bert" else special), **changes})
+    special = {} if name == "bert" else {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    module = twin(name, **{"vocab_size": VOCABULARY, **special, **changes})
     module.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

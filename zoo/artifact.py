@@ -264,7 +264,7 @@ def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(memoryview(tensors[name].flatten().view(torch.uint8).numpy()))
+            file.write(tensors[name].flatten().view(torch.uint8).numpy().data)
 
 
 def _put(draft: Path, path: Path) -> None:

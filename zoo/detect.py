@@ -394,7 +394,7 @@ def _fused(owner: _Owner, heads: int, head_dim: int, config: Any) -> tuple[Part,
             return q, k, v
         if kv_heads > 1:  # Falcon 40B: grouped, the queries of a group have no single stride
             return None
-    if name == "c_attn" and axis == 0 and kv_heads > 1:  # GPT-BigCode without multi-query interleaves
+    if getattr(config, "model_type", None) == "gpt_bigcode" and kv_heads > 1:  # without multi-query it interleaves
         return None
     k_start = heads * size
     return (

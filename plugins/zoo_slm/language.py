@@ -21,6 +21,7 @@ from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family import TextFamily
+from zoo.loading import DTYPES, cast_parameters
 from zoo.model import Model
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
@@ -44,7 +45,7 @@ class TransformersText(TextFamily):
         model_type = values.pop("model_type", None)
         try:
             parsed = transformers.AutoConfig.for_model(model_type, **values)
-            module: nn.Module = getattr(transformers, TASKS[task]).from_config(parsed, attn_implementation="sdpa")
+            module: nn.Module = getattr(transformers, TASKS[task]).from_config(parsed)
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"transformers cannot build a {task} of type {model_type!r}: {_first_line(error)}") from None
         return module.eval()
@@ -86,9 +87,11 @@ class TransformersText(TextFamily):
         auto = getattr(transformers, TASKS[task])
         spec = ModelSpec(name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config)
         if device == "meta":
+            kept = str(dtype or _own_dtype(path, config)).removeprefix("torch.")
             with torch.device("meta"):
                 module = self.build(config, task)
-            return Model(module, self, spec, processor=self.load_processor(path), origin=str(path))
+            cast_parameters(module, getattr(torch, kept))
+            return Model(module, self, spec, processor=self.load_processor(path), dtype=kept, stored=kept, origin=str(path))
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise ArtifactError(f"{path} holds no .safetensors file; other weight formats are not read.")
@@ -98,7 +101,7 @@ class TransformersText(TextFamily):
             with _quiet():
                 module, report = auto.from_pretrained(
                     path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                    attn_implementation="sdpa", ignore_mismatched_sizes=True, output_loading_info=True,
+                    ignore_mismatched_sizes=True, output_loading_info=True,
                 )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be loaded: {_first_line(error)}") from None
@@ -159,6 +162,15 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     if named and "CausalLM" not in named and "LMHead" not in named:
         raise RequestError(f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head.")
     return config, "causal-lm"
+
+
+def _own_dtype(path: Path, config: dict[str, Any]) -> str:
+    """The dtype that transformers loads a checkpoint in when it is not told: the config's, else that of the tensors."""
+    named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    if named in DTYPES:
+        return named
+    kinds = [about["dtype"] for file in sorted(path.glob("*.safetensors")) for about in header.read(file).values()]
+    return next((name for kind in kinds for short, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind == short), "float32")
 
 
 @contextmanager

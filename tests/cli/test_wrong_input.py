@@ -38,8 +38,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ('use = "prune.structured"\nffn = 384', 'use = "quantize.int8"', "recipe.toml, line 21, stage 3 (distill): distill trains plain float weights, but "),
         ("steps = 6", 'steps = 6\nteacher = "tiny-cod"', "recipe.toml, line 22, stage 3 (distill): teacher: No model named 'tiny-cod'. Did you mean 'tiny-code'?"),
         ("steps = 6", 'steps = 6\nloss = [{ use = "kll" }]', "recipe.toml, line 22, stage 3 (distill): No loss named 'kll'. Did you mean 'kl'?"),
-        ("max_tokens = 400", "max_tokns = 400", "recipe.toml, line 38, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'?"),
-        ('tasks = ["perplexity"]', 'tasks = ["perplexty"]', "recipe.toml, line 34, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'?"),
+        ("max_tokens = 400", "max_tokns = 400", "recipe.toml, line 37, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'?"),
+        ('tasks = ["perplexity"]', 'tasks = ["perplexty"]', "recipe.toml, line 33, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'?"),
     ],
     ids=["model", "stage", "option", "target", "type", "range", "blocks", "width", "data", "empty", "order", "teacher", "loss", "task option", "task"],
 )  # fmt: skip

@@ -102,6 +102,7 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
 
 # case id -> (base, stages)
 CASES: dict[str, tuple[str, list[Stage]]] = {
+    **{f"{b}: as loaded": (b, []) for b in BASES},
     **{f"{b}: {use}": (b, [stage(use)]) for b in BASES for use in OPTIONS if (b, use) not in REFUSED},
     **{f"{base}: chain {i}, {' > '.join(use for use, _ in stages)}": (base, stages)
        for i, (bases, stages) in enumerate(CHAINS) for base in bases},

@@ -11,15 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import checkpoint, tokenizer
+from tiny import checkpoint
 from twins import CAUSAL, tokens, twin_model
 
 import zoo
 from zoo import generation
 from zoo.errors import RequestError
 from zoo.generation import next_tokens
-
-BYTES = tokenizer(["größer € 🎉 naïve"] * 9)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +47,9 @@ def pieces(model: zoo.Model, prompt: str = "def add", **options: Any) -> list[st
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_streamed_pieces_join_to_the_whole(model: zoo.Model, seed: int):
-    options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.5, "seed": seed}
+    options: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.5, "seed": seed}
     assert "".join(pieces(model, **options)) == model.generate("def add", **options)
     assert all(piece for piece in pieces(model, **options))
 

@@ -119,7 +119,7 @@ def test_weights_from_a_directory_or_a_file(place: Path):
     ids = tokens(length=8)
     for weights in ("mine", place / "mine", "mine/model.safetensors", "alone"):
         model = zoo.load("tiny-code", weights=weights)
-        assert torch.equal(logits(model, ids), logits(random, ids)) and model.spec == zoo.info("tiny-code")
+        assert torch.equal(logits(model, ids), logits(random, ids)) and model.spec.config == zoo.info("tiny-code").config
 
 
 def test_weights_of_another_shape_are_refused(place: Path):
@@ -242,8 +242,8 @@ def test_a_truncated_file_is_named_with_the_tensor_that_is_cut(place: Path):
     assert found.split("'")[1] in (last, *load_file(place / "saved/model.safetensors"))
     shutil.copy(place / "saved/model.safetensors", "own.safetensors")
     with Path("own.safetensors").open("r+b") as cut:
-        cut.truncate(3000)
-    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors").startswith("own.safetensors is cut short at 3000 bytes: tensor '")
+        cut.truncate(9000)
+    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors").startswith("own.safetensors is cut short at 9000 bytes: tensor '")
     for rubbish in (b"", b"no", b"\xff" * 64, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a": 1 }'):
         file.write_bytes(rubbish)
         assert refusal(ArtifactError, "./plain").startswith("plain/model.safetensors is damaged: its safetensors header cannot be read (")
@@ -275,7 +275,7 @@ def test_a_missing_or_misshapen_tensor_is_never_filled_with_random_numbers(place
     assert refusal(ArtifactError, "tiny-code", weights="own.safetensors") == f"own.safetensors: '{UP}' has shape (5, 192), the model expects (512, 192)."
     save_file({name: tensor for name, tensor in own.items() if name != UP}, "own.safetensors")
     assert refusal(ArtifactError, "tiny-code", weights="own.safetensors") == f"own.safetensors: tensor '{UP}' is missing."
-    save_file({**own, "more": own[UP]}, "own.safetensors")
+    save_file({**own, "more": own[UP].clone()}, "own.safetensors")
     assert refusal(ArtifactError, "tiny-code", weights="own.safetensors") == "own.safetensors: tensor 'more' is not part of the model."
 
 

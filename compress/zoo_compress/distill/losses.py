@@ -91,7 +91,7 @@ class HiddenState(FeatureLoss):
 
     def build(self, *, layers: tuple[int, int], widths: tuple[int, int], options: Options, seed: int) -> nn.Module:
         student, teacher = layers
-        pairs = [(i, round((i + 1) * teacher / student) - 1) for i in range(student)]
+        pairs = [(i, max(1, round((i + 1) * teacher / student)) - 1) for i in range(student)]
         return _MappedError(pairs[-1:] if options.layers == "last" else pairs, widths, seed)
 
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.anatomy import Anatomy
+from zoo.anatomy import Anatomy, Stack
 from zoo.compressor import (
     Compressor,
     CompressorOptions,
@@ -190,7 +190,7 @@ def _tables(model: Model, target: str) -> dict[str, str]:
     anatomy = model.anatomy
     if target != "all":
         chosen = anatomy.select(target)
-        if not chosen.whole or chosen.part or not _owns_tables(anatomy, target):
+        if not chosen.whole or chosen.part or not _owns_tables(anatomy, chosen.stack):
             return {}
     found = {}
     if anatomy.embedding:
@@ -200,8 +200,7 @@ def _tables(model: Model, target: str) -> dict[str, str]:
     return found
 
 
-def _owns_tables(anatomy: Anatomy, name: str) -> bool:
-    stack = anatomy.stacks[name]
+def _owns_tables(anatomy: Anatomy, stack: Stack) -> bool:
     return anatomy.embedding in stack.embeddings or (stack.head is not None and stack.head == anatomy.head)
 
 

@@ -35,7 +35,7 @@ class TrainingOptions(CompressorOptions):
     batch: int = Field(8, ge=1, description="windows in a batch, over all processes")
     length: int = Field(256, ge=2, description="tokens in a window")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    warmup: int = Field(20, ge=0, description="steps of linear warm-up")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up, at most half of all")
     decay: float = Field(0.3, ge=0, le=1, description="share of the steps over which the rate falls to zero")
     decay_shape: Decay = Field("1-sqrt", description="how the rate falls")
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay on matrices")
@@ -61,10 +61,11 @@ def fit(
     run = _Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
     start = run.restore(context)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
-    decay = round(options.steps * options.decay)
+    warmup = min(options.warmup, options.steps // 2)
+    decay = min(round(options.steps * options.decay), options.steps - warmup)
     for step in context.progress.track(range(start, options.steps), total=options.steps - start, label=label):
         for group in optimizer.param_groups:
-            group["lr"] = options.lr * wsd(step + 1, warmup=options.warmup, total=options.steps, decay=decay,
+            group["lr"] = options.lr * wsd(step + 1, warmup=warmup, total=options.steps, decay=decay,
                                            shape=options.decay_shape, half_life=max(1.0, decay / 5))
         batch = _batch(windows, step, options=options, seed=context.seed, accelerator=accelerator)
         values = prepared({name: tensor.to(accelerator.device) for name, tensor in batch.items()})
@@ -112,7 +113,7 @@ def _shuffled(row: int, size: int, seed: int) -> int:
 _orders: dict[tuple[int, int, int], torch.Tensor] = {}
 
 
-def _sparse_masks(model: Model) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def _sparse_masks(model: Model) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weights that an earlier stage made sparse keep their zeros."""
     sparse = [path for path, traits in model.state().items() if any(trait.kind == "sparse" for trait in traits)]
     found = [resolve(model.module, path) for path in sparse]  # a linear layer, or the experts' own parameter
