@@ -211,7 +211,12 @@ def _write_files(model: Model, path: Path) -> None:
         "notes": model.notes,
         "files": files,
     }
-    (path / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    (path / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as it is written."""
+    return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _require_replayable(model: Model) -> None:

@@ -46,13 +46,14 @@ def compress(
     """
     from zoo_compress import Recipe, run
     from zoo_compress import plan as make_plan
+    from zoo_compress.folder import RunFolder
     from zoo_compress.progress import Terminal
-    from zoo_compress.runner import check_output, selected
+    from zoo_compress.runner import selected
 
     parsed = Recipe.load(recipe, overrides=set_ or [])
     folder = out or Path("runs") / parsed.about.name
     selected(parsed, until=until, only=only)
-    check_output(parsed, folder, force=force)
+    RunFolder(folder, parsed.about.name).check(force=force)
     with output.status("Planning"):
         planned = make_plan(parsed, out=folder)
     quiet = json or output.settings.quiet

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny import RECIPE, workplace
 from zoo_compress import Recipe, run
-from zoo_compress.runner import DRAFT, OURS
+from zoo_compress.folder import DRAFT, OURS
 from zygote import Done, Zygote
 
 import zoo
