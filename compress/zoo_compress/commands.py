@@ -119,6 +119,9 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
 
     from zoo_compress.report import table
 
-    Console().print(table(results))
+    console = Console()
+    if not console.is_terminal:  # piped: wide enough for every column
+        console = Console(width=100)
+    console.print(table(results))
     print(f"Model: {folder}    Report: {folder / 'report.html'}    Took {results['seconds']:.0f} s")
     print(f"Try it: zoo run {folder} --prompt \"def \"    Load it: zoo.load(\"{folder}\")")
