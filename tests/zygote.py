@@ -4,7 +4,7 @@
         done = zygote.run("compress", "recipe.toml", cwd=tmp_path)
         with zygote.start("compress", "recipe.toml", cwd=tmp_path, setup="...") as process:
             process.kill(signal.SIGINT)
-            done = process.wait()
+        assert process.done.code == 130
 
 The parent never computes anything, so no thread is lost in the fork.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,17 +66,24 @@ class Done:
 
 
 class Process:
-    """A process that runs."""
+    """A process that runs; leaving the block waits for its end, after an exception by killing it."""
+
+    done: Done
 
     def __init__(self, zygote: Zygote, pid: int, out: Path, err: Path) -> None:
         self.zygote, self.pid, self.out, self.err = zygote, pid, out, err
 
-    def kill(self, signal: int) -> None:
-        os.kill(self.pid, signal)
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
 
-    def wait(self) -> Done:
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind:
+            self.kill(signal.SIGKILL)
         code = int(self.zygote.answer())
-        return Done(code, self.out.read_text(), self.err.read_text())
+        self.done = Done(code, self.out.read_text(), self.err.read_text())
 
 
 class Zygote:
@@ -120,4 +128,6 @@ class Zygote:
 
     def run(self, *args: str, cwd: Path, setup: str = "") -> Done:
         """Run `zoo ARGS` to its end."""
-        return self.start(*args, cwd=cwd, setup=setup).wait()
+        with self.start(*args, cwd=cwd, setup=setup) as process:
+            pass
+        return process.done

@@ -40,6 +40,7 @@ class Plan:
 
     recipe: Recipe
     spec: ModelSpec
+    stored: str  # dtype of the weights on disk
     stages: tuple[PlannedStage, ...]
     data: Mapping[str, Dataset]
     licenses: Mapping[str, str]
@@ -92,7 +93,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     import psutil
 
     return Plan(
-        recipe, model.spec, tuple(stages), data,
+        recipe, model.spec, model.stored, tuple(stages), data,
         licenses={model.spec.name: model.spec.license or "unknown",
                   **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()}},
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
@@ -108,7 +109,7 @@ def skeleton_of(recipe: Recipe) -> Model:
         model = loading.load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
     except ZooError as error:
         raise type(error)(f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}") from None
-    model.stored = recipe.model.stored or stored_of(recipe, model)
+    model.stored = recipe.model.stored or _stored_of(recipe, model)
     return model
 
 
@@ -125,7 +126,7 @@ def weights_of(recipe: Recipe) -> str:
     return str(beside) if asked not in ("auto", "random") and beside.exists() else asked
 
 
-def stored_of(recipe: Recipe, model: Model) -> str:
+def _stored_of(recipe: Recipe, model: Model) -> str:
     """The dtype the model's weights have on disk: from its artifact where there is one, else how it is run."""
     from zoo import artifact, header, weights
 

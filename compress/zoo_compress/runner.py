@@ -26,7 +26,7 @@ from zoo.model import Model
 from zoo_compress.folder import RunFolder
 from zoo_compress.measure import in_own_process
 from zoo_compress.memory import peak_bytes, reset_peak
-from zoo_compress.planner import Plan, located, plan, stored_of, weights_of
+from zoo_compress.planner import Plan, located, plan, weights_of
 from zoo_compress.provenance import digest, machine, versions, weights_digest
 from zoo_compress.recipe import Recipe, StageRequest
 
@@ -207,7 +207,7 @@ class _Job:
         """Load the recipe's model, fresh."""
         asked = self.recipe.model
         model = loading.load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
-        model.stored = asked.stored or stored_of(self.recipe, model)
+        model.stored = self.plan.stored
         model.round()
         return model
 
@@ -280,7 +280,7 @@ class _Job:
             "params": log["params"],
             "bytes": log["bytes"],
             "seconds": log.get("seconds", 0.0),
-            "peak_bytes": log.get("peak_bytes", 0),
+            "peak_bytes": log.get("peak_bytes"),
             "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes} if planned else None,
             "options": dict(planned.options or {}) if planned else {},
             "note": planned.note if planned else "",

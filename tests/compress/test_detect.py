@@ -330,12 +330,24 @@ def test_ffn_with_a_norm_inside_is_left_out() -> None:
     assert language(module).blocks[0].ffn is None
 
 
-def test_sizes_that_do_not_agree_are_left_out() -> None:
+@pytest.mark.parametrize(
+    ("path", "sizes"),
+    [
+        ("mlp.down_proj", (60, WIDTH)),
+        ("mlp.down_proj", (64, 24)),
+        ("mlp.gate_proj", (WIDTH, 60)),
+        ("self_attn.q_proj", (WIDTH, 64)),
+        ("self_attn.k_proj", (WIDTH, 16)),
+        ("self_attn.k_proj", (24, WIDTH)),
+        ("self_attn.o_proj", (20, WIDTH)),
+    ],
+)
+def test_sizes_that_do_not_agree_are_left_out(path: str, sizes: tuple[int, int]) -> None:
     module = twin("llama")
-    module.model.layers[0].mlp.down_proj = nn.Linear(60, WIDTH)  # type: ignore[union-attr, index]
-    module.model.layers[0].self_attn.k_proj = nn.Linear(WIDTH, 24)  # type: ignore[union-attr, index]
+    owner, _, name = path.partition(".")
+    setattr(module.get_submodule(f"model.layers.0.{owner}"), name, nn.Linear(*sizes))
     block = language(module).blocks[0]
-    assert block.ffn is None and block.attention is None
+    assert (block.ffn if owner == "mlp" else block.attention) is None
 
 
 def test_a_module_without_blocks_has_no_stacks() -> None:

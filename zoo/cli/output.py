@@ -166,9 +166,9 @@ def count(number: int) -> str:
 
 
 def size(number: float) -> str:
-    """Write a number of bytes shortly: 12582912 -> "12 MiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} TiB"
+    """Write a number of bytes shortly, in powers of 1000 as files are sold: 12582912 -> "12.6 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

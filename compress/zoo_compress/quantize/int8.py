@@ -15,6 +15,8 @@ from zoo.model import Model
 from zoo_compress.quantize.packed import Int8Linear
 from zoo_compress.quantize.replace import Quantize, QuantizeOptions, _empty_int8
 
+SMALL = 2**18  # entries; below, a call costs more than reading the weights (benchmarks/int8_decode.py)
+
 
 class QuantizeInt8(Quantize):
     """Store every targeted linear layer, the token table and the head in 8 bits (Krishnamoorthi 2018, section 3)."""
@@ -34,7 +36,13 @@ class QuantizeInt8(Quantize):
     def note(self, model: Model, options: Any) -> str:
         if model.device.type not in ("cpu", "meta"):
             return "On this device a layer is widened at each call: this saves memory and bytes, not time."
-        return (
-            "On CPU generating token by token gets faster; prompts and batches of more than 16 tokens run about as "
-            "before, since their weights are widened on the way."
-        )
+        long = "prompts and batches of more than 16 tokens run about as before or a little slower, since their weights are widened on the way."
+        if _median_size(model) < SMALL:
+            return f"On CPU layers this small gain no time token by token, where the call costs more than the weights; {long}"
+        return f"On CPU generating token by token gets faster; {long}"
+
+
+def _median_size(model: Model) -> int:
+    """Entries of the middle one of the language stack's projections."""
+    sizes = sorted(p.numel() for p in model.module.parameters() if p.dim() == 2)
+    return sizes[len(sizes) // 2] if sizes else 0
