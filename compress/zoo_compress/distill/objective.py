@@ -52,7 +52,7 @@ class TokenObjective(nn.Module):
             values[name] = loss(blocks, teacher_blocks)
             weights[name] = self.feature_weights[name]
         total = torch.stack([values[name] * weights[name] for name in values]).sum()
-        return {"loss": total, **{name: value for name, value in values.items() if len(values) > 1}}
+        return {"loss": total, **values}
 
     def _needs_teacher(self) -> bool:
         return bool(self.features) or any(loss.needs_teacher for _, loss, _ in self.token_losses)
