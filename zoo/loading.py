@@ -77,7 +77,11 @@ def build_random(
     family: Family, spec: ModelSpec, *, lineage: Sequence[Stage] = (), dtype: str = "float32", stored: str = "",
     device: str | None = None, seed: int = 0,
 ) -> Model:
-    """Build a model with the architecture's own random initialisation, drawn from `seed`; packed stages are not replayed."""
+    """Build a model with the architecture's own random initialisation, drawn from `seed`.
+
+    Raises:
+        RequestError: the lineage packs weights; codes and scales have no random initialisation.
+    """
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -85,6 +89,8 @@ def build_random(
         with torch.device("cpu"):
             module = family.build(spec.config, spec.task)
         model = _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype, origin="random"), lineage)
+        if any(hasattr(part, "zoo_packed") for part in model.module.modules()):
+            raise RequestError(f"{spec.name} has packed weights, which cannot be drawn at random; start from the model it was made of.")
         family.initialise(model.module)
     cast_parameters(model.module, getattr(torch, dtype))
     model.module.to(device or "cpu")

@@ -138,10 +138,12 @@ class RunFolder:
         self._mark(sorted(files))
 
     def forget(self, *, kept: set[str]) -> None:
-        """Remove stages and checkpoints of earlier versions of the recipe."""
+        """Remove stages and checkpoints of earlier versions of the recipe, and checkpoints of what is finished."""
         for folder in (self.path / "stages", self.path / "work"):
             for place in folder.iterdir() if folder.is_dir() else ():
-                if OURS.fullmatch(place.name) and place.name.removesuffix(".json") not in {*kept, "00-original"}:
+                name = place.name.removesuffix(".json")
+                needed = name in {*kept, "00-original"} and not (folder.name == "work" and self.finished(name))
+                if OURS.fullmatch(place.name) and not needed:
                     _remove(place)
         with suppress(OSError):  # not there, or not empty
             (self.path / "work").rmdir()

@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from zoo_compress.quantize import packed
 from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, NF4Linear
 
+from zoo.alignment import BYTES
+
 # O out, I in, T rows. The NF4 levels of QLoRA, appendix E (arXiv:2305.14314).
 NF4_LEVELS = torch.tensor(
     [
@@ -267,7 +269,7 @@ def test_scales_survive_half_precision(kind):
 def test_loading_aligns_the_codes(tmp_path):
     layer = Int8Linear.from_linear(make_linear())
     again = reload(layer, Int8Linear(64, 48, bias=True, device="meta"), tmp_path / "model.safetensors")
-    assert again.weight_int8.data_ptr() % packed.KERNEL_ALIGNMENT == 0
+    assert again.weight_int8.data_ptr() % BYTES == 0
 
 
 def test_no_floating_copy_of_the_weight_is_kept():

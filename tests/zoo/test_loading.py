@@ -14,6 +14,7 @@ from outsiders import install, python
 from safetensors.torch import load_file, save_file
 from tiny import checkpoint
 from twins import tokens
+from zoo_compress import apply
 
 import zoo
 from zoo import registry
@@ -307,3 +308,11 @@ def test_an_artifact_of_a_family_that_is_not_installed_names_the_plugin(place: P
     file.write_text(json.dumps(manifest))
     assert refusal(ArtifactError, "./saved") == "saved holds a wonder model, which needs plugin zoo_wonder: install it, then load again."
     assert "wonder" not in registry.names("family")
+
+
+def test_packed_weights_are_not_drawn_at_random(tmp_path: Path) -> None:
+    model = zoo.load("tiny-code", weights="random")
+    apply(model, "quantize.int8")
+    saved = model.save(tmp_path / "packed")
+    with pytest.raises(RequestError, match="has packed weights, which cannot be drawn at random"):
+        zoo.load(saved, weights="random")

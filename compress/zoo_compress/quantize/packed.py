@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.alignment import aligned  # the int8 kernel loads aligned vectors
+
 WIDEN_ELEMENTS = 1 << 20  # weights widened to float at a time: 4 MiB, which stays in cache and bounds the extra memory
-KERNEL_ALIGNMENT = 64  # bytes; the int8 kernel uses aligned vector loads, and safetensors maps int8 to any address
 
 
 def pack_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,13 +70,6 @@ def copy_bias(module: nn.Module) -> nn.Parameter | None:
     if not isinstance(bias_O, Tensor):
         return None
     return nn.Parameter(bias_O.detach().clone(), requires_grad=bias_O.requires_grad)
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """Return the tensor at an address the kernel can load from, copying it only where it has to."""
-    if tensor.is_contiguous() and tensor.data_ptr() % KERNEL_ALIGNMENT == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @functools.cache
