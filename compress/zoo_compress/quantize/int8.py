@@ -38,7 +38,7 @@ class QuantizeInt8(Quantize):
             return "On this device a layer is widened at each call: this saves memory and bytes, not time."
         long = "prompts and batches of more than 16 tokens run about as before or a little slower, since their weights are widened on the way."
         if _median_size(model) < SMALL:
-            return f"On CPU layers this small gain no time token by token, where the call costs more than the weights; {long}"
+            return f"On CPU layers this small gain little or no time token by token, since a call costs more than reading their weights; {long}"
         return f"On CPU generating token by token gets faster; {long}"
 
 
