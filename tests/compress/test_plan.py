@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tiny import RECIPE, checkpoint, texts, workplace
 from zoo_compress import Recipe, apply, plan
-from zoo_compress.planner import stored_of
 
 import zoo
 from zoo import cli
@@ -111,7 +110,7 @@ def test_plan_knows_how_weights_are_stored_from_their_headers(place: Path, kind:
         (place / "model/config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "dtype"} | dtype))
         recipe = Recipe.load(place / "recipe.toml")
         found, skeleton, model = plan(recipe), zoo.load(place / "model", device="meta"), zoo.load(place / "model")
-        assert stored_of(recipe, skeleton) == kind == model.stored == skeleton.stored == skeleton.dtype
+        assert found.stored == kind == model.stored == skeleton.stored == skeleton.dtype
         assert found.stages[0].bytes == found.stages[0].params * (2 if kind == "bfloat16" else 4) == model.bytes == skeleton.bytes
         apply(model, "inherit", {"layers": "first:1"})
         apply(model, "quantize.int8")
@@ -216,3 +215,10 @@ def test_paths_start_at_the_recipe(place: Path, monkeypatch: pytest.MonkeyPatch,
     texts(tmp_path / "elsewhere/texts")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert plan(Recipe.load(place / "recipe.toml")).spec.name == "model"
+
+
+def test_a_packaged_model_is_planned_and_run_in_the_dtype_it_is_stored_in(place: Path) -> None:
+    text = HEAD.replace('name = "model"', 'name = "tiny-code"') + stage("inherit", layers="first:1")
+    found = planned(place, text)
+    assert found.stored == "bfloat16"
+    assert found.stages[0].bytes == zoo.info("tiny-code").params * 2
