@@ -218,7 +218,6 @@ def test_paths_start_at_the_recipe(place: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_packaged_model_is_planned_and_run_in_the_dtype_it_is_stored_in(place: Path) -> None:
-    text = HEAD.replace('name = "model"', 'name = "tiny-code"') + stage("inherit", layers="first:1")
-    found = planned(place, text)
+    found = planned(place, HEAD + stage("inherit", layers="first:1"), overrides=["model.name=tiny-code"])
     assert found.stored == "bfloat16"
     assert found.stages[0].bytes == zoo.info("tiny-code").params * 2
