@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,15 +12,6 @@ from zoo.detect import detect
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, sums of at most 128 terms
 MLP, ATTENTION = "model.layers.1.mlp", "model.layers.1.self_attn"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are ten times slower on two busy cores than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def language(module: nn.Module) -> Stack:

@@ -6,7 +6,7 @@ Tolerance: float32 sums over at most 128 terms in another order; 2e-5 absolute o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -59,15 +59,6 @@ KINDS: dict[str, dict[str, object]] = {
     "width": {"width": 24},
     "all": {"ffn": 40, "heads": 2, "width": 24},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are ten times slower on two busy cores than on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def prune(model: Model, *, context: Context | None = None, **options: object) -> Record:
