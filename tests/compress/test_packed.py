@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from zoo_compress.quantize import packed
-from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, NF4Linear
+from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, NF4Linear
 
 from zoo.alignment import BYTES
 
@@ -280,6 +280,30 @@ def test_no_floating_copy_of_the_weight_is_kept():
     assert not any(isinstance(value, torch.Tensor) for value in vars(layer).values())
     nf4 = NF4Linear.from_linear(make_linear(bias=False))
     assert sum(tensor.nbytes for tensor in nf4.state_dict().values()) == 48 * 64 // 2 + 48 * 64 // 64 * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 4}, {"dilation": 2, "bias": False}])
+def test_a_convolution_computes_with_its_rounded_weight(options):
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(8, 12, 3, **options), torch.randn(2, 8, 9, 9)
+    packed = Int8Conv2d.like(conv, empty=False)
+    packed.bias = conv.bias
+    conv.weight.data = int8_reference(conv.weight.flatten(1)).view_as(conv.weight)
+    torch.testing.assert_close(packed(x), conv(x), rtol=1e-6, atol=1e-6)
+    assert packed.half().scale.dtype == torch.float32
+
+
+def test_an_empty_convolution_has_the_sizes_of_the_packed_one():
+    conv = nn.Conv2d(8, 12, 3, device="meta")
+    empty = Int8Conv2d.like(conv, empty=True)
+    full = Int8Conv2d.like(nn.Conv2d(8, 12, 3), empty=False)
+    shapes = [{n: (tuple(b.shape), b.dtype) for n, b in one.named_buffers()} for one in (empty, full)]
+    assert shapes[0] == shapes[1] and empty.scale.is_meta
+
+
+def test_a_convolution_padded_otherwise_than_with_zeros_is_refused():
+    with pytest.raises(ValueError, match="padded with 'reflect': only zeros are supported"):
+        Int8Conv2d.like(nn.Conv2d(2, 2, 3, padding_mode="reflect"), empty=False)
 
 
 def test_bits_are_declared():

@@ -19,10 +19,11 @@ SMALL = 2**18  # entries; below, a call costs more than reading the weights (ben
 
 
 class QuantizeInt8(Quantize):
-    """Store every targeted linear layer, the token table and the head in 8 bits (Krishnamoorthi 2018, section 3)."""
+    """Store targeted linear layers and convolutions, the token table and the head in 8 bits (Krishnamoorthi 2018, section 3)."""
 
     name = "quantize.int8"
     bits = 8
+    convolutions = True
 
     class Options(QuantizeOptions):
         pass

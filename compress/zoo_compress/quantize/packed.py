@@ -190,6 +190,48 @@ class Int8Linear(Packed):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class Int8Conv2d(Packed):
+    """A Conv2d whose weight is int8 with one fp32 scale per output channel; it is widened at each call."""
+
+    zoo_bits: ClassVar[int] = 8
+    zoo_packed: ClassVar[dict[str, int]] = {"weight_int8": 1}
+
+    weight_int8: Tensor
+    scale: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Make an empty layer of the shape of `conv`, on the meta device."""
+        super().__init__()
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"cannot quantise a convolution padded with {conv.padding_mode!r}: only zeros are supported")
+        self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.register_buffer("weight_int8", torch.empty_like(conv.weight, dtype=torch.int8, device="meta"))
+        self.register_buffer("scale", torch.empty(conv.out_channels, device="meta"))
+        self.bias: nn.Parameter | None = None
+
+    @classmethod
+    def like(cls, conv: Any, *, empty: bool) -> Self:
+        """Pack a Conv2d without its bias, or make an empty layer on its device."""
+        packed = cls(conv)
+        if empty:
+            return packed.to_empty(device=conv.weight.device)
+        int8_OI, packed.scale = pack_rows(conv.weight.flatten(1))
+        packed.weight_int8 = int8_OI.view(conv.weight.shape)
+        return packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias_O = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, self.dequantize(x.dtype), bias_O, self.stride, self.padding, self.dilation, self.groups)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight (out, in / groups, height, width) in floating point."""
+        return (self.weight_int8 * self.scale[:, None, None, None]).to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, groups={self.groups}"
+
+
 class Int8Embedding(Packed):
     """An Embedding whose rows are int8, each with one fp32 scale."""
 
@@ -312,14 +354,17 @@ class NF4Linear(Packed):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        import bitsandbytes as bnb
-
         compute = x if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x.float()
         bias_O = None if self.bias is None else self.bias.to(compute.dtype)
-        y: Tensor = bnb.matmul_4bit(compute.contiguous(), self.weight_nf4, self._quant_state(), bias=bias_O)
+        if x.is_cpu:  # what bitsandbytes does here as well, but for the shape it decodes in (see dequantize)
+            return F.linear(compute, self.dequantize(compute.dtype), bias_O).to(x.dtype)
+        import bitsandbytes as bnb
+
+        shape = torch.Size((self.out_features, self.in_features))
+        y: Tensor = bnb.matmul_4bit(compute.contiguous(), self.weight_nf4, self._quant_state(shape, x.dtype), bias=bias_O)
         return y.to(x.dtype)
 
-    def _quant_state(self) -> Any:
+    def _quant_state(self, shape: torch.Size, dtype: torch.dtype) -> Any:
         from bitsandbytes.functional import QuantState
 
         state2 = None
@@ -327,20 +372,23 @@ class NF4Linear(Packed):
             state2 = QuantState(absmax=self.nested_absmax, code=self.nested_code, blocksize=256, dtype=torch.float32)
         return QuantState(
             absmax=self.absmax,
-            shape=torch.Size((self.out_features, self.in_features)),
+            shape=shape,
             blocksize=self.blocksize,
             quant_type="nf4",
-            dtype=torch.float32,
+            dtype=dtype,
             offset=self.nested_offset if self.nested else None,
             state2=state2,
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight (out, in) in floating point."""
+        """Return the weight (out, in) in floating point.
+
+        Decoded as one long row: with AVX-512, bitsandbytes 0.50 takes the wrong scales for rows that are not whole blocks.
+        """
         from bitsandbytes import functional as bnb
 
-        weight: Tensor = bnb.dequantize_4bit(self.weight_nf4, self._quant_state())
-        # bitsandbytes transposes what it takes for an old layout: a single byte of codes.
+        state = self._quant_state(torch.Size((self.out_features * self.in_features,)), torch.float32)
+        weight: Tensor = bnb.dequantize_4bit(self.weight_nf4, state)
         return weight.reshape(self.out_features, self.in_features).to(dtype)
 
     def extra_repr(self) -> str:

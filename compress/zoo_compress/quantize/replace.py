@@ -29,17 +29,18 @@ from zoo.compressor import (
 )
 from zoo.errors import Refused, UnknownName, ZooError, nearest
 from zoo.model import Model
-from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, pack_rows, weight_out_in
+from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows, weight_out_in
 from zoo_compress.share import places, require_sharers
+from zoo_compress.trial import require_running
 
-LINEAR, EMBEDDING, TABLE_HEAD = "linear", "int8-embedding", "int8-head"
-BITS = {LINEAR: 0, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
+LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
+BITS = {LINEAR: 0, CONVOLUTION: 8, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
 
 
 class QuantizeOptions(CompressorOptions):
     """Options that every weight quantiser shares."""
 
-    target: str = Field("all", description='"all" (every stack, and what joins them), or a part such as "language"')
+    target: str = Field("all", description='"all" (every stack, and what joins them), or a part such as "language" or "unet.down"')
     embedding: bool = Field(True, description="also pack the token table and the head, to 8 bits a row")
     skip: tuple[str, ...] = Field((), description='modules to leave as they are, as patterns such as "*.down_proj"')
 
@@ -58,6 +59,7 @@ class Quantize(Compressor):
     """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
 
     bits: ClassVar[int]
+    convolutions: ClassVar[bool] = False  # whether convolutions are packed as well
     accepts = ("sparse", "shared", "factored")
     leaves = "packed"
 
@@ -77,7 +79,7 @@ class Quantize(Compressor):
         return {}
 
     def check(self, model: Model, state: State, options: Any) -> None:
-        modules = _modules(model, options, stage=self.name)
+        modules = self._modules(model, options)
         require_dense(state, modules, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
         if not modules:
             raise Refused(f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip.")
@@ -85,17 +87,19 @@ class Quantize(Compressor):
             part = model.module.get_submodule(path)
             if kind == EMBEDDING:
                 _require_table(part, path, stage=self.name)
-            else:
+            elif kind != CONVOLUTION:
                 self.refuse_shape(path, _shape(part, path, stage=self.name))
         _require_both_halves(model.anatomy, modules, stage=self.name)
         require_sharers(model.module, modules, stage=self.name)
 
     def outline(self, model: Model, options: Any) -> Record:
-        return {"modules": _modules(model, options, stage=self.name), **self.settings(options)}
+        return {"modules": self._modules(model, options), **self.settings(options)}
 
     def apply(self, model: Model, options: Any, context: Context) -> Record:
         record = self.outline(model, options)
         self._replace(model, record, empty=False, progress=context.progress)
+        remedy = "Leave out with skip = [...] what the model reads in a way of its own, or choose another target."
+        require_running(model, stage=self.name, what="packed", remedy=remedy, skip=True)
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -126,6 +130,8 @@ class Quantize(Compressor):
                     new = table.tie(_empty_int8(old))
                 elif kinds[path] == TABLE_HEAD:
                     new = _empty_int8(old) if empty else Int8Linear.from_linear(old)
+                elif kinds[path] == CONVOLUTION:
+                    new = Int8Conv2d.like(old, empty=empty)
                 else:
                     new = self.empty(old, record) if empty else self.pack(old, record)
             except ValueError as error:
@@ -137,36 +143,35 @@ class Quantize(Compressor):
                 model.module.set_submodule(place, new)
 
 
+    def _modules(self, model: Model, options: Any) -> dict[str, str]:
+        """What the stage packs, each path with its kind."""
+        modules = dict.fromkeys(_linears(model, options, stage=self.name), LINEAR)
+        if self.convolutions:
+            layers = model.anatomy.select(options.target).layers
+            modules |= {path: CONVOLUTION for path in layers if isinstance(model.module.get_submodule(path), nn.Conv2d)}
+        if options.embedding:
+            modules |= _tables(model, options.target)
+        for glob in options.skip:
+            if not any(fnmatchcase(path, glob) for path in modules):
+                raise UnknownName(f"skip = {glob!r} matches no module of the target.{nearest(glob, modules)}")
+        return {path: kind for path, kind in modules.items() if not _matches(path, options.skip)}
+
+
 # --- which modules --------------------------------------------------------------------------------------------------
-
-
-def _modules(model: Model, options: QuantizeOptions, *, stage: str) -> dict[str, str]:
-    """What the stage packs, each path with its kind."""
-    modules = dict.fromkeys(_linears(model, options, stage=stage), LINEAR)
-    if options.embedding:
-        modules |= _tables(model, options.target)
-    for glob in options.skip:
-        if not any(fnmatchcase(path, glob) for path in modules):
-            raise UnknownName(f"skip = {glob!r} matches no module of the target.{nearest(glob, modules)}")
-    return {path: kind for path, kind in modules.items() if not _matches(path, options.skip)}
 
 
 def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[str]:
     """Yield the plain linear layers of the target; a factored projection yields its two factors."""
     anatomy = model.anatomy
-    targets = list(anatomy.stacks) if options.target == "all" else [options.target]
-    for name in targets:
-        target = anatomy.select(name)
-        for path in target.projections():
-            yield from _leaves(model.module, path, options.skip, stage=stage)
-        if target.whole and not target.part:
-            for path in (*target.stack.readers, *target.stack.writers):
-                if path not in (anatomy.embedding, anatomy.head) and _is_linear(model.module.get_submodule(path)):
-                    yield path
-    if options.target == "all" and anatomy.projector:
-        for path, part in model.module.get_submodule(anatomy.projector).named_modules(prefix=anatomy.projector):
-            if _is_linear(part):
-                yield path
+    target = anatomy.select(options.target)
+    for path in target.projections():
+        yield from _leaves(model.module, path, options.skip, stage=stage)
+    beside = [*target.layers]
+    if target.whole and not target.part:
+        beside += [path for stack, _ in target.picks for path in (*stack.readers, *stack.writers)]
+    for path in dict.fromkeys(beside):
+        if path not in (anatomy.embedding, anatomy.head) and _is_linear(model.module.get_submodule(path)):
+            yield path
 
 
 def _leaves(module: nn.Module, path: str, skip: Iterable[str], *, stage: str) -> Iterator[str]:
@@ -188,10 +193,9 @@ def _leaves(module: nn.Module, path: str, skip: Iterable[str], *, stage: str) ->
 def _tables(model: Model, target: str) -> dict[str, str]:
     """The token table and the head, where the target takes in the whole stack they belong to."""
     anatomy = model.anatomy
-    if target != "all":
-        chosen = anatomy.select(target)
-        if not chosen.whole or chosen.part or not _owns_tables(anatomy, chosen.stack):
-            return {}
+    chosen = anatomy.select(target)
+    if not chosen.whole or chosen.part or not any(_owns_tables(anatomy, stack) for stack, _ in chosen.picks):
+        return {}
     found = {}
     if anatomy.embedding:
         found[anatomy.embedding] = EMBEDDING
