@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from zoo.errors import UnknownName, nearest
+from zoo.errors import RequestError, UnknownName, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,7 @@ class Block:
     attention: Attention | None = None
     ffn: FFN | None = None
     norms: tuple[str, ...] = ()
+    cross: Attention | None = None  # attention to another sequence, whose k and v read its width
 
 
 @dataclass(frozen=True)
@@ -110,56 +111,110 @@ class Stack:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The stacks of a module, by name ("language", "vision", "down", ...), and what joins them."""
+    """The stacks of a module by name ("language", "vision", "unet.down.0", ...), and what lies between them."""
 
     stacks: dict[str, Stack] = field(default_factory=dict)
-    projector: str | None = None
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # Linears and convolutions outside blocks, by region
     embedding: str | None = None
     head: str | None = None
     tied: bool = False  # head and embedding share one weight
 
-    def select(self, target: str) -> Target:
-        """Resolve a target such as "language", "language.blocks[4:]" or "language.ffn".
+    def stack(self, name: str = "") -> Stack:
+        """Return the stack of that name; without one, the model's main stack: "language" where there is one, else the first.
 
         Raises:
-            UnknownName: no such stack or part; the message lists what there is.
+            UnknownName: no such stack; the message lists what there is.
         """
-        found = re.fullmatch(r"([\w-]+)(?:\.blocks\[(-?\d*)(?:(:)(-?\d*))?\])?(?:\.(attention|ffn))?", target)
-        stack = self.stacks.get(found[1]) if found else None
-        if found is None or stack is None:
+        name = name or ("language" if "language" in self.stacks else next(iter(self.stacks), ""))
+        if name not in self.stacks:
+            raise UnknownName(f"No stack of blocks is called {name!r}.{nearest(name, self.stacks)} Stacks: {', '.join(self.stacks) or 'none found'}.")
+        return self.stacks[name]
+
+    def sizes(self) -> dict[str, int]:
+        """Layers and width of the main stack, and heads and channels where all its blocks have the same."""
+        if not self.stacks:
+            return {}
+        stack = self.stack()
+        found = {"layers": len(stack.blocks), "width": stack.width}
+        heads = {block.attention and (block.attention.heads, block.attention.kv_heads, block.attention.head_dim) for block in stack.blocks}
+        if len(heads) == 1 and (same := heads.pop()):
+            found |= zip(("heads", "kv_heads", "head_dim"), same, strict=True)
+        channels = {block.ffn.width if block.ffn else 0 for block in stack.blocks}
+        if len(channels) == 1:
+            found["ffn"] = channels.pop()
+        return {name: size for name, size in found.items() if size}
+
+    def select(self, text: str) -> Target:
+        """Resolve a target: "language", "language.blocks[4:]", "language.ffn", "projector", "unet.down", or "all".
+
+        A name also stands for everything below it: "unet" for "unet.down.0", "unet.mid", and so on.
+
+        Raises:
+            UnknownName: no such stack or region; the message lists what there is.
+        """
+        found = re.fullmatch(r"([\w.-]+?)(?:\.blocks\[(-?\d*)(?:(:)(-?\d*))?\])?(?:\.(attention|ffn))?", text)
+        name = found[1] if found else ""
+        stacks = [stack for key, stack in self.stacks.items() if _below(key, name)]
+        layers = [path for key, paths in self.layers.items() if _below(key, name) for path in paths]
+        if found is None or not (stacks or layers):
             raise UnknownName(
-                f"No part of the model is called {target!r}.{nearest(target, self.stacks)} Parts: "
-                f"{', '.join(self.stacks) or 'none found'}, each also with .blocks[start:stop], .attention or .ffn."
+                f"No part of the model is called {text!r}.{nearest(text, self._prefixes())} Parts: {self._parts()}"
             )
-        indices = list(range(len(stack.blocks)))
-        if found[2] or found[3]:
-            start = int(found[2]) if found[2] else None
-            if found[3]:
-                indices = indices[start : int(found[4]) if found[4] else None]
-            else:
-                indices = [i for i in indices if start is not None and i == start % len(indices)]
-        if not indices:
-            raise UnknownName(f"{target!r} selects no block: {found[1]} has {len(stack.blocks)} blocks.")
-        return Target(target, stack, tuple(indices), found[5])
+        whole = not (found[2] or found[3])
+        picks = []
+        for stack in stacks:
+            indices = list(range(len(stack.blocks)))
+            if not whole:
+                start = int(found[2]) if found[2] else None
+                if found[3]:
+                    indices = indices[start : int(found[4]) if found[4] else None]
+                else:
+                    indices = [i for i in indices if start is not None and i == start % len(indices)]
+            picks.append((stack, tuple(indices)))
+        if not any(indices for _, indices in picks) and not (whole and layers):
+            raise UnknownName(f"{text!r} selects no block: {name} has {len(stacks[0].blocks) if stacks else 0} blocks.")
+        return Target(text, tuple(picks), found[5], tuple(layers) if whole and not found[5] else ())
+
+    def _prefixes(self) -> dict[str, None]:
+        """Everything a target may begin with."""
+        names = (*self.stacks, *self.layers)
+        return dict.fromkeys(".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2))
+
+    def _parts(self) -> str:
+        named = ", ".join(dict.fromkeys((*self.stacks, *self.layers))) or "none found"
+        return f"{named}; stacks also with .blocks[start:stop], .attention or .ffn."
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a stage aims at: some blocks of one stack, and which part of them."""
+    """What a stage aims at: some blocks of some stacks and which part of them, and single layers beside them."""
 
     text: str
-    stack: Stack
-    indices: tuple[int, ...]
+    picks: tuple[tuple[Stack, tuple[int, ...]], ...]  # stacks, each with the indices of the chosen blocks
     part: str | None = None
+    layers: tuple[str, ...] = ()
+
+    @property
+    def stack(self) -> Stack:
+        """The one stack of the target.
+
+        Raises:
+            RequestError: the target has several, or none.
+        """
+        if len(self.picks) != 1:
+            names = ", ".join(stack.name for stack, _ in self.picks)
+            what = f"takes in {len(self.picks)} stacks of blocks; name one of {names}" if names else "has no stack of blocks"
+            raise RequestError(f"{self.text!r} {what}.")
+        return self.picks[0][0]
 
     @property
     def whole(self) -> bool:
-        """Whether every block of the stack is selected."""
-        return len(self.indices) == len(self.stack.blocks)
+        """Whether every block of every stack is selected."""
+        return all(len(indices) == len(stack.blocks) for stack, indices in self.picks)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        return tuple(self.stack.blocks[i] for i in self.indices)
+        return tuple(stack.blocks[i] for stack, indices in self.picks for i in indices)
 
     def projections(self) -> Iterator[str]:
         """Yield the path of every projection in the selected blocks, each once."""
@@ -168,12 +223,18 @@ class Target:
             parts: list[Attention | FFN] = []
             if block.attention and self.part != "ffn":
                 parts.append(block.attention)
+            if block.cross and self.part != "ffn":
+                parts.append(block.cross)
             if block.ffn and self.part != "attention":
                 parts.append(block.ffn)
             for path in (path for part in parts for path in part.projections):
                 if path not in seen:
                     seen.add(path)
                     yield path
+
+
+def _below(key: str, name: str) -> bool:
+    return name == "all" or key == name or key.startswith(f"{name}.")
 
 
 def _distinct(*parts: Part) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Artifacts: a directory that holds a model exactly.
 
     zoo.json            the manifest: spec, lineage of structural records, aliases, and the sha256 of every other file
-    model.safetensors   every distinct tensor once
+    model.safetensors   every distinct tensor once; a pipeline has a file for each of its parts, as its library lays them out
     config.json, ...    the ecosystem's own files, where it can represent the model
     README.md           the model card
 
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from zoo import header
@@ -65,11 +65,9 @@ def write(model: Model, path: Path, *, force: bool = False) -> Path:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
     try:
         _write_files(model, draft)
-        draft.chmod(0o755)
-        for file in draft.iterdir():
-            file.chmod(0o644)
-            _sync_file(file)
-        sync_folder(draft)
+        for place in (draft, *draft.rglob("*")):
+            place.chmod(0o755 if place.is_dir() else 0o644)
+            sync_folder(place) if place.is_dir() else _sync_file(place)
         _put(draft, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -128,15 +126,21 @@ def verify(path: Path) -> list[tuple[str, str]]:
     problems = []
     for name, about in read(path).files.items():
         place = path / name
-        if Path(name).name != name:
-            problems.append((name, "is not a plain file name"))
-        elif not place.is_file() or place.is_symlink():
+        if not is_inside(name):
+            problems.append((name, "is not a file of this directory"))
+        elif not place.is_file() or any(one.is_symlink() for one in (place, *place.parents) if one.is_relative_to(path) and one != path):
             problems.append((name, "is missing"))
         elif place.stat().st_size != about["bytes"]:
             problems.append((name, f"has {place.stat().st_size} bytes, the manifest says {about['bytes']}"))
         elif sha256_of(place) != about["sha256"]:
             problems.append((name, "does not have the sha256 of the manifest"))
     return problems
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file name of a manifest stays inside its directory: relative, without "..", written one way only."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and str(path) == name and "\\" not in name
 
 
 def require_intact(path: Path) -> None:
@@ -146,20 +150,42 @@ def require_intact(path: Path) -> None:
 
 
 def fill(model: Model, path: Path) -> None:
-    """Fill a model's empty module from a safetensors file; tensors stay memory-mapped until they are cast or moved.
+    """Fill a model's empty module from the weight files in the directory `path`, or from one safetensors file.
+
+    Tensors stay memory-mapped until they are cast or moved.
 
     Raises:
         ArtifactError: names the first missing, unexpected or misshapen tensor.
     """
-    import torch
+    files = {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
+    tensors, aliases = model.tensors(), model.aliases()
+    places = {name: [name] for name in tensors}
+    for alias, name in aliases.items():
+        places[name].append(alias)
+    for prefix, names in _by_file(tensors, files).items():
+        _fill_from(model, files[prefix], {name.removeprefix(prefix): tensors[name] for name in names},
+                   {name.removeprefix(prefix): places[name] for name in names})  # fmt: skip
+
+
+def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the tensors that go into each file, by prefix: the longest that fits."""
+    found: dict[str, list[str]] = {prefix: [] for prefix in files}
+    for name in tensors:
+        fitting = [prefix for prefix in files if name.startswith(prefix)]
+        if not fitting:
+            raise ZooError(f"{name} belongs to no weight file; the family names files for {', '.join(files)}.")
+        found[max(fitting, key=len)].append(name)
+    return found
+
+
+def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], places: Mapping[str, list[str]]) -> None:
+    """Fill from one file what it is expected to hold: name in the file -> empty tensor, and where it goes."""
     from safetensors import SafetensorError, safe_open
     from torch import nn
 
     from zoo.alignment import aligned
 
     header.require_whole(path)
-    expected, aliases = model.tensors(), model.aliases()
-    run = getattr(torch, model.dtype)
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -169,13 +195,13 @@ def fill(model: Model, path: Path) -> None:
                 tensor = file.get_tensor(name)
                 if tensor.shape != empty.shape:
                     raise ArtifactError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, the model expects {tuple(empty.shape)}.")
+                if tensor.is_floating_point() and empty.is_floating_point():
+                    tensor = tensor.to(empty.dtype)
                 if isinstance(empty, nn.Parameter):
-                    if tensor.is_floating_point():
-                        tensor = tensor.to(run)
                     tensor = nn.Parameter(aligned(tensor), requires_grad=tensor.is_floating_point())
                 else:
                     tensor = aligned(tensor)
-                for place in (name, *(alias for alias, source in aliases.items() if source == name)):
+                for place in places[name]:
                     _assign(model.module, place, tensor)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.") from None
@@ -191,13 +217,18 @@ def _write_files(model: Model, path: Path) -> None:
     from zoo.card import card
 
     _require_replayable(model)
-    _write_weights(_storable(model), path / WEIGHTS)
+    tensors, layout = _storable(model), model.family.weight_files(model.spec.config)
+    for prefix, names in _by_file(tensors, layout).items():
+        (path / layout[prefix]).parent.mkdir(parents=True, exist_ok=True)
+        _write_weights({name.removeprefix(prefix): tensors[name] for name in names}, path / layout[prefix])
     if model.processor is not None:
         model.family.save_processor(model.processor, path)
     plain = model.family.write_foreign(model, path)
     (path / "README.md").write_text(card(model, plain), encoding="utf-8")
     files = {
-        file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(path.iterdir())
+        file.relative_to(path).as_posix(): {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
     }
     manifest = {
         "format": FORMAT,
@@ -208,6 +239,7 @@ def _write_files(model: Model, path: Path) -> None:
         "plain": plain,
         "params": model.params,
         "bytes": model.bytes,
+        "shape": model.anatomy.sizes(),  # as the stages left it; the spec's config is the original's
         "notes": model.notes,
         "files": files,
     }

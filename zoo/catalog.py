@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
-from zoo import plugins
+from zoo import plugins, registry
 from zoo.declarations import ModelSpec as ModelSpec
 from zoo.errors import RequestError, UnknownName, nearest
 
@@ -45,7 +47,10 @@ def models(
 
 
 def info(name: str) -> ModelSpec:
-    """Return what is known of one model, by its name or as "plugin:name".
+    """Return what is known of one model, by its name, as "plugin:name", or as a name beyond the catalogue.
+
+    A family may declare a prefix for all models its library builds: "timm:resnet18", or with arguments of the
+    architecture "timm:vit_tiny_patch16_224?num_classes=10&img_size=32".
 
     Raises:
         UnknownName: there is no such model; names the nearest.
@@ -61,7 +66,34 @@ def info(name: str) -> ModelSpec:
     for _, spec in everything:
         if spec.name == name:
             raise UnknownName(f"Model {name!r} comes with plugin {spec.plugin}, which ZOO_PLUGINS leaves out.")
+    if beyond := _beyond(name):
+        return beyond
     raise UnknownName(f"No model named {name!r}.{nearest(name, found)} `zoo list` shows all {len(found)}.")
+
+
+def _beyond(name: str) -> ModelSpec | None:
+    """The spec of a name that a family's prefix covers; whether its library knows the name is seen when it is built."""
+    prefix, colon, rest = name.partition(":")
+    owner = next((d for d in registry.names("family").values() if colon and d.prefix == prefix), None)
+    if owner is None:
+        return None
+    architecture, _, query = rest.partition("?")
+    if not re.fullmatch(r"\w[\w.-]*", architecture):
+        raise UnknownName(f"{name!r} names no model: write {prefix}:NAME, or {prefix}:NAME?argument=value.")
+    arguments = dict(_argument(name, pair) for pair in query.split("&") if pair)
+    config = {"architecture": architecture} | ({"model_args": arguments} if arguments else {})
+    return ModelSpec(name, owner.name, owner.modality, owner.task, plugin=owner.plugin, summary=owner.summary, config=config)
+
+
+def _argument(name: str, pair: str) -> tuple[str, Any]:
+    """Read "num_classes=10"; a value is JSON where it can be, else text."""
+    key, equals, value = pair.partition("=")
+    if not equals or not key.isidentifier():
+        raise UnknownName(f"{name!r}: {pair!r} is not of the form argument=value, such as num_classes=10.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def parse_count(text: int | str) -> int:

@@ -99,6 +99,9 @@ class Compressor(ABC):
     leaves: ClassVar[str] = ""  # the kind of trait it gives to what it changes
     trains: ClassVar[bool] = False  # updates weights by gradient descent; the run then adds optimizer memory
 
+    def check_teacher(self, model: Model, teacher: Model) -> None:
+        """Refuse a teacher that does not go with the model; only stages with a `teacher` option are asked."""
+
     def check(self, model: Model, state: State, options: Any) -> None:
         """Refuse, before any work, what cannot follow: raise `Refused` with the reason and a remedy.
 

@@ -119,6 +119,7 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
         raise DataError(f"{text!r} is not a path that can be read: {getattr(error, 'strerror', None) or error}.") from None
     from zoo import registry
 
+    samples: Sequence[Sample]
     if reference.source.startswith("hub:"):
         samples = _from_hub(reference)
     elif there and reference.source not in registry.names("data"):
@@ -131,7 +132,7 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
     return Dataset(text, cut)
 
 
-def _from_source(reference: Reference, path: Path) -> list[Sample]:
+def _from_source(reference: Reference, path: Path) -> Sequence[Sample]:
     from zoo import registry
 
     names = registry.names("data")
@@ -148,7 +149,8 @@ def _from_source(reference: Reference, path: Path) -> list[Sample]:
         raise DataError(
             f"{reference.source!r} has no split {split!r}.{nearest(split, source.splits)} Splits: {', '.join(source.splits)}."
         )
-    return list(source.records(split))
+    records = source.records(split)
+    return records if isinstance(records, Sequence) else list(records)  # of a sequence, a slice makes only its own
 
 
 def _from_path(path: Path, reference: Reference) -> list[Sample]:

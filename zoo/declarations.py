@@ -53,7 +53,10 @@ class Declared:
     plugin: str
     needs: tuple[str, ...] = ()  # distributions it cannot work without, as pip spells them
     modality: str = ""  # families only
-    recognises: tuple[str, ...] = ()  # families only: files that mark a checkpoint directory as theirs
+    # families only: what marks a checkpoint directory as theirs: a file, or a key in it ("config.json:architecture")
+    recognises: tuple[str, ...] = ()
+    prefix: str = ""  # families only: "timm:NAME" is a model of theirs, whatever NAME is
+    task: str = ""  # families only: of the models so named
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ _MODEL: dict[str, Check] = {
 }  # fmt: skip
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
-_FAMILY: dict[str, Check] = {**_ANY, "modality": _name, "recognises": _texts}
+_FAMILY: dict[str, Check] = {**_ANY, "modality": _name, "recognises": _texts, "prefix": _name, "task": _name}
 
 
 def read(path: Path, *, plugin: str) -> Declarations:

@@ -70,10 +70,21 @@ def detect(module: nn.Module) -> Anatomy:
     projector = next((path for path in paths.values() if path.rpartition(".")[2] in PROJECTORS), None)
     return Anatomy(
         stacks=stacks,
-        projector=projector if len(stacks) > 1 else None,
+        layers={"projector": plain_layers(module, projector)} if projector and len(stacks) > 1 else {},
         embedding=embedding,
         head=head,
         tied=embedding is not None and head is not None and _same_weight(module, embedding, head),
+    )
+
+
+def plain_layers(module: nn.Module, path: str, *, skip: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the paths of the linear layers and convolutions at and below `path`, without those below a path in `skip`."""
+    skip = tuple(skip)
+    return tuple(
+        name
+        for name, part in module.get_submodule(path).named_modules(prefix=path)
+        if (features(part) or isinstance(getattr(part, "kernel_size", None), tuple) and hasattr(part, "in_channels"))
+        and not any(inside(name, outer) for outer in skip)
     )
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError
 
+CACHES = ("past_key_values", "cache_params")  # what an output calls the state of the tokens read; attention, state space
+
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family import TextFamily
+    from zoo.family import Batch, TextFamily
     from zoo.model import Model
 
 
@@ -21,10 +23,8 @@ def stream_text(
     """Check the request, then return an iterator over the pieces of text that follow `prompt`.
 
     Raises:
-        RequestError: the prompt is not text, is empty, or leaves no room in the model's context; or an option is out of range.
+        RequestError: the family cannot read the prompt, it leaves no room in the model's context, or an option is out of range.
     """
-    if not isinstance(prompt, str) or not prompt:
-        raise RequestError("The prompt is empty: pass some text to continue.")
     if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
     if not 0 <= seed < 2**63:
@@ -32,19 +32,16 @@ def stream_text(
     stop = [stop] if isinstance(stop, str) else list(stop)
     if not all(isinstance(text, str) and text for text in stop):
         raise RequestError("A stop string is some text; an empty one would stop before the first character.")
-    if model.spec.task != "causal-lm":
-        raise RequestError(f"{model.spec.name} is a {model.spec.task} model; only causal-lm models continue a text.")
-    ids = family.tokens(model, prompt)[0]
-    if not ids:
-        raise RequestError(f"The prompt {prompt!r} has no token that {model.spec.name} knows: pass some text to continue.")
+    ids, first = family.inputs(model, prompt)
     room = family.context_length(model) - len(ids)
     if room < 1:
         raise RequestError(f"The prompt has {len(ids)} tokens; {model.spec.name} takes {family.context_length(model)} in all.")
-    return _pieces(family, model, ids, min(max_new_tokens, room), temperature, top_p, seed, stop)
+    return _pieces(family, model, ids, first, min(max_new_tokens, room), temperature, top_p, seed, stop)
 
 
 def _pieces(
-    family: TextFamily, model: Model, ids: list[int], count: int, temperature: float, top_p: float, seed: int, stop: list[str]
+    family: TextFamily, model: Model, ids: list[int], first: Batch, count: int, temperature: float, top_p: float, seed: int,
+    stop: list[str],
 ) -> Iterator[str]:
     tokenizer = family.tokenizer(model)
     lead = _lead(tokenizer, ids)
@@ -55,7 +52,7 @@ def _pieces(
 
     new: list[int] = []
     shown = 0
-    for token in next_tokens(model, ids, count, temperature=temperature, top_p=top_p, seed=seed):
+    for token in next_tokens(model, ids, count, first=first, temperature=temperature, top_p=top_p, seed=seed):
         if token == tokenizer.eos_token_id:
             break
         new.append(token)
@@ -80,21 +77,58 @@ def _lead(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 def next_tokens(
-    model: Model, ids: list[int], count: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    model: Model, ids: list[int], count: int, *, first: Batch | None = None, temperature: float = 0.0, top_p: float = 1.0,
+    seed: int = 0,
 ) -> Iterator[int]:
-    """Yield up to `count` token ids after `ids`, with a key-value cache; sampling draws from its own generator."""
+    """Yield up to `count` token ids after `ids`, with a key-value cache; sampling draws from its own generator.
+
+    Args:
+        first: what the module takes beside the ids on their pass (images); later passes read it from the cache.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     step: torch.Tensor = torch.tensor([ids], device=model.device)
-    cache = None
+    cache: dict[str, Any] = {}
+    beside = first or {}
     for _ in range(count):
         with torch.inference_mode():
-            out = model.module(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
+            out = model.module(input_ids=step, use_cache=True, logits_to_keep=1, **cache, **beside)
+        cache = {name: kept for name in CACHES if (kept := getattr(out, name, None)) is not None}
+        if not cache:
+            raise RequestError(f"{type(model.module).__name__} keeps none of {', '.join(CACHES)} between tokens, so it cannot be generated from.")
         token = _pick(out.logits[0, -1].float(), temperature, top_p, generator)
         yield token
+        beside = {}
         step = torch.tensor([[token]], device=model.device)
+
+
+def greedy(
+    model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch, end: int, pad: int = 0
+) -> list[list[int]]:
+    """Continue several prompts together, padded on the left: up to `count` likeliest tokens each, without `end`."""
+    import torch
+
+    longest = max(len(ids) for ids in prompts)
+    step_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
+    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    cache, beside = None, first
+    found: list[torch.Tensor] = []
+    ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    for _ in range(count):
+        with torch.inference_mode():
+            out = model.module(
+                input_ids=step_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **beside
+            )
+        cache, beside = out.past_key_values, {}
+        step_BT = out.logits[:, -1:].float().argmax(-1)
+        found.append(step_BT[:, 0])
+        ended_B |= step_BT[:, 0] == end
+        if bool(ended_B.all()):
+            break
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(prompts), 1)], dim=1)
+    answers: list[list[int]] = torch.stack(found, dim=1).tolist()
+    return [ids[: ids.index(end)] if end in ids else ids for ids in answers]
 
 
 def _pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -43,6 +43,7 @@ def load(
     if path is None:
         assert spec is not None
         family = registry.family(spec.family)
+        spec = family.complete(spec)
         if device == "meta":
             return build_skeleton(family, spec, (), dtype=wanted or spec.dtype or "float32")
         if weights == "random":
@@ -59,6 +60,21 @@ def load(
     if spec is not None and model.spec.name != spec.name:
         _rename(model, spec, path)
     return model
+
+
+def family_of(name_or_path: str | Path) -> Family:
+    """Return the family of what `load` would load, before anything is.
+
+    Raises:
+        UnknownName, ArtifactError: as `load`.
+    """
+    spec, path = _locate(name_or_path)
+    if path is not None and (path / artifact.MANIFEST).exists():
+        spec = artifact.read(path).spec
+    if spec is not None:
+        return registry.family(spec.family)
+    assert path is not None
+    return registry.family(_recognised(path))
 
 
 def build_skeleton(
@@ -99,8 +115,11 @@ def build_random(
 
 def build_empty(family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str, stored: str) -> Model:
     """Build a model whose parameters are on the meta device and whose buffers are real, ready to be filled from a file."""
+    import torch
+
     with _empty_parameters():
         module = family.build(spec.config, spec.task)
+    cast_parameters(module, getattr(torch, dtype))
     return _replayed(Model(module, family, spec, dtype=dtype, stored=stored), lineage)
 
 
@@ -127,10 +146,14 @@ def _empty_parameters() -> Iterator[None]:
 
 
 def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast float parameters in place; buffers (rotary tables, packed codes and scales) keep their dtype."""
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    """Cast float parameters in place; buffers (rotary tables, packed codes and scales) keep their dtype.
+
+    So do the parameters of a normalisation with running statistics, which runs in the dtype of those.
+    """
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point() and getattr(part, "running_mean", None) is None:
+                parameter.data = parameter.data.to(dtype)
 
 
 def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
@@ -182,7 +205,7 @@ def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
     if weights_at == "auto":
         return weights.resolve(spec)
     path = Path(weights_at)
-    if path.is_dir() and not (path / artifact.MANIFEST).exists() and not _markers(path) and (path / artifact.WEIGHTS).exists():
+    if path.is_dir() and not (path / artifact.MANIFEST).exists() and not registry.recognise(path) and (path / artifact.WEIGHTS).exists():
         return path / artifact.WEIGHTS
     return path
 
@@ -197,12 +220,6 @@ def _rename(model: Model, spec: ModelSpec, path: Path) -> None:
     model.spec = spec
 
 
-def _markers(path: Path) -> list[str]:
-    """Families that recognise a directory by a file in it."""
-    families = registry.names("family").items()
-    return [name for name, declared in families if any((path / marker).exists() for marker in declared.recognises)]
-
-
 def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
     if (path / artifact.MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
@@ -210,10 +227,15 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
 
     from zoo.alignment import align
 
-    for name in _markers(path):
-        model = registry.family(name).read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
-        align(model.module)
-        return model
+    model = registry.family(_recognised(path)).read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    align(model.module)
+    return model
+
+
+def _recognised(path: Path) -> str:
+    """The family whose checkpoint directory `path` is."""
+    for name in registry.recognise(path):
+        return name
     raise ArtifactError(f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json.")
 
 
@@ -230,7 +252,7 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
     else:
         artifact.require_intact(path)
         model = build_empty(family, spec, lineage, dtype=run, stored=manifest.stored)
-        artifact.fill(model, path / artifact.WEIGHTS)
+        artifact.fill(model, path)
         if device:
             model.module.to(device)
     model.processor = family.load_processor(path)

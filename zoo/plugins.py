@@ -215,6 +215,10 @@ def _without_clashes(plugins: list[Plugin]) -> tuple[Plugin, ...]:
                 if owner != plugin.name:
                     clashes.append(f"{kind} {name!r} is already declared by plugin {owner}; "
                                    f"{plugin.name}'s is reached as '{plugin.name}:{name}'.")  # fmt: skip
+        for prefix in filter(None, (declared.prefix for declared in plugin.names)):
+            owner = owners.setdefault(("prefix", prefix), plugin.name)
+            if owner != plugin.name:
+                clashes.append(f"prefix {prefix!r} is already declared by plugin {owner}; {plugin.name}'s is not used.")
         checked.append(replace(plugin, fault=" ".join(clashes)) if clashes else plugin)
     return tuple(checked)
 

@@ -7,8 +7,10 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from zoo import plugins
@@ -56,6 +58,23 @@ def declared(kind: str, name: str) -> Declared:
 def plugin_of(kind: str, name: str) -> str:
     """Return the name of the plugin that provides a name."""
     return declared(kind, name).plugin
+
+
+def recognise(path: Path) -> list[str]:
+    """Return the families that take a checkpoint directory for theirs, those that name a key in a file first."""
+    marks = [(mark, name) for name, found in names("family").items() for mark in found.recognises]
+    marks.sort(key=lambda pair: ":" not in pair[0])
+    return list(dict.fromkeys(name for mark, name in marks if _bears(path, mark)))
+
+
+def _bears(path: Path, mark: str) -> bool:
+    file, _, key = mark.partition(":")
+    if not key:
+        return (path / file).exists()
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads((path / file).read_text(encoding="utf-8"))
+        return isinstance(found, dict) and key in found
+    return False
 
 
 def compressor(name: str) -> Compressor:

@@ -188,7 +188,9 @@ def _answer(request: Mapping[str, Any]) -> None:
     found: list[Outputs] = []
     for folder in request["folders"]:
         try:
-            found.append({**outputs(load(folder)), "stored bytes": _stored_bytes(Path(folder) / "model.safetensors")})
+            model = load(folder)
+            files = model.family.weight_files(model.spec.config).values()
+            found.append({**outputs(model), "stored bytes": sum(_stored_bytes(Path(folder) / file) for file in files)})
         except Exception as error:  # said of this one, and the others go on
             found.append({"error": f"{type(error).__name__}: {error}"})
     Path(request["answer"]).write_text(json.dumps(found))

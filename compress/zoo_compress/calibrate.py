@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from zoo.compressor import CompressorOptions, Context
-from zoo.family import Batch, TextFamily
+from zoo.family import Batch
 from zoo.model import Model
 
 Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
@@ -25,22 +25,24 @@ class CalibrationOptions(CompressorOptions):
 
     data: str = Field("calibration", description="which entry of the recipe's [data] table to calibrate on")
     samples: int = Field(128, ge=1, description="calibration windows, spread evenly over the data")
-    length: int = Field(256, ge=2, description="tokens in a calibration window, at most the model's context")
+    length: int = Field(256, ge=2, description="tokens in a calibration window, at most the model's context; for models that read text")
     batch: int = Field(8, ge=1, description="calibration windows that run together")
 
 
 def batches(model: Model, options: CalibrationOptions, context: Context, *, stage: str) -> list[Batch]:
     """Return the calibration batches: which windows they hold follows from the data and the options alone."""
-    limit = model.family.context_length(model) if isinstance(model.family, TextFamily) else options.length
-    dataset = context.dataset(options.data, stage)
-    windows = model.family.windows(model, dataset, length=min(options.length, limit))
+    windows = model.family.windows(model, context.dataset(options.data, stage), length=options.length)
     count = min(options.samples, len(windows))
     picked = [windows[i * len(windows) // count] for i in range(count)]
     groups = [picked[i : i + options.batch] for i in range(0, count, options.batch)]
-    return [
-        {name: torch.stack([window[name] for window in group]).to(model.device) for name in group[0]}
-        for group in groups
-    ]
+    return [joined(model, group, seed=number) for number, group in enumerate(groups)]
+
+
+def joined(model: Model, windows: list[Batch], *, seed: int) -> Batch:
+    """Join windows into a batch on the model's device, with whatever is drawn for it drawn from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = model.family.draw(model, model.family.collate(model, windows), generator)
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def watch(model: Model, data: list[Batch], watchers: Mapping[str, Watcher], *, until: str = "") -> None:

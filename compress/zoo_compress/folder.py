@@ -28,6 +28,7 @@ from zoo.errors import OutputError
 from zoo.files import copy_file, replace_file, why_unwritable
 
 MARKER = "run.json"
+MARKERS = ("config.json", "model_index.json")  # files by which a directory is taken for a model
 OURS = re.compile(r"(00-original|(\d\d+-.+|control)-[0-9a-f]{12})(\.json)?")  # names in OUT/stages and OUT/work
 DRAFT = re.compile(r"\.(?P<name>.+?)(\.old)?\.[a-z0-9_]{8}")  # what a killed process leaves of a file or folder
 OWN = (MARKER, "results.json", "report.html", "recipe.toml", artifact.MANIFEST)
@@ -129,9 +130,10 @@ class RunFolder:
             return
         files = manifest["files"]
         self._mark(sorted({*files, *old}))
-        for file in (artifact.MANIFEST, "config.json", *old):  # what makes a directory a model goes first
+        for file in (artifact.MANIFEST, *MARKERS, *old):  # what makes a directory a model goes first
             (self.path / file).unlink(missing_ok=True)
-        for file in sorted(files.keys() - {"README.md"}, key=lambda file: file == "config.json"):  # and comes last
+        for file in sorted(files.keys() - {"README.md"}, key=lambda file: file in MARKERS):  # and comes last
+            (self.path / file).parent.mkdir(exist_ok=True)
             copy_file(source / file, self.path / file)
         replace_file(self.path / "README.md", text)
         replace_file(place, final)

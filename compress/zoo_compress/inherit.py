@@ -31,7 +31,10 @@ INDEX_LISTS = ("mlp_only_layers", "cross_attention_layers")  # config lists that
 
 
 class Inherit(Compressor):
-    """Keep some blocks of a stack: the first, the last, every K-th, a list, or the most influential."""
+    """Keep some blocks of a stack: the first, the last, every K-th, a list, or the most influential.
+
+    A target of several stacks ("unet.down") has the choice made in each of them.
+    """
 
     name = "inherit"
 
@@ -40,7 +43,7 @@ class Inherit(Compressor):
             description='blocks to keep: "first:N", "last:N", "every:K" (blocks 0, K, 2K, ...), "influence:N" (the N '
             "that turn the residual most on calibration data), or a rising list of indices such as [0, 1, 5]"
         )
-        target: str = Field("language", description="the stack whose blocks are kept or dropped")
+        target: str = Field("language", description="the stack, or stacks, whose blocks are kept or dropped")
         keep_ends: bool = Field(True, description='with "influence:N", keep the first and the last block in any case')
 
         @field_validator("layers")
@@ -56,48 +59,40 @@ class Inherit(Compressor):
         return (options.data,) if _way(options) == "influence" else ()
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        stack = _stack(model, options)
-        _outline_kept(options, len(stack.blocks))
+        self.outline(model, options)
 
     def outline(self, model: Model, options: Options) -> Record:
-        stack = _stack(model, options)
-        kept = _outline_kept(options, len(stack.blocks))
-        return {"stack": stack.path, "of": len(stack.blocks), "kept": kept}
+        stacks = _stacks(model, options)
+        kept = [_outline_kept(options, stack) for stack in stacks]
+        return {"stacks": [{"path": s.path, "of": len(s.blocks), "kept": k} for s, k in zip(stacks, kept, strict=True)]}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
         if _way(options) == "influence":
             data = batches(model, options, context, stage=self.name)
-            influence = block_influence(model, _stack(model, options), data)
-            record["kept"] = _most_influential(influence, len(record["kept"]), keep_ends=options.keep_ends)
-            record["influence"] = [round(value, 6) for value in influence]
+            for stack, cut in zip(_stacks(model, options), record["stacks"], strict=True):
+                influence = block_influence(model, stack, data)
+                cut["kept"] = _most_influential(influence, len(cut["kept"]), keep_ends=options.keep_ends)
+                cut["influence"] = [round(value, 6) for value in influence]
         self.rebuild(model, record)
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
-        kept, path = list(record["kept"]), record["stack"]
-        configs = list(_configs(model.module, path, depth=record["of"]))
-        blocks = model.module.get_submodule(path)
-        assert isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) == record["of"]
-        for index in sorted(set(range(len(blocks))) - set(kept), reverse=True):
-            del blocks[index]
-        for new, old in enumerate(kept):
-            _renumber(blocks[new], old, new)
-        for config in configs:
-            _cut_config(config, kept, depth=record["of"])
+        for cut in record["stacks"]:
+            _drop(model.module, cut["path"], list(cut["kept"]), depth=cut["of"])
 
     def moved(self, record: Record, path: str) -> str | None:
-        start = f"{record['stack']}."
-        if not path.startswith(start):
-            return path
-        index, dot, rest = path.removeprefix(start).partition(".")
-        if int(index) not in record["kept"]:
-            return None
-        return f"{start}{record['kept'].index(int(index))}{dot}{rest}"
+        for cut in record["stacks"]:
+            start = f"{cut['path']}."
+            if path.startswith(start):
+                index, dot, rest = path.removeprefix(start).partition(".")
+                kept = list(cut["kept"])
+                return f"{start}{kept.index(int(index))}{dot}{rest}" if int(index) in kept else None
+        return path
 
     def note(self, model: Model, options: Options) -> str:
-        config = _config(model.module, _stack(model, options).path)
-        if getattr(config, "scale_attn_by_inverse_layer_idx", False) and _way(options) != "first":
+        configs = [_config(model.module, stack.path) for stack in _stacks(model, options)]
+        if any(getattr(c, "scale_attn_by_inverse_layer_idx", False) for c in configs) and _way(options) != "first":
             return "This model scales attention by 1 / (layer + 1); kept blocks keep the scale of the depth they had."
         return ""
 
@@ -137,15 +132,16 @@ def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influen
     return _parse(options.layers)[0] if isinstance(options.layers, str) else "list"  # type: ignore[return-value]
 
 
-def _outline_kept(options: Inherit.Options, depth: int) -> list[int]:
+def _outline_kept(options: Inherit.Options, stack: Stack) -> list[int]:
     """The indices to keep; for "influence", which only data decides, as many as will be kept."""
+    depth = len(stack.blocks)
     if not isinstance(options.layers, str):
         return _listed(options.layers, depth)
     way, number = _parse(options.layers)
     if way == "every":
         return list(range(0, depth, number))
     if number > depth:
-        raise Refused(f"inherit: {options.layers!r} asks for {number} blocks, but {options.target!r} has {depth}.")
+        raise Refused(f"inherit: {options.layers!r} asks for {number} blocks, but {stack.name!r} has {depth}.")
     if way == "last":
         return list(range(depth - number, depth))
     if way == "influence" and options.keep_ends:
@@ -173,14 +169,30 @@ def _most_influential(influence: list[float], count: int, *, keep_ends: bool) ->
     return sorted(ranked[:count])
 
 
-def _stack(model: Model, options: Inherit.Options) -> Stack:
+def _stacks(model: Model, options: Inherit.Options) -> list[Stack]:
     target = model.anatomy.select(options.target)
+    stacks = [stack for stack, _ in target.picks]
+    if not stacks:
+        raise RequestError(f"inherit keeps or drops blocks, and {options.target!r} has none.")
     if not target.whole or target.part:
-        raise RequestError(f"inherit keeps or drops blocks of a whole stack: write target = {target.stack.name!r}.")
-    return target.stack
+        raise RequestError(f"inherit keeps or drops blocks of a whole stack: write target = {stacks[0].name!r}.")
+    return stacks
 
 
 # --- what follows a dropped block -----------------------------------------------------------------------------------
+
+
+def _drop(module: nn.Module, path: str, kept: list[int], *, depth: int) -> None:
+    """Drop the other blocks of the list at `path`, and let numbers and configs follow."""
+    configs = list(_configs(module, path, depth=depth))
+    blocks = module.get_submodule(path)
+    assert isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) == depth
+    for index in sorted(set(range(depth)) - set(kept), reverse=True):
+        del blocks[index]
+    for new, old in enumerate(kept):
+        _renumber(blocks[new], old, new)
+    for config in configs:
+        _cut_config(config, kept, depth=depth)
 
 
 def _renumber(block: nn.Module, old: int, new: int) -> None:

@@ -30,6 +30,7 @@ from zoo.model import Model
 from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
 from zoo_compress.quantize.packed import weight_out_in
 from zoo_compress.share import places, require_sharers
+from zoo_compress.trial import require_running
 
 GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
 
@@ -90,13 +91,13 @@ class LowRankSVD(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         target = model.anatomy.select(options.target)
-        paths = target.projections()
+        paths = list(_projections(model.module, target))
         require_dense(state, paths, stage=self.name, does="factors", allow=self.accepts, leaves=self.leaves)
         if not _ranks(model.module, target, options):
             raise Refused(
-                f"{self.name}: no projection is recognised in {options.target!r}, so nothing can be factored."
+                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be factored."
             )
-        require_sharers(model.module, target.projections(), stage=self.name)
+        require_sharers(model.module, paths, stage=self.name)
 
     def outline(self, model: Model, options: Options) -> Record:
         return {"ranks": _ranks(model.module, model.anatomy.select(options.target), options)}
@@ -117,6 +118,8 @@ class LowRankSVD(Compressor):
                 weight_OI = weight_out_in(model.module.get_submodule(path))
                 factors[path] = _factor_named(path, weight_OI, grams.pop(path, None), ranks[path])
         self._install(model, record, factors)
+        remedy = 'Aim at the attention alone: target = "language.attention".'
+        require_running(model, stage=self.name, what="factored", remedy=remedy)
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -211,7 +214,7 @@ def _empty_linear(inputs: int, outputs: int, *, device: Any, dtype: Any) -> nn.L
 def _ranks(module: nn.Module, target: Target, options: LowRankSVD.Options) -> dict[str, int]:
     """The rank of every projection; refuses those that have no place for a factor, or save nothing."""
     ranks = {}
-    for path in target.projections():
+    for path in _projections(module, target):
         out, inputs = _shape(module, path)
         rank = options.rank if options.rank is not None else math.floor(options.ratio * out * inputs / (out + inputs))  # type: ignore[operator]
         largest = (out * inputs - 1) // (out + inputs)
@@ -227,6 +230,12 @@ def _ranks(module: nn.Module, target: Target, options: LowRankSVD.Options) -> di
             )
         ranks[path] = rank
     return ranks
+
+
+def _projections(module: nn.Module, target: Target) -> Iterator[str]:
+    """Yield the projections in blocks, and the linear layers beside them."""
+    yield from target.projections()
+    yield from (path for path in target.layers if isinstance(module.get_submodule(path), nn.Linear))
 
 
 def _shape(module: nn.Module, path: str) -> tuple[int, int]:
@@ -260,17 +269,21 @@ def _passes(module: nn.Module, target: Target, paths: Sequence[str]) -> Iterator
         if watched and held + size > GRAM_BYTES:
             yield watched
             watched, held = {}, 0
-        watched[path] = last[id(projection)]
+        watched[path] = last.get(id(projection), "")
         held += size
     if watched:
         yield watched
 
 
 def _last_blocks(module: nn.Module, target: Target) -> dict[int, str]:
-    """The last block that runs each projection; a shared one runs in several, and all its calls count."""
+    """The last block that runs each projection; a shared one runs in several, and all its calls count.
+
+    Empty for a target of several stacks, whose order is not known: then the model runs to its end.
+    """
     last: dict[int, str] = {}
-    for block in target.stack.blocks:
-        for part in (block.attention, block.ffn):
+    blocks = target.stack.blocks if len(target.picks) == 1 else ()
+    for block in blocks:
+        for part in (block.attention, block.cross, block.ffn):
             for path in part.projections if part else ():
                 if part is not None and not getattr(part, "experts", 0):
                     last[id(module.get_submodule(path))] = block.path
@@ -290,7 +303,7 @@ def _grams(model: Model, watched: dict[str, str], data: list[Batch]) -> dict[str
         return see
 
     order = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
-    until = max(watched.values(), key=order.index)
+    until = max(watched.values(), key=order.index) if all(watched.values()) else ""
     watch(model, data, {path: watcher(path) for path in watched}, until=until)
     unseen = [path for path in watched if path not in grams]
     if unseen:

@@ -11,11 +11,44 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
+
+from zoo.compressor import CompressorOptions
+from zoo.data import Dataset
 from zoo.errors import ZooError
+from zoo.model import Model
 
 ROUNDS = 3
+
+
+class SpeedOptions(CompressorOptions):
+    """Options of `[evaluate.speed]`."""
+
+    prefill: int = Field(256, ge=1, description="tokens of the prompt whose pass is timed")
+    decode: int = Field(32, ge=1, description="tokens generated one by one")
+    repeats: int = Field(5, ge=1, description="timed passes, after one that is not")
+
+
+class Speed:
+    """What a model does in a second on this machine: medians over repeats, with their range."""
+
+    Options = SpeedOptions
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Measure; `options` are those of `SpeedOptions`; prompt and new tokens are kept within the model's context."""
+        asked = SpeedOptions(**options)
+        passes = [model.family.speeds(model, prefill=asked.prefill, decode=asked.decode) for _ in range(asked.repeats + 1)]
+        return {name: _spread([one[name] for one in passes[1:]], name) for name in passes[0]}  # the first warms up
+
+
+def _spread(values: list[float], name: str) -> dict[str, Any]:
+    """The median and the range; "decode_tokens_per_s" is in token/s."""
+    ordered = sorted(values)
+    unit = f"{name.removesuffix('_per_s').rpartition('_')[2].removesuffix('s')}/s"
+    return {"value": ordered[len(ordered) // 2], "low": ordered[0], "high": ordered[-1], "unit": unit, "better": "higher"}
 
 
 def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:

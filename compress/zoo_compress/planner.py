@@ -136,7 +136,7 @@ def _stored_of(recipe: Recipe, model: Model) -> str:
     folder = Path(asked if asked != "auto" else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
     if (folder / artifact.MANIFEST).exists():
         return artifact.read(folder).stored
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
     kinds = {tensor["dtype"] for file in files for tensor in header.read(file).values()}
     if not kinds:
         return model.dtype
@@ -182,10 +182,8 @@ def _check(
                 near = nearest(role, data)
                 raise DataError(f'it needs {role} data: add `{role} = "..."` to the [data] table.{near}')
         request.compressor.check(model, state, request.options)
-        check_teacher = getattr(request.compressor, "check_teacher", None)
         for _, teacher in _own(request, teachers):
-            if check_teacher:
-                check_teacher(model, teacher)
+            request.compressor.check_teacher(model, teacher)
 
 
 def _own(request: StageRequest, teachers: Mapping[str, Model]) -> list[tuple[str, Model]]:
@@ -223,8 +221,8 @@ def _open_all(recipe: Recipe) -> dict[str, Dataset]:
 
 
 def _held_bytes(dataset: Dataset) -> int:
-    """Memory of the records and their tokens, in bytes."""
-    return 3 * sum(len(sample.text) for sample in dataset)
+    """Memory of the records, and three times that of their text for its tokens, in bytes."""
+    return sum(3 * len(s.text) + sum(getattr(value, "nbytes", 0) for value in s.fields.values()) for s in dataset)
 
 
 def _run_bytes(model: Model) -> int:

@@ -27,6 +27,11 @@ def register_losses(register: Register) -> None:
 
 
 @hookimpl
+def register_evaluators(register: Register) -> None:
+    register("speed", "zoo_compress.measure:Speed")
+
+
+@hookimpl
 def register_commands(register: Register) -> None:
     register("plan", "zoo_compress.commands:plan")
     register("compress", "zoo_compress.commands:compress")

@@ -24,12 +24,13 @@ def weights_digest(place: Path) -> str:
     """Hash the weights and tokenizer in a folder, or one file; "" where there is nothing."""
     if not place.is_dir():
         return sha256_of(place) if place.is_file() else ""
-    return digest({p.name: sha256_of(p) for p in sorted(place.iterdir()) if p.suffix in COUNTED and p.is_file()})
+    files = sorted(p for p in place.rglob("*") if p.suffix in COUNTED and p.is_file())
+    return digest({p.relative_to(place).as_posix(): sha256_of(p) for p in files})
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
-    return {name: version(name) for name in ("zoo", "torch", "transformers", "tokenizers")}
+    return {name: version(name) for name in ("zoo", "torch", "transformers", "tokenizers", "timm", "diffusers")}
 
 
 def machine() -> dict[str, Any]:

@@ -195,7 +195,8 @@ class _Job:
         model = loading.build_random(before.family, before.spec, lineage=before.lineage, dtype=before.dtype,
                                      stored=before.stored, seed=self.recipe.about.seed)  # fmt: skip
         model.processor = before.processor
-        shared = {key: getattr(request.options, key) for key in (*TrainingOptions.model_fields, "data")}
+        kept = [key for key in (*TrainingOptions.model_fields, "data") if key != "loss"]  # the family's own: nobody teaches it
+        shared = {key: getattr(request.options, key) for key in kept}
         context = self._context(name)
         reset_peak()
         clock = time.monotonic()
@@ -231,7 +232,7 @@ class _Job:
         for task in evaluate.tasks if self.test and not untrained else ():
             self.progress.say(f"{name}: measuring {task}")
             metrics |= registry.evaluator(task).measure(model, self.test, options=evaluate.options(task))
-        samples = [] if untrained else model.family.samples(model, evaluate.prompts)
+        samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
         log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
         self.folder.write_log(name, log)
 

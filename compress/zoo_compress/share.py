@@ -17,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.anatomy import Target
+from zoo.anatomy import FFN, Target
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait, require_dense
 from zoo.errors import Refused
 from zoo.model import Model
 
 
 class ShareFFN(Compressor):
-    """Let all selected blocks use one FFN (MobiLlama, section 3.2)."""
+    """Let all selected blocks of a stack use one FFN (MobiLlama, section 3.2)."""
 
     name = "share.ffn"
     accepts = ("shared",)
@@ -35,15 +35,14 @@ class ShareFFN(Compressor):
             "mean",
             description='what the one FFN starts as: the "mean" of all, the "first", or a block\'s, by its index',
         )
-        target: str = Field("language", description="the blocks that share; at least two")
+        target: str = Field("language", description="the blocks that share, at least two; of several stacks, each for itself")
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        target = model.anatomy.select(options.target)
-        groups = _groups(target)
+        groups = self.outline(model, options)["groups"]
         paths = [path for group in groups for path in group]
         _require_private(model.module, paths)
         require_dense(state, paths, stage=self.name, does="makes one of", allow=self.accepts, leaves=self.leaves)
-        _start_index(options, target)
+        _start_index(options, model.anatomy.select(options.target))
         for group in groups:
             _require_alike(model.module, group)
 
@@ -91,15 +90,21 @@ def _mean(sources: list[nn.Parameter]) -> torch.Tensor:
 
 
 def _groups(target: Target) -> list[list[str]]:
-    """The paths that become one module: a list for each projection, in block order."""
+    """The paths that become one module: for each stack of at least two blocks a list for each projection, in block order."""
     if target.part == "attention":
-        raise Refused(f"share.ffn shares feed-forward layers, not {target.text!r}. Write {target.stack.name!r}.")
+        name = target.text.removesuffix(".attention")
+        raise Refused(f"share.ffn shares feed-forward layers, not {target.text!r}. Write {name!r}.")
     without = [block.path for block in target.blocks if block.ffn is None]
     if without:
         raise Refused(f"share.ffn: no feed-forward layer is recognised in {without[0]}; choose a target without it.")
-    if len(target.blocks) < 2:
-        raise Refused(f"share.ffn: {target.text!r} is one block, and sharing takes two.")
-    ffns = [block.ffn for block in target.blocks if block.ffn]
+    several = [[stack.blocks[i].ffn for i in indices] for stack, indices in target.picks if len(indices) > 1]
+    if not several:
+        what = f"is {len(target.blocks)} stacks of one block" if len(target.blocks) > 1 else "is one block" if target.blocks else "has no block"
+        raise Refused(f"share.ffn: {target.text!r} {what}, and sharing takes two of one stack.")
+    return [group for ffns in several for group in _stack_groups([ffn for ffn in ffns if ffn], target)]
+
+
+def _stack_groups(ffns: list[FFN], target: Target) -> list[list[str]]:
     stacked = [ffn for ffn in ffns if ffn.experts]
     if stacked:
         raise Refused(
@@ -116,12 +121,10 @@ def _start_index(options: ShareFFN.Options, target: Target) -> int | None:
     """Which of the selected blocks the FFN starts as; None for the mean."""
     if isinstance(options.start, str):
         return 0 if options.start == "first" else None
-    if options.start not in target.indices:
-        raise Refused(
-            f"share.ffn: start = {options.start} is not among the selected blocks "
-            f"{target.indices[0]} to {target.indices[-1]}."
-        )
-    return target.indices.index(options.start)
+    indices = target.picks[0][1] if target.stack else ()
+    if options.start not in indices:
+        raise Refused(f"share.ffn: start = {options.start} is not among the selected blocks {indices[0]} to {indices[-1]}.")
+    return indices.index(options.start)
 
 
 def _require_private(module: nn.Module, paths: list[str]) -> None:

@@ -26,6 +26,8 @@ class TrainBPE(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
+        if "vocab_size" not in model.spec.config:
+            raise Refused(f"{self.name}: {model.spec.name} ({model.spec.modality}) has no token vocabulary that could be learnt anew.")
         size = int(model.spec.config["vocab_size"])
         if size <= 256:
             raise Refused(

@@ -383,5 +383,6 @@ def test_vision_and_language() -> None:
         ("language", 32, 2),
         ("vision", 24, 3),
     ]
-    assert (anatomy.projector, anatomy.head) == ("model.multi_modal_projector", "lm_head")
+    assert anatomy.layers["projector"] == tuple(f"model.multi_modal_projector.linear_{i}" for i in (1, 2))
+    assert anatomy.head == "lm_head"
     assert anatomy.stacks["language"].head == "lm_head" and anatomy.stacks["vision"].head is None

@@ -99,7 +99,7 @@ def test_a_cut_model_equals_one_built_shallow_with_the_same_blocks(name):
 def test_each_way_keeps_what_it_says(layers, kept):
     model = deep("llama")
     apply(model, "inherit", {"layers": layers})
-    assert model.lineage[-1].record == {"stack": "model.layers", "of": 4, "kept": kept}
+    assert model.lineage[-1].record == {"stacks": [{"path": "model.layers", "of": 4, "kept": kept}]}
     assert model.module.config.num_hidden_layers == len(kept)
     assert [layer.self_attn.layer_idx for layer in model.module.model.layers] == list(range(len(kept)))
 
@@ -153,7 +153,7 @@ def test_dropping_identity_blocks_by_influence_leaves_the_logits():
     silence(model, 1, 2)
     before = logits(model, ids)
     apply(model, "inherit", {"layers": "influence:2", "length": 16}, context())
-    assert model.lineage[-1].record["kept"] == [0, 3]
+    assert model.lineage[-1].record["stacks"][0]["kept"] == [0, 3]
     assert torch.equal(logits(model, ids), before)
 
 
@@ -189,12 +189,13 @@ def test_ends_are_kept_unless_told_otherwise():
     model = deep("llama")
     silence(model, 0)
     apply(model, "inherit", {"layers": "influence:2", "length": 16}, context())
-    kept, influence = model.lineage[-1].record["kept"], model.lineage[-1].record["influence"]
+    cut = model.lineage[-1].record["stacks"][0]
+    kept, influence = cut["kept"], cut["influence"]
     assert kept == [0, 3] and len(influence) == 4
     model = deep("llama")
     silence(model, 0)
     apply(model, "inherit", {"layers": "influence:3", "length": 16, "keep_ends": False}, context())
-    assert model.lineage[-1].record["kept"] == [1, 2, 3]
+    assert model.lineage[-1].record["stacks"][0]["kept"] == [1, 2, 3]
 
 
 def test_influence_needs_calibration_data():

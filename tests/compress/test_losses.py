@@ -11,7 +11,9 @@ from torch import nn
 from twins import CAUSAL, VOCABULARY, tokens
 from zoo_compress.distill import objective
 from zoo_compress.distill.losses import CrossEntropy, ForwardKL, HiddenState, LossOptions
-from zoo_compress.distill.objective import TokenObjective
+from zoo_compress.distill.objective import Objective
+
+from zoo.family import Rows
 
 CE = ("cross-entropy", CrossEntropy(), LossOptions())
 
@@ -20,12 +22,21 @@ def kl(**options):
     return ("kl", ForwardKL(), ForwardKL.Options(**options))
 
 
+def hidden(**options):
+    return ("hidden", HiddenState(), HiddenState.Options(**options))
+
+
 def batch(*, ignore=()):
     ids = tokens(length=13)
     labels = ids[:, 1:].clone()
     for row, column in ignore:
         labels[row, column] = -100
     return {"input_ids": ids[:, :-1], "labels": labels}
+
+
+def rows(target_N):
+    """Rows whose labels are all that a loss reads."""
+    return Rows(target_N, lambda hidden: hidden, target_N, target_N)
 
 
 def normal(*shape, seed=0):
@@ -43,7 +54,7 @@ def softmax_by_hand(logits, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
 def test_forward_kl_is_its_formula(temperature):
     student_NV, teacher_NV = 3 * normal(4, 7), 3 * normal(4, 7, seed=1)
-    values = ForwardKL()(student_NV, teacher_NV, torch.zeros(4), ForwardKL.Options(temperature=temperature))
+    values = ForwardKL()(student_NV, teacher_NV, rows(torch.zeros(4)), ForwardKL.Options(temperature=temperature))
     for value, mine, theirs in zip(values, student_NV.tolist(), teacher_NV.tolist(), strict=True):
         p, q = softmax_by_hand(theirs, temperature), softmax_by_hand(mine, temperature)
         by_hand = temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
@@ -53,34 +64,34 @@ def test_forward_kl_is_its_formula(temperature):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_gradient_of_forward_kl_is_the_difference_of_the_distributions(temperature):
     student_NV, teacher_NV = normal(3, 5).requires_grad_(), normal(3, 5, seed=1)
-    ForwardKL()(student_NV, teacher_NV, torch.zeros(3), ForwardKL.Options(temperature=temperature)).sum().backward()
+    ForwardKL()(student_NV, teacher_NV, rows(torch.zeros(3)), ForwardKL.Options(temperature=temperature)).sum().backward()
     expected = temperature * ((student_NV / temperature).softmax(-1) - (teacher_NV / temperature).softmax(-1))
     torch.testing.assert_close(student_NV.grad, expected.detach())
 
 
 def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient():
     student_NV = (5 * normal(6, 9)).requires_grad_()
-    values = ForwardKL()(student_NV, student_NV.detach().clone(), torch.zeros(6), ForwardKL.Options(temperature=2))
+    values = ForwardKL()(student_NV, student_NV.detach().clone(), rows(torch.zeros(6)), ForwardKL.Options(temperature=2))
     values.sum().backward()
     assert float(values.detach().abs().max()) < 1e-6 and float(student_NV.grad.abs().max()) < 1e-6
 
 
 def test_forward_kl_is_never_negative_and_survives_large_logits():
-    values = ForwardKL()(1e4 * normal(8, 5), 1e4 * normal(8, 5, seed=1), torch.zeros(8), ForwardKL.Options())
+    values = ForwardKL()(1e4 * normal(8, 5), 1e4 * normal(8, 5, seed=1), rows(torch.zeros(8)), ForwardKL.Options())
     assert bool(torch.isfinite(values).all()) and float(values.min()) >= 0
 
 
 def test_cross_entropy_is_the_log_of_the_probability_of_the_label():
     student_NV, label_N = normal(4, 7), torch.tensor([0, 3, 6, 2])
-    values = CrossEntropy()(student_NV, None, label_N, LossOptions())
+    values = CrossEntropy()(student_NV, None, rows(label_N), LossOptions())
     for value, logits, label in zip(values, student_NV.tolist(), label_N.tolist(), strict=True):
         assert float(value) == pytest.approx(-math.log(softmax_by_hand(logits, 1.0)[label]), rel=1e-5)
 
 
 def test_bfloat16_logits_are_compared_in_float32():
     student_NV, teacher_NV = normal(4, 7).bfloat16(), normal(4, 7, seed=1).bfloat16()
-    values = ForwardKL()(student_NV, teacher_NV, torch.zeros(4), ForwardKL.Options())
-    wide = ForwardKL()(student_NV.float(), teacher_NV.float(), torch.zeros(4), ForwardKL.Options())
+    values = ForwardKL()(student_NV, teacher_NV, rows(torch.zeros(4)), ForwardKL.Options())
+    wide = ForwardKL()(student_NV.float(), teacher_NV.float(), rows(torch.zeros(4)), ForwardKL.Options())
     assert values.dtype == torch.float32 and torch.equal(values, wide)
 
 
@@ -148,9 +159,9 @@ def test_a_narrower_student_is_lifted_by_a_map_that_follows_from_the_seed():
 # --- objective ------------------------------------------------------------------------------------------------------
 
 
-def step(student, teacher, losses, *, features=None, data=None):
+def step(student, teacher, losses, *, features=(), data=None):
     student.module.zero_grad()
-    values = TokenObjective(student, teacher, losses, features or {})(data or batch())
+    values = Objective(student, teacher, losses, features)(data or batch())
     values["loss"].backward()
     gradients = {name: p.grad.clone() for name, p in student.module.named_parameters() if p.grad is not None}
     return {name: value.detach() for name, value in values.items()}, gradients
@@ -207,8 +218,7 @@ def test_masked_labels_count_for_nothing():
 
 def test_a_teacher_equal_to_the_student_leaves_nothing_to_learn():
     student, teacher = small("gpt-neox"), small("gpt-neox")
-    loss = HiddenState().build(layers=(2, 2), widths=(32, 32), options=HiddenState.Options(), seed=0)
-    values, gradients = step(student, teacher, [kl()], features={"hidden": (loss, 3.0)})
+    values, gradients = step(student, teacher, [kl()], features=[hidden(weight=3.0)])
     assert float(values["loss"]) == pytest.approx(0, abs=1e-6)
     assert all(float(gradient.abs().max()) < 1e-6 for gradient in gradients.values())
 
@@ -220,8 +230,7 @@ def test_the_hidden_loss_sees_the_outputs_of_the_blocks():
         layer.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
         for model in (student, teacher) for layer in model.module.model.layers
     ]  # fmt: skip
-    loss = HiddenState().build(layers=(2, 2), widths=(32, 32), options=HiddenState.Options(), seed=0)
-    values, gradients = step(student, teacher, [CE], features={"hidden": (loss, 1.0)})
+    values, gradients = step(student, teacher, [CE], features=[hidden()])
     for hook in hooks:
         hook.remove()
     terms = [(seen[i] - seen[2 + i]).pow(2).sum() / seen[2 + i].pow(2).sum() for i in range(2)]
@@ -231,7 +240,7 @@ def test_the_hidden_loss_sees_the_outputs_of_the_blocks():
 
 def test_the_teacher_is_neither_trained_nor_registered():
     student, teacher = small("llama"), small("llama", seed=1)
-    made = TokenObjective(student, teacher, [kl()], {})
+    made = Objective(student, teacher, [kl()])
     theirs = {id(p) for p in teacher.module.parameters()}
     assert not theirs & {id(p) for p in made.parameters()}
     step(student, teacher, [kl()])

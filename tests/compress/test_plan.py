@@ -194,9 +194,8 @@ def test_teachers_are_checked_by_the_plan(place: Path):
     [([{"use": "kll"}], "No loss named 'kll'. Did you mean 'kl'? Losses: kl, cross-entropy, hidden"),
      ([{"use": "kl", "temprature": 2.0}], "loss kl: 'temprature' is not an option. Did you mean 'temperature'? Options: weight, temperature."),
      ([{"use": "kl", "weight": -1}], "loss kl: weight = -1: input should be greater than or equal to 0."),
-     ([{"use": "kl"}, {"use": "kl"}], "loss 'kl' is listed twice; give it one weight."),
-     ([], "loss = []: ")],
-    ids=["name", "option", "range", "twice", "none"],
+     ([{"use": "kl"}, {"use": "kl"}], "loss 'kl' is listed twice; give it one weight.")],
+    ids=["name", "option", "range", "twice"],
 )  # fmt: skip
 def test_a_wrong_loss_is_named_with_its_stage(place: Path, loss: Any, sentence: str):
     inline = "[" + ", ".join("{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in one.items()) + "}" for one in loss) + "]"

@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_named_with_its_line(file: Path, old: str, new: str
     [
         ('use = "inherit"', 'use = "inherti"', "small.toml, line 13, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: inherit, "),
         ('tasks = ["perplexity"]', 'tasks = ["perplexty"]',
-         "small.toml, line 25, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'? Evaluators: perplexity, speed, xz"),
+         "small.toml, line 25, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'? Evaluators: speed, perplexity, xz"),
     ],
 )  # fmt: skip
 def test_unknown_names_are_named_with_the_nearest(file: Path, old: str, new: str, sentence: str):

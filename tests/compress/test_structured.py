@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 
 import pytest
+import stages
 import torch
 from torch import Tensor, nn
 from twins import CAUSAL, HEADS, TWINS, WIDTH, tokens, twin, twin_model
@@ -499,6 +500,14 @@ def test_impossible_sizes_are_refused(name: str, options: dict[str, object], wor
     with pytest.raises(Refused) as refusal:
         STAGE.check(twin_model(name, device="meta"), {}, STAGE.Options(**options))
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_windows_longer_than_the_context_are_cut_to_it(name: str) -> None:
+    """These have a table of 64 positions, and a window has 512 tokens unless a recipe says otherwise."""
+    model = stages.small(name)
+    stages.apply(model, STAGE.name, {"ffn": 48, "importance": "activation"}, stages.context())
+    assert model.family.windows(model, stages.data(), length=512)[0]["input_ids"].shape == (64,)
 
 
 def test_unknown_target_is_named() -> None:

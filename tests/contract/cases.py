@@ -6,11 +6,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from snapgen.pipelines import awake, stable_diffusion
 from stages import tokenizer
 from twins import VOCABULARY, twin
 
 import zoo
-from zoo import weights
+from zoo import registry, weights
 from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.model import Model
@@ -30,7 +32,17 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", FOUR),
     "gpt2": ("gpt2", {"n_layer": 4}),
 }
-BASES = (TINY, *TWINS)
+# The other modalities: name -> what `zoo.load` takes; a pipeline directory is made by diffusers.
+IMAGES: dict[str, str] = {
+    "tiny-vlm": "tiny-vlm",
+    "tiny-t2i": "tiny-t2i",
+    "stable-diffusion": "",
+    "vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
+    "resnet": "timm:resnet10t?num_classes=10",
+}
+BASES = (TINY, *TWINS, *IMAGES)
+# Where a stage aims in a model that has no language, and sizes that fit it.
+TARGETS = {"tiny-t2i": "unet", "stable-diffusion": "unet", "vit": "vision", "resnet": "all"}
 
 # What every compressor is run with; a compressor without a row fails a test.
 TRAINING: dict[str, Any] = {"steps": 2, "batch": 2, "length": 16, "warmup": 1}
@@ -48,6 +60,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vocabulary.bpe": {},
 }
 
+# (base, compressor) -> the options that differ there: what has to fit the modality.
+SEES = {"length": 64}  # a question with its image is longer than a sentence
+DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
+    **{("tiny-vlm", use): {**OPTIONS[use], **SEES} for use in ("lowrank.svd", "distill", "train")},
+    **{(name, "inherit"): {"layers": "first:1"} for name in ("tiny-t2i", "stable-diffusion")},
+    **{(name, "prune.structured"): {"ffn": 0.25} for name in ("tiny-t2i", "stable-diffusion")},
+    ("resnet", "prune.structured"): {"ratio": 0.25},
+}
+
 # (base, compressor) -> the sentence with which it refuses. Everything else applies.
 REFUSED: dict[tuple[str, str], str] = {
     ("mixtral", "quantize.int8"): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]",
@@ -56,7 +77,18 @@ REFUSED: dict[tuple[str, str], str] = {
     ("mixtral", "share.ffn"): r"holds 4 experts .* experts are not shared between blocks",
     ("bert", "train"): r"train trains on the next token, but bert is a masked-lm model.* Distil it",
     **{(name, "vocabulary.bpe"): rf"{name} has 96 tokens.* choose a model with a larger vocab_size" for name in TWINS},
+    **{(name, "vocabulary.bpe"): "has no token vocabulary that could be learnt anew" for name in IMAGES},
+    ("stable-diffusion", "share.ffn"): "'unet' is 4 stacks of one block, and sharing takes two of one stack",
+    ("resnet", "inherit"): "inherit keeps or drops blocks, and 'all' has none",
+    ("resnet", "share.ffn"): "'all' has no block, and sharing takes two of one stack",
 }
+
+
+def options(base: str, use: str) -> dict[str, Any]:
+    """What a compressor is run with on a base."""
+    own = DIFFERENT.get((base, use), OPTIONS[use])
+    aims = base in TARGETS and "target" in registry.compressor(use).Options.model_fields
+    return {**own, **({"target": TARGETS[base]} if aims else {})}
 
 
 def stage(use: str, **changes: Any) -> Stage:
@@ -98,12 +130,35 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (("mixtral",), [stage("prune.structured", kv_groups=0.5, width=24), stage("lowrank.svd", target="language.attention")]),
     (("llama-tied",), [("prune.structured", {"ffn": 0.5, "importance": "activation", **CALIBRATION}), SHARE]),
     (("qwen3",), [stage("inherit", layers="influence:2", **CALIBRATION), LOWRANK]),
+    # sizes that transformers' own configs do not take: no multiple of the heads, heads that do not divide the width
+    ((TINY,), [("prune.structured", {"width": 0.3}), INT8]),
+    (("llama-tied", "gpt-neox"), [("prune.structured", {"width": 25})]),
+    (("gpt-neox", "opt", "bert"), [("prune.structured", {"heads": 3})]),
+    # vision-language: each part for itself, and all three together
+    (("tiny-vlm",), [stage("inherit", target="vision", layers="first:2"), ("prune.structured", {"ffn": 0.25}), INT8]),
+    (("tiny-vlm",), [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("lowrank.svd", target="projector", **SEES), INT8]),
+    (("tiny-vlm",), [stage("share.ffn", target="vision"), ("distill", {**TRAINING, **SEES, "loss": [{"use": "kl"}, {"use": "visual-kl"},
+                     {"use": "visual-relation"}, {"use": "hidden", "target": "vision"}]}), stage("quantize.nf4", target="language")]),
+    (("tiny-vlm",), [("prune.structured", {"heads": 0.5, "target": "vision"}), ("train", {**TRAINING, **SEES, "only": ["projector"]})]),
+    # text-to-image: the denoiser, the text encoder and the decoder
+    (("tiny-t2i", "stable-diffusion"), [("prune.structured", {"ratio": 0.25, "target": "unet"}), ("prune.structured", {"ffn": 0.25, "target": "text_encoder"}), INT8]),
+    (("tiny-t2i",), [stage("share.ffn", target="unet.mid"), stage("distill", loss=[{"use": "timestep-aware"}, {"use": "hidden", "target": "unet.mid"}]),
+                     stage("quantize.int8", target="unet")]),
+    (("tiny-t2i",), [stage("inherit", target="unet.mid", layers="first:1"), ("prune.structured", {"ffn": 0.5, "target": "unet.down"}),
+                     stage("quantize.nf4", target="unet")]),
+    (("tiny-t2i",), [stage("train", only=["decoder"], loss=[{"use": "reconstruction"}]), stage("quantize.int8", target="decoder")]),
+    (("stable-diffusion",), [stage("prune.magnitude", target="unet"), stage("distill", loss=[{"use": "velocity-kd"}]), INT8]),
+    (("stable-diffusion",), [stage("lowrank.svd", target="text_encoder"), stage("quantize.int8", target="vae")]),
+    # vision
+    (("vit",), [("prune.structured", {"ffn": 0.25, "heads": 1, "target": "vision"}), stage("inherit", target="vision", layers="every:2"), INT8]),
+    (("vit",), [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("share.ffn", target="vision"), DISTILL]),
+    (("resnet",), [("prune.structured", {"ratio": 0.25, "target": "all"}), DISTILL, INT8]),
 ]  # fmt: skip
 
 # case id -> (base, stages)
 CASES: dict[str, tuple[str, list[Stage]]] = {
     **{f"{b}: as loaded": (b, []) for b in BASES},
-    **{f"{b}: {use}": (b, [stage(use)]) for b in BASES for use in OPTIONS if (b, use) not in REFUSED},
+    **{f"{b}: {use}": (b, [(use, options(b, use))]) for b in BASES for use in OPTIONS if (b, use) not in REFUSED},
     **{f"{base}: chain {i}, {' > '.join(use for use, _ in stages)}": (base, stages)
        for i, (bases, stages) in enumerate(CHAINS) for base in bases},
 }  # fmt: skip
@@ -111,10 +166,13 @@ CASES: dict[str, tuple[str, list[Stage]]] = {
 
 def base(name: str, folder: Path) -> Model:
     """The catalogue's tiny model, or a twin as anybody's checkpoint directory: saved by transformers, loaded by zoo."""
-    if name == TINY:
-        packaged = weights.packaged_at(zoo.info(name))
-        return zoo.load(name, weights="auto" if packaged else "random")
-    return zoo.load(checkpoint(name, folder))
+    if name in TWINS:
+        return zoo.load(checkpoint(name, folder))
+    if name == "stable-diffusion":
+        return zoo.load(stable_diffusion(folder / name))
+    known = IMAGES.get(name, name)
+    packaged = weights.packaged_at(zoo.info(known))
+    return zoo.load(known) if packaged else awake(zoo.load(known, weights="random"))
 
 
 def checkpoint(name: str, folder: Path) -> Path:
@@ -134,8 +192,13 @@ def words(*, count: int = 1500, seed: int = 0) -> str:
 
 
 def context(original: Model) -> Context:
-    """What stages may use: a little text, and the model they began with as the teacher."""
+    """What stages may use: a little text, or pictures with texts, and the model they began with as the teacher."""
     data = Dataset("words", [Sample({"text": words(seed=seed)}, f"words:{seed}") for seed in range(2)])
+    if original.spec.modality != "text":
+        draw = np.random.default_rng(0)
+        pictures = [draw.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(8)]
+        data = Dataset("pictures", [Sample({"image": picture, "prompt": "What digit is this?", "text": str(i), "label": i}, f"pictures:{i}")
+                                    for i, picture in enumerate(pictures)])  # fmt: skip
     return Context(data={"train": data, "calibration": data}, load=lambda _: original.copy())
 
 

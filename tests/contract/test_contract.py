@@ -35,6 +35,7 @@ from cases import (
     base,
     checkpoint,
     context,
+    options,
     recipe,
     stage,
 )  # fmt: skip
@@ -102,6 +103,18 @@ def test_estimate_is_exact_and_a_fresh_process_computes_the_same_bits(case: str,
     assert not result, result
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "sentence"),
+    [("tiny-t2i", "unet.mid", "MidStage cannot be pruned by its graph .* aim at the module around it"),
+     ("tiny-t2i", "text_encoder", "CLIPTextModel has transformer blocks"),
+     ("tiny-t2i", "decoder", "SnapGenDecoder does not run as one module .* aim at a part of it: "),
+     ("tiny-vlm", "language", "LlamaForCausalLM has transformer blocks")],
+)  # fmt: skip
+def test_what_the_graph_cannot_prune_is_refused_and_left_alone(name: str, target: str, sentence: str, bases: Any) -> None:
+    start = bases(name)
+    assert re.search(sentence, check_refuses(start, "prune.structured", {"ratio": 0.25, "target": target}, context(start)))
+
+
 def test_every_registered_compressor_is_tested() -> None:
     builtin = {name for name, declared in registry.names("compressor").items() if declared.plugin.startswith("zoo_")}
     assert builtin == set(OPTIONS), "give a new compressor its options in tests/contract/cases.py"
@@ -112,7 +125,7 @@ def test_every_registered_compressor_is_tested() -> None:
 @pytest.mark.parametrize(("name", "use"), REFUSED, ids=lambda value: value)
 def test_what_does_not_apply_is_refused_and_the_model_left_alone(name: str, use: str, bases: Any) -> None:
     start = bases(name).copy()
-    sentence = check_refuses(start, use, OPTIONS[use], context(start))
+    sentence = check_refuses(start, use, options(name, use), context(start))
     assert re.search(REFUSED[name, use], sentence), sentence
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo import catalog, plugins, weights
+from zoo import catalog, registry, weights
 from zoo.cli import output
 from zoo.declarations import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName
@@ -34,10 +34,14 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 def info(model: output.ModelArgument, json: output.JsonOption = False) -> None:
     """Show what is known of a model, without loading it."""
     spec, source, extra = _find(model)
-    shape = shape_of(spec.config)
+    shape = extra.pop("shape", None)  # of a saved model whose stages changed it
     dtype = spec.dtype or "bfloat16"
-    cache = cache_bytes_per_token(spec.config, dtype=dtype)
-    memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params else {}
+    if shape is None:
+        shape, cache = shape_of(spec.config), cache_bytes_per_token(spec.config, dtype=dtype)
+    else:
+        cache = shape.get("layers", 0) * _entries(shape) * _BYTES.get(dtype, 2) or None
+    packed = extra.get("bytes", math.inf) < spec.params * _BYTES.get(str(extra.get("stored")), 0)
+    memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
     if json:
         output.print_json({**spec.to_json(), **extra, "shape": shape, "weights": source, "memory_bytes": memory,
                            "kv_cache_bytes_per_token": cache, "kv_cache_dtype": dtype if cache else None})  # fmt: skip
@@ -67,13 +71,13 @@ def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
         return spec, weights.describe(spec), {}
     if (path / "zoo.json").is_file():
         return _saved(path)
-    if (path / "config.json").is_file():
-        return _foreign(path)
+    for name in registry.recognise(path):
+        return _foreign(path, registry.declared("family", name))
     raise RequestError(f"{text} holds no model: neither zoo.json nor config.json is in it.")
 
 
 def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
-    """Read what the manifest of a saved model says."""
+    """Read what the manifest of a saved model says; "shape" is there when stages made the config's sizes obsolete."""
     manifest = _read_json(path / "zoo.json")
     try:
         spec = ModelSpec(**manifest.get("spec", {}))
@@ -83,20 +87,24 @@ def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
     params = manifest.get("params")
     if isinstance(params, int) and params > 0:  # after the stages; the spec's count is the original's
         spec = replace(spec, params=params)
-    size = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
-    return spec, f"saved in {path}", {"stages": ", ".join(stages) or "none", "bytes": size}
+    if isinstance(manifest.get("dtype"), str):
+        spec = replace(spec, dtype=manifest["dtype"])
+    extra = {"stages": ", ".join(stages) or "none", **{key: manifest[key] for key in ("bytes", "stored") if key in manifest}}
+    if stages:
+        left = manifest.get("shape")  # absent in models saved by an older zoo: then nothing is said
+        kept = {name: size for name, size in shape_of(spec.config).items() if name in ("vocabulary", "context")}
+        extra["shape"] = {**left, **kept} if isinstance(left, dict) else {}
+    return spec, f"saved in {path}", extra
 
 
-def _foreign(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
-    """Say what the files of a plain transformers checkpoint show."""
-    config = _read_json(path / "config.json")
-    files = sorted(path.glob("*.safetensors"))
+def _foreign(path: Path, family: registry.Declared) -> tuple[ModelSpec, str, dict[str, Any]]:
+    """Say what the files of a plain checkpoint show."""
+    marks = [mark.partition(":")[0] for mark in family.recognises]
+    config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))
+    files = sorted(path.rglob("*.safetensors"))
     params = sum(math.prod(entry["shape"]) for file in files for entry in _header(file).values())
-    found = next((d for p in plugins.declared() for d in p.names if "config.json" in d.recognises), None)
-    spec = ModelSpec(
-        path.name, found.name if found else "", found.modality if found else "", "", params=params, config=config,
-        plugin=found.plugin if found else "", dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
-    )  # fmt: skip
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
+    spec = ModelSpec(path.name, family.name, family.modality, family.task, params=params, config=config, plugin=family.plugin, dtype=dtype)
     return spec, f"checkpoint in {path}" if files else f"no safetensors in {path}", {}
 
 
@@ -144,8 +152,13 @@ def cache_bytes_per_token(config: Mapping[str, Any], *, dtype: str) -> int | Non
     if config.get("kv_lora_rank"):  # DeepSeek-V2's latent attention caches one latent and one rotary key
         entries = int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim", 0))
     else:
-        entries = 2 * shape.get("kv_heads", 0) * shape.get("head_dim", 0)
+        entries = _entries(shape)
     return layers * entries * _BYTES.get(dtype, 2) or None
+
+
+def _entries(shape: Mapping[str, int]) -> int:
+    """What one token leaves in the cache of one layer: a key and a value of every kv head."""
+    return 2 * shape.get("kv_heads", 0) * shape.get("head_dim", 0)
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,18 +9,30 @@ import typer
 
 from zoo import registry
 from zoo.cli import output
+from zoo.errors import RequestError
 
 
 def evaluate(
     model: output.ModelArgument,
-    data: Annotated[str, typer.Option(help="What to measure on: a source or a path.")] = "stdlib:test",
+    data: Annotated[
+        str | None, typer.Option(help="What to measure on: a source or a path.  [default: what suits the model, such as stdlib:test]")
+    ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="What to measure; may be given several times.  [default: perplexity]")
+        list[str] | None,
+        typer.Option(help="What to measure; may be given several times.  [default: what suits the model, such as perplexity]"),
     ] = None,
     json: output.JsonOption = False,
 ) -> None:
     """Measure a model's quality on data."""
-    _measure(model, data, task or ["perplexity"], json=json)
+    for name in task or ():
+        registry.declared("evaluator", name)  # a wrong name is known before anything is loaded
+    from zoo.loading import family_of
+
+    own_task, own_data = family_of(model).evaluation
+    reference = data or own_data
+    if not reference:
+        raise RequestError(f"{model} comes without data to measure on; name some with --data.")
+    _measure(model, reference, task or [own_task], json=json)
 
 
 def bench(model: output.ModelArgument, json: output.JsonOption = False) -> None:
@@ -29,8 +41,6 @@ def bench(model: output.ModelArgument, json: output.JsonOption = False) -> None:
 
 
 def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bool) -> None:
-    for task in tasks:
-        registry.declared("evaluator", task)  # a wrong name is known before anything is loaded
     with output.status(f"Loading {name}"):
         import zoo
         from zoo.data import open_data
@@ -48,10 +58,12 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bo
 
 
 def _facts(label: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Flatten nested figures into labelled lines."""
+    """Flatten nested figures into labelled lines; a table of confusions is for --json and reports."""
     facts: list[tuple[str, str]] = []
     for key, value in figures.items():
         name = f"{label} {key}".replace("_", " ")
+        if key == "confusion":
+            continue
         if isinstance(value, Mapping):
             facts += _facts(name, value)
         else:

@@ -137,13 +137,16 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show on a terminal's stderr that something is going on; it leaves nothing behind."""
+    """Show on a terminal's stderr what is going on and for how long; it leaves nothing behind."""
     if settings.quiet or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(text):
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        shown.add_task(text, total=None)
         yield
 
 

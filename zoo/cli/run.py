@@ -1,50 +1,138 @@
-"""`zoo run`: generate from a model."""
+"""`zoo run`: generate from a model.
+
+What a model takes and makes is its family's to say (`takes`, `makes`): options that were given go to its `generate`,
+text goes to stdout as it comes, images go to files.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli import output
-from zoo.errors import RequestError
+from zoo.errors import OutputError, RequestError
+
+if TYPE_CHECKING:
+    from zoo.family import Family
+
+# What `generate` calls an option, where the command line calls it something else.
+FLAGS = {"images": "--image"}
 
 
 def run(
     model: output.ModelArgument,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text to continue; default: stdin.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image to look at; may be given several times.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share.  [default: 1]")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many images, or classes.  [default: the model's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ...")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     json: output.JsonOption = False,
 ) -> None:
-    """Generate from a model; the text is printed as it comes."""
-    prompt = _read_prompt(prompt)
+    """Generate from a model: text is printed as it comes, images are written to --out."""
+    asked: dict[str, Any] = {
+        "prompt": prompt, "images": image or None, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
+        "stop": stop or None, "steps": steps, "guidance": guidance, "count": count, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
     with output.status(f"Loading {model}"):
         import zoo
+        from zoo.loading import family_of
 
+        family = family_of(model)
+        _require_taken(model, family, given)
+        if "prompt" in family.takes and prompt is None:
+            given["prompt"] = _piped_prompt()
+        files = _files(model, family, given, out=out, force=force)
         loaded = zoo.load(model)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "stop": list(stop or []),
-    }  # fmt: skip
-    if not json:
-        for piece in loaded.generate(prompt, **options, stream=True):
+    prompt = given.pop("prompt", None)
+    if not json and not files:
+        for piece in loaded.generate(prompt, **given, stream=True):
             print(piece, end="", flush=True)
         print()
         return
     with output.status("Generating"):
         start = time.perf_counter()
-        text = loaded.generate(prompt, **options)
+        made = loaded.generate(prompt, **given)
         seconds = time.perf_counter() - start
-    output.print_json({"model": model, "prompt": prompt, "text": text, **options, "seconds": seconds})
+    about = {"model": model, "prompt": prompt, **given, "seconds": seconds}
+    if files:
+        about["files"] = [_write(picture, path) for picture, path in zip(made, files, strict=True)]
+    else:
+        about["text"] = made
+    if json:
+        output.print_json(about)
+    else:
+        print(*files, sep="\n")
 
 
-def _read_prompt(prompt: str | None) -> str:
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+def _require_taken(model: str, family: Family, given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in family.takes:
+            known = ", ".join(map(_flag, family.takes))
+            raise RequestError(f"{model} is a {family.modality} model and takes no {_flag(name)}. It takes: {known}.")
+
+
+def _flag(name: str) -> str:
+    return FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _piped_prompt() -> str:
+    prompt = "" if sys.stdin.isatty() else sys.stdin.read()
     if not prompt:
         raise RequestError("There is no prompt. Give one with --prompt TEXT, or pipe text in.")
     return prompt
+
+
+def _files(model: str, family: Family, given: Mapping[str, Any], *, out: Path | None, force: bool) -> list[Path]:
+    """Where the images will go, one each; refused before any work where they cannot."""
+    from zoo.files import why_unwritable
+
+    if family.makes != "images":
+        if out is not None:
+            raise RequestError(f"{model} makes text, which goes to stdout; leave out --out, or redirect it: > {out}")
+        return []
+    if out is None:
+        say = f" --prompt {shlex.quote(str(given['prompt'])[:60])}" if "prompt" in given else ""
+        raise RequestError(f"{model} makes images; say where they go: zoo run {shlex.quote(model)}{say} --out image.png")
+    if out.suffix.lower() != ".png":
+        raise OutputError(f"{out}: images are written as PNG; name it {out.with_suffix('.png') if out.name else 'image.png'}.")
+    count = given.get("count", 1)
+    files = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
+    for path in files:
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; name a file.")
+        if path.exists() and not force:
+            raise OutputError(f"{path} is there already; choose another --out, or pass --force to replace it.")
+    if reason := why_unwritable(out.absolute().parent):
+        raise OutputError(f"{out} cannot be written: {reason}.")
+    return files
+
+
+def _write(picture: Any, path: Path) -> dict[str, Any]:
+    """Write one image whole or not at all, and say what it is."""
+    import io
+
+    from zoo.files import replace_file
+
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    try:
+        replace_file(path, content.getvalue())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    return {"path": str(path), "width": picture.width, "height": picture.height, "bytes": len(content.getvalue())}

@@ -1,14 +1,15 @@
-"""Losses of training and distillation.
+"""Losses of training and distillation; what runs the models is in `objective.py`.
 
-A token loss maps logits to one value a token; the objective feeds it chunks of tokens, so that two (B, T, V) tensors
-never exist at once. A feature loss compares the outputs of blocks.
+A row loss compares predictions row by row: a token's logits, an image's velocity. It is called on chunks of rows, so
+that two tensors of logits never exist in full. A feature loss compares the outputs of blocks.
 
-Legend: N tokens, V vocabulary, B batch, T window, D width, L blocks.
+Legend: N rows, V outputs of a row (vocabulary, or values), B batch, T window, D width, L blocks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +17,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from zoo import registry
 from zoo.compressor import CompressorOptions
+from zoo.errors import RecipeError, UnknownName, nearest
+from zoo.family import Rows
+from zoo_compress.recipe import validated
 
 
 class LossOptions(CompressorOptions):
@@ -25,38 +30,41 @@ class LossOptions(CompressorOptions):
     weight: float = Field(1.0, ge=0, description="factor of this loss in the sum")
 
 
-class TokenLoss(ABC):
-    """A loss that needs only the logits and the label of a token."""
+class RowLoss(ABC):
+    """A loss on the rows of one kind."""
 
     Options: ClassVar[type[LossOptions]] = LossOptions
+    kind: ClassVar[str] = "label"  # of the rows it compares
     needs_teacher: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False  # the data must say what is right
+    whole: ClassVar[bool] = False  # is given all rows of a batch at once, since it relates them to one another
 
     @abstractmethod
-    def __call__(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, label_N: torch.Tensor, options: Any
-    ) -> torch.Tensor:
-        """Return one value a token (N,), in nats."""
+    def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any) -> torch.Tensor:
+        """Return one value a row (N,), or, where the loss is `whole`, one for all rows; in nats where it is a likelihood."""
 
 
-class CrossEntropy(TokenLoss):
-    """Negative log likelihood of the next token."""
+class CrossEntropy(RowLoss):
+    """Negative log likelihood of the label."""
 
     needs_teacher = False
+    needs_target = True
 
     def __call__(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, label_N: torch.Tensor, options: LossOptions
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: LossOptions
     ) -> torch.Tensor:
-        return F.cross_entropy(student_NV.float(), label_N, reduction="none")
+        assert rows.target is not None
+        return F.cross_entropy(student_NV.float(), rows.target, reduction="none")
 
 
-class ForwardKL(TokenLoss):
+class ForwardKL(RowLoss):
     """KL(teacher || student) at a temperature t, times t² (Hinton et al. 2015, 1503.02531, section 2)."""
 
     class Options(LossOptions):
         temperature: float = Field(1.0, gt=0, description="divides both logits")
 
     def __call__(
-        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, label_N: torch.Tensor, options: Options
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Options
     ) -> torch.Tensor:
         assert teacher_NV is not None
         t = options.temperature
@@ -65,10 +73,16 @@ class ForwardKL(TokenLoss):
         return F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1) * t**2
 
 
+class FeatureOptions(LossOptions):
+    """Options that every feature loss shares."""
+
+    target: str = Field("", description="the stack whose blocks are compared; empty: the model's main one")
+
+
 class FeatureLoss(ABC):
     """A loss on the outputs of blocks."""
 
-    Options: ClassVar[type[LossOptions]] = LossOptions
+    Options: ClassVar[type[FeatureOptions]] = FeatureOptions
     needs_teacher: ClassVar[bool] = True
 
     @abstractmethod
@@ -86,7 +100,7 @@ class HiddenState(FeatureLoss):
     width where it differs (FitNets, Romero et al. 2015, 1412.6550, section 2.1; TinyBERT's uniform map, 1909.10351).
     """
 
-    class Options(LossOptions):
+    class Options(FeatureOptions):
         layers: Literal["uniform", "last"] = Field("uniform", description="which blocks are compared")
 
     def build(self, *, layers: tuple[int, int], widths: tuple[int, int], options: Options, seed: int) -> nn.Module:
@@ -112,3 +126,31 @@ class _MappedError(nn.Module):
             theirs = teacher[j].to(mine.dtype)
             terms.append(F.mse_loss(mine, theirs) / theirs.pow(2).mean().clamp_min(1e-8))
         return torch.stack(terms).mean()
+
+
+WeightedRow = tuple[str, RowLoss, Any]  # name, loss, options
+WeightedFeature = tuple[str, FeatureLoss, Any]
+
+
+def resolve(requests: Iterable[Mapping[str, Any]]) -> tuple[list[WeightedRow], list[WeightedFeature]]:
+    """Resolve the losses a recipe names, row losses apart from feature losses.
+
+    Raises:
+        UnknownName, RecipeError: no such loss, or an option that does not fit it.
+    """
+    rows: list[WeightedRow] = []
+    features: list[WeightedFeature] = []
+    known = registry.names("loss")
+    for request in requests:
+        name = str(request.get("use", ""))
+        if name not in known:
+            raise UnknownName(f"No loss named {name!r}.{nearest(name, known)} Losses: {', '.join(known)}.")
+        found = registry.loss(name)
+        own = validated(found.Options, {key: value for key, value in request.items() if key != "use"}, what=f"loss {name}")
+        if any(name == other for other, *_ in (*rows, *features)):
+            raise RecipeError(f"loss {name!r} is listed twice; give it one weight.")
+        if isinstance(found, RowLoss):
+            rows.append((name, found, own))
+        else:
+            features.append((name, found, own))
+    return rows, features

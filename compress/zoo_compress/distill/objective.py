@@ -1,115 +1,124 @@
 """The objective of a training step: runs student and teacher, and sums the losses chunk by chunk.
 
-Legend: B batch, T window, N = B*T tokens, V vocabulary, D width.
+Legend: N rows, V outputs of a row, D width of the hidden state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.family import Batch, TextFamily
+from zoo.family import Batch, Rows
 from zoo.model import Model
-from zoo_compress.distill.losses import TokenLoss
+from zoo_compress.distill.losses import WeightedFeature, WeightedRow
 
-CHUNK_BYTES = 128 * 2**20  # of one fp32 (tokens, V) tensor
+CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor
 
-Weighted = tuple[str, TokenLoss, Any]
+Blocks = dict[str, list[torch.Tensor]]  # outputs of a stack's blocks, by feature loss
 
 
-class TokenObjective(nn.Module):
-    """Token and feature losses of a language model, with or without a teacher."""
+class Objective(nn.Module):
+    """Row and feature losses of a model of any modality, with or without a teacher."""
 
     def __init__(
-        self, student: Model, teacher: Model | None, token_losses: Sequence[Weighted],
-        feature_losses: Mapping[str, tuple[nn.Module, float]],
+        self, student: Model, teacher: Model | None, row_losses: Sequence[WeightedRow],
+        feature_losses: Sequence[WeightedFeature] = (), *, seed: int = 0,
     ) -> None:
         super().__init__()
         self.module = student.module
-        self.features = nn.ModuleDict({name: loss for name, (loss, _) in feature_losses.items()})
-        self.feature_weights = {name: weight for name, (_, weight) in feature_losses.items()}
-        self.token_losses = list(token_losses)
+        self.row_losses = list(row_losses)
+        self.kinds = tuple(dict.fromkeys(loss.kind for _, loss, _ in row_losses))
+        self.targets = {name: options.target for name, _, options in feature_losses}
+        self.weights = {name: options.weight for name, _, options in (*row_losses, *feature_losses)}
+        self.features = nn.ModuleDict()
         self._models = (student, teacher)  # a tuple: the teacher's weights must not be registered as ours
+        if teacher is not None:
+            for name, loss, options in feature_losses:
+                (a, b), (c, d) = ((len(s.blocks), s.width) for s in (m.anatomy.stack(options.target) for m in (student, teacher)))
+                built = loss.build(layers=(a, c), widths=(b, d), options=options, seed=seed)
+                self.features[name] = built.to(student.device)
+        self.taught = bool(self.features) or any(loss.needs_teacher for _, loss, _ in row_losses)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return "loss" and each loss under its own name, all scalars; labels below 0 are left out of the mean."""
+        """Return "loss" and each loss under its own name, all scalars; a row loss is the mean over its rows."""
         student, teacher = self._models
-        hidden, head, blocks = _run(student, batch, record=bool(self.features))
-        teacher_hidden, teacher_head = None, None
-        teacher_blocks: list[torch.Tensor] = []
-        if teacher is not None and self._needs_teacher():
+        mine, blocks = self._run(student, batch)
+        theirs: dict[str, Rows] = {}
+        if teacher is not None and self.taught:
             with torch.no_grad():
-                teacher_hidden, teacher_head, teacher_blocks = _run(teacher, batch, record=bool(self.features))
-        sums = self._token_sums(hidden, head, teacher_hidden, teacher_head, batch["labels"].flatten())
-        count = (batch["labels"] >= 0).sum().clamp_min(1)
-        values = {name: total / count for (name, _, _), total in zip(self.token_losses, sums, strict=True)}
-        weights = {name: options.weight for name, _, options in self.token_losses}
+                theirs, teacher_blocks = self._run(teacher, batch)
+        values: dict[str, torch.Tensor] = {}
+        for kind in self.kinds:
+            values |= self._row_values(kind, mine[kind], theirs.get(kind))
         for name, loss in self.features.items():
-            values[name] = loss(blocks, teacher_blocks)
-            weights[name] = self.feature_weights[name]
-        total = torch.stack([values[name] * weights[name] for name in values]).sum()
-        return {"loss": total, **values}
+            values[name] = loss(blocks[name], teacher_blocks[name])
+        total = torch.stack([values[name] * self.weights[name] for name in self.weights]).sum()
+        return {"loss": total, **{name: values[name] for name in self.weights}}
 
-    def _needs_teacher(self) -> bool:
-        return bool(self.features) or any(loss.needs_teacher for _, loss, _ in self.token_losses)
+    def _run(self, model: Model, batch: Batch) -> tuple[dict[str, Rows], Blocks]:
+        with _recorded(model, self.targets) if self.features else nullcontext({}) as blocks:
+            return model.family.rows(model, batch, self.kinds), blocks
 
-    def _token_sums(
-        self, hidden: torch.Tensor, head: Any, teacher_hidden: torch.Tensor | None, teacher_head: Any, labels_N: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """Sum every token loss over the tokens, a chunk at a time; chunks recompute their logits in the backward pass."""
-        hidden_ND = hidden.flatten(0, 1)
-        other_ND = teacher_hidden.flatten(0, 1) if teacher_hidden is not None else None
-        keep = labels_N >= 0
-        if not bool(keep.all()):
-            hidden_ND, labels_N = hidden_ND[keep], labels_N[keep]
-            other_ND = other_ND[keep] if other_ND is not None else None
-        vocabulary = int(self._models[0].spec.config["vocab_size"])
-        size = max(1, CHUNK_BYTES // (4 * vocabulary))
-        chunks = range(0, len(labels_N), size)
-
-        def sums(part_ND: torch.Tensor, other: torch.Tensor | None, label_N: torch.Tensor) -> torch.Tensor:
-            student_NV = head(part_ND)
-            with torch.no_grad():
-                teacher_NV = teacher_head(other) if other is not None else None
-            return torch.stack([loss(student_NV, teacher_NV, label_N, o).sum() for _, loss, o in self.token_losses])
-
-        total = hidden.new_zeros(len(self.token_losses), dtype=torch.float32)
-        for start in chunks:
-            piece = slice(start, start + size)
-            arguments = (hidden_ND[piece], other_ND[piece] if other_ND is not None else None, labels_N[piece])
-            total = total + (sums(*arguments) if len(chunks) == 1 else checkpoint(sums, *arguments, use_reentrant=False))
-        return list(total)
+    def _row_values(self, kind: str, mine: Rows, theirs: Rows | None) -> dict[str, torch.Tensor]:
+        """Mean of every loss on rows of this kind; without rows, zero."""
+        losses = [(name, loss, options) for name, loss, options in self.row_losses if loss.kind == kind]
+        values = {name: _value(loss, mine, theirs, options) for name, loss, options in losses if loss.whole}
+        chunked = [one for one in losses if not one[1].whole]
+        if chunked:
+            means = _sums(chunked, mine, theirs) / max(1, len(mine))
+            values |= {name: mean for (name, _, _), mean in zip(chunked, means, strict=True)}
+        return values
 
 
-def _run(
-    model: Model, batch: Batch, *, record: bool
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor]]:
-    """Run a model up to its head: hidden (B, T, D), the head, and every block's output when asked for.
+def _value(loss: Any, mine: Rows, theirs: Rows | None, options: Any) -> torch.Tensor:
+    """Call a loss on rows; the teacher is not differentiated."""
+    with torch.no_grad():
+        other = theirs.head(theirs.hidden) if theirs is not None and loss.needs_teacher else None
+    value: torch.Tensor = loss(mine.head(mine.hidden), other, mine, options)
+    return value
 
-    Where body and head do not separate, the logits stand in for the hidden state and the head is the identity.
-    """
-    family = model.family
-    assert isinstance(family, TextFamily)
-    outputs: list[torch.Tensor] = []
+
+def _sums(losses: Sequence[WeightedRow], mine: Rows, theirs: Rows | None) -> torch.Tensor:
+    """Sum each loss over the rows, a chunk at a time; chunks compute their logits again in the backward pass."""
+    taught = theirs is not None and any(loss.needs_teacher for _, loss, _ in losses)
+
+    def sums(part: Rows, other: Rows | None) -> torch.Tensor:
+        student_NV = part.head(part.hidden)
+        with torch.no_grad():
+            teacher_NV = other.head(other.hidden) if other is not None else None
+        return torch.stack([loss(student_NV, teacher_NV, part, options).sum() for _, loss, options in losses])
+
+    with torch.no_grad():
+        width = mine.head(mine.hidden[:1]).shape[-1] if len(mine) else 1
+    size = max(1, CHUNK_BYTES // (4 * width))
+    starts = range(0, len(mine), size)
+    total = mine.hidden.new_zeros(len(losses), dtype=torch.float32)
+    for start in starts:
+        piece = slice(start, start + size)
+        pair = mine[piece], theirs[piece] if taught and theirs is not None else None
+        total = total + (sums(*pair) if len(starts) == 1 else checkpoint(sums, *pair, use_reentrant=False))
+    return total
+
+
+@contextmanager
+def _recorded(model: Model, targets: Mapping[str, str]) -> Iterator[Blocks]:
+    """Keep the outputs of the blocks of each target while the model runs."""
+    outputs: Blocks = {name: [] for name in targets}
     hooks = []
+    for name, target in targets.items():
 
-    def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
-        outputs.append(out[0] if isinstance(out, tuple) else out)
+        def keep(_module: nn.Module, _inputs: Any, out: Any, kept: list[torch.Tensor] = outputs[name]) -> None:
+            kept.append(out[0] if isinstance(out, tuple) else out)
 
-    if record:
-        stack = model.anatomy.select("language").stack
-        hooks = [model.module.get_submodule(block.path).register_forward_hook(keep) for block in stack.blocks]
+        for block in model.anatomy.stack(target).blocks:
+            hooks.append(model.module.get_submodule(block.path).register_forward_hook(keep))
     try:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        split = family.body_and_head(model.module)
-        if split is None:
-            return model.module(**inputs).logits, lambda logits: logits, outputs
-        body, head = split
-        return body(**inputs, use_cache=False).last_hidden_state, head, outputs
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

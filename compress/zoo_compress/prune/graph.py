@@ -1,4 +1,4 @@
-"""Channel pruning of modules without transformer blocks (convolutional nets, UNets), by dependency graph.
+"""Channel pruning of modules that read no tokens (convolutional nets, UNets, vision towers), by dependency graph.
 
 DepGraph (2301.12900) through torch-pruning: one traced forward pass finds which channels must go together. The library
 can be silently wrong, so its result is checked: parameters must have gone, and the model must run and give outputs of
@@ -8,6 +8,7 @@ the same shape. The record holds the resulting shapes, from which an empty modul
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,66 +18,93 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compressor import Record
-from zoo.errors import ArtifactError, Refused, one_line
+from zoo.detect import container
+from zoo.errors import ArtifactError, Refused, UnknownName, nearest, one_line
 from zoo.model import Model
 
 QKV = ("to_q", "q_proj", "query", "qkv", "q")  # a module with one of these is attention: its heads stay whole
 
 
-def check(model: Model, target: str, *, stage: str) -> None:
-    """Refuse models that have recognised blocks: there the exact path is right, and the graph silently wrong."""
-    stacks = model.anatomy.stacks
-    if target in stacks:
+def check(model: Model, target: str, ratio: float, *, stage: str) -> None:
+    """Refuse text models, whose blocks the exact path cuts right and the graph silently wrong, and targets that are no module."""
+    part = _part(model, target)
+    if any(isinstance(getattr(inner, "num_embeddings", None), int) for inner in part.modules()):
         raise Refused(
-            f"{stage}: {type(model.module).__name__} has transformer blocks ({', '.join(stacks)}); "
+            f"{stage}: {type(part).__name__} has transformer blocks ({', '.join(model.anatomy.stacks) or 'unknown'}); "
             "give ffn, heads, kv_groups or width instead of ratio."
         )
-    if target != "language":
-        model.anatomy.select(target)
+    outline(model, target, ratio, stage=stage)
 
 
-def outline(model: Model, ratio: float, *, stage: str) -> Record:
+def outline(model: Model, target: str, ratio: float, *, stage: str) -> Record:
     """Prune a copy with constant weights: how many channels go does not depend on their values."""
     module = copy.deepcopy(model.module).to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.fill_(1)
-    return apply(replace(model, module=module), ratio, stage=stage)
+    return _apply(replace(model, module=module), target, ratio, stage=stage)
 
 
-def apply(model: Model, ratio: float, *, stage: str) -> Record:
-    """Remove `ratio` of the channels of every group of coupled layers; return the shapes and numbers that changed.
+def apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
+    """Remove `ratio` of the channels of every group of coupled layers in the part `target` names; what it returns keeps its shape.
+
+    Returns:
+        The shapes and numbers that changed.
 
     Raises:
-        Refused: the graph cannot be traced, nothing was removed, or the result does not run.
+        Refused: the graph cannot be traced, nothing was removed, or the result does not run. The model is as it was.
     """
-    module = model.module
-    name = type(module).__name__
+    trial = replace(model, module=copy.deepcopy(model.module))
+    record = _apply(trial, target, ratio, stage=stage)
+    vars(model.module).update(vars(trial.module))
+    return record
+
+
+def _apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
+    module, part = model.module, _part(model, target)
+    name = type(part).__name__
     shapes, before = _shapes(module), _numbers(module)
     ties = [names for names, _ in model._named() if len(names) > 1]
-    batch = model.family.example(model, batch=1, size=16)
-    with torch.no_grad():
-        output, last = _run_watching(model, batch)
+    inputs, output, last = _run_watching(model, part, stage=stage)
     try:
-        with torch.random.fork_rng(devices=[]), _traceable(module):
-            sizes = _channels(module)
-            _prune(model, batch, ratio, ignored=[last, *_attention_projections(module)])
-            _declare_channels(module, sizes)
+        with torch.random.fork_rng(devices=[]), _traceable(part), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parameters outside layers, which stay: gains of heads that stay whole
+            sizes = _channels(part)
+            _prune(part, inputs, ratio, ignored=[last, *_attention_projections(part), *_fused_ffns(model)])
+            _declare_channels(part, sizes)
         _tie_again(module, ties)
         with torch.no_grad():
-            after = model.family.forward(model, batch)
+            after = _tensors(part(*inputs[0], **inputs[1]))
     except Refused:
         raise
     except Exception as error:  # whatever a third-party tracer meets
-        raise Refused(f"{stage}: {name} cannot be pruned by its graph: {one_line(error)[:200]}") from error
-    if after.shape != output.shape:
-        raise Refused(f"{stage}: pruned, {name} gives {tuple(after.shape)} where it gave {tuple(output.shape)}.")
+        reason = one_line(error)[:160].rstrip(".")
+        raise Refused(
+            f"{stage}: {name} cannot be pruned by its graph ({reason}). Where its channels reach beyond it, aim at the module around it."
+        ) from error
+    if [one.shape for one in after] != [one.shape for one in output]:
+        raise Refused(f"{stage}: pruned, {name} gives {tuple(after[0].shape)} where it gave {tuple(output[0].shape)}.")
     changed = {path: shape for path, shape in _shapes(module).items() if shapes.get(path) != shape}
     if not changed:
         raise Refused(f"{stage}: nothing in {name} could be pruned by {ratio:.0%}; a larger ratio may help.")
     changes = {path: _difference(before.get(path, {}), values) for path, values in _numbers(module).items()}
     numbers = {path: change for path, change in changes.items() if change}
     return {"graph": {"shapes": changed, "numbers": numbers}, "ratio": ratio}
+
+
+def _part(model: Model, target: str) -> nn.Module:
+    """The module to prune: that at the path `target`, or around the stack of that name; for "all", or without stacks, the whole."""
+    module, stacks = model.module, model.anatomy.stacks
+    paths = {path for path, _ in module.named_modules() if path}
+    if target in paths:
+        return module.get_submodule(target)
+    if target == "all" or (target == "language" and not stacks):  # the default, where there is nothing to aim at
+        return module
+    if target in stacks:
+        others = [stack.path for name, stack in stacks.items() if name != target]
+        return module.get_submodule(container(stacks[target].path, others))
+    top = [path for path, _ in module.named_children()]
+    raise UnknownName(f"With ratio, target is a module, and the model has none at {target!r}.{nearest(target, paths)} Its parts: {', '.join(top)}.")
 
 
 def rebuild(model: Model, record: Record) -> None:
@@ -99,16 +127,19 @@ def rebuild(model: Model, record: Record) -> None:
     _tie_again(module, ties)
 
 
-def _prune(model: Model, batch: Any, ratio: float, *, ignored: list[nn.Module]) -> None:
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _prune(part: nn.Module, inputs: Inputs, ratio: float, *, ignored: list[nn.Module]) -> None:
     import torch_pruning
 
     pruner = torch_pruning.pruner.BasePruner(
-        model.module,
-        batch,
+        part,
+        inputs,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio,
         ignored_layers=ignored,
-        forward_fn=lambda _, inputs: model.family.forward(model, inputs),
+        forward_fn=lambda module, given: _tensors(module(*given[0], **given[1])),
     )
     pruner.step()
 
@@ -132,23 +163,41 @@ def _traceable(module: nn.Module) -> Iterator[None]:
             parameter.grad = None
 
 
-def _run_watching(model: Model, batch: Any) -> tuple[Tensor, nn.Module]:
-    """Run once: the output, and the last layer used, whose channels are the output's and stay."""
+def _run_watching(model: Model, part: nn.Module, *, stage: str) -> tuple[Inputs, list[Tensor], nn.Module]:
+    """Run once: what the part read and gave, and its last layer used, whose channels are its output's and stay."""
+    seen: list[tuple[Inputs, Any]] = []
     used: list[nn.Module] = []
-    layers = [part for part in model.module.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)]
-    handles = [part.register_forward_hook(lambda part, _, __: used.append(part)) for part in layers]
+    layers = [one for one in part.modules() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
+    handles = [one.register_forward_hook(lambda one, _, __: used.append(one)) for one in layers]
+    handles.append(part.register_forward_hook(lambda _, args, kwargs, out: seen.append(((args, kwargs), out)), with_kwargs=True))
     try:
-        output = model.family.forward(model, batch)
+        with torch.no_grad():
+            model.family.forward(model, model.family.example(model, batch=1, size=16))
     finally:
         for handle in handles:
             handle.remove()
-    if not used:
-        raise Refused(f"{type(model.module).__name__} uses no linear or convolution layer that could be pruned.")
-    return output, used[-1]
+    if not used or not seen:
+        inner = [path for path, _ in part.named_children()]
+        raise Refused(f"{stage}: {type(part).__name__} does not run as one module with layers to prune; aim at a part of it: {', '.join(inner) or 'it has none'}.")
+    return seen[0][0], _tensors(seen[0][1]), used[-1]
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors of whatever a module returns."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _attention_projections(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if any(isinstance(getattr(part, name, None), nn.Module) for name in QKV)]
+
+
+def _fused_ffns(model: Model) -> list[nn.Module]:
+    """Layers that hold gate and up in one: which units the two halves lose, and so how many, would follow from the weights."""
+    ffns = [block.ffn for stack in model.anatomy.stacks.values() for block in stack.blocks if block.ffn]
+    return [model.module.get_submodule(ffn.up.path) for ffn in ffns if ffn.gate and ffn.gate.path == ffn.up.path and not ffn.experts]
 
 
 def _channels(module: nn.Module) -> dict[str, tuple[int, int]]:

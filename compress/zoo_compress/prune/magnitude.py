@@ -54,13 +54,11 @@ class PruneMagnitude(Compressor):
             return self
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        target = model.anatomy.select(options.target)
-        paths = target.projections()
+        parts = list(_parts(model, options))
+        paths = dict.fromkeys(part.path for part, _ in parts)
         require_dense(state, paths, stage=self.name, does="prunes", allow=self.accepts, leaves=self.leaves)
         groups = _groups(options.pattern)
-        found = False
-        for part, is_input in _parts(target):
-            found = True
+        for part, is_input in parts:
             weight = _weight(model.module, part.path)
             inputs = weight.shape[_input_axis(part, is_input, weight)]
             if groups and inputs % groups[1]:
@@ -68,16 +66,16 @@ class PruneMagnitude(Compressor):
                     f"{self.name}: {part.path} has {inputs} inputs, which {groups[1]} does not divide; "
                     f"pattern {options.pattern} needs whole groups. Use sparsity instead, or another pattern."
                 )
-        if not found:
-            raise Refused(f"{self.name}: no projection is recognised in {options.target!r}, so nothing can be pruned.")
+        if not parts:
+            raise Refused(f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be pruned.")
 
     def outline(self, model: Model, options: Options) -> Record:
-        target = model.anatomy.select(options.target)
-        return {"pattern": options.pattern, "sparsity": _sparsity(options), "paths": list(target.projections())}
+        paths = dict.fromkeys(part.path for part, _ in _parts(model, options))
+        return {"pattern": options.pattern, "sparsity": _sparsity(options), "paths": list(paths)}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
-        parts = list(_parts(model.anatomy.select(options.target)))
+        parts = list(_parts(model, options))
         done: set[tuple[int, int, int]] = set()  # shared matrices once
         for part, is_input in context.progress.track(parts, total=len(parts), label=self.name):
             weight = _weight(model.module, part.path)
@@ -95,7 +93,7 @@ class PruneMagnitude(Compressor):
         return {path: Trait("sparse", groups) for path in record["paths"]}
 
     def working_bytes(self, model: Model, options: Options) -> int:
-        sizes = [_weight(model.module, part.path).numel() for part, _ in _parts(model.anatomy.select(options.target))]
+        sizes = [_weight(model.module, part.path).numel() for part, _ in _parts(model, options)]
         return 16 * max(sizes, default=0)  # a copy, its magnitudes and their order
 
     def note(self, model: Model, options: Options) -> str:
@@ -163,17 +161,23 @@ def _sparsity(options: PruneMagnitude.Options) -> float:
     return options.sparsity
 
 
-def _parts(target: Target) -> Iterator[tuple[Part, bool]]:
-    """Yield every projection of the selected blocks, and whether its units lie along its input."""
+def _parts(model: Model, options: PruneMagnitude.Options) -> Iterator[tuple[Part, bool]]:
+    """Yield every projection of the target, and whether its units lie along its input."""
+    target = model.anatomy.select(options.target)
     for block in target.blocks:
         yield from _block_parts(block, target.part)
+    for path in target.layers:
+        part = model.module.get_submodule(path)
+        if isinstance(part, nn.Linear):
+            yield Part(path, 0, part.out_features), False
 
 
 def _block_parts(block: Block, which: str | None) -> Iterator[tuple[Part, bool]]:
-    attention, ffn = block.attention, block.ffn
-    if attention and which != "ffn":
-        yield from ((part, False) for part in (attention.q, attention.k, attention.v))
-        yield attention.o, True
+    ffn = block.ffn
+    for attention in (block.attention, block.cross):
+        if attention and which != "ffn":
+            yield from ((part, False) for part in (attention.q, attention.k, attention.v))
+            yield attention.o, True
     if ffn and which != "attention":
         yield from ((part, False) for part in (ffn.gate, ffn.up) if part is not None)
         yield ffn.down, True

@@ -40,13 +40,15 @@ def set_channels(module: nn.Module, target: Target, layers: Sequence[tuple[FFN, 
     for ffn, size in layers:
         for part in module.get_submodule(ffn.path).modules():
             _change(part, CHANNELS, ffn.width, size)
-    if not target.whole or len({size for _, size in layers}) > 1:
-        return
-    config = config_of(module, target.stack.path)
-    for ffn, size in layers:
-        _change(config, CONFIG_CHANNELS, ffn.width, size)
-    if config is not None and getattr(config, "n_inner", 0) is None:  # GPT-2 derives it from the width
-        config.n_inner = layers[0][1]
+    for stack, indices in target.picks:
+        own = [(ffn, size) for ffn, size in layers if inside(ffn.path, stack.path)]
+        if len(indices) < len(stack.blocks) or len({size for _, size in own}) > 1:
+            continue
+        config = config_of(module, stack.path)
+        for ffn, size in own:
+            _change(config, CONFIG_CHANNELS, ffn.width, size)
+        if config is not None and getattr(config, "n_inner", 0) is None:  # GPT-2 derives it from the width
+            config.n_inner = own[0][1]
 
 
 def set_heads(module: nn.Module, target: Target, layers: Sequence[tuple[Attention, tuple[int, int]]]) -> None:
@@ -58,15 +60,15 @@ def set_heads(module: nn.Module, target: Target, layers: Sequence[tuple[Attentio
             _change(part, GROUPS, layer.heads // layer.kv_heads, heads // kv_heads)
             if not isinstance(getattr(part, "out_features", None), int):
                 _change(part, SPAN, layer.heads * layer.head_dim, heads * layer.head_dim)
-    config = config_of(module, target.stack.path)
-    if config is None:
-        return
-    if target.whole and len({sizes for _, sizes in layers}) == 1:
-        layer, (heads, kv_heads) = layers[0]
-        _set_config_heads(config, layer, heads, kv_heads)
-        return
-    for layer, (heads, kv_heads) in layers:
-        _own_config(module.get_submodule(layer.path), layer, heads, kv_heads)
+    for stack, indices in target.picks:
+        config = config_of(module, stack.path)
+        own = [(layer, sizes) for layer, sizes in layers if inside(layer.path, stack.path)]
+        if config is not None and len(indices) == len(stack.blocks) and len({sizes for _, sizes in own}) == 1:
+            layer, (heads, kv_heads) = own[0]
+            _set_config_heads(config, layer, heads, kv_heads)
+            continue
+        for layer, (heads, kv_heads) in own if config is not None else ():
+            _own_config(module.get_submodule(layer.path), layer, heads, kv_heads)
 
 
 def set_width(module: nn.Module, target: Target, towers: Sequence[str], new: int) -> None:

@@ -21,6 +21,7 @@ from zoo.detect import config_of, resolve
 from zoo.errors import ArtifactError, DataError, Refused
 from zoo.family import Batch
 from zoo.model import Model
+from zoo_compress.calibrate import joined
 from zoo_compress.prune import graph
 from zoo_compress.prune.cut import residual_parts
 from zoo_compress.prune.importance import Scores, activation, magnitude
@@ -38,6 +39,7 @@ from zoo_compress.prune.sizes import (
     planned,
     require_parts,
 )
+from zoo_compress.trial import require_running
 
 Amount = Annotated[float, Field(strict=True, gt=0, lt=1)] | Annotated[int, Field(strict=True, ge=1)]
 PER_HEAD_SLOPES = ("bloom", "mpt")  # model types whose attention biases (ALiBi) are fixed by a head's number
@@ -49,7 +51,7 @@ class PruneStructured(Compressor):
     name: ClassVar[str] = "prune.structured"
 
     class Options(CompressorOptions):
-        target: str = Field("language", description="part to prune, such as language or language.blocks[4:]")
+        target: str = Field("language", description="part to prune, such as language.blocks[4:]; with ratio a module, such as unet")
         ffn: Amount | None = Field(None, description="FFN channels: share removed (0.25) or number kept (1024)")
         heads: Amount | None = Field(None, description="query heads: share removed or number kept, evenly per kv group")
         kv_groups: Amount | None = Field(
@@ -57,7 +59,7 @@ class PruneStructured(Compressor):
         )
         width: Amount | None = Field(None, description="residual width of a whole stack: share removed or number kept")
         ratio: float | None = Field(
-            None, gt=0, lt=1, description="share of channels removed, for models without transformer blocks"
+            None, gt=0, lt=1, description="share of channels removed by dependency graph, of a module that reads no tokens"
         )
         importance: Literal["magnitude", "activation"] = Field(
             "magnitude", description="choose by weights, or by activations on calibration data"
@@ -74,7 +76,7 @@ class PruneStructured(Compressor):
             if not sizes and self.ratio is None:
                 raise ValueError("say what to remove: ffn, heads, kv_groups or width (ratio for convolutional models)")
             if sizes and self.ratio is not None:
-                raise ValueError("ratio is for models without transformer blocks; leave out the other sizes")
+                raise ValueError("ratio prunes a whole module by its graph; leave out the other sizes")
             return self
 
     def roles(self, options: Options) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class PruneStructured(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         if options.ratio is not None:
-            graph.check(model, options.target, stage=self.name)
+            graph.check(model, options.target, options.ratio, stage=self.name)
             require_dense(state, state, stage=self.name, does="cuts channels out of", allow=("shared",))
             return
         if options.width is not None:  # every tensor is touched, and what is packed is no longer recognised
@@ -93,19 +95,21 @@ class PruneStructured(Compressor):
 
     def outline(self, model: Model, options: Options) -> Record:
         if options.ratio is not None:
-            return graph.outline(model, options.ratio, stage=self.name)
+            return graph.outline(model, options.target, options.ratio, stage=self.name)
         return self._plan(model, options).record()
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         if options.ratio is not None:
-            return graph.apply(model, options.ratio, stage=self.name)
+            return graph.apply(model, options.target, options.ratio, stage=self.name)
         plan = self._plan(model, options)
         if options.importance == "activation":
             choice = _choose_by_activation(model, plan, self._activations(model, plan, options, context))
         else:
             choice = _choose_by_magnitude(model, plan)
         carry_out(model.module, model.anatomy, plan, choice, stage=self.name)
-        self._require_running(model)
+        require_running(
+            model, stage=self.name, what="pruned", remedy="Prune only ffn, or start from another architecture."
+        )
         return plan.record()
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -131,13 +135,16 @@ class PruneStructured(Compressor):
                 "give ratio instead of ffn, heads, kv_groups or width."
             )
         target = anatomy.select(options.target)
+        if not target.blocks:
+            raise Refused(f"{self.name}: {options.target!r} has no transformer blocks; give ratio instead of ffn, heads, kv_groups or width.")
         if options.ffn is not None:
             ffn = tuple(
                 kept(options.ffn, layer.width, what=f"{layer.path}: FFN channels", round_to=options.round_to)
                 for layer in require_parts(target, "ffn", stage=self.name)
             )
         if options.heads is not None or options.kv_groups is not None:
-            _require_movable_heads(model.module, target.stack.path, stage=self.name)
+            for stack, _ in target.picks:
+                _require_movable_heads(model.module, stack.path, stage=self.name)
             heads = tuple(
                 kept_heads(layer, heads=options.heads, kv_groups=options.kv_groups)
                 for layer in require_parts(target, "attention", stage=self.name)
@@ -162,7 +169,7 @@ class PruneStructured(Compressor):
 
         def batches() -> Iterator[Batch]:
             for index in context.progress.track(range(count), total=count, label="activations"):
-                yield {name: tensor[None].to(model.device) for name, tensor in windows[index].items()}
+                yield joined(model, [windows[index]], seed=index)
 
         return activation(
             model.module,
@@ -172,18 +179,6 @@ class PruneStructured(Compressor):
             samples=batches(),
             forward=lambda batch: model.family.forward(model, batch),
         )
-
-    def _require_running(self, model: Model) -> None:
-        """Refuse the result where this architecture reads a size from a place that is not known here."""
-        try:
-            with torch.no_grad():
-                model.family.forward(model, model.family.example(model, batch=1, size=4))
-        except (RuntimeError, ValueError, AttributeError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise Refused(
-                f"{self.name} does not fit {type(model.module).__name__}: the pruned model does not run ({reason}). "
-                "Prune only ffn, or start from another architecture."
-            ) from error
 
 
 def _touched(plan: Plan) -> list[str]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from zoo.compressor import CompressorOptions, Context
 from zoo.detect import resolve
-from zoo.errors import ZooError
+from zoo.errors import UnknownName, ZooError, nearest
 from zoo.family import Batch
 from zoo.files import replace_file
 from zoo.model import Model
@@ -31,9 +31,13 @@ BYTES_PER_TRAINED = 16  # fp32 weight, gradient, and AdamW's two moments
 class TrainingOptions(CompressorOptions):
     """Options that every training stage shares."""
 
+    loss: tuple[dict[str, Any], ...] = Field(
+        (), description='losses, each {use = "kl", weight = 1.0, ...}; empty: what models of this kind are trained on'
+    )
+    only: tuple[str, ...] = Field((), description='train these modules alone, by path, such as ["projector"]; empty: all')
     steps: int = Field(200, ge=1, description="optimizer steps")
     batch: int = Field(8, ge=1, description="windows in a batch, over all processes")
-    length: int = Field(256, ge=2, description="tokens in a window")
+    length: int = Field(256, ge=2, description="tokens in a window, for models that read text")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up, at most half of all")
     decay: float = Field(0.3, ge=0, le=1, description="share of the steps over which the rate falls to zero")
@@ -54,8 +58,10 @@ def fit(
 
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     kept = _to_float32(model)
-    trained = {name: p for name, p in model.module.named_parameters() if p.is_floating_point() and p.requires_grad}
-    extra = {f"objective.{n}": p for n, p in objective.named_parameters() if not any(p is q for q in trained.values())}
+    model.module.requires_grad_(False)
+    trained = _trained(model, options)
+    own = {id(p) for p in model.module.parameters()}
+    extra = {f"objective.{n}": p for n, p in objective.named_parameters() if id(p) not in own}
     zeros = _sparse_masks(model)
     optimizer = torch.optim.AdamW(_groups([*trained.values(), *extra.values()], options), lr=options.lr, betas=(0.9, 0.95))
     run = _Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
@@ -67,7 +73,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = options.lr * wsd(step + 1, warmup=warmup, total=options.steps, decay=decay,
                                            shape=options.decay_shape, half_life=max(1.0, decay / 5))
-        batch = _batch(windows, step, options=options, seed=context.seed, accelerator=accelerator)
+        batch = _batch(model, windows, step, options=options, seed=context.seed, accelerator=accelerator)
         values = prepared({name: tensor.to(accelerator.device) for name, tensor in batch.items()})
         if not torch.isfinite(values["loss"]):
             raise ZooError(f"{label}: the loss is {float(values['loss'].detach())} at step {step}; lower `lr` or look at the data.")
@@ -83,8 +89,28 @@ def fit(
                 continue  # a sum of one loss is that loss
             context.curves.setdefault(name, []).append((step, round(float(value.detach()), 6)))
         run.save(step + 1, context, last=step + 1 == options.steps)
-    model.module.requires_grad_(True)
+    for parameter in model.module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     _restore_dtype(model, kept)
+
+
+def require_parts(model: Model, options: TrainingOptions, *, stage: str) -> None:
+    """Refuse `only` where it names a module that the model does not have."""
+    paths = {path for path, _ in model.module.named_modules()}
+    for name in options.only:
+        if name not in paths:
+            top = [path for path, _ in model.module.named_children()]
+            raise UnknownName(f"{stage}: the model has no module {name!r} to train.{nearest(name, paths)} Its parts: {', '.join(top)}.")
+
+
+def _trained(model: Model, options: TrainingOptions) -> dict[str, nn.Parameter]:
+    """The parameters the stage may change, by name, each marked as such."""
+    parts = [model.module.get_submodule(name) for name in options.only] or [model.module]
+    wanted = {id(p) for part in parts for p in part.parameters() if p.is_floating_point()}
+    trained = {name: p for name, p in model.module.named_parameters() if id(p) in wanted}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return trained
 
 
 def _groups(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> list[dict[str, Any]]:
@@ -95,11 +121,14 @@ def _groups(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> lis
     ]
 
 
-def _batch(windows: Sequence[Batch], step: int, *, options: TrainingOptions, seed: int, accelerator: Any) -> Batch:
-    """Stack the windows of one step; every process takes its own share."""
+def _batch(
+    model: Model, windows: Sequence[Batch], step: int, *, options: TrainingOptions, seed: int, accelerator: Any
+) -> Batch:
+    """Join the windows of one step and draw its noise; every process takes its own share."""
     rows = range(step * options.batch, (step + 1) * options.batch)[accelerator.process_index :: accelerator.num_processes]
-    picked = [windows[_shuffled(row, len(windows), seed)] for row in rows]
-    return {name: torch.stack([window[name] for window in picked]) for name in picked[0]}
+    batch = model.family.collate(model, [windows[_shuffled(row, len(windows), seed)] for row in rows])
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + rows[0]) % 2**63 if rows else 0)
+    return model.family.draw(model, batch, generator)
 
 
 def _shuffled(row: int, size: int, seed: int) -> int:

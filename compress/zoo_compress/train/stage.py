@@ -9,15 +9,17 @@ from pydantic import Field
 from zoo.compressor import Compressor, Context, Record, State, require_dense
 from zoo.errors import Refused
 from zoo.model import Model
-from zoo_compress.distill.losses import CrossEntropy, LossOptions
-from zoo_compress.distill.objective import CHUNK_BYTES, TokenObjective
-from zoo_compress.train.loop import BYTES_PER_TRAINED, TrainingOptions, fit
+from zoo_compress.distill.losses import WeightedRow, resolve
+from zoo_compress.distill.objective import CHUNK_BYTES, Objective
+from zoo_compress.train.loop import BYTES_PER_TRAINED, TrainingOptions, fit, require_parts
+from zoo_compress.train.saved import saved_bytes
 
 
 class Train(Compressor):
-    """Train on the next token (AdamW, warmup-stable-decay: MiniCPM, 2404.06395, section 4).
+    """Train on data alone (AdamW, warmup-stable-decay: MiniCPM, 2404.06395, section 4).
 
-    Weights that an earlier stage made sparse keep their zeros; packed weights stay as they are.
+    A language model learns the next token, an image model what its family says. Weights that an earlier stage made
+    sparse keep their zeros; packed weights stay as they are.
     """
 
     name = "train"
@@ -30,9 +32,11 @@ class Train(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        require_next_token(model, stage=self.name)
-        packed = [path for path, traits in state.items() if any(t.kind == "packed" for t in traits)]
-        require_dense(state, packed, stage=self.name, does="updates", allow=("sparse", "shared", "factored"))
+        rows, features = resolve(options.loss or model.family.losses)
+        for name, loss, _ in (*rows, *features):
+            if loss.needs_teacher:
+                raise Refused(f'{self.name} has no teacher for the loss {name!r}; use = "distill" has one.')
+        check_training(model, state, options, rows, stage=self.name, does="updates")
 
     def outline(self, model: Model, options: Options) -> Record:
         return {}
@@ -42,28 +46,35 @@ class Train(Compressor):
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
-        objective = TokenObjective(model, None, [("cross-entropy", CrossEntropy(), LossOptions(weight=1.0))], {})
-        fit(model, objective, windows, options=options, context=context, label=self.name)
+        rows, _ = resolve(options.loss or model.family.losses)
+        fit(model, Objective(model, None, rows), windows, options=options, context=context, label=self.name)
         return {}
 
     def rebuild(self, model: Model, record: Record) -> None:
         pass
 
 
-def require_next_token(model: Model, *, stage: str) -> None:
-    """Refuse a model that sees the token it would be asked to predict."""
-    if model.spec.task == "masked-lm":
-        raise Refused(
-            f"{stage} trains on the next token, but {model.spec.name} is a masked-lm model, which reads it beforehand. "
-            'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'
-        )
+def check_training(
+    model: Model, state: State, options: TrainingOptions, rows: list[WeightedRow], *, stage: str, does: str
+) -> None:
+    """Refuse what cannot be trained: packed weights, a module that is not there, a loss that does not fit the model."""
+    packed = [path for path, traits in state.items() if any(t.kind == "packed" for t in traits)]
+    require_dense(state, packed, stage=stage, does=does, allow=("sparse", "shared", "factored"))
+    require_parts(model, options, stage=stage)
+    for name, loss, _ in rows:
+        if loss.kind not in model.family.kinds:
+            raise Refused(
+                f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models do not have; "
+                f"theirs are {', '.join(model.family.kinds)}."
+            )
+        if loss.needs_target and model.spec.task == "masked-lm":
+            raise Refused(
+                f"{stage} trains on the next token, but {model.spec.name} is a masked-lm model, which reads it beforehand. "
+                'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'
+            )
 
 
 def training_bytes(model: Model, options: Any) -> int:
     """Memory of weights, gradients, moments, activations and logits of one training step, in bytes."""
-    stack = model.anatomy.select("language").stack
-    tokens = options.batch * options.length
-    inner = sum(block.ffn.width * 4 for block in stack.blocks if block.ffn)
-    activations = 4 * tokens * (len(stack.blocks) * stack.width * 14 + inner)  # what a pre-norm block keeps for backward
-    logits = 4 * min(tokens * int(model.spec.config["vocab_size"]) * 4, CHUNK_BYTES)
-    return int(model.params * BYTES_PER_TRAINED + activations + logits)
+    activations, outputs = saved_bytes(model, batch=options.batch, size=options.length)
+    return model.params * BYTES_PER_TRAINED + activations + 4 * min(outputs, CHUNK_BYTES)

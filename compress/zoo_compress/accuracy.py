@@ -1,0 +1,53 @@
+"""Accuracy as a metric: a share with its Wilson interval, by group, and which answer was taken for which."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+LARGEST = 40  # labels of a confusion matrix, and groups listed; more would not be read
+
+
+def accuracy(
+    true: Sequence[str], predicted: Sequence[str], *, groups: Sequence[str] = (), order: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a metric in per cent: value, interval, and where there are few enough, "by" group and "confusion".
+
+    Args:
+        groups: the group of each answer, such as its class or its font; empty: none.
+        order: all labels in the order to show them; others come after, sorted.
+    """
+    hits = [one == other for one, other in zip(true, predicted, strict=True)]
+    found: dict[str, Any] = {**_share(hits), "unit": "%", "better": "higher"}
+    labels = _ordered({*true}, order)
+    answers = [*labels, *_ordered({*predicted} - {*true}, order)]
+    if len(labels) > 1 and len(answers) <= LARGEST:
+        pairs = Counter(zip(true, predicted, strict=True))
+        counts = [[pairs[label, answer] for answer in answers] for label in labels]
+        found["confusion"] = {"true": labels, "predicted": answers, "counts": counts}
+    named = _ordered(set(groups), order)
+    if 1 < len(named) <= LARGEST:
+        members = {name: [hit for hit, group in zip(hits, groups, strict=True) if group == name] for name in named}
+        found["by"] = {name: {**_share(part), "n": len(part)} for name, part in members.items()}
+    return found
+
+
+def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson 1927): never below 0 or above 1, and sensible at both ends."""
+    if not count:
+        return 0.0, 1.0
+    share, spread = hits / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _share(hits: Sequence[bool]) -> dict[str, float]:
+    low, high = wilson(sum(hits), len(hits))
+    return {"value": 100 * sum(hits) / max(1, len(hits)), "low": 100 * low, "high": 100 * high}
+
+
+def _ordered(names: set[str], order: Sequence[str]) -> list[str]:
+    return [name for name in order if name in names] + sorted(names - set(order))
