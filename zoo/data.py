@@ -2,7 +2,8 @@
 
     stdlib:train[:128]        a named source, a split, the first 128 records
     notes/                    every text file below a directory, one record each
-    corpus.jsonl:train        one JSON object a line, its "text" field
+    photos/                   every image below a directory; the folder it lies in is its label and text
+    corpus.jsonl:train        one JSON object a line, its "text" field; an "image" is a path from the file's folder
     pairs.parquet?text=body   another field as the text
     hub:org/name:test         a data set of the hub, when online (or cached)
 
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from zoo.errors import DataError, nearest
+from zoo.files import sha256_of
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,12 @@ def _from_path(path: Path, reference: Reference) -> list[Sample]:
     if path.is_dir():
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return _from_datasets(lambda d: d.load_from_disk(str(path)), reference, str(path))
-        files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
-        if not files:
-            raise DataError(f"{path} holds no text files ({', '.join(TEXT_SUFFIXES)}).")
-        return _texts(files, reference, path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        if texts := [file for file in files if file.suffix in TEXT_SUFFIXES]:
+            return _texts(texts, reference, path)
+        if images := [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]:
+            return _images(images, reference, path)
+        raise DataError(f"{path} holds neither text files ({', '.join(TEXT_SUFFIXES)}) nor images ({', '.join(IMAGE_SUFFIXES[:3])}, ...).")
     if path.suffix == ".jsonl":
         return _of_split(_from_jsonl(path), reference, path)
     if path.suffix == ".parquet":
@@ -178,6 +183,16 @@ def _texts(files: Sequence[Path], reference: Reference, path: Path) -> list[Samp
     if reference.split:
         raise DataError(f"{path} is plain text, which has no split {reference.split!r}; use slices such as [:90%] and [90%:].")
     return [sample for file in files if (sample := _text_file(file)).text.strip()]
+
+
+def _images(files: Sequence[Path], reference: Reference, path: Path) -> list[Sample]:
+    """One record an image, named by the folder it lies in; a split is the folder of that name."""
+    if reference.split:
+        files = [file for file in files if file.relative_to(path).parts[0] == reference.split]
+        if not files:
+            folders = sorted(place.name for place in path.iterdir() if place.is_dir())
+            raise DataError(f"{path} has no folder {reference.split!r} of images.{nearest(reference.split, folders)} Folders: {', '.join(folders) or 'none'}.")
+    return [Sample({"image": f, "text": f.parent.name, "label": f.parent.name}, str(f)) for f in files]
 
 
 def _text_file(path: Path) -> Sample:
@@ -234,10 +249,21 @@ def _of_split(records: Iterable[tuple[str, dict[str, Any]]], reference: Referenc
                 raise DataError(f"{where}: no field 'split', so it is not known whether the record is of split {reference.split!r}.")
             found[str(record["split"])] = None
         if not reference.split or str(record["split"]) == reference.split:
-            samples.append(_sample(record, where, reference.field))
+            samples.append(_sample(_with_image(record, where, path.parent), where, reference.field))
     if found and not samples:
         raise DataError(f"{path} has no split {reference.split!r}.{nearest(reference.split, found)} Splits: {', '.join(found)}.")
     return samples
+
+
+def _with_image(record: dict[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """A record whose "image" is a path that exists, read from the folder its file lies in."""
+    image = record.get("image")
+    if not isinstance(image, str):
+        return record
+    place = folder / image
+    if not place.is_file():
+        raise DataError(f"{where}: the image {image!r} is not a file in {folder}.")
+    return {**record, "image": place}
 
 
 def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "") -> list[Sample]:
@@ -283,5 +309,7 @@ def _position(text: str, length: int, default: int) -> int:
 
 
 def _content_hash(value: Any) -> str:
+    if isinstance(value, Path):
+        return sha256_of(value)
     content = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
     return hashlib.sha256(content).hexdigest()

@@ -135,7 +135,7 @@ def test_missing_and_empty_data_are_named_with_their_key(place: Path):
     for reference, sentence in (
         ("text[:4]", "recipe.toml, line 10, [data] train: No data source or file called 'text'. Did you mean 'texts'? Sources: "),
         ("texts[99:]", "recipe.toml, line 10, [data] train: 'texts[99:]' holds no records (6 before the slice)."),
-        ("none", "recipe.toml, line 10, [data] train: none holds no text files (.txt, .md, .rst, .py, .text)."),
+        ("none", "recipe.toml, line 10, [data] train: none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."),
     ):
         assert refusal(place, RECIPE.replace('train = "texts[:4]"', f'train = "{reference}"'), DataError).startswith(sentence)
     found = refusal(place, RECIPE.replace('train = "texts[:4]"\n', 'trian = "texts[:4]"\n'), DataError)

@@ -40,6 +40,7 @@ IMAGES: dict[str, str] = {
     "vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
     "resnet": "timm:resnet10t?num_classes=10",
 }
+RANDOM = "tiny-code, random"  # what a tokenizer may still be trained for
 BASES = (TINY, *TWINS, *IMAGES)
 # Where a stage aims in a model that has no language, and sizes that fit it.
 TARGETS = {"tiny-t2i": "unet", "stable-diffusion": "unet", "vit": "vision", "resnet": "all"}
@@ -75,6 +76,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("mixtral", "quantize.nf4"): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]",
     ("mixtral", "lowrank.svd"): r"holds 4 experts in one tensor.* aim at the attention alone",
     ("mixtral", "share.ffn"): r"holds 4 experts .* experts are not shared between blocks",
+    (TINY, "vocabulary.bpe"): r"the weights of tiny-code are trained on the tokens .* Begin with weights = \"random\"",
     ("bert", "train"): r"train trains on the next token, but bert is a masked-lm model.* Distil it",
     **{(name, "vocabulary.bpe"): rf"{name} has 96 tokens.* choose a model with a larger vocab_size" for name in TWINS},
     **{(name, "vocabulary.bpe"): "has no token vocabulary that could be learnt anew" for name in IMAGES},
@@ -134,6 +136,7 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     ((TINY,), [("prune.structured", {"width": 0.3}), INT8]),
     (("llama-tied", "gpt-neox"), [("prune.structured", {"width": 25})]),
     (("gpt-neox", "opt", "bert"), [("prune.structured", {"heads": 3})]),
+    ((RANDOM,), [stage("vocabulary.bpe"), TRAIN]),
     # vision-language: each part for itself, and all three together
     (("tiny-vlm",), [stage("inherit", target="vision", layers="first:2"), ("prune.structured", {"ffn": 0.25}), INT8]),
     (("tiny-vlm",), [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("lowrank.svd", target="projector", **SEES), INT8]),
@@ -168,6 +171,8 @@ def base(name: str, folder: Path) -> Model:
     """The catalogue's tiny model, or a twin as anybody's checkpoint directory: saved by transformers, loaded by zoo."""
     if name in TWINS:
         return zoo.load(checkpoint(name, folder))
+    if name == RANDOM:
+        return zoo.load(TINY, weights="random")
     if name == "stable-diffusion":
         return zoo.load(stable_diffusion(folder / name))
     known = IMAGES.get(name, name)

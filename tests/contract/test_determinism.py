@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import zoo_compress
-from cases import CALIBRATION, INT8, OPTIONS, TINY, TRAINING, Stage, base, checkpoint, context, recipe, stage
+from cases import CALIBRATION, IMAGES, INT8, OPTIONS, TINY, TRAINING, Stage, base, checkpoint, context, options, recipe, stage
 
 import zoo
 from zoo import artifact, registry
@@ -69,10 +70,43 @@ def test_a_run_that_goes_on_from_a_saved_stage_gives_the_same_bytes(one: Path) -
 
 @pytest.mark.parametrize("use", registry.names("compressor"))
 def test_applying_a_stage_keeps_the_global_random_state(use: str, tmp_path: Path) -> None:
-    start = base(TINY if use == "vocabulary.bpe" else "gpt-neox", tmp_path)
+    start = base(RANDOM if use == "vocabulary.bpe" else "gpt-neox", tmp_path)
     shared = context(start)
     with random_state_kept(use):
         zoo_compress.apply(start.copy(), use, OPTIONS[use], shared)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_training_on_images_follows_from_the_seed_alone(name: str, tmp_path: Path) -> None:
+    """Noise, times and dropped captions are drawn anew at every step, and from the stage's seed."""
+    start = base(name, tmp_path)
+    found = []
+    for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
+        shared = context(start)
+        shared.seed = seed
+        torch.manual_seed(global_seed)
+        with random_state_kept("distilling"):
+            found.append(zoo_compress.apply(start.copy(), "distill", options(name, "distill"), shared).tensors())
+    one, again, other = found
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_loading_saving_and_generating_keep_the_global_random_state(name: str, tmp_path: Path) -> None:
+    with random_state_kept("loading"):
+        model = base(name, tmp_path)
+    with random_state_kept("saving and loading"):
+        zoo.load(model.save(tmp_path / "saved"))
+    asked = {key: value for key, value in {"prompt": "a seven", "images": [picture()], "steps": 2, "count": 1, "max_new_tokens": 4}.items()
+             if key in model.family.takes}  # fmt: skip
+    if model.processor is not None or model.spec.modality == "vision":
+        with random_state_kept("generating"):
+            model.generate(asked.pop("prompt", None), **asked)
+
+
+def picture() -> Any:
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 def test_the_rest_keeps_the_global_random_state(tmp_path: Path) -> None:

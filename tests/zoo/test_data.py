@@ -36,6 +36,45 @@ def wheres(data: Dataset, base: Path) -> list[str]:
     return [sample.where.replace(f"{base}/", "") for sample in data]
 
 
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def picture(file: Path, shade: int) -> Path:
+    from PIL import Image
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (shade, 0, 0)).save(file)
+    return file
+
+
+def test_a_folder_of_images_is_labelled_by_its_folders(tmp_path: Path):
+    for place in ("train/cat/a.png", "train/dog/b.PNG", "test/cat/c.png"):
+        picture(tmp_path / place, 9)
+    data = open_data(f"{tmp_path}:train")
+    assert [(s.fields["label"], s.text, s.fields["image"].name) for s in data] == [("cat", "cat", "a.png"), ("dog", "dog", "b.PNG")]
+    assert len(open_data(str(tmp_path))) == 3
+    sentence = refusal(f"{tmp_path}:tain", tmp_path.parent)
+    assert "has no folder 'tain' of images. Did you mean 'train'? Folders: test, train." in sentence
+
+
+def test_an_image_of_a_record_lies_beside_its_file(tmp_path: Path):
+    picture(tmp_path / "sub" / "seven.png", 7)
+    records = [{"image": "seven.png", "prompt": "What?", "text": "7"}]
+    data = open_data(str(jsonl(tmp_path / "sub" / "asked.jsonl", records)))
+    assert data[0].fields["image"] == tmp_path / "sub" / "seven.png"
+    jsonl(tmp_path / "asked.jsonl", [*records, {"image": "none.png", "prompt": "", "text": ""}])
+    assert refusal("asked.jsonl", tmp_path) == f"asked.jsonl:1: the image 'seven.png' is not a file in {tmp_path}."
+
+
+def test_the_fingerprint_follows_what_an_image_holds(tmp_path: Path):
+    file = jsonl(tmp_path / "asked.jsonl", [{"image": "a.png", "text": "7"}])
+    found = []
+    for shade in (1, 2, 1):
+        picture(tmp_path / "a.png", shade)
+        found.append(open_data(str(file)).fingerprint)
+    assert found[0] == found[2] != found[1]
+
+
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +106,7 @@ def test_empty_data_is_refused(tmp_path: Path):
     (tmp_path / "none").mkdir()
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "blank.jsonl").write_text("\n\n")
-    assert refusal("none", tmp_path) == "none holds no text files (.txt, .md, .rst, .py, .text)."
+    assert refusal("none", tmp_path) == "none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
     assert refusal("blank.txt", tmp_path) == "'blank.txt' holds no records."
     assert refusal("blank.jsonl", tmp_path) == "'blank.jsonl' holds no records."
     (tmp_path / "one.txt").write_text("one")
