@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import header
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, OutputError, ZooError
+from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
 from zoo.files import sha256_of, sync_folder, why_unwritable
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
 FORMAT = 1
+PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
     "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -93,7 +94,8 @@ def read(path: Path) -> Manifest:
     """Read and validate the manifest of an artifact.
 
     Raises:
-        ArtifactError: there is none, it is damaged, or it was written by a newer zoo.
+        RequestError: there is none.
+        ArtifactError: it is damaged, or was written by a newer zoo.
     """
     from zoo.model import lineage_of
 
@@ -101,13 +103,15 @@ def read(path: Path) -> Manifest:
     try:
         data = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.") from None
+        raise RequestError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{place} is damaged: {error}.") from None
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise ArtifactError(f"{place} is damaged: no format version.")
     if data["format"] > FORMAT:
         raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo.")
+    if problem := _problem(data):
+        raise ArtifactError(f"{place} is damaged: {problem}.")
     try:
         return Manifest(
             spec=ModelSpec(**data["spec"]), lineage=lineage_of(data["lineage"]), dtype=str(data["dtype"]),
@@ -117,11 +121,34 @@ def read(path: Path) -> Manifest:
         raise ArtifactError(f"{place} is damaged: {error}.") from None
 
 
+def _problem(data: Mapping[str, Any]) -> str:
+    """Say what in a manifest is not as it is written, or return "". What is missing is found by whoever reads it."""
+    for key, kind in {"spec": dict, "lineage": list, "files": dict, "notes": dict}.items():
+        if not isinstance(data.get(key, kind()), kind):
+            return f"{key!r} is {type(data[key]).__name__}, not {kind.__name__}"
+    for key in ("dtype", "stored"):
+        if data.get(key, PRECISIONS[0]) not in PRECISIONS:
+            return f"{key} {data[key]!r} is none of {', '.join(PRECISIONS)}"
+    if not isinstance(data.get("spec", {}).get("config", {}), dict):
+        return "the config of the spec is no table"
+    for number, stage in enumerate(data.get("lineage", []), 1):
+        kinds = {"use": str, "version": int, "options": dict, "record": dict}
+        wrong = [key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)]
+        if wrong:
+            return f"stage {number} of the lineage has no {wrong[0]}"
+    for name, about in data.get("files", {}).items():
+        if not isinstance(about, dict) or not isinstance(about.get("bytes"), int) or not isinstance(about.get("sha256"), str):
+            return f"file {name!r} has no size and hash"
+    if "files" in data and not any(name.endswith(".safetensors") for name in data["files"]):
+        return "it lists no weight file"
+    return ""
+
+
 def verify(path: Path) -> list[tuple[str, str]]:
     """Re-hash every file the manifest lists; return (file, problem) for each that is wrong.
 
     Raises:
-        ArtifactError: the manifest itself cannot be read.
+        RequestError, ArtifactError: the manifest itself cannot be read.
     """
     problems = []
     for name, about in read(path).files.items():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def card(model: Model, plain: str) -> str:
     """Write the card of a model in Markdown; `plain` says why the ecosystem's library cannot load it, or is empty."""
-    spec = model.spec
+    spec, library = model.spec, model.family.library
     lines = [
         "---",
         f"license: {spec.license.lower() or 'unknown'}",
@@ -28,7 +28,7 @@ def card(model: Model, plain: str) -> str:
         f'model = zoo.load("{spec.name if spec.packaged else "."}")  # or the path of this folder',
         "```",
         "",
-        "Plain transformers loads this folder too." if not plain else f"Plain transformers cannot load this folder: {plain}.",
+        f"Plain {library} cannot load this folder: {plain}." if plain else f"Plain {library} loads this folder too.",
         "",
     ]
     if model.lineage:

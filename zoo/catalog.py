@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -27,7 +28,7 @@ def models(
     *,
     modality: str | None = None,
     family: str | None = None,
-    max_params: int | str | None = None,
+    max_params: float | str | None = None,
     license: str | None = None,
 ) -> list[ModelSpec]:
     """Return the models that fit every filter given, in the catalogue's order.
@@ -39,8 +40,8 @@ def models(
     return [
         spec
         for spec in catalogue().values()
-        if (modality is None or spec.modality == modality)
-        and (family is None or spec.family == family)
+        if (modality is None or spec.modality.casefold() == modality.casefold())
+        and (family is None or spec.family.casefold() == family.casefold())
         and (limit is None or spec.params <= limit)
         and (license is None or spec.license.casefold() == license.casefold())
     ]
@@ -96,15 +97,15 @@ def _argument(name: str, pair: str) -> tuple[str, Any]:
         return key, value
 
 
-def parse_count(text: int | str) -> int:
-    """Read a parameter count such as 135000000, "135M" or "1.5B".
+def parse_count(text: float | str) -> int:
+    """Read a parameter count such as 135000000, 1.35e8, "135M" or "1.5B".
 
     Raises:
         RequestError: the text is not a count.
     """
-    if isinstance(text, int):
-        return text
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", text.strip().replace("_", "").lower())
+    if isinstance(text, int | float) and math.isfinite(text):
+        return int(text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", str(text).strip().replace("_", "").lower())
     if found is None:
         raise RequestError(f"{text!r} is not a parameter count. Write it like 135000000, 135M or 1.5B.")
     return round(float(found[1]) * _UNITS[found[2]])

@@ -98,6 +98,7 @@ class Compressor(ABC):
     accepts: ClassVar[tuple[str, ...]] = ()  # kinds of traits it can read besides plain dense tensors
     leaves: ClassVar[str] = ""  # the kind of trait it gives to what it changes
     trains: ClassVar[bool] = False  # updates weights by gradient descent; the run then adds optimizer memory
+    tokenizes: ClassVar[bool] = False  # gives the model a new tokenizer, which a plan cannot know
 
     def check_teacher(self, model: Model, teacher: Model) -> None:
         """Refuse a teacher that does not go with the model; only stages with a `teacher` option are asked."""

@@ -83,7 +83,7 @@ def plain_layers(module: nn.Module, path: str, *, skip: Iterable[str] = ()) -> t
     return tuple(
         name
         for name, part in module.get_submodule(path).named_modules(prefix=path)
-        if (features(part) or isinstance(getattr(part, "kernel_size", None), tuple) and hasattr(part, "in_channels"))
+        if (features(part) or (isinstance(getattr(part, "kernel_size", None), tuple) and hasattr(part, "in_channels")))
         and not any(inside(name, outer) for outer in skip)
     )
 
@@ -575,6 +575,7 @@ def _paths_of(module: nn.Module, method: str, names: Sequence[str], paths: dict[
 
 
 def _same_weight(module: nn.Module, one: str, other: str) -> bool:
-    first, second = module.get_submodule(one), module.get_submodule(other)
-    weight = getattr(first, "weight", None)
-    return first is second or (weight is not None and weight is getattr(second, "weight", None))
+    """Whether two modules hold one matrix, as a parameter or packed."""
+    first, second = ({id(t) for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)) if t.dim() == 2}
+                     for part in (module.get_submodule(one), module.get_submodule(other)))  # fmt: skip
+    return bool(first & second)

@@ -25,6 +25,10 @@ def stream_text(
     Raises:
         RequestError: the family cannot read the prompt, it leaves no room in the model's context, or an option is out of range.
     """
+    for name, value in {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}.items():
+        whole = name in ("max_new_tokens", "seed")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
     if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
     if not 0 <= seed < 2**63:

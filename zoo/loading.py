@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import artifact, catalog, registry, weights
+from zoo import artifact, catalog, header, registry, weights
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
+from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
 from zoo.model import Model, Stage
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from zoo.family import Family
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = artifact.PRECISIONS
+UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)  # what a record of another model causes
 
 
 def load(
@@ -33,8 +34,9 @@ def load(
 
     Raises:
         UnknownName: neither a catalogued name nor a directory.
+        RequestError: the directory holds no model.
         WeightsUnavailable: the weights are not here and cannot be fetched.
-        ArtifactError: the directory is damaged, or not a model.
+        ArtifactError: the directory is damaged.
     """
     wanted = _dtype_name(dtype)
     _require_device(device)
@@ -45,12 +47,17 @@ def load(
         family = registry.family(spec.family)
         spec = family.complete(spec)
         if device == "meta":
-            return build_skeleton(family, spec, (), dtype=wanted or spec.dtype or "float32")
+            skeleton = build_skeleton(family, spec, (), dtype=wanted or spec.dtype or "float32", stored=_stored(spec, weights))
+            skeleton.origin = "random" if weights == "random" else ""
+            return skeleton
         if weights == "random":
             return build_random(family, spec, dtype=wanted or spec.dtype or "float32", device=device)
         path = _folder(spec, weights)
     elif weights == "random":
-        skeleton = load(path, device="meta")
+        skeleton = load(path, device="meta", dtype=dtype)
+        skeleton.origin = "random"
+        if device == "meta":
+            return skeleton
         model = build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=wanted or skeleton.dtype, device=device)
         model.processor = skeleton.processor
         return model
@@ -66,7 +73,7 @@ def family_of(name_or_path: str | Path) -> Family:
     """Return the family of what `load` would load, before anything is.
 
     Raises:
-        UnknownName, ArtifactError: as `load`.
+        UnknownName, RequestError, ArtifactError: as `load`.
     """
     spec, path = _locate(name_or_path)
     if path is not None and (path / artifact.MANIFEST).exists():
@@ -157,8 +164,13 @@ def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
-    for stage in lineage:
-        model.replay(stage)
+    for number, stage in enumerate(lineage, 1):
+        try:
+            model.replay(stage)
+        except UNFIT as error:
+            raise ArtifactError(
+                f"the record of stage {number} ({stage.use}) does not fit the model ({one_line(error)[:160]})."
+            ) from error
     return model
 
 
@@ -210,6 +222,21 @@ def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
     return path
 
 
+def stored_in(place: Path) -> str:
+    """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
+    if (place / artifact.MANIFEST).exists():
+        return artifact.read(place).stored
+    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    kinds = {tensor["dtype"] for file in files for tensor in header.read(file).values()}
+    return next((name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else "")
+
+
+def _stored(spec: ModelSpec, weights_at: str | Path) -> str:
+    """The dtype that the weights of `spec` have on disk, as far as they are on this machine."""
+    place = weights.packaged_at(spec) if weights_at == "auto" else None if weights_at == "random" else Path(weights_at)
+    return stored_in(place) if place else ""
+
+
 def _rename(model: Model, spec: ModelSpec, path: Path) -> None:
     """Take weights found in a directory as those of `spec`, which they must fit."""
     found, expected = ({n: tuple(t.shape) for n, t in m.tensors().items()}
@@ -236,7 +263,7 @@ def _recognised(path: Path) -> str:
     """The family whose checkpoint directory `path` is."""
     for name in registry.recognise(path):
         return name
-    raise ArtifactError(f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json.")
+    raise RequestError(f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json.")
 
 
 def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:
@@ -247,11 +274,17 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
         family = registry.family(spec.family)
     except UnknownName:
         raise ArtifactError(f"{path} holds a {spec.family} model, which needs plugin {spec.plugin}: install it, then load again.") from None
-    if device == "meta":
-        model = build_skeleton(family, spec, lineage, dtype=run, stored=manifest.stored)
-    else:
+    unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
+    if unlisted:
+        raise ArtifactError(f"{path / artifact.MANIFEST} is damaged: it does not list {unlisted[0]}.")
+    if device != "meta":
         artifact.require_intact(path)
-        model = build_empty(family, spec, lineage, dtype=run, stored=manifest.stored)
+    build = build_skeleton if device == "meta" else build_empty
+    try:
+        model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
+    except (RequestError, ArtifactError) as error:
+        raise ArtifactError(f"{path / artifact.MANIFEST}: {error}") from error
+    if device != "meta":
         artifact.fill(model, path)
         if device:
             model.module.to(device)

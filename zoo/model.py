@@ -119,10 +119,16 @@ class Model:
         """An empty copy on the meta device: the same structure, no memory."""
         from zoo.loading import build_skeleton
 
-        return build_skeleton(self.family, self.spec, self.lineage, dtype=self.dtype, stored=self.stored)
+        made = build_skeleton(self.family, self.spec, self.lineage, dtype=self.dtype, stored=self.stored)
+        return replace(made, origin=self.origin)
 
     def generate(self, prompt: Any = None, **options: Any) -> Any:
-        """Generate from a prompt; what it takes and returns is the family's (text: see `TextFamily.generate`)."""
+        """Generate from a prompt; what it takes and returns is the family's (text: see `TextFamily.generate`).
+
+        Raises:
+            RequestError: the model is a skeleton on the meta device.
+        """
+        self._require_weights("run")
         return self.family.generate(self, prompt, **options)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
@@ -130,7 +136,9 @@ class Model:
 
         Raises:
             OutputError: `path` holds something that is not a zoo artifact, or cannot be written.
+            RequestError: the model is a skeleton on the meta device.
         """
+        self._require_weights("save")
         from zoo.artifact import write
 
         return write(self, Path(path), force=force)
@@ -154,6 +162,12 @@ class Model:
                 if parameter.is_floating_point() and parameter.device.type != "meta":
                     parameter.copy_(parameter.to(stored))
         align(self.module)
+
+    def _require_weights(self, what: str) -> None:
+        if self.device.type == "meta":
+            from zoo.errors import RequestError
+
+            raise RequestError(f"{self.spec.name} is on the meta device, which holds no weights; to {what} it, load it without device=\"meta\".")
 
     def _named(self) -> list[tuple[list[str], torch.Tensor]]:
         groups: dict[int, tuple[list[str], torch.Tensor]] = {}

@@ -22,9 +22,13 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, 
     """Say what a recipe would do, cost and need, without doing it."""
     from zoo_compress import Recipe
     from zoo_compress import plan as make_plan
+    from zoo_compress.folder import RunFolder
 
+    parsed = Recipe.load(recipe, overrides=set_ or [])
+    if out is not None:
+        RunFolder(out, parsed.about.name).check()
     with output.status("Planning"):
-        found = make_plan(Recipe.load(recipe, overrides=set_ or []), out=out)
+        found = make_plan(parsed, out=out)
     if json:
         output.print_json(found.to_json())
     else:
@@ -124,4 +128,22 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
         console = Console(width=100)
     console.print(table(results))
     print(f"Model: {folder}    Report: {folder / 'report.html'}    Took {results['seconds']:.0f} s")
-    print(f"Try it: zoo run {folder} --prompt \"def \"    Load it: zoo.load(\"{folder}\")")
+    runs = results["model"]["task"] not in ("masked-lm", "seq2seq")  # these continue no text
+    print((f"Try it: {_example(results, folder)}    " if runs else "") + f"Load it: zoo.load(\"{folder}\")")
+
+
+def _example(results: dict[str, Any], folder: Path) -> str:
+    """The command that runs the result, with what its family takes and a prompt it was sampled with."""
+    import shlex
+
+    from zoo import registry
+
+    family = registry.family(results["model"]["family"])
+    samples = results["stages"][-1].get("samples") or [{}]
+    prompt = str(samples[0].get("prompt") or "def ").splitlines()[0][:60]
+    prompt = shlex.quote(prompt) if set(prompt) & set('"$`!\\') else f'"{prompt}"'
+    words = ["zoo run", shlex.quote(str(folder))]
+    words += ["--image image.png"] if "images" in family.takes else []
+    words += [f"--prompt {prompt}"] if "prompt" in family.takes else []
+    words += ["--out image.png"] if family.makes == "images" else []
+    return " ".join(words)

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 from zoo import artifact, loading
 from zoo.card import card
-from zoo.errors import OutputError
+from zoo.errors import ArtifactError, OutputError
 from zoo.files import copy_file, replace_file, why_unwritable
 
 MARKER = "run.json"
@@ -112,18 +112,19 @@ class RunFolder:
         """Replace the log of a stage."""
         replace_file(self._log_path(name), json.dumps(log) + "\n")
 
-    def publish(self, name: str, notes: dict[str, Any]) -> None:
-        """Copy a stage's artifact into the directory, with `notes` on its card.
+    def publish(self, name: str, notes: dict[str, Any], *, extra: Mapping[str, bytes]) -> None:
+        """Copy a stage's artifact into the directory, with `notes` on its card and `extra` files beside it.
 
         Killed anywhere, the directory holds either no model or a whole one.
         """
         source = self.stage(name)
-        artifact.require_intact(source)
-        manifest = json.loads((source / artifact.MANIFEST).read_text(encoding="utf-8"))
-        model = loading.load(source, device="meta")
+        with repairable(source):
+            artifact.require_intact(source)
+            manifest = json.loads((source / artifact.MANIFEST).read_text(encoding="utf-8"))
+            model = loading.load(source, device="meta")
         model.notes = manifest["notes"] = notes
-        text = card(model, manifest["plain"]).encode()
-        manifest["files"]["README.md"] = {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+        made = {**extra, "README.md": card(model, manifest["plain"]).encode()}
+        manifest["files"] |= {file: {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)} for file, held in made.items()}
         final, old = artifact.manifest_text(manifest), self._marker().get("files", [])
         place = self.path / artifact.MANIFEST
         if place.is_file() and place.read_text(encoding="utf-8") == final and not artifact.verify(self.path):
@@ -132,10 +133,11 @@ class RunFolder:
         self._mark(sorted({*files, *old}))
         for file in (artifact.MANIFEST, *MARKERS, *old):  # what makes a directory a model goes first
             (self.path / file).unlink(missing_ok=True)
-        for file in sorted(files.keys() - {"README.md"}, key=lambda file: file in MARKERS):  # and comes last
+        for file in sorted(files.keys() - made.keys(), key=lambda file: file in MARKERS):  # and comes last
             (self.path / file).parent.mkdir(exist_ok=True)
             copy_file(source / file, self.path / file)
-        replace_file(self.path / "README.md", text)
+        for file, held in made.items():
+            replace_file(self.path / file, held)
         replace_file(place, final)
         self._mark(sorted(files))
 
@@ -176,6 +178,15 @@ class RunFolder:
             replace_file(self.path / MARKER, json.dumps({"recipe": self.recipe, "files": files}) + "\n")
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from None
+
+
+@contextmanager
+def repairable(stage: Path) -> Iterator[None]:
+    """Add to what is wrong with the artifact of a stage how to get another."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{error} Remove {stage} and run again: only that stage and those after it are made anew.") from error
 
 
 def _remove(place: Path) -> None:

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo import loading
+from zoo import loading, registry, weights
 from zoo.catalog import ModelSpec
 from zoo.compressor import State, Trait
 from zoo.data import Dataset, open_data
 from zoo.errors import DataError, RecipeError, ZooError, nearest
+from zoo.family import TextFamily
 from zoo.model import Model, Stage, stage_of
 from zoo_compress.memory import resident_bytes
 from zoo_compress.recipe import Recipe, StageRequest
+
+LONGEST_TOKEN = 64  # characters; hardly a token has more
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     model = skeleton_of(recipe)
     teachers = {name: _teacher(recipe, name, request) for name, request in _teachers(recipe).items()}
     data = _open_all(recipe)
+    _check_evaluation(recipe, model, data)
     base = resident_bytes() + sum(_held_bytes(dataset) for dataset in data.values())
     weights = _run_bytes(model)
     stages = [PlannedStage("original", model.params, model.bytes, base + weights)]
@@ -87,6 +91,8 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         note = request.compressor.note(model, request.options)
         with blamed(request):
             advance(model, state, request, request.compressor.outline(model, request.options), seed=recipe.about.seed)
+        if request.compressor.tokenizes:
+            model.processor = None
         peak = base + before + held + working + _run_bytes(model)
         stages.append(PlannedStage(request.use, model.params, model.bytes, peak, note, request.options.model_dump(mode="json")))
     place = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
@@ -110,6 +116,9 @@ def skeleton_of(recipe: Recipe) -> Model:
     except ZooError as error:
         raise type(error)(f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}") from None
     model.stored = recipe.model.stored or _stored_of(recipe, model)
+    folder = _weights_folder(recipe, model)
+    if model.processor is None and model.origin != "random" and isinstance(model.family, TextFamily) and folder.is_dir():
+        model.processor = model.family.load_processor(folder)
     return model
 
 
@@ -127,20 +136,15 @@ def weights_of(recipe: Recipe) -> str:
 
 
 def _stored_of(recipe: Recipe, model: Model) -> str:
-    """The dtype the model's weights have on disk: from its artifact where there is one, else how it is run."""
-    from zoo import artifact, header, weights
+    """The dtype the model's weights have on disk where they are here, else that in which it is run."""
+    found = "" if weights_of(recipe) == "random" else loading.stored_in(_weights_folder(recipe, model))
+    return found or model.dtype
 
+
+def _weights_folder(recipe: Recipe, model: Model) -> Path:
+    """Where the weights are, as far as that is known without fetching any."""
     asked = weights_of(recipe)
-    if asked == "random":
-        return model.dtype
-    folder = Path(asked if asked != "auto" else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
-    if (folder / artifact.MANIFEST).exists():
-        return artifact.read(folder).stored
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
-    kinds = {tensor["dtype"] for file in files for tensor in header.read(file).values()}
-    if not kinds:
-        return model.dtype
-    return "bfloat16" if "BF16" in kinds else "float16" if "F16" in kinds else "float32"
+    return Path(asked if asked != "auto" else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
 
 
 def initial_state(model: Model) -> State:
@@ -161,16 +165,16 @@ def advance(model: Model, state: State, request: StageRequest, record: dict[str,
 
 
 class blamed:
-    """Put file, line and stage in front of whatever a stage refuses."""
+    """Put file, line and stage, or another place in the recipe, in front of whatever is refused there."""
 
-    def __init__(self, request: StageRequest, what: str = "") -> None:
-        self.request, self.what = request, what
+    def __init__(self, place: StageRequest | str, what: str = "") -> None:
+        self.where, self.what = place if isinstance(place, str) else place.where, what
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ZooError) and not str(error).startswith(self.request.where):
-            raise type(error)(f"{self.request.where}: {self.what}{error}") from None
+        if isinstance(error, ZooError) and not str(error).startswith(self.where):
+            raise type(error)(f"{self.where}: {self.what}{error}") from None
 
 
 def _check(
@@ -184,6 +188,30 @@ def _check(
         request.compressor.check(model, state, request.options)
         for _, teacher in _own(request, teachers):
             request.compressor.check_teacher(model, teacher)
+        for role in request.compressor.roles(request.options):
+            _check_windows(model, data[role], length=getattr(request.options, "length", 0))
+
+
+def _check_windows(model: Model, data: Dataset, *, length: int) -> None:
+    """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
+    if not length or model.processor is None or not isinstance(model.family, TextFamily):
+        return
+    if sum(len(str(sample.fields.get("text", ""))) for sample in data) < LONGEST_TOKEN * length:
+        model.family.windows(model, data, length=length)
+
+
+def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset]) -> None:
+    """Refuse prompts and tasks that do not fit the model; what needs a tokenizer, only where it is already known."""
+    made = any(request.compressor.tokenizes for request in recipe.stages)
+    missing = model.processor is None and not made and Path(located(recipe, recipe.model.name)).is_dir()
+    with blamed(recipe.where("evaluate", "prompts")):
+        model.family.check_prompts(model, recipe.evaluate.prompts)
+    if "test" not in data or (model.processor is None and not missing):
+        return
+    for task in recipe.evaluate.tasks:
+        if (check := getattr(registry.evaluator(task), "check", None)) is not None:
+            with blamed(recipe.where("evaluate", "tasks")):
+                check(model, data["test"])
 
 
 def _own(request: StageRequest, teachers: Mapping[str, Model]) -> list[tuple[str, Model]]:

@@ -178,11 +178,26 @@ def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any
             ) from None
         if problem["type"] == "missing":
             raise RecipeError(f"{where}: {key!r} is missing ({kind.model_fields[key].description}).") from None
-        message = problem["msg"].removeprefix("Value error, ")
-        message = (message[:1].lower() + message[1:]).rstrip(".")
-        named, value = ".".join(map(str, problem["loc"])) or "value", problem["input"]
-        near = nearest(value, re.findall(r"'([^']*)'", message)) if problem["type"] == "literal_error" and isinstance(value, str) else ""
-        raise RecipeError(f"{where}: {named} = {_short(value)}: {message}.{near}") from None
+        if not key:
+            raise RecipeError(f"{where}: {_plainly(problem['msg'])}.") from None
+        value = values.get(key)
+        message = ", or ".join(dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0]))
+        message = message.replace(", or input should be ", ", or ")
+        near = nearest(value, re.findall(r"'([^']*)'", message)) if isinstance(value, str) and "literal_error" in {p["type"] for p in problems} else ""
+        raise RecipeError(f"{where}: {key} = {_short(value)}: {message}.{near}") from None
+
+
+PLAIN = {"valid string": "text", "valid tuple": "list", "valid list": "list", "valid integer": "whole number", "valid number": "number",
+         "valid boolean": "true or false", "valid dictionary": "table"}  # what pydantic calls the types of TOML  # fmt: skip
+
+
+def _plainly(message: str) -> str:
+    """What pydantic says, in the words of a recipe's reader."""
+    message = re.sub(r", (unable|got a number|unable to).*", "", message.removeprefix("Value error, ")).rstrip(".")
+    message = message[:1].lower() + message[1:]
+    for theirs, ours in PLAIN.items():
+        message = message.replace(f"a {theirs}", ours if ours in ("text", "true or false") else f"a {ours}")
+    return message
 
 
 def _short(value: Any) -> str:
@@ -209,9 +224,11 @@ def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest
 
 def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
     known = registry.names("evaluator")
-    for task in (*evaluate.tasks, *evaluate.baselines):
+    for key, task in (*(("tasks", task) for task in evaluate.tasks), *(("baselines", task) for task in evaluate.baselines)):
         if task not in known:
-            raise UnknownName(f"{place('evaluate', 'tasks')}, [evaluate]: no evaluator named {task!r}.{nearest(task, known)} Evaluators: {', '.join(known)}.")
+            raise UnknownName(f"{place('evaluate', key)}, [evaluate]: no evaluator named {task!r}.{nearest(task, known)} Evaluators: {', '.join(known)}.")
+        if key == "baselines" and not hasattr(registry.evaluator(task), "label"):
+            raise RecipeError(f"{place('evaluate', key)}, [evaluate]: {task!r} measures a model, so it is no baseline; put it into tasks.")
     for key, value in evaluate.tables().items():
         if key not in (*evaluate.tasks, *evaluate.baselines, "speed") or not isinstance(value, dict):
             choices = (*EvaluateTable.model_fields, *evaluate.tasks)
@@ -237,9 +254,11 @@ class _Places:
         self.overridden = {override.partition("=")[0].strip() for override in overrides}
 
     def __call__(self, table: str = "", key: str = "", index: int = 0) -> str:
-        path = f"stage.{index}.{key}" if table == "stage" else f"{table}.{key}".strip(".")
-        if path in self.overridden:
-            return f"{self.name}, --set {path}"
+        path = (f"stage.{index}.{key}" if table == "stage" else f"{table}.{key}").strip(".")
+        steps = path.split(".")
+        for over in (".".join(steps[:n]) for n in range(len(steps), 0, -1)):
+            if over in self.overridden:
+                return f"{self.name}, --set {over}"
         line = self._line(table, key, index)
         return f"{self.name}, line {line}" if line else self.name
 
@@ -267,7 +286,7 @@ class _Places:
 def _override(data: dict[str, Any], text: str) -> None:
     """Apply "stage.0.layers=first:3"; the value is read as TOML, and as plain text where it is not TOML."""
     path, equals, raw = text.partition("=")
-    if not equals:
+    if not equals or not all(part.strip() for part in path.split(".")):
         raise RequestError(f"--set {text!r}: write KEY=VALUE, such as stage.0.layers=first:3.")
     try:
         read = tomllib.loads(f"value = {raw}")

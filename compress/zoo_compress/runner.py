@@ -23,14 +23,15 @@ from zoo.data import Dataset
 from zoo.errors import RequestError, nearest
 from zoo.files import replace_file
 from zoo.model import Model
-from zoo_compress.folder import RunFolder
+from zoo_compress.folder import RunFolder, repairable
 from zoo_compress.measure import in_own_process
 from zoo_compress.memory import peak_bytes, reset_peak
-from zoo_compress.planner import Plan, located, plan, weights_of
+from zoo_compress.planner import Plan, blamed, located, plan, weights_of
 from zoo_compress.provenance import digest, machine, versions, weights_digest
 from zoo_compress.recipe import Recipe, StageRequest
 
 LISTED = 60  # held-out records a card lists by name
+SHEET = "samples.png"
 
 
 @dataclass
@@ -146,11 +147,21 @@ class _Job:
         model = None
         for request in stages[done:]:
             if model is None:
-                model = loading.load(self.folder.stage(self._name(stages[done - 1]))) if done else self.original()
+                model = self._finished(stages[done - 1]) if done else self.original()
             model = self._run_stage(request, model)
         for request in stages:
-            self._measured(self._name(request), partial(loading.load, self.folder.stage(self._name(request))))
+            self._measured(self._name(request), partial(self._finished, request))
         return done
+
+    def _saved(self, name: str) -> Model:
+        with repairable(self.folder.stage(name)):
+            return loading.load(self.folder.stage(name))
+
+    def _finished(self, request: StageRequest) -> Model:
+        """Load what a stage left; weights that were drawn at random are still known as such."""
+        model = self._saved(self._name(request))
+        model.origin = "random" if weights_of(self.recipe) == "random" else model.origin
+        return model
 
     def _run_stage(self, request: StageRequest, model: Model) -> Model:
         name = self._name(request)
@@ -158,7 +169,8 @@ class _Job:
         reset_peak()
         clock = time.monotonic()
         self.progress.say(f"{request.label}: running")
-        apply(model, request.compressor, request.options, context)
+        with blamed(request):
+            apply(model, request.compressor, request.options, context)
         model.spec = replace(model.spec, name=self.recipe.about.name, summary=self.recipe.about.summary or model.spec.summary, packaged="")
         self._save(name, model, context, seconds=time.monotonic() - clock)
         return model
@@ -183,7 +195,7 @@ class _Job:
         name = self._control_name(request)
         if not self.folder.finished(name):
             self._train_control(name, request, stages)
-        self._measured(name, partial(loading.load, self.folder.stage(name)))
+        self._measured(name, partial(self._saved, name))
         return request.index + 1
 
     def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
@@ -228,11 +240,13 @@ class _Job:
             return
         model = load()
         metrics: dict[str, Any] = {}
-        untrained = model.origin == "random" and model.processor is None  # a recipe that trains from nothing
+        untrained = model.origin == "random" and model.processor is None and model.family.needs_processor  # a recipe that trains from nothing
         for task in evaluate.tasks if self.test and not untrained else ():
             self.progress.say(f"{name}: measuring {task}")
-            metrics |= registry.evaluator(task).measure(model, self.test, options=evaluate.options(task))
-        samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
+            with blamed(self.recipe.where("evaluate", "tasks")):
+                metrics |= registry.evaluator(task).measure(model, self.test, options=evaluate.options(task))
+        with blamed(self.recipe.where("evaluate", "prompts")):
+            samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
         log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
         self.folder.write_log(name, log)
 
@@ -263,7 +277,8 @@ class _Job:
         return {
             "zoo": version("zoo"),
             "recipe": {"name": self.recipe.about.name, "file": str(self.recipe.file or ""), "seed": self.recipe.about.seed},
-            "model": {key: getattr(self.plan.spec, key) for key in ("name", "family", "modality", "license", "params")},
+            "model": {**{key: getattr(self.plan.spec, key) for key in ("name", "family", "modality", "task", "license")},
+                      "params": self.plan.stages[0].params},  # the spec of a model by path does not count them
             "machine": machine(),
             "started": started,
             "seconds": round(seconds(), 1),
@@ -303,13 +318,16 @@ class _Job:
     def publish(self, stages: tuple[StageRequest, ...], results: dict[str, Any]) -> None:
         """Write results and report, then the last stage's artifact with its figures on the card."""
         from zoo_compress.report import html
+        from zoo_compress.report.sheet import contact_sheet
 
         out = self.folder.path
         replace_file(out / "results.json", json.dumps(results, indent=1) + "\n")
         replace_file(out / "report.html", html(results))
         if self.recipe.text:
             replace_file(out / "recipe.toml", self.recipe.as_run())
-        self.folder.publish(self._name(stages[-1]), card_notes(results, self.test))
+        sheet = contact_sheet(results["stages"][-1]["samples"])
+        notes = card_notes(results, self.test) | ({"Samples": f"![What this model makes]({SHEET})"} if sheet else {})
+        self.folder.publish(self._name(stages[-1]), notes, extra={SHEET: sheet} if sheet else {})
         every = self.recipe.stages
         self.folder.forget(kept={name(request) for request in every for name in (self._name, self._control_name)})
 
@@ -350,24 +368,36 @@ def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, An
     notes: dict[str, Any] = {}
     rows = [("this model", results["stages"][-1]), ("the original", results["stages"][0])]
     rows += [(baseline["label"], baseline) for baseline in results["baselines"]]
-    quality = {
-        f"{name.replace('_', ' ')}, {label}": f"{metric['value']:.3f}" + _interval(metric)
-        for label, row in rows
-        for name, metric in row["metrics"].items()
-        if metric.get("unit") == "bit/B"
-    }
+    quality: dict[str, str] = {}
+    for label, row in rows:
+        for name, metric in row["metrics"].items():
+            if not _is_cost(metric):
+                quality[f"{name.replace('_', ' ')}, {label}"] = _figure(metric)
+    for name, metric in results["stages"][-1]["metrics"].items():
+        quality |= {f"{name.replace('_', ' ')}, {group}": _figure({**found, "unit": metric.get("unit")})
+                    for group, found in metric.get("by", {}).items()}  # fmt: skip
     if quality:
         notes["Quality on held-out data"] = quality
     if test is not None:
         places = list(dict.fromkeys(sample.where for sample in test))
         more = [f"and {len(places) - LISTED} more"] if len(places) > LISTED else []
         notes["Held-out data"] = {"reference": test.name, "records": ", ".join([*places[:LISTED], *more])}
-    notes["Measured with"] = {key: results["machine"][key] for key in ("zoo", "torch", "transformers", "python")}
+    notes["Measured with"] = {key: results["machine"][key] for key in ("zoo", *versions(), "python")}
     return notes
 
 
-def _interval(metric: Mapping[str, Any]) -> str:
-    return f" (95% interval {metric['low']:.3f} to {metric['high']:.3f})" if "low" in metric else ""
+def _is_cost(metric: Mapping[str, Any]) -> bool:
+    """Whether a metric is memory or speed, which belong to the machine and not on a card."""
+    unit = str(metric.get("unit", ""))
+    return unit in ("B", "s") or unit.endswith("/s")
+
+
+def _figure(metric: Mapping[str, Any]) -> str:
+    digits, unit = (1, " %") if metric.get("unit") == "%" else (3, "")
+    text = f"{metric['value']:.{digits}f}{unit}"
+    if metric.get("low") is not None:
+        text += f" (95% interval {metric['low']:.{digits}f} to {metric['high']:.{digits}f})"
+    return text + (f", n = {metric['n']}" if "n" in metric else "")
 
 
 def _weights_digest(recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from zoo import registry
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State
 from zoo.errors import Refused
 from zoo.model import Model
@@ -18,6 +19,7 @@ class TrainBPE(Compressor):
     """
 
     name = "vocabulary.bpe"
+    tokenizes = True
 
     class Options(CompressorOptions):
         data: str = Field("train", description="which entry of the recipe's [data] table to learn merges from")
@@ -33,6 +35,12 @@ class TrainBPE(Compressor):
             raise Refused(
                 f"{self.name}: {model.spec.name} has {size} tokens, and 256 bytes with an end of text take 257; "
                 "choose a model with a larger vocab_size."
+            )
+
+        if model.origin != "random" or any(registry.compressor(stage.use).trains for stage in model.lineage):
+            raise Refused(
+                f"{self.name}: the weights of {model.spec.name} are trained on the tokens of the tokenizer they have, and a new one "
+                'would number others. Begin with weights = "random" in [model], and train afterwards.'
             )
 
     def outline(self, model: Model, options: Options) -> Record:

@@ -1,4 +1,4 @@
-"""Evaluation of language models: held-out bits per byte with an interval, and speed.
+"""Evaluation of language models: held-out bits per byte with an interval.
 
 A metric is {"value", and where it has an interval "low" and "high", "unit", "better"}.
 """
@@ -6,9 +6,8 @@ A metric is {"value", and where it has an interval "low" and "high", "unit", "be
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,7 @@ from pydantic import Field
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import DataError, RequestError, ZooError
-from zoo.family import TextFamily
-from zoo.generation import next_tokens
+from zoo.family import TextFamily, start_token
 from zoo.model import Model
 
 Metric = dict[str, Any]
@@ -32,23 +30,28 @@ class PerplexityOptions(CompressorOptions):
     length: int = Field(512, ge=2, description="tokens in a window, at most the model's context")
 
 
-class SpeedOptions(CompressorOptions):
-    """Options of `[evaluate.speed]`."""
-
-    prefill: int = Field(256, ge=1, description="tokens of the prompt whose pass is timed")
-    decode: int = Field(32, ge=1, description="tokens generated one by one")
-    repeats: int = Field(5, ge=1, description="timed passes, after one that is not")
-
-
 class Perplexity:
     """Held-out bits per UTF-8 byte, comparable between tokenizers and with a file compressor, and token perplexity.
 
     Every record is cut into windows of the model's context (each after an end-of-text token), so every token is
     predicted once from at most one window of what came before. The interval is a 95% bootstrap over windows. Masked
-    models report the loss on 15% masked tokens instead.
+    models report the loss on 15% masked tokens instead; seq2seq models read the first half of each window and are asked
+    for the second.
     """
 
     Options = PerplexityOptions
+
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse what `measure` would refuse, from the model's structure and its tokenizer.
+
+        Raises:
+            RequestError: it is no text model, or its tokenizer lacks a token that is needed.
+        """
+        if not isinstance(model.family, TextFamily):
+            raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
+        if model.spec.task == "masked-lm":
+            _mask_token(model.family, model)
+        _lead_token(model.family, model)
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `PerplexityOptions`.
@@ -58,22 +61,22 @@ class Perplexity:
         """
         if data is None:
             raise DataError('perplexity needs test data: add `test = "..."` to [data], or pass --data.')
+        self.check(model, data)
         family = model.family
-        if not isinstance(family, TextFamily):
-            raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
+        assert isinstance(family, TextFamily)
         asked = PerplexityOptions(**options)
         windows = _windows(family, model, data, length=min(asked.length, family.context_length(model)))
         if asked.max_tokens:
-            stride = max(1, math.ceil(sum(len(ids) for ids, _ in windows) / asked.max_tokens))
+            stride = max(1, math.ceil(sum(len(window.ids) for window in windows) / asked.max_tokens))
             windows = windows[stride // 2 :: stride] or windows[:1]
         if model.spec.task == "masked-lm":
             return _masked(family, model, windows)
         nats, sizes, counts = [], [], []
         with torch.inference_mode():
-            for ids, size in windows:
-                nats.append(_nats(model, ids))
-                sizes.append(size)
-                counts.append(len(ids) - 1)
+            for window in windows:
+                nats.append(_nats(model, window))
+                sizes.append(window.size)
+                counts.append(len(window.ids) - 1)
         bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
         bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
         if not math.isfinite(sum(nats)):
@@ -85,86 +88,76 @@ class Perplexity:
         }
 
 
-class Speed:
-    """Prefill and decode tokens a second on this machine: medians over interleaved repeats, with their range."""
+class Window(NamedTuple):
+    """Tokens to predict."""
 
-    Options = SpeedOptions
-
-    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
-        """Measure; `options` are those of `SpeedOptions`; prompt and new tokens are kept within the model's context."""
-        asked = SpeedOptions(**options)
-        family = model.family
-        assert isinstance(family, TextFamily)
-        context = family.context_length(model)
-        decode = min(asked.decode, max(1, context // 2 - 1))
-        prefill = max(1, min(asked.prefill, context - decode))
-        prompt = min(16, max(1, context - decode - 1))
-        ids = family.example(model, batch=1, size=prefill)["input_ids"]
-        fast, slow = [], []
-        for repeat in range(asked.repeats + 1):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                model.module(input_ids=ids)
-            first = time.perf_counter()
-            if model.spec.task == "causal-lm":
-                tokens = next_tokens(model, ids[0, :prompt].tolist(), decode + 1)
-                next(tokens)  # the prompt's own pass
-                begun = time.perf_counter()
-                count = sum(1 for _ in tokens)
-                slow.append(count / (time.perf_counter() - begun))
-            fast.append(prefill / (first - start))
-            if repeat == 0:  # warm-up
-                fast.clear()
-                slow.clear()
-        found = {"prefill_tokens_per_s": _spread(fast)}
-        return found | ({"decode_tokens_per_s": _spread(slow)} if slow else {})
+    ids: list[int]  # after the token that leads them
+    size: int  # bytes of the text they cover
+    read: list[int]  # what the encoder of a seq2seq model reads before
 
 
-def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[tuple[list[int], int]]:
-    """(ids with a leading end-of-text token, bytes of text they cover) of every window of every record."""
-    tokenizer = family.tokenizer(model)
-    ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
-    lead = next((token for token in ends if token is not None), None)
-    if lead is None:
-        raise RequestError(f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none.")
+def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[Window]:
+    """Cut every record into windows, each after a leading end-of-text token."""
+    lead = _lead_token(family, model)
     windows = []
     for sample in data:
         ids, spans = family.tokens(model, sample.text)
         for start in range(0, len(ids), length - 1):
             piece, span = ids[start : start + length - 1], spans[start : start + length - 1]
-            text = sample.text[span[0][0] : span[-1][1]]
-            if text:
-                windows.append(([lead, *piece], len(text.encode())))
+            half = len(piece) // 2 if model.spec.task == "seq2seq" else 0
+            text = sample.text[span[half][0] : span[-1][1]]
+            if text and (half or model.spec.task != "seq2seq"):
+                windows.append(Window([lead, *piece[half:]], len(text.encode()), piece[:half]))
     if not windows:
         raise DataError(f"{data.name!r} holds no text to predict.")
     return windows
 
 
-def _nats(model: Model, ids: list[int]) -> float:
+def _lead_token(family: TextFamily, model: Model) -> int:
+    """The token that leads every window, or refuse a tokenizer that has none."""
+    if model.spec.task == "seq2seq":
+        return start_token(model)
+    tokenizer = family.tokenizer(model)
+    ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
+    lead = next((int(token) for token in ends if token is not None), None)
+    if lead is None:
+        raise RequestError(f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none.")
+    return lead
+
+
+def _mask_token(family: TextFamily, model: Model) -> int:
+    mask = family.tokenizer(model).mask_token_id
+    if mask is None:
+        raise RequestError(f"perplexity of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none.")
+    return int(mask)
+
+
+def _nats(model: Model, window: Window) -> float:
     """Sum of -log p over the tokens after the first."""
     family = model.family
     assert isinstance(family, TextFamily)
-    ids_T = torch.tensor([ids], device=model.device)
+    ids_T = torch.tensor([window.ids], device=model.device)
     split = family.body_and_head(model.module)
     if split is None:
-        logits = model.module(input_ids=ids_T).logits[0, :-1]
+        names = {"input_ids": ids_T}
+        if window.read:
+            names = {"input_ids": ids_T.new_tensor([window.read]), "decoder_input_ids": ids_T}
+        logits = family.forward(model, names)[0, :-1]
         return float(F.cross_entropy(logits.float(), ids_T[0, 1:], reduction="sum"))
     body, head = split
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
-    size = max(1, CHUNK_BYTES // (4 * int(model.spec.config["vocab_size"])))
+    size = max(1, CHUNK_BYTES // (4 * int(family.text_config(model)["vocab_size"])))
     pieces = zip(torch.split(hidden_TD, size), torch.split(ids_T[0, 1:], size), strict=True)
     return sum(float(F.cross_entropy(head(part).float(), label, reduction="sum")) for part, label in pieces)
 
 
-def _masked(family: TextFamily, model: Model, windows: list[tuple[list[int], int]]) -> dict[str, Metric]:
+def _masked(family: TextFamily, model: Model, windows: list[Window]) -> dict[str, Metric]:
     """Loss on 15% of the tokens, replaced by the mask token (Devlin et al. 2019, 1810.04805, section 3.1)."""
-    mask = family.tokenizer(model).mask_token_id
-    if mask is None:
-        raise RequestError(f"perplexity of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none.")
+    mask = _mask_token(family, model)
     generator = torch.Generator().manual_seed(0)
     nats, counts = [], []
     with torch.inference_mode():
-        for ids, _ in windows:
+        for ids, *_ in windows:
             ids_T = torch.tensor(ids, device=model.device)
             hidden = (torch.rand(len(ids), generator=generator) < 0.15).to(model.device)
             if not hidden.any():
@@ -185,13 +178,6 @@ def _ratio(over: torch.Tensor, under: torch.Tensor, *, draws: int = 1000) -> Met
     ratios = (over[picks].sum(1) / under[picks].sum(1)).sort().values
     low, high = ratios[int(0.025 * draws)], ratios[int(0.975 * draws) - 1]
     return {"value": float(over.sum() / under.sum()), "low": float(low), "high": float(high)}
-
-
-def _spread(values: list[float]) -> Metric:
-    ordered = sorted(values)
-    return {
-        "value": ordered[len(ordered) // 2], "low": ordered[0], "high": ordered[-1], "unit": "token/s", "better": "higher",
-    }
 
 
 class Xz:

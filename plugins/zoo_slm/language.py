@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -26,6 +27,10 @@ from zoo.model import Model
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
+FIXED = (".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")  # tables that old checkpoints store
+# What a config class or a model class raises for values that do not go together; the last is no ValueError.
+UNFIT = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, RuntimeError, StrictDataclassError)
 
 
 class TransformersText(TextFamily):
@@ -45,8 +50,11 @@ class TransformersText(TextFamily):
         model_type = values.pop("model_type", None)
         try:
             parsed = transformers.AutoConfig.for_model(model_type, **values)
+            for size in SIZES:
+                if isinstance(found := getattr(parsed, size, 1), int) and found < 1:
+                    raise ValueError(f"{size} is {found}")
             module: nn.Module = getattr(transformers, TASKS[task]).from_config(parsed)
-        except (ValueError, KeyError, TypeError) as error:
+        except UNFIT as error:
             raise RequestError(f"transformers cannot build a {task} of type {model_type!r}: {_first_line(error)}") from None
         return module.eval()
 
@@ -63,6 +71,8 @@ class TransformersText(TextFamily):
         head = module.get_output_embeddings()  # type: ignore[operator]
         body = getattr(module, "base_model", None)
         if head is None or body is None or getattr(module, "lm_head", None) is not head:
+            return None
+        if getattr(module.config, "is_encoder_decoder", False):  # T5 scales between the two, BART adds a bias after
             return None
         read: Any = head
         cap = getattr(module.config, "final_logit_softcapping", None)
@@ -88,8 +98,11 @@ class TransformersText(TextFamily):
         spec = ModelSpec(name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config)
         if device == "meta":
             kept = str(dtype or _own_dtype(path, config)).removeprefix("torch.")
-            with torch.device("meta"):
-                module = self.build(config, task)
+            try:
+                with torch.device("meta"):
+                    module = self.build(config, task)
+            except RequestError as error:
+                raise RequestError(f"{path / 'config.json'}: {error}") from None
             cast_parameters(module, getattr(torch, kept))
             return Model(module, self, spec, processor=self.load_processor(path), dtype=kept, stored=kept, origin=str(path))
         files = sorted(path.glob("*.safetensors"))
@@ -103,9 +116,9 @@ class TransformersText(TextFamily):
                     path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
                     ignore_mismatched_sizes=True, output_loading_info=True,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        except (*UNFIT, OSError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be loaded: {_first_line(error)}") from None
-        _require_complete(path, report)
+        _require_complete(path, report, module)
         module = module.eval().to(device or "cpu")
         kept = str(module.dtype).removeprefix("torch.")
         return Model(
@@ -118,7 +131,7 @@ class TransformersText(TextFamily):
         with torch.device("meta"):
             try:
                 plain = type(model.module)(type(config)(**config.to_diff_dict()))
-            except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            except UNFIT as error:
                 return f"no plain config describes it: {_first_line(error)}"
         difference = _first_difference(model.module, plain)
         if difference:
@@ -139,22 +152,32 @@ class TransformersText(TextFamily):
         try:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError):  # a lone tokenizer.json
+            pass
+        except Exception as error:  # tokenizers raises no narrower class
+            raise _damaged_tokenizer(path, error) from None
+        try:
             return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+        except Exception as error:
+            raise _damaged_tokenizer(path, error) from None
 
     def save_processor(self, processor: Any, path: Path) -> None:
         processor.save_pretrained(path)
+
+
+def _damaged_tokenizer(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{path / 'tokenizer.json'} is damaged: {_first_line(error).rstrip('.')}.")
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path / 'config.json'} is not a transformers config with a model_type.") from None
+        named = " ".join(config.get("architectures") or [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path / 'config.json'} is not a transformers config with a model_type and architectures.") from None
     for key in REMOTE_CODE_KEYS:
         if config.get(key):
             raise ArtifactError(f"{path / 'config.json'} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
-    named = " ".join(config.get("architectures") or [])
     if "MaskedLM" in named:
         return config, "masked-lm"
     if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
@@ -189,12 +212,20 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _require_complete(path: Path, report: dict[str, Any]) -> None:
-    """Refuse what transformers would fill with random numbers: tensors that are missing or of another shape."""
+def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:
+    """Refuse what transformers would fill with random numbers, tensors that are missing or of another shape, or leave out.
+
+    A head of another task may be left out; a tensor of the blocks may not, unless it only holds positions or a mask.
+    """
     for name, found, expected in sorted(report["mismatched_keys"]):
         raise ArtifactError(f"{path}: {name!r} has shape {tuple(found)}, the model of its config.json expects {tuple(expected)}.")
     for name in sorted(report["missing_keys"]):
         raise ArtifactError(f"{path}: tensor {name!r} is missing; the model of its config.json has it.")
+    stem = f"{getattr(module, 'base_model_prefix', '')}."
+    lists = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.ModuleList))
+    for name in sorted(report["unexpected_keys"]):
+        if (name.startswith(lists) or (stem + name).startswith(lists)) and not name.endswith(FIXED):
+            raise ArtifactError(f"{path}: tensor {name!r} is not part of the model of its config.json.")
 
 
 def _first_difference(module: nn.Module, plain: nn.Module) -> str:
@@ -232,4 +263,6 @@ def _numbers(module: nn.Module) -> dict[str, int | float]:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, StrictDataclassError):  # its own first line only says which check found it
+        error = error.__cause__ or error
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

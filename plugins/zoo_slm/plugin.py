@@ -19,5 +19,4 @@ def register_data(register: Register) -> None:
 @hookimpl
 def register_evaluators(register: Register) -> None:
     register("perplexity", "zoo_slm.evaluate:Perplexity")
-    register("speed", "zoo_slm.evaluate:Speed")
     register("xz", "zoo_slm.evaluate:Xz")

@@ -63,6 +63,7 @@ def test_list_json_has_every_key():
 @pytest.mark.parametrize(
     ("args", "found"),
     [(["--max-params", "10k"], {"small"}), (["--license", "mit"], {"small", "large"}), (["--family", "none"], set()),
+     (["--modality", "TEXT", "--family", "LLAMA", "--license", "mit"], {"small", "large"}),
      (["--license", "MIT", "--max-params", "1.5B"], {"small"}),
      (["--modality", "text", "--license", "MIT"], {"small", "large"})],
 )  # fmt: skip
@@ -77,7 +78,7 @@ def test_list_filters(tmp_path: Path, args: list[str], found: set[str]):
 def test_list_says_which_filter_fits_nothing():
     done = zoo("list", "--modality", "txt")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "No model has modality 'txt'. Did you mean 'text'? There is: text.\n"
+    assert done.stderr == "No model has modality 'txt'. Did you mean 'text'? There is: text, text-to-image, vision-language.\n"
     assert json.loads(zoo("list", "--modality", "txt", "--json").stdout) == []
 
 
@@ -103,8 +104,30 @@ def test_info_counts_the_parameters_that_loading_gives():
 def test_info_reads_an_artifact(artifact: Path):
     facts = json.loads(zoo("info", str(artifact), "--json").stdout)
     assert facts["name"] == "tiny-code" and facts["stages"] == "none"
-    assert facts["bytes"] == (artifact / "model.safetensors").stat().st_size
+    assert facts["bytes"] == json.loads((artifact / "zoo.json").read_text())["bytes"] == facts["params"] * 4
+    assert (facts["dtype"], facts["stored"]) == ("float32", "float32")
     assert f"saved in {artifact}" in zoo("info", str(artifact)).stdout
+
+
+def test_info_of_a_compressed_model_says_what_it_has_now(tmp_path: Path):
+    import zoo_compress
+
+    import zoo as library
+
+    model = library.load("tiny-code", weights="random")
+    zoo_compress.apply(model, "inherit", {"layers": "first:3"})
+    zoo_compress.apply(model, "prune.structured", {"ffn": 384, "heads": 3})
+    zoo_compress.apply(model, "quantize.int8")
+    place = model.save(tmp_path / "model")
+    model.save(place / "stages" / "01-inherit")  # as a run leaves it beside its result
+    facts = json.loads(zoo("info", str(place), "--json").stdout)
+    heads = model.anatomy.stack().blocks[0].attention
+    assert facts["shape"] == {"layers": 3, "width": 192, "heads": 3, "kv_heads": heads.kv_heads, "head_dim": heads.head_dim, "ffn": 384,
+                              "vocabulary": model.spec.config["vocab_size"], "context": model.spec.config["max_position_embeddings"]}  # fmt: skip
+    assert facts["bytes"] == model.bytes and facts["stages"] == "inherit, prune.structured, quantize.int8"
+    assert facts["kv_cache_bytes_per_token"] == 3 * 2 * heads.kv_heads * heads.head_dim * 4
+    assert facts["memory_bytes"] == {}  # the weights are packed: what they take is `bytes`
+    assert f"{model.params:,}" in zoo("info", str(place)).stdout
 
 
 def test_info_reads_a_plain_checkpoint(artifact: Path, tmp_path: Path):
@@ -272,6 +295,12 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
 # --- the shell --------------------------------------------------------------------------------------------------------
 
 
+def test_a_full_disk_behind_stdout_is_a_sentence():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "zoo", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: the output cannot be written: No space left on device.\n")
+
+
 def test_help_lists_declared_commands_without_importing_them(tmp_path: Path):
     install(tmp_path, "out_help", registry=COMMAND.format(name="wonder"), code="raise SystemExit('imported')")
     for args in (["--help"], ["-h"], []):
@@ -324,9 +353,9 @@ def test_completion_knows_commands_and_models():
         return done.stdout.split()
 
     assert complete("zoo ins") == ["inspect"]
-    assert complete("zoo info tiny-") == ["tiny-code"]
+    assert complete("zoo info tiny-c") == ["tiny-code"]
     assert "--max-params" in complete("zoo list --m")
-    assert complete("zoo plugins info zoo_s") == ["zoo_slm"]
+    assert complete("zoo plugins info zoo_sl") == ["zoo_slm"]
     assert zoo("--show-completion", "bash").returncode in (0, 2)
 
 

@@ -9,7 +9,7 @@ import pytest
 from outsiders import zoo
 from tiny import RECIPE, texts
 
-from zoo import cli
+from zoo import cli, registry
 
 GOOD = RECIPE.replace("./model", "tiny-code").replace('layers = "first:1"', 'layers = "first:3"').replace("ffn = 48", "ffn = 384")
 
@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ('use = "inherit"', 'use = "inherti"', "recipe.toml, line 15, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: "),
         ("layers =", "layer =", "recipe.toml, line 16, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? Options: "),
         ('layers = "first:3"', 'layers = "first:3"\ntarget = "langauge"', "recipe.toml, line 14, stage 1 (inherit): "),
-        ("steps = 6", 'steps = "six"', "recipe.toml, line 24, stage 3 (distill): steps = 'six': input should be a valid integer"),
+        ("steps = 6", 'steps = "six"', "recipe.toml, line 24, stage 3 (distill): steps = 'six': input should be a whole number"),
         ("steps = 6", "steps = 0", "recipe.toml, line 24, stage 3 (distill): steps = 0: input should be greater than or equal to 1."),
         ('layers = "first:3"', 'layers = "first:9"', "recipe.toml, line 14, stage 1 (inherit): "),
         ("ffn = 384", "ffn = 4096", "recipe.toml, line 18, stage 2 (prune.structured): "),
@@ -72,12 +72,18 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
          "texts is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it."),
         (["compress", "recipe.toml", "--out", "recipe.toml"], "recipe.toml is a file; name a directory."),
         (["compress", "recipe.toml", "--out", "/proc/x"], "/proc/x cannot be written: No such file or directory."),
+        (["plan", "recipe.toml", "--out", "recipe.toml"], "recipe.toml is a file; name a directory."),
+        (["plan", "recipe.toml", "--set", "model.name=./texts"],
+         "recipe.toml, --set model.name, [model] name: texts is not a model directory: it holds neither zoo.json nor a known config such as config.json."),
+        (["run", "./texts", "-p", "x"], "texts is not a model directory: it holds neither zoo.json nor a known config such as config.json."),
+        (["inspect", "./texts"], "texts is not a model directory: it holds neither zoo.json nor a known config such as config.json."),
+        (["verify", "texts"], "texts holds no zoo.json; it is not a zoo artifact."),
         (["inspect", "./texst"], "texst does not exist. `zoo list` shows the models that load by name."),
         (["inspect", "tiny-cod"], "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}."),
         (["run", "tiny-code", "-p", "x", "--stop", ""], "A stop string is some text; an empty one would stop before the first character."),
         (["run", "tiny-code", "-p", "x", "--seed", "-1"], "seed -1 is not between 0 and 2**63."),
         (["run", "tiny-code", "-p", "import os\n" * 600], "The prompt has"),
-        (["eval", "tiny-code", "--data", "txts"], "No data source or file called 'txts'. Did you mean 'texts'? Sources: stdlib; looked for a file at txts."),
+        (["eval", "tiny-code", "--data", "txts"], "No data source or file called 'txts'. Did you mean 'texts'? Sources: {sources}; looked for a file at txts."),
         (["eval", "tiny-code", "--data", "texts:test"], "texts is plain text, which has no split 'test'; use slices such as [:90%] and [90%:]."),
     ],
 )  # fmt: skip
@@ -86,7 +92,7 @@ def test_a_wrong_request_is_one_sentence(place: Path, capsys: pytest.CaptureFixt
 
     code = cli.main(args)
     out, err = capsys.readouterr()
-    sentence = sentence.format(models=len(catalogue()))
+    sentence = sentence.format(models=len(catalogue()), sources=", ".join(sorted(registry.names("data"))))
     assert (code, out) == (2, "") and err.startswith(f"error: {sentence}"), err
     assert err.count("\n") == 1 and (not sentence.endswith((".", "?")) or err == f"error: {sentence}\n")
     assert sorted(path.name for path in place.iterdir()) == ["recipe.toml", "texts"]

@@ -50,6 +50,13 @@ def test_outline_foretells_and_a_saved_model_loads(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DENSE)
+def test_a_tied_head_is_still_known_as_such(name):
+    model = small(name)
+    apply(model, "quantize.int8")
+    assert model.anatomy.tied == model.skeleton().anatomy.tied == (name in TIED)
+
+
+@pytest.mark.parametrize("name", DENSE)
 def test_parameters_stay_and_bytes_shrink(name):
     model = small(name)
     params, before = model.params, model.bytes

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 import torch
+from outsiders import python
 from stages import apply, assert_outline_foretells, assert_replays, check, logits, small
 from torch import nn
 from twins import TWINS, tokens
@@ -123,3 +124,10 @@ def test_without_bitsandbytes_the_plan_says_what_to_install(monkeypatch):
 
 def test_the_note_promises_no_speed_on_cpu():
     assert "costs time" in QuantizeNF4().note(small("llama"), None)
+
+
+def test_importing_bitsandbytes_says_nothing_of_kernels_it_does_without():
+    """Where the processor has AVX-512 with bf16, it warns at import that one from the hub is missing."""
+    code = "import logging; logging.basicConfig()\nfrom zoo_compress.quantize.packed import bitsandbytes\nprint(bitsandbytes().functional.__name__)"
+    done = python("-c", code)
+    assert (done.stdout, done.stderr) == ("bitsandbytes.functional\n", "")

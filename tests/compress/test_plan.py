@@ -205,6 +205,62 @@ def test_a_wrong_loss_is_named_with_its_stage(place: Path, loss: Any, sentence: 
     assert str(caught.value).startswith(f"{place}/recipe.toml, line {15 if loss else 17}, stage 1 (distill): {sentence}")
 
 
+def test_a_teacher_with_another_tokenizer_is_refused(place: Path):
+    """Of the same size: only the tokens themselves show it."""
+    from tiny import TEXTS, tokenizer
+
+    shutil.copytree(place / "model", place / "other")
+    tokenizer([text.upper() for text in TEXTS.values()]).save_pretrained(place / "other")
+    found = refusal(place, HEAD + stage("distill", teacher="./other"), Refused)
+    assert found.startswith("recipe.toml, line 15, stage 1 (distill): distill compares distributions over one vocabulary: token ")
+    assert found.endswith(" to the teacher other. Choose a teacher with the same tokenizer.")
+
+
+def test_a_new_tokenizer_is_for_weights_that_are_not_trained_yet(place: Path):
+    bpe, train = stage("vocabulary.bpe"), stage("train", steps=2, length=16)
+    trained = "the weights of model are trained on the tokens of the tokenizer they have"
+    found = refusal(place, HEAD + bpe, Refused)
+    assert found == (f"recipe.toml, line 15, stage 1 (vocabulary.bpe): vocabulary.bpe: {trained}, and a new one would number others. "
+                     'Begin with weights = "random" in [model], and train afterwards.')  # fmt: skip
+    drawn = HEAD.replace('name = "./model"', 'name = "./model"\nweights = "random"')
+    assert len(planned(place, drawn + bpe + train).stages) == 3
+    assert trained in refusal(place, drawn + train + bpe, Refused)
+
+
+def test_random_weights_are_not_drawn_for_a_plan(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("zoo.loading.build_random", None)
+    drawn = HEAD.replace('name = "./model"', 'name = "./model"\nweights = "random"')
+    assert planned(place, drawn + stage("inherit", layers="first:1")).stages[0].params > 0
+
+
+EVALUATE = '\n[evaluate]\ntasks = ["perplexity"]\n'
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "sentence"),
+    [
+        ("llama-tied", 'prompts = ["a", ""]', "line 21, [evaluate] prompts: The prompt is empty: pass some text to continue."),
+        ("llama-tied", f'prompts = ["{"def f(): " * 40}"]', "line 21, [evaluate] prompts: The prompt has "),
+        ("bert", 'prompts = ["a"]', "line 21, [evaluate] prompts: bert is a masked-lm model; only causal-lm models continue a text."),
+        ("bert", "", "line 20, [evaluate] tasks: perplexity of a masked-lm model needs a mask token, and the tokenizer of bert has none."),
+    ],
+    ids=["empty prompt", "long prompt", "prompt of a masked model", "no mask token"],
+)
+def test_an_evaluation_that_does_not_fit_the_model_is_refused_before_any_work(place: Path, base: str, change: str, sentence: str):
+    checkpoint(place / base, base)
+    text = HEAD.replace("./model", f"./{base}") + stage("inherit", layers="first:1") + EVALUATE + change + "\n"
+    assert refusal(place, text, RequestError).startswith(f"recipe.toml, {sentence}")
+
+
+@pytest.mark.parametrize("use", ["distill", "train", "lowrank.svd"])
+def test_data_shorter_than_one_window_is_refused_before_any_work(place: Path, use: str):
+    (place / "short.txt").write_text("one two")
+    text = HEAD.replace("texts[:4]", "short.txt").replace("texts[:2]", "short.txt")
+    found = refusal(place, text + stage(use, length=32, **({"ratio": 0.5} if use == "lowrank.svd" else {})), DataError)
+    assert found.startswith(f"recipe.toml, line 15, stage 1 ({use}): 'short.txt' holds ")
+    assert found.endswith(" tokens, fewer than one window of 33.")
+
+
 def test_a_damaged_header_is_named(place: Path):
     (place / "model/model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{]......")
     assert refusal(place, RECIPE, ArtifactError).startswith("model/model.safetensors is damaged: its safetensors header cannot be read (")

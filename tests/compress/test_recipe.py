@@ -97,7 +97,7 @@ def test_every_example_is_a_good_recipe(example: Path):
         ('[recipe]\nname = "small"\nseed = 3\n', "", "small.toml: the table [recipe] is missing."),
         ("layers =", "layer =", f"small.toml, line 14, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? {INHERIT}"),
         ("steps = 10", 'steps = "ten"',
-         "small.toml, line 22, stage 2 (distill): steps = 'ten': input should be a valid integer, unable to parse string as an integer."),
+         "small.toml, line 22, stage 2 (distill): steps = 'ten': input should be a whole number."),
         ("steps = 10", "steps = 0", "small.toml, line 22, stage 2 (distill): steps = 0: input should be greater than or equal to 1."),
         ("steps = 10", "lr = nan", "small.toml, line 22, stage 2 (distill): lr = nan: input should be a finite number."),
         ("steps = 10", "lr = inf", "small.toml, line 22, stage 2 (distill): lr = inf: input should be a finite number."),
@@ -142,11 +142,19 @@ def test_what_does_not_fit_is_named_with_its_line(file: Path, old: str, new: str
     [
         ('use = "inherit"', 'use = "inherti"', "small.toml, line 13, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: inherit, "),
         ('tasks = ["perplexity"]', 'tasks = ["perplexty"]',
-         "small.toml, line 25, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'? Evaluators: speed, perplexity, xz"),
+         "small.toml, line 25, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'? Evaluators: speed, "),
+        ('tasks = ["perplexity"]', 'tasks = ["perplexity"]\nbaselines = ["xs"]',
+         "small.toml, line 26, [evaluate]: no evaluator named 'xs'. Did you mean 'xz'? Evaluators: "),
     ],
 )  # fmt: skip
 def test_unknown_names_are_named_with_the_nearest(file: Path, old: str, new: str, sentence: str):
     assert refusal(file, GOOD.replace(old, new), UnknownName).startswith(sentence)
+
+
+def test_an_evaluator_that_measures_a_model_is_no_baseline(file: Path):
+    found = refusal(file, GOOD.replace('tasks = ["perplexity"]', 'tasks = ["perplexity"]\nbaselines = ["xz", "perplexity"]'))
+    assert found == "small.toml, line 26, [evaluate]: 'perplexity' measures a model, so it is no baseline; put it into tasks."
+    assert Recipe.parse(tomllib.loads(GOOD.replace("speed = false", 'speed = false\nbaselines = ["xz"]'))).evaluate.baselines == ("xz",)
 
 
 def test_every_stage_must_be_a_table_of_its_own(file: Path):
@@ -213,6 +221,8 @@ def test_the_recipe_as_run_tells_its_overrides(file: Path):
         ("stage.0.layers", "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3."),
         ("stage.5.layers=1", "--set 'stage.5.layers=1': there is no 'stage.5.layers'; stages are numbered from 0 to 1."),
         ("stage.one.layers=1", "--set 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 0 to 1."),
+        ("=3", "--set '=3': write KEY=VALUE, such as stage.0.layers=first:3."),
+        ("stage..layers=3", "--set 'stage..layers=3': write KEY=VALUE, such as stage.0.layers=first:3."),
         ("stage.0=1", "--set 'stage.0=1': name the option too, such as stage.0.layers=first:3."),
         ("recipe.name.x=1", "--set 'recipe.name.x=1': 'name' is a value, not a table."),
     ],
@@ -226,13 +236,34 @@ def test_an_override_without_a_place_is_refused(file: Path, override: str, sente
     [
         ("stage.0.layer=first:1", "small.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?"),
         ("stage.1.steps=0", "small.toml, --set stage.1.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1."),
-        ("recipe.seed=x", "small.toml, --set recipe.seed, [recipe]: seed = 'x': input should be a valid integer"),
+        ("recipe.seed=x", "small.toml, --set recipe.seed, [recipe]: seed = 'x': input should be a whole number"),
         ("evaluate.perplexity.length=1", "small.toml, --set evaluate.perplexity.length, [evaluate.perplexity]: length = 1: input should"),
         ("modl.name=x", "small.toml: there is no table 'modl'. Did you mean 'model'?"),
     ],
 )
 def test_a_wrong_override_is_blamed_on_the_override(file: Path, override: str, sentence: str):
     assert refusal(file, GOOD, overrides=(override,)).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        ('use = "prune.structured"\nffn = 0', "ffn = 0: input should be greater than 0, or greater than or equal to 1."),
+        ('use = "inherit"\nlayers = 3', "layers = 3: input should be text, or a list."),
+        ('use = "share.ffn"\nstart = "meen"', "start = 'meen': input should be 'mean' or 'first', or a whole number. Did you mean 'mean'?"),
+        ('use = "prune.structured"', "say what to remove: ffn, heads, kv_groups or width (ratio for convolutional models)."),
+        ('use = "quantize.int8"\nskip = "x"', "skip = 'x': input should be a list."),
+        ('use = "quantize.int8"\nembedding = "maybe"', "embedding = 'maybe': input should be true or false."),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_said_in_plain_words(file: Path, stage: str, sentence: str):
+    found = refusal(file, GOOD.partition("[[stage]]")[0] + f"[[stage]]\n{stage}\n")
+    assert found.partition("): ")[2] == sentence
+
+
+def test_an_override_of_everything_is_where_its_errors_are(file: Path):
+    found = refusal(file, GOOD, overrides=('stage=[{use="inherit", layer="first:1"}]',))
+    assert found.startswith("small.toml, --set stage, stage 1 (inherit): 'layer' is not an option.")
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------

@@ -14,9 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from zoo_compress.accuracy import accuracy
 from zoo_compress.report import html, table
 from zoo_compress.report.axes import axis, overlap, place, text_width, tick_labels
+from zoo_compress.report.columns import quality, stages
+from zoo_compress.report.confusion import matrix, mistakes
 from zoo_compress.report.quantities import clean, finite, measured, percent, points, quantity, seconds, times
+from zoo_compress.report.samples import right
 from zoo_compress.report.summary import summary
 
 VOID = {"meta", "br", "img"}
@@ -216,6 +220,114 @@ def test_only_data_pictures_are_shown(results: dict[str, Any], picture: str) -> 
     assert "A picture is shown only when" in page.text
 
 
+# --- pictures, groups, confusions -------------------------------------------------------------------------------------
+
+
+def judged(*, wrong: int) -> dict[str, Any]:
+    """Answers to 40 digits in two fonts, the first `wrong` fours taken for nines."""
+    true = [*("4" * 20), *("9" * 20)]
+    said = ["9"] * wrong + true[wrong:]
+    return accuracy(true, said, groups=["Lato", "Roboto"] * 20, order=list("0123456789"))
+
+
+@pytest.fixture
+def pictured(results: dict[str, Any]) -> dict[str, Any]:
+    """Questions about pictures, before and after."""
+    for wrong, row in zip((1, 12, 6, 7), results["stages"], strict=True):
+        row["metrics"] = {"exact_match": judged(wrong=wrong)}
+        row["samples"] = [{"prompt": "Which digit?", "image": PIXEL, "output": "9" if wrong > 6 else "4", "expected": "4"},
+                          {"prompt": "Which digit?", "image": PIXEL, "output": " 9\n", "expected": "9", "note": "98 %"}]  # fmt: skip
+    return {**results, "control": None, "baselines": []}
+
+
+def test_answers_stand_in_a_table_with_what_was_expected(pictured: dict[str, Any]) -> None:
+    page = check(html(pictured))
+    assert sum(tag == "img" for tag, _ in page.elements) == 2  # once a question, not once a stage
+    assert page.text.count("2 of 2 right") == 2 and page.text.count("1 of 2 right") == 2
+    assert page.text.count("(wrong)") == 2 and page.text.count("(right)") == 6 and "98 %" in page.text
+    assert [a.get("class") for tag, a in page.elements if tag == "td" and a.get("class")].count("wrong") == 2
+    heads = [a for tag, a in page.elements if tag == "th" and a.get("scope") == "col"]
+    assert len(heads) >= 6 and 'aria-label="answers side by side"' in html(pictured)
+
+
+def test_pictures_that_were_made_stand_side_by_side(results: dict[str, Any]) -> None:
+    other = PIXEL.replace("Ggo=", "Ggp=")
+    for index, row in enumerate(results["stages"]):
+        row["samples"] = [{"prompt": "a seven", "image": PIXEL if index else other, "output": "seeds 0 to 7"}]
+    page = check(html(results))
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert [picture["src"] for picture in pictures] == [other, PIXEL, PIXEL, PIXEL]
+    assert {picture["alt"] for picture in pictures} == {"a seven"} and "expected" not in page.text
+
+
+def test_small_pictures_are_enlarged_with_square_pixels(results: dict[str, Any]) -> None:
+    from PIL import Image
+
+    from zoo.images import data_uri
+
+    results["stages"][0]["samples"] = [{"prompt": str(size), "image": data_uri(Image.new("L", (size, 3)))} for size in (8, 64, 65, 300)]
+    page = check(html({**results, "stages": results["stages"][:1]}))
+    assert [attributes.get("class") for tag, attributes in page.elements if tag == "img"] == ["square", "square", None, None]
+
+
+def test_verdicts_ignore_space_around_answers() -> None:
+    assert [right(s) for s in ({"output": "4 ", "expected": "4"}, {"output": "5", "expected": "4"}, {"output": "5"}, {"expected": "4"})] == [
+        True, False, None, None,
+    ]  # fmt: skip
+
+
+def test_confusions_are_drawn_before_and_after(pictured: dict[str, Any]) -> None:
+    source = html(pictured)
+    page = check(source)
+    assert "exact match: original" in page.text and "exact match: quantize.int8" in page.text
+    assert "exact match: distill" not in page.text  # only the ends
+    assert "Most mistaken: 4 for 9 (1 of 20)." in page.text and "Most mistaken: 4 for 9 (7 of 20)." in page.text
+    assert "4 taken for 9: 7 of 20" in page.text and source.count('class="cell wrong"') == 2 and source.count('class="cell right"') == 4
+    column = quality(pictured)[0]
+    made = [matrix(column, row) for row in stages(pictured)]
+    assert made[1] is not None and made[1].counts == [[8, 12], [0, 20]] and mistakes(made[1]) == ["4 for 9 (12 of 20)"]
+
+
+def test_groups_are_drawn_with_their_intervals(pictured: dict[str, Any]) -> None:
+    source = html(pictured)
+    page = check(source)
+    assert "exact match by group" in page.text and "Lato (20)" in page.text and "In brackets: how many were counted" in page.text
+    assert source.count('class="whisker"') == 4 and "quantize.int8, Lato: 80 %" in page.text
+    alone = check(html({**pictured, "stages": pictured["stages"][:1]}))
+    assert "exact match by group" in alone.text
+
+
+def test_of_many_groups_the_lowest_are_drawn(pictured: dict[str, Any]) -> None:
+    for row in pictured["stages"]:
+        row["metrics"]["exact_match"]["by"] = {f"font {i}": {"value": i, "low": i - 1, "high": i + 1, "n": 9} for i in range(57)}
+    page = check(html(pictured))
+    assert "The 24 lowest of 57 groups." in page.text and "font 23 (9)" in page.text and "font 24 (9)" not in page.text
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [None, 3, [], {}, {"true": ["a"], "predicted": ["a"], "counts": [[1, 2]]}, {"true": ["a"], "predicted": ["a"], "counts": [[-1]]},
+     {"true": ["a"], "predicted": ["a"], "counts": [[math.nan]]}, {"true": ["a"], "predicted": ["a"], "counts": [["1"]]},
+     {"true": ["a"], "predicted": ["a"], "counts": [[0]]}, {"true": "a", "predicted": "a", "counts": "a"},
+     {"true": ["a"] * 999, "predicted": ["a"] * 999, "counts": [[1] * 999] * 999}, {"true": ["a", "b"], "predicted": ["a"], "counts": [[1]]}],
+)  # fmt: skip
+def test_what_is_no_confusion_is_left_out(pictured: dict[str, Any], broken: Any) -> None:
+    for row in pictured["stages"]:
+        row["metrics"]["exact_match"] |= {"confusion": broken, "by": broken}
+    page = check(html(pictured))
+    assert "taken for" not in page.text and "by group" not in page.text
+
+
+def test_long_names_and_many_classes_stay_inside_their_frames(pictured: dict[str, Any]) -> None:
+    names = [f"a rather long class name {i} {HOSTILE}" for i in range(40)]
+    for row in pictured["stages"]:
+        row["metrics"] = {"accuracy": accuracy(names * 3, [*names, *names, *names[::-1]], groups=names * 3, order=names)}
+        row["label"] = HOSTILE
+    source = html(pictured)
+    check(source)
+    assert len(source) < 300_000
+
+
 @pytest.mark.parametrize("missing", [None, math.nan, math.inf, "12", True, 10**400])
 def test_what_was_not_measured_is_a_dash(results: dict[str, Any], missing: Any) -> None:
     results["stages"][1]["metrics"] = {"bits_per_byte": {"value": missing, "low": 1, "high": 2}}
@@ -319,7 +431,19 @@ numbers = st.one_of(
 )
 entries = st.fixed_dictionaries(
     {"value": numbers},
-    optional={"low": numbers, "high": numbers, "unit": st.sampled_from(["%", "s", "bytes", "x/s", ""])},
+    optional={
+        "low": numbers,
+        "high": numbers,
+        "unit": st.sampled_from(["%", "s", "bytes", "x/s", ""]),
+        "by": st.dictionaries(st.text(max_size=5), st.none() | st.dictionaries(st.sampled_from(["value", "low", "high", "n"]), numbers), max_size=30),
+        "confusion": st.integers(1, 4).flatmap(
+            lambda n: st.fixed_dictionaries({
+                "true": st.lists(st.text(max_size=9), min_size=n, max_size=n),
+                "predicted": st.lists(st.text(max_size=9), min_size=n, max_size=n),
+                "counts": st.lists(st.lists(st.integers(0, 10**9), min_size=n, max_size=n), min_size=n, max_size=n),
+            })
+        ),
+    },
 )
 names = st.sampled_from(
     ["bits_per_byte", "accuracy", "peak_rss_bytes", "decode_tokens_per_s", "s", "_per_s", "", "<b>"]

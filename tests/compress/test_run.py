@@ -15,13 +15,13 @@ import numpy
 import pytest
 import torch
 from tiny import RECIPE, workplace
-from zoo_compress import Recipe, run
+from zoo_compress import Recipe, apply, run
 from zoo_compress.folder import DRAFT, OURS
 from zygote import Done, Zygote
 
 import zoo
 from zoo import artifact
-from zoo.errors import ArtifactError, OutputError
+from zoo.errors import ArtifactError, OutputError, RequestError
 
 USES = ["original", "inherit", "prune.structured", "distill", "quantize.int8"]
 OUT = Path("runs/tiny")
@@ -132,6 +132,7 @@ def test_results_have_the_promised_shape_and_the_plan_was_exact(finished: Path):
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 4
     assert {name: len(curve) for name, curve in found["stages"][3]["curves"].items()} == {"kl": 6}
     assert found["recipe"] == {"name": "tiny", "file": "recipe.toml", "seed": 0} and found["control"] is None
+    assert found["model"]["params"] == found["stages"][0]["params"] > 0
 
 
 def test_the_result_is_the_last_stage_and_runs(finished: Path):
@@ -388,7 +389,18 @@ def test_a_damaged_stage_is_named_not_published(place: Path, monkeypatch: pytest
     (file,) = (place / OUT / "stages").glob("04-*/model.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     (OUT / "zoo.json").unlink()
-    with pytest.raises(ArtifactError, match=r"stages/04-quantize.int8-\w+/model.safetensors does not have the sha256 of the manifest"):
+    with pytest.raises(ArtifactError, match=r"stages/04-quantize.int8-\w+/model.safetensors does not have the sha256 of the manifest.* Remove \S+ and run again"):
+        run(Recipe.load("recipe.toml"))
+    shutil.rmtree(file.parent)
+    assert run(Recipe.load("recipe.toml")).skipped == 3 and not artifact.verify(OUT)
+
+
+def test_a_damaged_stage_that_a_later_one_starts_from_is_named(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    (file,) = (place / OUT / "stages").glob("03-*/tokenizer.json")
+    shutil.rmtree(next((place / OUT / "stages").glob("04-*/")))
+    file.unlink()
+    with pytest.raises(ArtifactError, match=r"stages/03-distill-\w+/tokenizer.json is missing; .* Remove runs/tiny/stages/03-distill-\w+ and run again"):
         run(Recipe.load("recipe.toml"))
 
 
@@ -411,3 +423,25 @@ def test_what_a_killed_process_leaves_is_told_from_what_is_there():
     assert DRAFT.fullmatch(".01-inherit-0123456789ab.old.ab_12xyz")["name"] == "01-inherit-0123456789ab"  # type: ignore[index]
     assert OURS.fullmatch("01-inherit-0123456789ab.json") and OURS.fullmatch("control-0123456789ab") and OURS.fullmatch("00-original.json")
     assert not OURS.fullmatch("thesis") and not OURS.fullmatch("01-inherit") and not DRAFT.fullmatch(".git")
+
+
+# --- one stage alone --------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_needs_a_teacher_says_how_to_pass_one():
+    with pytest.raises(RequestError, match=r"distill needs its teacher: pass Context\(load=\.\.\.\), a function from 'original' to a model\."):
+        apply(zoo.load("tiny-code"), "distill", {"steps": 1})
+
+
+def test_random_weights_are_known_as_such_when_a_run_goes_on(place: Path):
+    """A tokenizer is only trained for weights that are not; what a stage left says nothing of where its weights came from."""
+    recipe = Recipe.parse({
+        "recipe": {"name": "random"}, "model": {"name": "tiny-code", "weights": "random"}, "data": {"train": str(place / "texts"), "test": str(place / "texts")},
+        "stage": [{"use": "inherit", "layers": "first:1"}, {"use": "vocabulary.bpe"}],
+        "evaluate": {"speed": False, "perplexity": {"max_tokens": 200}},
+    })  # fmt: skip
+    out = place / "runs" / "random"
+    first = run(recipe, out=out, until=1)
+    assert first.results["stages"][1]["metrics"] == {}  # no tokenizer yet, and nothing learnt
+    done = run(recipe, out=out)
+    assert done.skipped == 1 and done.results["stages"][2]["metrics"]["bits_per_byte"]["value"] > 0

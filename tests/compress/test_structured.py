@@ -510,6 +510,12 @@ def test_windows_longer_than_the_context_are_cut_to_it(name: str) -> None:
     assert model.family.windows(model, stages.data(), length=512)[0]["input_ids"].shape == (64,)
 
 
+def test_experts_are_cut_to_sizes_in_which_they_run() -> None:
+    for options, words in (({"width": 25}, "residual width 25"), ({"ffn": 50}, "FFN channels 50")):
+        with pytest.raises(Refused, match=rf"{words} of experts in float32 must be a multiple of 4; keep (24|48)\."):
+            STAGE.check(twin_model("mixtral", device="meta"), {}, STAGE.Options(**options))
+
+
 def test_unknown_target_is_named() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'language'"):
         STAGE.check(twin_model("llama"), {}, STAGE.Options(target="languag", ffn=0.5))

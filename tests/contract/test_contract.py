@@ -71,8 +71,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def built(start: Model, stages: list[Stage]) -> Model:
     """Apply a chain, each stage estimated and compared."""
     model, shared = start, context(start)
-    for use, options in stages:
-        model = check_estimate(model, use, options, shared)
+    for one in stages:
+        model = check_estimate(model, *one, shared)
     return model
 
 

@@ -10,7 +10,22 @@ import numpy as np
 import pytest
 import torch
 import zoo_compress
-from cases import CALIBRATION, IMAGES, INT8, OPTIONS, TINY, TRAINING, Stage, base, checkpoint, context, options, recipe, stage
+from cases import (
+    CALIBRATION,
+    IMAGES,
+    INT8,
+    OPTIONS,
+    RANDOM,
+    TINY,
+    TRAINING,
+    Stage,
+    base,
+    checkpoint,
+    context,
+    options,
+    recipe,
+    stage,
+)
 
 import zoo
 from zoo import artifact, registry

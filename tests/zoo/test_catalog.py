@@ -73,9 +73,9 @@ def test_models_filters(site: Path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1.5B", 1_500_000_000), ("135M", 135_000_000), ("7k", 7_000), ("12", 12), ("1_000", 1_000), (5, 5), ("2 ", 2)],
+    [("1.5B", 1_500_000_000), ("135M", 135_000_000), ("7k", 7_000), ("12", 12), ("1_000", 1_000), (5, 5), ("2 ", 2), (1e7, 10_000_000)],
 )
-def test_parse_count(text: str | int, expected: int):
+def test_parse_count(text: str | float, expected: int):
     assert parse_count(text) == expected
 
 

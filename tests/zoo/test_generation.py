@@ -113,6 +113,9 @@ def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: 
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
     [("", {}, "The prompt is empty: pass some text to continue."), (None, {}, "The prompt is empty: pass some text to continue."),
+     ("x", {"max_new_tokens": "5"}, "max_new_tokens = '5' is not a whole number."),
+     ("x", {"temperature": None}, "temperature = None is not a number."),
+     ("x", {"seed": 1.5}, "seed = 1.5 is not a whole number."),
      ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
      ("x", {"temperature": float("nan")}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
      ("x", {"top_p": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),

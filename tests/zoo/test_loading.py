@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import time
@@ -62,6 +63,22 @@ def test_load_by_name_by_path_and_by_a_path_that_looks_like_a_name(place: Path):
         assert torch.equal(logits(zoo.load(name), tokens()), expected)
 
 
+def test_a_skeleton_by_name_knows_how_its_weights_are_stored(place: Path):
+    """As the plan does, and the disk; with other weights as those are."""
+    packaged = zoo.load("tiny-code", device="meta")
+    assert (packaged.dtype, packaged.stored, packaged.bytes) == ("float32", "bfloat16", packaged.params * 2)
+    assert zoo.load("tiny-code", device="meta", weights="random").stored == "float32"
+
+
+@pytest.mark.parametrize(("name", "weights"), [("tiny-code", "auto"), ("tiny-code", "random"), ("./saved", "auto")])
+def test_a_skeleton_neither_generates_nor_is_saved(place: Path, name: str, weights: str):
+    model = zoo.load(name, device="meta", weights=weights)
+    for call in (lambda: model.generate("a"), lambda: model.save(place / "new")):
+        with pytest.raises(RequestError, match=r"is on the meta device, which holds no weights; to (run|save) it, load it without device=\"meta\"\."):
+            call()
+    assert not (place / "new").exists()
+
+
 def test_a_name_wins_over_a_folder_of_that_name(place: Path):
     (place / "saved").rename(place / "tiny-code")
     assert zoo.load("tiny-code", device="meta").params == zoo.info("tiny-code").params
@@ -83,7 +100,7 @@ def test_what_is_not_there_is_named_with_the_nearest(place: Path, name: str, sen
 
 def test_a_directory_without_a_model_is_refused(place: Path):
     (place / "empty").mkdir()
-    assert refusal(ArtifactError, "./empty") == "empty is not a model directory: it holds neither zoo.json nor a known config such as config.json."
+    assert refusal(RequestError, "./empty") == "empty is not a model directory: it holds neither zoo.json nor a known config such as config.json."
 
 
 def test_dtypes_and_devices(place: Path):
@@ -216,7 +233,7 @@ def test_code_from_a_checkpoint_is_not_run(place: Path):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"model_type": "no-such"}, "transformers cannot build a causal-lm of type 'no-such': "),
+    [({"model_type": "no-such"}, "plain/config.json: transformers cannot build a causal-lm of type 'no-such': "),
      ({"architectures": ["LlamaForSequenceClassification"]}, "plain holds a LlamaForSequenceClassification (llama); text models need")],
 )  # fmt: skip
 def test_what_no_family_builds_is_refused(place: Path, change: dict[str, object], sentence: str):
@@ -227,7 +244,7 @@ def test_what_no_family_builds_is_refused(place: Path, change: dict[str, object]
 
 def test_a_config_that_is_not_one_is_named(place: Path):
     (place / "plain/config.json").write_text("{")
-    assert refusal(ArtifactError, "./plain") == "plain/config.json is not a transformers config with a model_type."
+    assert refusal(ArtifactError, "./plain") == "plain/config.json is not a transformers config with a model_type and architectures."
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -270,6 +287,12 @@ def test_a_missing_or_misshapen_tensor_is_never_filled_with_random_numbers(place
     assert refusal(ArtifactError, "./plain") == f"plain: tensor '{UP}' is missing; the model of its config.json has it."
     save_file({**good, UP: good[UP][:5].contiguous()}, file, metadata={"format": "pt"})
     assert refusal(ArtifactError, "./plain") == f"plain: '{UP}' has shape (5, 32), the model of its config.json expects (64, 32)."
+    layer = UP.rpartition("layers.")[0] + "layers."
+    save_file({**good, f"{layer}2.mlp.up_proj.weight": good[UP].clone()}, file, metadata={"format": "pt"})
+    assert refusal(ArtifactError, "./plain") == f"plain: tensor '{layer}2.mlp.up_proj.weight' is not part of the model of its config.json."
+    other = {"score.weight": good[UP].clone(), f"{layer}0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file({**good, **other}, file, metadata={"format": "pt"})
+    assert zoo.load("./plain").params > 0  # the head of another task, and a table that is computed
     assert capfd.readouterr() == ("", "")
     own = load_file(registry_weights())
     save_file({**own, UP: own[UP][:5].contiguous()}, "own.safetensors")
@@ -299,6 +322,48 @@ def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sent
     file = place / "saved/zoo.json"
     file.write_text(change(json.loads(file.read_text())))  # type: ignore[operator]
     assert refusal(ArtifactError, "./saved").startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"lineage": [{"use": "inherit", "version": 1, "options": {}, "record": {}}]},
+      r"saved/zoo.json: the record of stage 1 \(inherit\) does not fit the model \(KeyError: 'stacks'\)\."),
+     ({"lineage": [{}]}, r"saved/zoo.json is damaged: stage 1 of the lineage has no use\."),
+     ({"files": []}, r"saved/zoo.json is damaged: 'files' is list, not dict\."),
+     ({"files": {}}, r"saved/zoo.json is damaged: it lists no weight file\."),
+     ({"files": {"other.safetensors": {"bytes": 1, "sha256": ""}}}, r"saved/zoo.json is damaged: it does not list model.safetensors\."),
+     ({"files": {"model.safetensors": {"sha256": "0"}}}, r"saved/zoo.json is damaged: file 'model.safetensors' has no size and hash\."),
+     ({"dtype": "float7"}, r"saved/zoo.json is damaged: dtype 'float7' is none of float32, bfloat16, float16\.")],
+    ids=["record", "stage", "list", "no files", "other files", "no size", "dtype"],
+)  # fmt: skip
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_a_damaged_manifest_is_a_sentence(place: Path, change: dict[str, object], sentence: str, device: str | None):
+    file = place / "saved/zoo.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert re.fullmatch(sentence, refusal(ArtifactError, "./saved", device=device))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_attention_heads": 5}, {"num_attention_heads": 0}, {"num_hidden_layers": "two"}, {"num_hidden_layers": -1}, {"architectures": [3]},
+     {"architectures": 7}, {"hidden_size": 0}, {"vocab_size": None}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_config_is_a_sentence(place: Path, change: dict[str, object]):
+    file = place / "plain/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    for device in (None, "meta"):
+        with pytest.raises(zoo.ZooError) as caught:
+            zoo.load("./plain", device=device)
+        assert "\n" not in str(caught.value) and "plain" in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_named(place: Path):
+    file = place / "plain/tokenizer.json"
+    file.write_text(file.read_text()[:-100])
+    assert refusal(ArtifactError, "./plain").startswith("plain/tokenizer.json is damaged: ")
+    file.write_text('{"version": "1.0", "model": {"type": "BPE"}}')
+    assert refusal(ArtifactError, "./plain").startswith("plain/tokenizer.json is damaged: ")
 
 
 def test_an_artifact_of_a_family_that_is_not_installed_names_the_plugin(place: Path):

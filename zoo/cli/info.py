@@ -89,7 +89,7 @@ def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
         spec = replace(spec, params=params)
     if isinstance(manifest.get("dtype"), str):
         spec = replace(spec, dtype=manifest["dtype"])
-    extra = {"stages": ", ".join(stages) or "none", **{key: manifest[key] for key in ("bytes", "stored") if key in manifest}}
+    extra: dict[str, Any] = {"stages": ", ".join(stages) or "none", **{key: manifest[key] for key in ("bytes", "stored") if key in manifest}}
     if stages:
         left = manifest.get("shape")  # absent in models saved by an older zoo: then nothing is said
         kept = {name: size for name, size in shape_of(spec.config).items() if name in ("vocabulary", "context")}

@@ -61,7 +61,7 @@ def _facts(label: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Flatten nested figures into labelled lines; a table of confusions is for --json and reports."""
     facts: list[tuple[str, str]] = []
     for key, value in figures.items():
-        name = f"{label} {key}".replace("_", " ")
+        name = (label if key.replace("_", "-") == label else f"{label} {key}").replace("_", " ")
         if key == "confusion":
             continue
         if isinstance(value, Mapping):

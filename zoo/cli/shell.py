@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from zoo import plugins, registry
 from zoo.cli import output
-from zoo.errors import PluginError, UnknownName, ZooError, one_line
+from zoo.errors import OutputError, PluginError, UnknownName, ZooError, one_line
 
 HELP = "A model zoo whose models come with the means to make them smaller."
 
@@ -193,6 +193,12 @@ def run(args: Sequence[str] | None = None) -> int:
         output.error(one_line(error))
         _warn_of_faults()
         return error.exit_code
+    except OSError as error:
+        if error.filename is not None or not error.strerror:
+            return _explain(error)
+        _close_stdout()  # of what was opened already, writing fails: a full disk behind a redirection
+        output.error(f"the output cannot be written: {error.strerror}.")
+        return OutputError.exit_code
     except Exception as error:
         return _explain(error)
 

@@ -80,10 +80,9 @@ class FeatureOptions(LossOptions):
 
 
 class FeatureLoss(ABC):
-    """A loss on the outputs of blocks."""
+    """A loss on the outputs of blocks; it needs a teacher."""
 
     Options: ClassVar[type[FeatureOptions]] = FeatureOptions
-    needs_teacher: ClassVar[bool] = True
 
     @abstractmethod
     def build(self, *, layers: tuple[int, int], widths: tuple[int, int], options: Any, seed: int) -> nn.Module:

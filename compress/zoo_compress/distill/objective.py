@@ -6,7 +6,7 @@ Legend: N rows, V outputs of a row, D width of the hidden state.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class Objective(nn.Module):
         return {"loss": total, **{name: values[name] for name in self.weights}}
 
     def _run(self, model: Model, batch: Batch) -> tuple[dict[str, Rows], Blocks]:
-        with _recorded(model, self.targets) if self.features else nullcontext({}) as blocks:
+        with _recorded(model, self.targets if self.features else {}) as blocks:
             return model.family.rows(model, batch, self.kinds), blocks
 
     def _row_values(self, kind: str, mine: Rows, theirs: Rows | None) -> dict[str, torch.Tensor]:
@@ -109,14 +109,14 @@ def _sums(losses: Sequence[WeightedRow], mine: Rows, theirs: Rows | None) -> tor
 def _recorded(model: Model, targets: Mapping[str, str]) -> Iterator[Blocks]:
     """Keep the outputs of the blocks of each target while the model runs."""
     outputs: Blocks = {name: [] for name in targets}
-    hooks = []
+    hooks: list[Any] = []
     for name, target in targets.items():
 
         def keep(_module: nn.Module, _inputs: Any, out: Any, kept: list[torch.Tensor] = outputs[name]) -> None:
             kept.append(out[0] if isinstance(out, tuple) else out)
 
-        for block in model.anatomy.stack(target).blocks:
-            hooks.append(model.module.get_submodule(block.path).register_forward_hook(keep))
+        blocks = [model.module.get_submodule(block.path) for block in model.anatomy.stack(target).blocks]
+        hooks += [block.register_forward_hook(keep) for block in blocks]
     try:
         yield outputs
     finally:

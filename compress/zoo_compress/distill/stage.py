@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from zoo.compressor import Compressor, Context, Record, State
-from zoo.errors import Refused
+from zoo.errors import Refused, RequestError
 from zoo.model import Model
 from zoo_compress.distill.losses import resolve
 from zoo_compress.distill.objective import Objective
@@ -50,7 +50,8 @@ class Distill(Compressor):
         return training_bytes(model, options)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
-        assert context.load is not None
+        if context.load is None:
+            raise RequestError(f"{self.name} needs its teacher: pass Context(load=...), a function from {options.teacher!r} to a model.")
         teacher = context.load(options.teacher)
         self.check_teacher(model, teacher)
         teacher.module.to(model.device)

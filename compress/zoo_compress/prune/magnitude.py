@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from zoo.anatomy import Block, Part, Target
+from zoo.anatomy import Block, Part
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait, require_dense
 from zoo.errors import Refused
 from zoo.model import Model

@@ -92,6 +92,7 @@ class PruneStructured(Compressor):
         plan = self._plan(model, options)
         require_dense(state, _touched(plan), stage=self.name, does="cuts units out of", allow=("shared",))
         cuts(model.module, model.anatomy, plan, first(plan), stage=self.name)
+        _require_whole_rows(model, plan, stage=self.name)
 
     def outline(self, model: Model, options: Options) -> Record:
         if options.ratio is not None:
@@ -186,6 +187,17 @@ def _touched(plan: Plan) -> list[str]:
     paths = {path for ffn, _ in plan.ffns() for path in ffn.projections}
     paths |= {path for layer, _ in plan.attentions() for path in layer.projections}
     return sorted(paths | {ffn.path for ffn, _ in plan.ffns() if ffn.experts})
+
+
+def _require_whole_rows(model: Model, plan: Plan, *, stage: str) -> None:
+    """Refuse sizes in which experts, multiplied all at once, do not run: torch's grouped product reads 16 bytes at a time."""
+    step = 16 // getattr(torch, model.dtype).itemsize
+    sizes = [(size, "FFN channels") for ffn, size in plan.ffns() if ffn.experts]
+    if plan.width and any(block.ffn and block.ffn.experts for block in plan.target.stack.blocks):
+        sizes.append((plan.width, "residual width"))
+    for size, what in sizes:
+        if size % step:
+            raise Refused(f"{stage}: {what} {size} of experts in {model.dtype} must be a multiple of {step}; keep {size // step * step or step}.")
 
 
 def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:

@@ -26,14 +26,13 @@ from zoo_compress.report.columns import (
     spell,
     stages,
 )
+from zoo_compress.report.confusion import heat, matrix, mistakes
+from zoo_compress.report.groups import by_group, left_out
 from zoo_compress.report.plots import Series, bars, curves
 from zoo_compress.report.quantities import clean, finite, quantity, seconds
+from zoo_compress.report.samples import samples
 from zoo_compress.report.scatter import MANY, off_the_chart, scatter
 from zoo_compress.report.summary import name, summary
-
-# A picture travels inside the page or not at all; SVG is left out, since it can hold links.
-PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")
-OPEN_SAMPLES = 6
 
 
 def html(results: Data) -> str:
@@ -44,8 +43,9 @@ def html(results: Data) -> str:
         summary=_unbroken(_text(summary(results))),
         figures=_figures(results),
         table=_table(results),
+        groups=_section("Where it is right", _groups(results)),
+        samples=_section("Samples", samples(results)),
         training=_section("Training", _training(results)),
-        samples=_section("Samples", _samples(results)),
         options=_section("Options", _options(results)),
         machine=_section("Machine and versions", _machine(results)),
     )
@@ -163,28 +163,19 @@ def _points(points: Sequence[Sequence[object]]) -> list[tuple[float, float | Non
     return [(step, finite(value)) for at, value in points if (step := finite(at)) is not None]
 
 
-def _samples(results: Data) -> str:
-    """Put what every stage made of the same prompt side by side."""
-    groups: dict[str, list[str]] = {}
-    for row in rows(results):
-        for index, sample in enumerate(row.data.get("samples") or []):
-            prompt = str(sample.get("prompt") or sample.get("caption") or f"sample {index + 1}")
-            groups.setdefault(prompt, []).append(_sample(row, sample))
-    frame = '<div class="samples" role="region" aria-label="outputs side by side" tabindex="0">'
-    found = [f'<h3 class="prompt">{_text(key)}</h3>{frame}{"".join(cards)}</div>' for key, cards in groups.items()]
-    rest = "".join(found[OPEN_SAMPLES:])
-    more = f"<details><summary>{len(found) - OPEN_SAMPLES} more</summary>{rest}</details>" if rest else ""
-    return "".join(found[:OPEN_SAMPLES]) + more
-
-
-def _sample(row: Row, sample: Data) -> str:
-    picture, output = sample.get("image"), sample.get("output")
-    body = f"<pre>{_text(output)}</pre>" if output is not None else ""
-    if isinstance(picture, str) and PICTURE.fullmatch(picture):
-        body = f'<img src="{picture}" alt="{_text(sample.get("caption") or sample.get("prompt") or row.label)}">' + body
-    elif picture:
-        body = '<p class="hint">A picture is shown only when it is a PNG, JPEG, GIF or WebP data URI.</p>' + body
-    return f'<div class="card {row.kind}"><h4>{_text(row.label)}</h4>{body}</div>'
+def _groups(results: Data) -> str:
+    """Show where the model is right and wrong: bars by group, and what was taken for what before and after."""
+    groups, tables = [], []
+    for index, column in enumerate(quality(results)):
+        if drawing := by_group(stages(results), column, f"groups-{index}"):
+            groups.append(_figure(drawing, left_out(stages(results), column)))
+        found = [(row, made) for row in stages(results) if (made := matrix(column, row))]
+        shown = [*found[:1], *found[1:][-1:]]
+        for place, (row, made) in enumerate(shown):
+            worst = ", ".join(mistakes(made))
+            caption = f"Rows: what was right; columns: what was answered. Most mistaken: {worst}." if worst else "No mistakes."
+            tables.append(_figure(heat(made, f"{column.label}: {row.label}", f"confusion-{index}-{place}", beside=[one for _, one in shown]), caption))
+    return "".join(f'<div class="parts">{"".join(drawings)}</div>' for drawings in (tables, groups) if drawings)
 
 
 def _options(results: Data) -> str:

@@ -95,7 +95,8 @@ def points(value: float | None, base: float | None) -> str:
     """Write the change of a percentage in percentage points: ``−1.2 points``; empty where that says nothing."""
     if value is None or base is None:
         return ""
-    text = quantity(abs(value - base))
+    change = abs(value - base)
+    text = quantity(round(change, 1) if change >= 0.05 else change)
     return f"{'−' if value < base else '+' if value > base else '±'}{text} points"
 
 

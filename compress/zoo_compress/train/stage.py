@@ -33,9 +33,9 @@ class Train(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         rows, features = resolve(options.loss or model.family.losses)
-        for name, loss, _ in (*rows, *features):
-            if loss.needs_teacher:
-                raise Refused(f'{self.name} has no teacher for the loss {name!r}; use = "distill" has one.')
+        taught = [name for name, loss, _ in rows if loss.needs_teacher] + [name for name, _, _ in features]
+        if taught:
+            raise Refused(f'{self.name} has no teacher for the loss {taught[0]!r}; use = "distill" has one.')
         check_training(model, state, options, rows, stage=self.name, does="updates")
 
     def outline(self, model: Model, options: Options) -> Record:

@@ -1,0 +1,88 @@
+"""Which classes a pipeline directory may name: the public ones of diffusers and transformers, and this plugin's own.
+
+A directory says class names. A name is looked up in a fixed place and has to be of the right kind; a module path taken
+from data is never imported, and code beside the weights is never run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import transformers
+from torch import nn
+from transformers.image_processing_base import ImageProcessingMixin
+
+from zoo.errors import ArtifactError
+
+REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+COMPONENTS = (diffusers.ModelMixin, transformers.PreTrainedModel)
+OTHERS = (diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase, ImageProcessingMixin)
+
+
+def own() -> dict[str, tuple[str, type]]:
+    """This plugin's classes by name, each with the library that a model_index.json names for it."""
+    from zoo_snapgen.decoder import SnapGenDecoder
+    from zoo_snapgen.pipeline import SnapGenPipeline
+    from zoo_snapgen.unet import SnapGenUNet
+
+    return {one.__name__: (one.__module__, one) for one in (SnapGenUNet, SnapGenDecoder, SnapGenPipeline)}
+
+
+def find(name: Any, kinds: tuple[type, ...], *, where: str) -> Any:
+    """Return the class of that name, one of ours or a public one of diffusers or transformers, of one of the kinds.
+
+    Raises:
+        ArtifactError: there is none, or it is of another kind.
+    """
+    if isinstance(name, str) and name in own():
+        places: tuple[Any, ...] = (own()[name][1],)
+    elif isinstance(name, str) and name.isidentifier() and not name.startswith("_"):
+        places = tuple(_public(library, name) for library in (diffusers, transformers))
+    else:
+        places = ()
+    for found in places:
+        if isinstance(found, type) and issubclass(found, kinds):
+            return found
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    raise ArtifactError(
+        f"{where} names {str(name)[:80]!r}, which is no public {wanted} of diffusers or transformers; zoo runs no code from a checkpoint."
+    )
+
+
+def _public(library: Any, name: str) -> Any:
+    try:
+        return getattr(library, name, None)
+    except (ImportError, RuntimeError):  # lazily imported, and lacks something it needs
+        return None
+
+
+def library_of(cls: type) -> str:
+    """The library that a model_index.json names for a class."""
+    if cls.__name__ in own():
+        return own()[cls.__name__][0]
+    return cls.__module__.partition(".")[0]
+
+
+def component_class(config: dict[str, Any], *, where: str) -> Any:
+    """Return the class that a component's config.json names."""
+    for key in REMOTE_CODE_KEYS:
+        if config.get(key):
+            raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
+    architectures = config.get("architectures") or [None]
+    return find(config.get("_class_name") or architectures[0], COMPONENTS, where=where)
+
+
+def build_component(config: dict[str, Any], *, where: str) -> nn.Module:
+    """Build one component from its config, under whatever device context is active."""
+    cls = component_class(config, where=where)
+    values = {key: value for key, value in config.items() if not key.startswith("_") and key not in REMOTE_CODE_KEYS}
+    try:
+        if issubclass(cls, diffusers.ModelMixin):
+            module: nn.Module = cls.from_config(values)
+        else:
+            module = cls(cls.config_class(**{k: v for k, v in values.items() if k not in ("model_type", "dtype", "torch_dtype")}))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{where} does not describe a {cls.__name__}: {reason}.") from None
+    return module.eval()

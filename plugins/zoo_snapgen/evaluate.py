@@ -1,0 +1,172 @@
+"""Evaluation of text-to-image models on captioned digits: does the image show what the prompt says, and is it real?
+
+A judge (judge.py), trained on the training split, looks at the images. What it says of the real held-out ones is the
+baseline "real-images", and stands beside every figure.
+
+Legend: N images, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from zoo_compress.accuracy import accuracy
+
+from zoo.compressor import CompressorOptions
+from zoo.data import Dataset, Sample, open_data
+from zoo.errors import DataError, RequestError
+from zoo.family import TextToImageFamily
+from zoo.model import Model
+from zoo_snapgen.data import DIGITS
+from zoo_snapgen.judge import look
+
+Metric = dict[str, Any]
+DRAWS = 200  # of the bootstrap
+
+
+class ImageOptions(CompressorOptions):
+    """Options of `[evaluate.prompt-agreement]` and `[evaluate.frechet]`."""
+
+    images: int = Field(200, ge=2, description="images made, for prompts spread evenly over the data")
+    steps: int = Field(16, ge=1, description="denoising steps of an image")
+    guidance: float = Field(2.0, ge=0, description="how far the prompt pulls; 1 for no guidance")
+    seed: int = Field(0, ge=0, description="seed of the first image; image i has seed + i")
+    batch: int = Field(32, ge=1, description="images made together")
+
+
+class PromptAgreement:
+    """Share of generated images in which the judge sees the digit of the prompt, with its Wilson interval."""
+
+    Options = ImageOptions
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        """Measure; `options` are those of `ImageOptions`.
+
+        Raises:
+            DataError: there is no data, or its records do not say which digit they show.
+        """
+        asked = ImageOptions(**options)
+        held_out = _digits(data, "prompt-agreement")
+        picked = spread(held_out, asked.images)
+        wanted = [sample.fields["digit"] for sample in picked]
+        seen = _names(generate(model, picked, asked))
+        real = [sample.fields["digit"] for sample in held_out]
+        judged = _names([sample.fields["image"] for sample in held_out])
+        judge = {key: value for key, value in accuracy(real, judged).items() if key in ("value", "low", "high")}
+        return {"prompt_agreement": {**accuracy(wanted, seen, groups=wanted, order=DIGITS), "judge": judge}}
+
+
+class Frechet:
+    """Fréchet distance of generated images from real held-out ones, in the judge's features (FID, 1706.08500, appendix A).
+
+    The interval is 1.96 bootstrap standard errors over the generated images of each digit. Both clouds being finite, the
+    distance of one real split from the other is not 0; it is given as "real", for as many images.
+    """
+
+    Options = ImageOptions
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        """Measure; `options` are those of `ImageOptions`.
+
+        Raises:
+            DataError: there is no data, or its records have no images.
+        """
+        asked = ImageOptions(**options)
+        held_out = _digits(data, "frechet")
+        picked = spread(held_out, asked.images)
+        real_NF, made_NF = _features(held_out), look(generate(model, picked, asked))[0]
+        value = frechet(made_NF, real_NF)
+        error = bootstrap_error(made_NF, real_NF, groups=[sample.fields["digit"] for sample in picked], seed=asked.seed)
+        around = {"low": max(0.0, value - 1.96 * error), "high": value + 1.96 * error}
+        return {"frechet": {"value": value, **around, "better": "lower", "real": _real_distance(real_NF, asked.images)}}
+
+
+class RealImages:
+    """What the judge says of real images: how often it is right, and how far the two real splits are apart."""
+
+    Options = ImageOptions
+    label = "real images"
+
+    def measure(self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        """Measure; of the options, `images` counts: how many of the training split are compared."""
+        held_out = _digits(data, "real-images")
+        real = [sample.fields["digit"] for sample in held_out]
+        judged = _names([sample.fields["image"] for sample in held_out])
+        distance = _real_distance(_features(held_out), ImageOptions(**options).images)
+        return {
+            "prompt_agreement": accuracy(real, judged, groups=real, order=DIGITS),
+            "frechet": {"value": distance, "better": "lower"},
+        }
+
+
+def generate(model: Model, samples: Sequence[Sample], options: ImageOptions) -> list[Any]:
+    """Make one image for each record's caption, in batches."""
+    family = model.family
+    if not isinstance(family, TextToImageFamily):
+        raise RequestError(f"prompt-agreement and frechet are for text-to-image models; {model.spec.name} is {model.spec.modality}.")
+    images: list[Any] = []
+    for start in range(0, len(samples), options.batch):
+        prompts = [sample.text for sample in samples[start : start + options.batch]]
+        seeds = [options.seed + start + i for i in range(len(prompts))]
+        images += family.images(model, prompts, seeds=seeds, steps=options.steps, guidance=options.guidance)
+    return images
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Pick `count` records evenly; some more than once where there are fewer."""
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def frechet(one_NF: torch.Tensor, other_NF: torch.Tensor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^½ C2 C1^½)^½) of two clouds of features."""
+    (mean, cov), (other_mean, other_cov) = (
+        (cloud.double().mean(0), torch.cov(cloud.double().T)) for cloud in (one_NF, other_NF)
+    )
+    root = _root(cov)
+    cross = torch.linalg.eigvalsh(root @ other_cov @ root).clamp_min(0).sqrt().sum()
+    return float((mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * cross)
+
+
+def bootstrap_error(made_NF: torch.Tensor, real_NF: torch.Tensor, *, groups: Sequence[str], seed: int) -> float:
+    """Standard error of the distance over generated images resampled within their group (Efron 1979).
+
+    The prompts fix how many images there are of each digit; resampling over all would count that as chance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    members = [torch.tensor([i for i, one in enumerate(groups) if one == name]) for name in dict.fromkeys(groups)]
+    distances = []
+    for _ in range(DRAWS):
+        pick = torch.cat([part[torch.randint(0, len(part), (len(part),), generator=generator)] for part in members])
+        distances.append(frechet(made_NF[pick], real_NF))
+    return float(torch.tensor(distances).std())
+
+
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    root: torch.Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root
+
+
+def _digits(data: Dataset | None, task: str) -> Dataset:
+    if data is None:
+        raise DataError(f'{task} needs test data: add `test = "digits-captions:test"` to [data], or pass --data.')
+    for sample in data:
+        if sample.fields.get("digit") not in DIGITS or sample.fields.get("image") is None:
+            raise DataError(f'{sample.where}: {task} needs an "image" and its "digit" ("zero" to "nine"), as digits-captions has.')
+    return data
+
+
+def _names(images: Sequence[Any]) -> list[str]:
+    return [DIGITS[digit] for digit in look(images)[1].tolist()]
+
+
+def _features(samples: Sequence[Sample]) -> torch.Tensor:
+    return look([sample.fields["image"] for sample in samples])[0]
+
+
+def _real_distance(real_NF: torch.Tensor, count: int) -> float:
+    """Distance of `count` images of the training split."""
+    return frechet(_features(spread(open_data("digits-captions:train"), count)), real_NF)

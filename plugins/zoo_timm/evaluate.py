@@ -1,0 +1,54 @@
+"""Evaluation of image classifiers: top-1 accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from zoo_compress.accuracy import accuracy
+
+from zoo.compressor import CompressorOptions
+from zoo.data import Dataset
+from zoo.errors import DataError, RequestError
+from zoo.family import VisionFamily
+from zoo.model import Model
+
+
+class AccuracyOptions(CompressorOptions):
+    """Options of `[evaluate.accuracy]`."""
+
+    samples: int = Field(0, ge=0, description="images to look at, spread evenly over the data; 0: all")
+    batch: int = Field(32, ge=1, description="images that run together")
+
+
+class Accuracy:
+    """Share of images whose likeliest class is right, with its Wilson interval, by class, with the confusions."""
+
+    Options = AccuracyOptions
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Measure; `options` are those of `AccuracyOptions`.
+
+        Raises:
+            DataError: there is no data, or a record without an image or with a label of no class.
+        """
+        if data is None:
+            raise DataError('accuracy needs test data: add `test = "..."` to [data], or pass --data.')
+        family = model.family
+        if not isinstance(family, VisionFamily):
+            raise RequestError(f"accuracy is for image classifiers; {model.spec.name} is {model.spec.modality}.")
+        asked, names = AccuracyOptions(**options), family.labels(model)
+        windows = family.windows(model, data, length=1)
+        count = min(asked.samples or len(windows), len(windows))
+        picked = [i * len(windows) // count for i in range(count)]
+        right: list[str] = []
+        said: list[str] = []
+        with torch.inference_mode():
+            for start in range(0, count, asked.batch):
+                batch = family.collate(model, [windows[i] for i in picked[start : start + asked.batch]])
+                logits_BV = family.forward(model, {"images": batch["images"].to(model.device)})
+                right += [names[i] for i in batch["labels"].tolist()]
+                said += [names[i] for i in logits_BV.argmax(-1).tolist()]
+        return {"accuracy": accuracy(right, said, groups=right, order=names)}

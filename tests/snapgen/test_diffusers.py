@@ -1,0 +1,193 @@
+"""Any diffusers pipeline directory, as diffusers itself saves it; and directories that are not what they seem."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pipelines
+import pytest
+import torch
+
+import zoo
+from zoo.compressor import Context
+from zoo.data import open_data
+from zoo.errors import ArtifactError, ZooError
+from zoo.model import Model
+from zoo.testing import check_estimate, check_exact_reload
+
+Stages = list[tuple[str, dict[str, Any]]]
+TRAINING = {"steps": 1, "batch": 2, "warmup": 0}
+SHARED: Stages = [
+    ("prune.structured", {"ffn": 0.25, "heads": 0.5, "target": "text_encoder"}), ("prune.magnitude", {"sparsity": 0.5, "target": "unet"}),
+    ("quantize.int8", {}), ("quantize.nf4", {"target": "unet"}), ("distill", TRAINING),
+    ("lowrank.svd", {"ratio": 0.5, "samples": 2, "target": "unet"}),
+]  # fmt: skip
+CHAINS: dict[str, list[Stages]] = {
+    "snapgen": [
+        [],
+        [("inherit", {"layers": "first:2", "target": "unet.down.2"}), ("share.ffn", {"target": "unet.down.2"}), ("quantize.int8", {})],
+        [("prune.structured", {"ffn": 0.25, "target": "unet"}), ("distill", {**TRAINING, "loss": [{"use": "velocity-kd"}]})],
+        [("prune.structured", {"ratio": 0.25, "target": "unet"}), ("quantize.int8", {})],
+        *([one] for one in SHARED),
+    ],
+    "stable-diffusion": [[], *([one] for one in SHARED)],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipelines.stable_diffusion(tmp_path_factory.mktemp("plain") / "sd")
+
+
+def made(kind: str, directory: Path) -> Model:
+    return pipelines.snapgen() if kind == "snapgen" else pipelines.awake(zoo.load(directory))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
+@pytest.mark.parametrize("kind", CHAINS)
+def test_compressed_pipelines_reload_exactly(kind: str, directory: Path, tmp_path: Path):
+    original, data = made(kind, directory), open_data("digits-captions:train[:8]")
+    context = Context(data={"train": data, "calibration": data}, load=lambda _: original.copy())
+    done = []
+    for stages in CHAINS[kind]:
+        model = original
+        for use, options in stages:
+            model = check_estimate(model, use, options, context)
+        done.append(model)
+    check_exact_reload(done, tmp_path)
+
+
+def test_images_are_those_of_diffusers_itself(directory: Path):
+    from diffusers import StableDiffusionPipeline
+
+    model = zoo.load(directory)
+    assert (model.spec.family, model.spec.modality) == ("diffusers", "text-to-image")
+    plain = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None)
+    asked = {"num_inference_steps": 2, "guidance_scale": 2.0, "generator": torch.Generator().manual_seed(7)}
+    assert model.generate("a seven", steps=2, seed=7)[0].tobytes() == plain("a seven", **asked).images[0].tobytes()
+    assert "negative_prompt" in str(pytest.raises(ZooError, model.generate, "a", negative="b").value)
+
+
+def test_a_saved_pipeline_stays_a_plain_one(directory: Path, tmp_path: Path):
+    from diffusers import StableDiffusionPipeline
+
+    model = zoo.load(directory)
+    place = model.save(tmp_path / "again")
+    assert json.loads((place / "zoo.json").read_text())["plain"] == ""
+    plain = StableDiffusionPipeline.from_pretrained(place)
+    for name, tensor in plain.unet.state_dict().items():
+        assert torch.equal(tensor, model.module.unet.get_parameter(name))  # type: ignore[union-attr,operator]
+
+
+def test_noise_follows_the_scheduler(directory: Path):
+    """Stable Diffusion predicts eps; its noised latent is sqrt(a) z + sqrt(1 - a) eps, as DDIMScheduler.add_noise."""
+    from zoo import diffusion
+
+    scheduler = zoo.load(directory).processor["scheduler"]
+    z, eps = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy, step, target = diffusion.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
+    torch.testing.assert_close(noisy, scheduler.add_noise(z, eps, step))
+    assert target is eps
+    torch.testing.assert_close(diffusion.without_noise(scheduler, noisy, eps, torch.tensor([0.2, 0.9])), z, rtol=1e-3, atol=1e-3)
+    scheduler.register_to_config(prediction_type="v_prediction")
+    noisy, step, target = diffusion.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
+    torch.testing.assert_close(target, scheduler.get_velocity(z, eps, step))
+
+
+def test_meta_and_random_builds_need_no_weights(directory: Path):
+    assert zoo.load(directory, device="meta").params == zoo.load(directory, weights="random").params == zoo.load(directory).params
+
+
+# --- directories that are not what they seem -------------------------------------------------------------------------
+
+EVIL = 'import pathlib\npathlib.Path(__file__).with_name("ran").touch()\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"_class_name": ["pipeline_evil", "EvilPipeline"]}, "no public DiffusionPipeline"),
+        ({"_class_name": "os"}, "no public DiffusionPipeline"),
+        ({"_class_name": "UNet2DConditionModel"}, "no public DiffusionPipeline"),
+        ({"_class_name": None}, "no public DiffusionPipeline"),
+        ({"unet": ["evil", "Evil"]}, "names the library 'evil'"),
+        ({"unet": ["diffusers_modules.local.evil", "Evil"]}, "names the library"),
+        ({"unet": ["diffusers", "pipelines.stable_diffusion.StableDiffusionSafetyChecker"]}, "no public ModelMixin"),
+        ({"unet": ["diffusers", "StableDiffusionPipeline"]}, "no public ModelMixin"),
+        ({"unet": ["zoo_snapgen.unet", "word_tokenizer"]}, "names the library"),
+        ({"unet": ["torch.nn", "Linear"]}, "names the library"),
+        ({"../../unet": ["diffusers", "UNet2DConditionModel"]}, "is not the name of a component"),
+        ({"unet": ["diffusers"]}, "names the library"),
+    ],
+)
+def test_an_index_that_names_other_code_is_refused(directory: Path, tmp_path: Path, change: dict[str, Any], match: str):
+    place = _copy(directory, tmp_path)
+    for file in (place / "pipeline_evil.py", place / "unet" / "evil.py", place / "evil.py"):
+        file.write_text(EVIL)
+    index = place / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    for device in (None, "meta"):
+        with pytest.raises(ArtifactError, match=match):
+            zoo.load(place, device=device)
+    assert not list(place.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "match"),
+    [
+        ("unet/config.json", {"_class_name": "EvilUNet"}, "no public ModelMixin or PreTrainedModel"),
+        ("unet/config.json", {"auto_map": {"AutoModel": "evil.Evil"}}, "asks for remote code"),
+        ("text_encoder/config.json", {"architectures": ["Evil"]}, "no public ModelMixin or PreTrainedModel"),
+        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, "asks for remote code"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Evil"}, "no public SchedulerMixin"),
+    ],
+)
+def test_a_component_that_names_other_code_is_refused(
+    directory: Path, tmp_path: Path, file: str, change: dict[str, Any], match: str
+):
+    place = _copy(directory, tmp_path)
+    config = json.loads((place / file).read_text()) | change
+    (place / file).write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=match):
+        zoo.load(place)
+
+
+def test_pickles_and_damaged_weights_are_refused(directory: Path, tmp_path: Path):
+    place = _copy(directory, tmp_path)
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(ArtifactError, match=r"unet/diffusion_pytorch_model.safetensors"):
+        zoo.load(place)
+    weights.unlink()
+    torch.save({}, place / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ArtifactError, match=r"unet holds no .safetensors file"):
+        zoo.load(place)
+
+
+def test_missing_tensors_are_not_drawn_at_random(directory: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    place = _copy(directory, tmp_path)
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_in.weight"]
+    save_file(tensors, weights)
+    with pytest.raises(ArtifactError, match=r"conv_in.weight.* is missing"):
+        zoo.load(place)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"_class_name": "StableDiffusionPipeline"'])
+def test_an_unreadable_index_is_one_sentence(directory: Path, tmp_path: Path, content: str):
+    place = _copy(directory, tmp_path)
+    (place / "model_index.json").write_text(content)
+    with pytest.raises(ArtifactError, match="model_index.json"):
+        zoo.load(place)
+
+
+def _copy(directory: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(directory, folder / "changed"))

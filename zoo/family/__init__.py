@@ -1,0 +1,17 @@
+"""Families: how one architecture family is built, fed, run, and where its parts are.
+
+`Family` is what every modality shares; one base class per modality holds what is common to it, so that a new
+architecture of a known modality is little more than `config`, `build` and `anatomy`.
+"""
+
+from __future__ import annotations
+
+from zoo.family.base import Batch as Batch
+from zoo.family.base import Family as Family
+from zoo.family.base import Rows as Rows
+from zoo.family.text import TextFamily as TextFamily
+from zoo.family.text import start_token as start_token
+from zoo.family.text_to_image import TextToImageFamily as TextToImageFamily
+from zoo.family.vision import VisionFamily as VisionFamily
+from zoo.family.vision_language import VisionLanguageFamily as VisionLanguageFamily
+from zoo.family.vision_language import asked as asked

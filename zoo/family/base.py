@@ -1,0 +1,149 @@
+"""What every family is: how one architecture is built, fed, run, and where its parts are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoo.anatomy import Anatomy
+    from zoo.catalog import ModelSpec
+    from zoo.data import Dataset
+    from zoo.model import Model
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The places of a batch that losses compare, one row each: labelled tokens, visual tokens, or whole images.
+
+    Legend: N rows, D width of the hidden state, V width of what the head makes of it.
+    """
+
+    hidden: torch.Tensor  # (N, D)
+    head: Callable[[torch.Tensor], torch.Tensor]  # (n, D) -> (n, V)
+    sample: torch.Tensor  # (N,) int64: which sample of the batch a row belongs to
+    target: torch.Tensor | None = None  # (N,) int64 labels or (N, V) values; None where only a teacher knows
+    time: torch.Tensor | None = None  # (N,) the time in [0, 1] of a flow-matching row
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, chosen: slice | torch.Tensor) -> Rows:
+        picked: dict[str, Any] = {name: None if (value := getattr(self, name)) is None else value[chosen]
+                                  for name in ("hidden", "sample", "target", "time")}  # fmt: skip
+        return replace(self, **picked)
+
+
+class Family(ABC):
+    """One architecture family. Instances are stateless."""
+
+    modality: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]  # of rows that losses can compare: "label", "visual", "velocity", "pixel", ...
+    losses: ClassVar[tuple[Mapping[str, Any], ...]]  # what `train` minimises unless a recipe says otherwise
+    distillation: ClassVar[tuple[Mapping[str, Any], ...]]  # what `distill` minimises unless a recipe says otherwise
+    evaluation: ClassVar[tuple[str, str]]  # the evaluator and the data that `zoo eval` takes by default
+    takes: ClassVar[tuple[str, ...]] = ("prompt",)  # what `generate` takes: "prompt", "images", names of options
+    makes: ClassVar[str] = "text"  # what `generate` returns: "text" or "images"
+    library: ClassVar[str] = "transformers"  # the ecosystem's own, whose files `write_foreign` writes
+    needs_processor: ClassVar[bool] = True  # whether a model of random weights waits for a stage that makes its tokenizer
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def complete(self, spec: ModelSpec) -> ModelSpec:
+        """Add what only the family's own library knows of a name such as "timm:resnet18"; other specs are left as they are."""
+        return spec
+
+    @abstractmethod
+    def build(self, config: dict[str, Any], task: str) -> nn.Module:
+        """Build the module from a JSON config, under whatever device context is active; no weights are read."""
+
+    @abstractmethod
+    def initialise(self, module: nn.Module) -> None:
+        """Fill a module with the architecture's own random initialisation (the caller holds the random state)."""
+
+    @abstractmethod
+    def anatomy(self, module: nn.Module) -> Anatomy:
+        """Say where the stacks, projections, norms, embeddings and head are."""
+
+    # --- foreign checkpoints ------------------------------------------------------------------------------------
+
+    def read_foreign(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
+        """Load a checkpoint directory written by the ecosystem's own library (transformers, diffusers, timm)."""
+        raise NotImplementedError
+
+    def write_foreign(self, model: Model, path: Path) -> str:
+        """Write the ecosystem's own files beside the weights; return "" or why the model is not representable."""
+        return "this family has no foreign format"
+
+    def weight_files(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Say which tensors a saved model keeps in which file: prefix of their names (cut off there) -> relative path."""
+        return {"": "model.safetensors"}
+
+    # --- processor ----------------------------------------------------------------------------------------------
+
+    def load_processor(self, path: Path) -> Any:
+        """Load the tokenizer or image processor saved in `path`, or None where there is none."""
+        return None
+
+    def save_processor(self, processor: Any, path: Path) -> None:
+        """Save the processor into `path`."""
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
+        """Make a small random batch on the model's device: what tests, estimates and calibration-free checks feed."""
+
+    @abstractmethod
+    def forward(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Run the module on a batch and return its main output."""
+
+    @abstractmethod
+    def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
+        """Cut `data` into training windows, each a dict of unbatched tensors."""
+
+    def collate(self, model: Model, windows: Sequence[Batch]) -> Batch:
+        """Join windows into one batch."""
+        import torch
+
+        return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+
+    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
+        """Add what training draws anew at every step (noise, times); a batch goes through here before it is run."""
+        return batch
+
+    @abstractmethod
+    def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
+        """Run a batch up to the heads and return the rows of each kind in `kinds`, all of them kinds of this family."""
+
+    def comparable(self, student: Model, teacher: Model) -> str:
+        """Say why a teacher's rows cannot be compared with a student's; "" where they can."""
+        return ""
+
+    @abstractmethod
+    def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
+        """Generate from a prompt: text (with `stream`, an iterator over its pieces), or a list of images."""
+
+    @abstractmethod
+    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
+        """Run once and return figures a second, such as {"decode_tokens_per_s": 130.0}.
+
+        Args:
+            prefill, decode: tokens of the prompt and tokens generated, for models that read and write tokens.
+        """
+
+    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
+        """Refuse the prompts that `samples` would refuse, from the model's structure and, where it has one, its processor."""
+
+    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
+        """Answer for a report: [{"prompt", "output"}], with "expected" and "image" or "caption" (a data URI) where they help."""
+        return []

@@ -1,0 +1,201 @@
+"""Text-to-image pipelines: noised latents, seeded images, contact sheets; mechanics in `zoo.diffusion`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.family.base import Batch, Family, Rows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoo.anatomy import Anatomy
+    from zoo.data import Dataset
+    from zoo.model import Model
+
+class TextToImageFamily(Family):
+    """What text-to-image pipelines share: noised latents, seeded images, contact sheets; mechanics in `zoo.diffusion`.
+
+    The module holds a pipeline's trained components as children (`unet`, `vae` or `decoder`, `text_encoder`, ...); the
+    processor is a dict of the others (`tokenizer`, `scheduler`, ...). Image i of seed s is the first image of seed s + i,
+    and images are made one at a time, so an image depends on its own seed alone.
+
+    Legend: B batch, C channels, H rows, W columns, T tokens, L latent channels, h rows and w columns of the latent.
+    """
+
+    modality: ClassVar[str] = "text-to-image"
+    tasks: ClassVar[tuple[str, ...]] = ("text-to-image",)
+    kinds: ClassVar[tuple[str, ...]] = ("velocity", "pixel")
+    losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "velocity"}, {"use": "reconstruction"})
+    distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "timestep-aware"},)
+    evaluation: ClassVar[tuple[str, str]] = ("prompt-agreement", "digits-captions:test")
+    takes: ClassVar[tuple[str, ...]] = ("prompt", "steps", "guidance", "count", "seed")
+    makes: ClassVar[str] = "images"
+    library: ClassVar[str] = "diffusers"
+
+    @abstractmethod
+    def pipeline(self, model: Model) -> Any:
+        """Put module and processor together to the pipeline object of the ecosystem's library, without copying."""
+
+    def anatomy(self, module: nn.Module) -> Anatomy:
+        from zoo.diffusion import pipeline_anatomy
+
+        return pipeline_anatomy(module)
+
+    def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
+        import torch
+
+        from zoo.diffusion import image_shape, latent_shape
+
+        generator = torch.Generator().manual_seed(seed)
+        config: Any = model.module.get_submodule("text_encoder").config
+        tokens = min(size, config.max_position_embeddings)
+        drawn = {
+            "image": torch.randint(0, 256, (batch, *image_shape(model.module)), generator=generator, dtype=torch.uint8),
+            "input_ids": torch.randint(0, config.vocab_size, (batch, tokens), generator=generator),
+            "noise": torch.randn(batch, *latent_shape(model.module), generator=generator),
+            "time": torch.rand(batch, generator=generator),
+        }
+        return {name: tensor.to(model.device) for name, tensor in drawn.items()}
+
+    def forward(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Encode, noise, denoise in one step, decode: images (B, C, H, W) in -1..1, by way of every component."""
+        from zoo import diffusion
+
+        latent_BLhw = diffusion.encode(model.module, batch["image"])
+        noise, time_B, scheduler = batch["noise"].to(latent_BLhw), batch["time"].to(latent_BLhw), (model.processor or {}).get("scheduler")
+        noisy, step_B, _ = diffusion.noised(scheduler, latent_BLhw, noise, time_B)
+        out = diffusion.denoise(model.module, noisy, step_B, batch["input_ids"])
+        return diffusion.decode(model.module, diffusion.without_noise(scheduler, noisy, out, time_B))
+
+    def default_parts(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Make the processor of a model whose config alone determines it; None where it does not."""
+        return None
+
+    def parts(self, model: Model) -> dict[str, Any]:
+        """Return the processor, made from the config where the model came without one."""
+        if model.processor is None:
+            model.processor = self.default_parts(model.spec.config)
+        return model.processor or {}
+
+    def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
+        """Read every record's image (C, H, W), in bytes, and caption (T,); `length` means nothing here."""
+        from zoo.diffusion import CaptionedImages, image_shape, prompt_ids
+
+        ids_NT = prompt_ids(self.parts(model)["tokenizer"], [sample.text for sample in data])
+        return CaptionedImages(data, ids_NT, image_shape(model.module))
+
+    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
+        """Add noise (B, L, h, w) and logit-normal times (B,) (SD3, 2403.03206, section 3.1); drop a tenth of the captions."""
+        import torch
+
+        from zoo.diffusion import DROPPED, latent_shape, prompt_ids
+
+        count = len(batch["image"])
+        ids_BT, empty_1T = batch["input_ids"], prompt_ids(self.parts(model)["tokenizer"], [""])
+        dropped_B = torch.rand(count, generator=generator) < DROPPED
+        return batch | {
+            "input_ids": torch.where(dropped_B[:, None], empty_1T, ids_BT),
+            "noise": torch.randn(count, *latent_shape(model.module), generator=generator),
+            "time": torch.sigmoid(torch.randn(count, generator=generator)),
+        }
+
+    def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
+        """Return one row an image: "velocity" (what the denoiser predicts) and "pixel" (the decoded image).
+
+        The latents that the denoiser learns are not differentiated; those that are decoded are, moved by a little noise.
+        """
+        import torch
+
+        from zoo import diffusion
+
+        module, found = model.module, dict[str, Rows]()
+        each_B = torch.arange(len(batch["image"]), device=batch["image"].device)
+        if "velocity" in kinds:
+            with torch.no_grad():
+                latent_BLhw = diffusion.encode(module, batch["image"])
+            noisy, step_B, target = diffusion.noised((model.processor or {}).get("scheduler"), latent_BLhw, batch["noise"], batch["time"])
+            out = diffusion.denoise(module, noisy, step_B, batch["input_ids"])
+            found["velocity"] = Rows(out.flatten(1), _unchanged, each_B, target.flatten(1), batch["time"])
+        if "pixel" in kinds:
+            latent_BLhw = diffusion.encode(module, batch["image"])
+            image = diffusion.decode(module, latent_BLhw + diffusion.JITTER * batch["noise"])
+            found["pixel"] = Rows(image.flatten(1), _unchanged, each_B, batch["image"].flatten(1) / 127.5 - 1)
+        return found
+
+    def comparable(self, student: Model, teacher: Model) -> str:
+        from zoo.diffusion import latent_shape
+
+        mine, theirs = (latent_shape(m.module) for m in (student, teacher))
+        if mine == theirs:
+            return ""
+        return (
+            f"distill compares velocities of one latent: that of {student.spec.name} has shape {mine}, the teacher's "
+            f"({teacher.spec.name}) {theirs}. Choose a teacher with the same autoencoder."
+        )
+
+    def generate(
+        self, model: Model, prompt: Any = None, *, steps: int = 16, seed: int = 0, guidance: float = 2.0, count: int = 1, **others: Any
+    ) -> Any:
+        """Make `count` images of a prompt, the same for a seed whatever the count.
+
+        Args:
+            prompt: the text; "" for an image of anything.
+            guidance: how far the text pulls (Ho and Salimans, 2207.12598); 1 for no guidance.
+            others: further options of the pipeline's own call.
+
+        Raises:
+            RequestError: the prompt is too long, or an option does not fit.
+        """
+        from zoo.diffusion import require_prompt
+        from zoo.errors import RequestError
+
+        text = require_prompt(self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name)
+        for name, value in {"steps": steps, "count": count}.items():
+            if not isinstance(value, int) or not 1 <= value <= 1000:
+                raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
+        return [image for i in range(count)
+                for image in self.images(model, [text], seeds=[seed + i], steps=steps, guidance=guidance, **others)]  # fmt: skip
+
+    def images(
+        self, model: Model, prompts: Sequence[str], *, seeds: Sequence[int], steps: int, guidance: float, **others: Any
+    ) -> list[Any]:
+        """Make one image for each prompt and seed in one batch: quicker, and equal to single ones but for rounding."""
+        from inspect import signature
+
+        import torch
+
+        from zoo.errors import RequestError, nearest
+
+        pipeline = self.pipeline(model)
+        known = [name for name in signature(pipeline.__call__).parameters if name not in ("prompt", "generator", "output_type", "return_dict")]
+        for name in others.keys() - set(known):
+            raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: steps, seed, guidance, count, {', '.join(known)}.")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        asked = {"num_inference_steps": steps, "guidance_scale": guidance, **others}
+        found: list[Any] = pipeline(prompt=list(prompts), generator=generators, output_type="pil", **asked).images
+        return found
+
+    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
+        """Make a contact sheet of eight images for each prompt, seeds 0 to 7."""
+        from zoo.diffusion import sheet
+        from zoo.images import data_uri
+
+        made = [self.generate(model, prompt, count=8) for prompt in prompts]
+        return [{"prompt": p, "image": data_uri(sheet(images, side=64)), "output": "seeds 0 to 7"}
+                for p, images in zip(prompts, made, strict=True)]  # fmt: skip
+
+    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
+        """Time one image of eight steps; token counts mean nothing here."""
+        import time
+
+        start = time.perf_counter()
+        self.generate(model, "", steps=8)
+        return {"images_per_s": 1 / (time.perf_counter() - start)}
+
+
+def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden

@@ -1,0 +1,202 @@
+"""Image classifiers: labelled images, class logits, the likeliest classes as the answer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.family.base import Batch, Family, Rows
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from zoo.data import Dataset, Sample
+    from zoo.model import Model
+
+SHOWN = 12  # images that a report shows
+
+class VisionFamily(Family):
+    """What image classifiers share: labelled images, class logits, the likeliest classes as the answer.
+
+    The module takes images (B, C, H, W) and returns logits (B, V).
+    """
+
+    modality: ClassVar[str] = "vision"
+    tasks: ClassVar[tuple[str, ...]] = ("image-classification",)
+    kinds: ClassVar[tuple[str, ...]] = ("label",)
+    losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "cross-entropy"},)
+    distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "kl"},)
+    evaluation: ClassVar[tuple[str, str]] = ("accuracy", "")  # which images there are depends on the classes
+    takes: ClassVar[tuple[str, ...]] = ("images", "count")
+    needs_processor: ClassVar[bool] = False
+
+    @abstractmethod
+    def input_size(self, model: Model) -> tuple[int, int, int]:
+        """Channels, height and width of what the module reads."""
+
+    @abstractmethod
+    def preprocess(self, model: Model, image: Image) -> torch.Tensor:
+        """Turn an RGB image of any size into what the module reads (C, H, W)."""
+
+    @abstractmethod
+    def labels(self, model: Model) -> Sequence[str]:
+        """The name of every class, in the order of the logits."""
+
+    def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
+        """Noise of the module's own input size; `size` is for models that read tokens."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        return {"images": torch.randn(batch, *self.input_size(model), generator=generator).to(model.device)}
+
+    def forward(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Return logits (B, V)."""
+        dtype = next((p.dtype for p in model.module.parameters() if p.is_floating_point()), None)
+        logits: torch.Tensor = model.module(batch["images"].to(dtype))
+        return logits
+
+    def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
+        """One item a record: its "image", and its "label" (a number or a name; without it, its text)."""
+        return LabelledImages(self, model, data)
+
+    def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
+        """Return the rows of kind "label", one an image; the logits stand in for the hidden state."""
+        import torch
+
+        logits_BV = self.forward(model, batch)
+        sample_B = torch.arange(len(logits_BV), device=logits_BV.device)
+        return {"label": Rows(logits_BV, lambda logits: logits, sample_B, batch.get("labels"))}
+
+    def comparable(self, student: Model, teacher: Model) -> str:
+        mine, theirs = (list(m.family.labels(m)) for m in (student, teacher) if isinstance(m.family, VisionFamily))
+        if mine == theirs:
+            return ""
+        what = f"{len(mine)} classes and {len(theirs)}" if len(mine) != len(theirs) else "other classes"
+        return f"distill compares distributions over the same classes; {student.spec.name} and {teacher.spec.name} have {what}."
+
+    def classify(self, model: Model, images: Sequence[Any], *, count: int = 5) -> list[list[tuple[str, float]]]:
+        """Return the likeliest classes of each image, each with its probability; images are whatever `read_image` takes."""
+        import torch
+
+        from zoo.images import read_image
+
+        names = self.labels(model)
+        found = []
+        for image in images:
+            pixels_1CHW = self.preprocess(model, read_image(image))[None].to(model.device)
+            with torch.inference_mode():
+                chances_V = self.forward(model, {"images": pixels_1CHW})[0].float().softmax(-1)
+            best = chances_V.topk(min(count, len(names)))
+            found.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+        return found
+
+    def generate(self, model: Model, prompt: Any = None, **options: Any) -> Any:
+        """Name the likeliest classes of images, one a line.
+
+        Args:
+            prompt: an image or a list of them, instead of `images`.
+            options: `images`, `count` (5; how many classes), `stream` (True: an iterator, one piece an image).
+
+        Raises:
+            RequestError: there is no image, or an option is unknown.
+            DataError: an image cannot be read.
+        """
+        from zoo.errors import RequestError, nearest
+
+        known = (*self.takes, "stream")
+        for name in options.keys() - set(known):
+            raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}.")
+        images = options.get("images") or prompt
+        images = list(images) if isinstance(images, list | tuple) else [images]
+        if not images or images[0] is None:
+            raise RequestError(f"{model.spec.name} classifies images, and there is none. Give one with --image PATH, or images=[...].")
+        count = options.get("count", 5)
+        if not isinstance(count, int) or count < 1:
+            raise RequestError(f"count = {count!r} is not a number of classes from 1.")
+
+        def answers() -> Iterator[str]:
+            for number, image in enumerate(images):
+                lines = [f"{100 * p:5.1f} %  {name}" for name, p in self.classify(model, [image], count=count)[0]]
+                yield ("\n\n" if number else "") + "\n".join(lines)
+
+        return answers() if options.get("stream") else "".join(answers())
+
+    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
+        """Classify eight images spread over the data."""
+        from zoo.images import data_uri, read_image
+
+        found = []
+        names = self.labels(model)
+        for sample in [data[i * len(data) // 8] for i in range(min(8, len(data)))] if data else []:
+            image = read_image(sample.fields["image"])
+            (name, chance), *_ = self.classify(model, [image], count=1)[0]
+            image.thumbnail((256, 256))
+            found.append({"prompt": sample.where, "image": data_uri(image), "output": name,
+                          "note": f"{100 * chance:.0f} %", "expected": names[label_of(sample, names)]})  # fmt: skip
+        return found
+
+    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
+        import time
+
+        import torch
+
+        batch = self.example(model, batch=8)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self.forward(model, batch)
+        return {"images_per_s": 8 / (time.perf_counter() - start)}
+
+
+class LabelledImages(Sequence[Batch]):
+    """Records as images (C, H, W) with their label, read when they are asked for; labels are checked at once."""
+
+    def __init__(self, family: VisionFamily, model: Model, data: Dataset) -> None:
+        from zoo.errors import DataError
+
+        self.family, self.model, self.data = family, model, data
+        names = family.labels(model)
+        for sample in data:
+            if "image" not in sample.fields:
+                raise DataError(f"{sample.where}: no field 'image'; {model.spec.name} classifies images.")
+        self.targets = [label_of(sample, names) for sample in data]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        import torch
+
+        from zoo.images import read_image
+
+        image = read_image(self.data[index].fields["image"])
+        return {"images": self.family.preprocess(self.model, image), "labels": torch.tensor(self.targets[index])}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[i] for i in range(len(self)))
+
+
+def label_of(sample: Sample, names: Sequence[str]) -> int:
+    """The class of a record: its "label", else its text; a number, or one of the classes' names.
+
+    Raises:
+        DataError: it names no class.
+    """
+    from zoo.errors import DataError, nearest
+
+    label = sample.fields.get("label", sample.fields.get("text"))
+    if isinstance(label, str):
+        if label in names:
+            return list(names).index(label)
+        if not label.strip().isdecimal():
+            raise DataError(f"{sample.where}: {label!r} is none of the {len(names)} classes.{nearest(label, names)}")
+        label = int(label)
+    if not isinstance(label, int) or not 0 <= label < len(names):
+        raise DataError(f"{sample.where}: label {label!r} is none of the classes 0 to {len(names) - 1}.")
+    return label
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` items, evenly spaced."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)

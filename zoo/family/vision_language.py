@@ -1,0 +1,231 @@
+"""Models that answer questions about images: ragged numbers of tiles, visual rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoo.family.base import Batch, Rows
+from zoo.family.text import TextFamily
+from zoo.family.vision import SHOWN, spread
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from zoo.data import Dataset, Sample
+    from zoo.model import Model
+
+class VisionLanguageFamily(TextFamily):
+    """What models that answer questions about images share: records as questions, ragged numbers of tiles, visual rows.
+
+    The module takes what a language model takes and `pixel_values` (N, 3, side, side), the tiles of all samples in the
+    order of their image tokens, whose embeddings they replace. An image stands where the prompt says `<image>`.
+
+    Legend: B batch, T tokens, N tiles, K tokens of one tile, D width.
+    """
+
+    modality: ClassVar[str] = "vision-language"
+    tasks: ClassVar[tuple[str, ...]] = ("image-text-to-text",)
+    kinds: ClassVar[tuple[str, ...]] = ("label", "visual")
+    takes: ClassVar[tuple[str, ...]] = ("prompt", "images", *TextFamily.takes[1:])
+
+    # --- what an architecture says --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def tile_shape(self, model: Model) -> tuple[int, int, int]:
+        """Return (pixels of a tile's side, K, id of the image token)."""
+
+    @abstractmethod
+    def tiles(self, model: Model, image: Image) -> torch.Tensor:
+        """Cut an RGB image into normalised tiles (N, 3, side, side)."""
+
+    @abstractmethod
+    def chat(self, model: Model, prompt: str, tiles: Sequence[int]) -> list[int]:
+        """Tokenise a question up to where the answer begins; image i, K * tiles[i] image tokens, stands at the i-th `<image>`."""
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    def question(self, model: Model, prompt: Any, images: Sequence[Any]) -> tuple[list[int], Batch]:
+        """Return the tokens (T,) of a question, and its tiles as `pixel_values` where it has images.
+
+        Raises:
+            RequestError: the prompt is not text or empty, names another number of images, or is longer than the context.
+            DataError: an image cannot be read.
+        """
+        import torch
+
+        from zoo.errors import RequestError
+        from zoo.images import read_image
+
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
+        if len(prompt) > (most := 8 * self.context_length(model)):  # hardly a token has more characters; do not read a book
+            raise RequestError(f"The prompt has {len(prompt):,} characters; {model.spec.name} reads at most {most:,}.")
+        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
+        prompt = prompt if "<image>" in prompt else "<image>\n" * len(images) + prompt
+        if prompt.count("<image>") != len(images):
+            raise RequestError(f"The prompt has {prompt.count('<image>')} times <image>, but {len(images)} images came with it.")
+        tiles = [self.tiles(model, read_image(image)) for image in images]
+        ids = self.chat(model, prompt, [len(one) for one in tiles])
+        return ids, {"pixel_values": torch.cat(tiles).to(model.device)} if tiles else {}
+
+    def inputs(self, model: Model, prompt: Any) -> tuple[list[int], Batch]:
+        """Return the tokens and tiles of a prompt, or of a pair (prompt, images)."""
+        text, images = prompt if isinstance(prompt, tuple) else (prompt, ())
+        return self.question(model, text, images)
+
+    def generate(self, model: Model, prompt: Any, *, images: Sequence[Any] = (), **options: Any) -> Any:
+        """Answer a question.
+
+        Args:
+            prompt: the question; `<image>` in it says where an image stands, otherwise images come first.
+            images: paths, PIL images, bytes, or uint8 arrays (H, W) or (H, W, 3).
+            options: as for text: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop`, `stream`.
+
+        Raises:
+            RequestError: the question does not fit the images or the context, or an option is unknown.
+            DataError: an image cannot be read.
+        """
+        alone = isinstance(images, str | bytes | Path) or hasattr(images, "size")
+        return super().generate(model, (prompt, [images] if alone else list(images)), **options)
+
+    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
+        from zoo.errors import RequestError
+
+        if not all(prompt.strip() for prompt in prompts):
+            raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
+
+    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
+        """Ask about images spread over the data: each record's own question, or `prompts` in turn where there are some."""
+        from zoo.images import data_uri, read_image
+
+        shown: list[dict[str, str]] = []
+        for place, sample in enumerate(spread(data or (), SHOWN)):
+            image = sample.fields["image"]
+            prompt = prompts[place % len(prompts)] if prompts else str(sample.fields["prompt"])
+            answer = {"prompt": prompt, "output": self.generate(model, prompt, images=[image], max_new_tokens=64)}
+            expected = {"expected": sample.text} if prompt == sample.fields.get("prompt") else {}
+            shown.append({**answer, **expected, "image": data_uri(read_image(image))})
+        return shown
+
+    # --- batches --------------------------------------------------------------------------------------------------
+
+    def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
+        """Make one window of at most `length` tokens of each record, with labels on its answer alone."""
+        return QuestionWindows(self, model, data, length)
+
+    def collate(self, model: Model, windows: Sequence[Batch]) -> Batch:
+        """Pad on the right: input_ids, labels and attention_mask (B, T); pixel_values (N, 3, side, side) of all samples."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        padding = {"input_ids": self.tokenizer(model).pad_token_id or 0, "labels": -100}
+        batch = {
+            name: pad_sequence([window[name] for window in windows], batch_first=True, padding_value=value)
+            for name, value in padding.items()
+        }
+        mask = [torch.ones_like(window["input_ids"]) for window in windows]
+        batch["attention_mask"] = pad_sequence(mask, batch_first=True)
+        tiles = [window["pixel_values"] for window in windows if "pixel_values" in window]
+        return batch | ({"pixel_values": torch.cat(tiles)} if tiles else {})
+
+    def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
+        """Return the labelled tokens ("label") and the image tokens ("visual", without a target)."""
+        hidden_BTD, head = self.hidden(model, batch)
+        labels, visual = batch["labels"], batch["input_ids"] == self.tile_shape(model)[2]
+        found = {}
+        if "label" in kinds:
+            found["label"] = Rows(hidden_BTD[labels >= 0], head, (labels >= 0).nonzero()[:, 0], labels[labels >= 0])
+        if "visual" in kinds:
+            found["visual"] = Rows(hidden_BTD[visual], head, visual.nonzero()[:, 0])
+        return found
+
+    def comparable(self, student: Model, teacher: Model) -> str:
+        mine, theirs = (self.tile_shape(model) for model in (student, teacher))
+        if mine == theirs:
+            return super().comparable(student, teacher)
+        return (
+            f"distill compares image tokens one by one: {student.spec.name} makes {mine[1]} of a tile of {mine[0]} pixels, "
+            f"the teacher {teacher.spec.name} {theirs[1]} of {theirs[0]}. Choose a teacher that sees images alike."
+        )
+
+    def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
+        """Random tokens after one random tile: at least K + 1 of them."""
+        import torch
+
+        side, count, image_token = self.tile_shape(model)
+        made = super().example(model, batch=batch, size=max(size, count + 1), seed=seed)
+        ids = made["input_ids"].masked_fill(made["input_ids"] == image_token, 0)
+        ids[:, :count] = image_token
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.randn(batch, 3, side, side, generator=generator)
+        return {"input_ids": ids, "pixel_values": pixels.to(model.device)}
+
+    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
+        """Time a prompt of `prefill` tokens that begins with one tile, and the tokens after it."""
+        import time
+
+        from zoo.generation import next_tokens
+
+        context = self.context_length(model)
+        decode = min(decode, max(1, context // 2 - 1))
+        prefill = max(1, min(prefill, context - decode))
+        first = self.example(model, batch=1, size=prefill)
+        ids = first.pop("input_ids")[0].tolist()
+        tokens = next_tokens(model, ids, decode + 1, first=first)
+        start = time.perf_counter()
+        next(tokens)
+        read = time.perf_counter()
+        count = sum(1 for _ in tokens)
+        return {
+            "prefill_tokens_per_s": len(ids) / (read - start),
+            "decode_tokens_per_s": count / (time.perf_counter() - read),
+        }  # fmt: skip
+
+
+class QuestionWindows(Sequence[Batch]):
+    """Records with `image`, `prompt` and an answer: window i is record i, read and cut into tiles when it is asked for."""
+
+    def __init__(self, family: VisionLanguageFamily, model: Model, data: Dataset, length: int) -> None:
+        self.family, self.model, self.data, self.length = family, model, data, length
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return input_ids and labels (T,), where the label of a token is the next one, and pixel_values (N, 3, side, side)."""
+        import torch
+
+        from zoo.errors import DataError
+
+        sample = self.data[index]
+        prompt, images = asked(sample)
+        ids, tiles = self.family.question(self.model, prompt, images)
+        answer = [*self.family.tokens(self.model, sample.text)[0], self.family.tokenizer(self.model).eos_token_id]
+        if len(ids) + len(answer) - 1 > self.length:
+            raise DataError(f"{sample.where} has {len(ids) + len(answer) - 1} tokens, more than a window of {self.length}: raise `length`.")
+        whole = torch.tensor(ids + answer)
+        labels = whole[1:].clone()
+        labels[: len(ids) - 1] = -100
+        return {"input_ids": whole[:-1], "labels": labels, **tiles}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[i] for i in range(len(self)))
+
+
+def asked(sample: Sample) -> tuple[str, list[Any]]:
+    """The question of a record and its images.
+
+    Raises:
+        DataError: the record has no question or no image.
+    """
+    from zoo.errors import DataError
+
+    for name in ("prompt", "image"):
+        if name not in sample.fields:
+            raise DataError(f"{sample.where}: no field {name!r}. Records about images have \"image\", \"prompt\" and \"text\", the answer.")
+    return str(sample.fields["prompt"]), [sample.fields["image"]]
