@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo.anatomy import Anatomy, Attention, Block, Part, Stack
 from zoo.detect import detect, features, output_axis, plain_layers
-from zoo.errors import DataError, RequestError
+from zoo.errors import DataError, Refused, RequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,17 +47,29 @@ def part(module: nn.Module, names: Sequence[str]) -> Any:
     raise RequestError(f"The pipeline has no {' or '.join(names)}, only {', '.join(children)}.")
 
 
-def trainable(module: nn.Module) -> str:
-    """Say why a pipeline cannot be trained or run part by part here; "" where it can.
+def separable(module: nn.Module) -> bool:
+    """Whether a pipeline is run part by part here: a unet that reads one text encoder's states, and an autoencoder.
 
-    What can: one text encoder whose states the denoiser reads by cross-attention, with nothing else to condition on.
+    Others (several text encoders, a transformer, added conditions) run through their own call alone.
     """
     names = [name for name, _ in module.named_children()]
-    encoders = [name for name in names if name.startswith("text_encoder")]
     config = getattr(getattr(module, "unet", None), "config", {})
-    if encoders != ["text_encoder"] or config.get("addition_embed_type") or config.get("class_embed_type"):
-        return "only pipelines with a unet, an autoencoder and one text encoder are trained"
-    return "" if "unet" in names and any(name in names for name in AUTOENCODERS) else "it lacks a unet or an autoencoder"
+    plain = not config.get("addition_embed_type") and not config.get("class_embed_type")
+    encoders = [name for name in names if name.startswith("text_encoder")]
+    return encoders == ["text_encoder"] and "unet" in names and plain and any(name in names for name in AUTOENCODERS)
+
+
+def require_separable(module: nn.Module) -> None:
+    """Refuse a pipeline that is not run part by part, as training does.
+
+    Raises:
+        Refused: says what it is made of.
+    """
+    if not separable(module):
+        raise Refused(
+            "Only pipelines of a unet, an autoencoder and one text encoder are run part by part, as training, distilling "
+            f"and looking at activations do; this one is of {', '.join(name for name, _ in module.named_children())}."
+        )
 
 
 def scale(module: nn.Module) -> tuple[float, float]:

@@ -17,12 +17,9 @@ from zoo.catalog import ModelSpec
 from zoo.compressor import State, Trait
 from zoo.data import Dataset, open_data
 from zoo.errors import DataError, RecipeError, ZooError, nearest
-from zoo.family import TextFamily
 from zoo.model import Model, Stage, stage_of
 from zoo_compress.memory import resident_bytes
 from zoo_compress.recipe import Recipe, StageRequest
-
-LONGEST_TOKEN = 64  # characters; hardly a token has more
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def skeleton_of(recipe: Recipe) -> Model:
         raise type(error)(f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}") from None
     model.stored = recipe.model.stored or _stored_of(recipe, model)
     folder = _weights_folder(recipe, model)
-    if model.processor is None and model.origin != "random" and isinstance(model.family, TextFamily) and folder.is_dir():
+    if model.processor is None and model.origin != "random" and folder.is_dir():
         model.processor = model.family.load_processor(folder)
     return model
 
@@ -189,15 +186,8 @@ def _check(
         for _, teacher in _own(request, teachers):
             request.compressor.check_teacher(model, teacher)
         for role in request.compressor.roles(request.options):
-            _check_windows(model, data[role], length=getattr(request.options, "length", 0))
-
-
-def _check_windows(model: Model, data: Dataset, *, length: int) -> None:
-    """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
-    if not length or model.processor is None or not isinstance(model.family, TextFamily):
-        return
-    if sum(len(str(sample.fields.get("text", ""))) for sample in data) < LONGEST_TOKEN * length:
-        model.family.windows(model, data, length=length)
+            if model.processor is not None:
+                model.family.check_data(model, data[role], length=getattr(request.options, "length", 0))
 
 
 def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset]) -> None:

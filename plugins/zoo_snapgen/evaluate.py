@@ -1,6 +1,7 @@
-"""Evaluation of text-to-image models on captioned digits: does the image show what the prompt says, and is it real?
+"""Evaluation of text-to-image models: the error of the velocity on any captioned images; and on digits, whether an
+image shows what the prompt says, and how real it is.
 
-A judge (judge.py), trained on the training split, looks at the images. What it says of the real held-out ones is the
+For digits a judge (judge.py), trained on the training split, looks at the images. What it says of the real held-out ones is the
 baseline "real-images", and stands beside every figure.
 
 Legend: N images, F features.
@@ -84,6 +85,44 @@ class Frechet:
         return {"frechet": {"value": value, **around, "better": "lower", "real": _real_distance(real_NF, asked.images)}}
 
 
+class VelocityError:
+    """What training minimises, on held-out images: the squared error of the predicted velocity, at logit-normal times.
+
+    Noise and times are drawn from a seed, the same for every model; no caption is left out. Models compare only where
+    they have one autoencoder. The interval is 1.96 standard errors over the images.
+    """
+
+    class Options(CompressorOptions):
+        draws: int = Field(4, ge=1, description="draws of noise and time for each image")
+        batch: int = Field(64, ge=1, description="images that run together")
+        seed: int = Field(0, ge=0, description="seed of the draws")
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
+        """Measure on every record.
+
+        Raises:
+            DataError: there is no data, or a record has no image.
+        """
+        if data is None:
+            raise DataError('velocity-error needs test data: add `test = "..."` to [data], or pass --data.')
+        asked, family = self.Options(**options), _text_to_image(model, "velocity-error")
+        windows = family.windows(model, data, length=1)
+        generator = torch.Generator().manual_seed(asked.seed)
+        errors_DN = torch.zeros(asked.draws, len(windows))
+        with torch.inference_mode():
+            for draw in range(asked.draws):
+                for start in range(0, len(windows), asked.batch):
+                    picked = [windows[i] for i in range(start, min(start + asked.batch, len(windows)))]
+                    batch = family.collate(model, picked)
+                    batch = family.draw(model, batch, generator) | {"input_ids": batch["input_ids"]}
+                    rows = family.rows(model, {name: t.to(model.device) for name, t in batch.items()}, ("velocity",))["velocity"]
+                    assert rows.target is not None
+                    errors_DN[draw, start : start + len(picked)] = (rows.hidden - rows.target).square().mean(-1).cpu()
+        each_N = errors_DN.mean(0)
+        value, half = float(each_N.mean()), float(1.96 * each_N.std() / len(each_N) ** 0.5)
+        return {"velocity_error": {"value": value, "low": value - half, "high": value + half, "better": "lower"}}
+
+
 class RealImages:
     """What the judge says of real images: how often it is right, and how far the two real splits are apart."""
 
@@ -104,9 +143,7 @@ class RealImages:
 
 def generate(model: Model, samples: Sequence[Sample], options: ImageOptions) -> list[Any]:
     """Make one image for each record's caption, in batches."""
-    family = model.family
-    if not isinstance(family, TextToImageFamily):
-        raise RequestError(f"prompt-agreement and frechet are for text-to-image models; {model.spec.name} is {model.spec.modality}.")
+    family = _text_to_image(model, "prompt-agreement and frechet")
     images: list[Any] = []
     for start in range(0, len(samples), options.batch):
         prompts = [sample.text for sample in samples[start : start + options.batch]]
@@ -148,6 +185,12 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     root: torch.Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root
+
+
+def _text_to_image(model: Model, task: str) -> TextToImageFamily:
+    if not isinstance(model.family, TextToImageFamily):
+        raise RequestError(f"{task}: for text-to-image models; {model.spec.name} is {model.spec.modality}.")
+    return model.family
 
 
 def _digits(data: Dataset | None, task: str) -> Dataset:

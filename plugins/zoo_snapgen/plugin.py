@@ -28,4 +28,5 @@ def register_data(register: Register) -> None:
 def register_evaluators(register: Register) -> None:
     register("prompt-agreement", "zoo_snapgen.evaluate:PromptAgreement")
     register("frechet", "zoo_snapgen.evaluate:Frechet")
+    register("velocity-error", "zoo_snapgen.evaluate:VelocityError")
     register("real-images", "zoo_snapgen.evaluate:RealImages")

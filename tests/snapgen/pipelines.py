@@ -51,6 +51,31 @@ def awake(model: Model) -> Model:
     return model
 
 
+def stable_diffusion_xl(folder: Path) -> Path:
+    """A pipeline with two text encoders and a UNet conditioned on more than their states."""
+    import torch
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from zoo_snapgen.text import word_tokenizer
+
+    text = CLIPTextConfig(**{k: v for k, v in TEXT.items() if k not in ("architectures", "model_type")})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=(2, 4),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2), use_linear_projection=True, cross_attention_dim=32,
+            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
+        )  # fmt: skip
+        vae = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4, sample_size=16)
+        encoders = CLIPTextModel(text), CLIPTextModelWithProjection(text)
+    StableDiffusionXLPipeline(
+        vae=vae, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=word_tokenizer(WORDS, length=12),
+        tokenizer_2=word_tokenizer(WORDS, length=12), unet=unet, scheduler=EulerDiscreteScheduler(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 def stable_diffusion(folder: Path) -> Path:
     """A Stable Diffusion pipeline directory as diffusers itself saves it, with weights of a few KB."""
     import torch

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import pipelines
+import pytest
 import torch
-from zoo_snapgen.evaluate import Frechet, PromptAgreement, RealImages, frechet, spread
+from zoo_snapgen.evaluate import Frechet, PromptAgreement, RealImages, VelocityError, frechet, spread
 from zoo_snapgen.judge import look, train
 
 from zoo.data import Dataset, Sample, open_data
@@ -54,6 +54,19 @@ def test_frechet_of_noise_is_far_above_that_of_real_images():
     found = Frechet().measure(pipelines.snapgen(), open_data("digits-captions:test"), options={"images": 24, "steps": 1})
     assert found["frechet"]["value"] > 3 * found["frechet"]["real"]
     assert found["frechet"]["low"] <= found["frechet"]["value"] <= found["frechet"]["high"]
+
+
+def test_velocity_error_is_the_training_loss_on_fixed_draws():
+    """A fresh UNet predicts its bias alone, so the error is that of guessing it for eps - z: about 1 + 1."""
+    model, data = pipelines.snapgen(), open_data("digits-captions:test[:40]")
+    with torch.no_grad():
+        for parameter in model.module.unet.conv_out.parameters():  # type: ignore[union-attr]
+            parameter.zero_()
+    with random_state_kept("velocity-error"):
+        found = VelocityError().measure(model, data, options={"batch": 16})["velocity_error"]
+    assert found["value"] == pytest.approx(2, abs=0.1)
+    assert found["low"] < found["value"] < found["high"]
+    assert VelocityError().measure(model, data, options={"batch": 16})["velocity_error"] == found
 
 
 def test_real_images_are_the_figures_to_reach():

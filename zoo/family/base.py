@@ -141,6 +141,13 @@ class Family(ABC):
             prefill, decode: tokens of the prompt and tokens generated, for models that read and write tokens.
         """
 
+    def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
+        """Refuse data of which no training window can be cut, where that is told quickly: a plan asks.
+
+        Raises:
+            DataError: says what is too short or missing.
+        """
+
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         """Refuse the prompts that `samples` would refuse, from the model's structure and, where it has one, its processor."""
 

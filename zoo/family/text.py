@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from zoo.data import Dataset
     from zoo.model import Model
+LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
+
 
 class TextFamily(Family):
     """What language models share: token windows, streaming generation, held-out bits per byte.
@@ -129,6 +131,11 @@ class TextFamily(Family):
             raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join([*known, 'stream'])}.")
         pieces = stream_text(self, model, prompt, **options)
         return pieces if stream else "".join(pieces)
+
+    def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
+        """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
+        if sum(len(str(sample.fields.get("text", ""))) for sample in data) < LONGEST_TOKEN * length:
+            self.windows(model, data, length=length)
 
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         for prompt in prompts:

@@ -48,8 +48,10 @@ class TextToImageFamily(Family):
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
         import torch
 
-        from zoo.diffusion import image_shape, latent_shape
+        from zoo.diffusion import image_shape, latent_shape, separable
 
+        if not separable(model.module):
+            return {"seed": torch.arange(seed, seed + batch)}
         generator = torch.Generator().manual_seed(seed)
         config: Any = model.module.get_submodule("text_encoder").config
         tokens = min(size, config.max_position_embeddings)
@@ -62,14 +64,31 @@ class TextToImageFamily(Family):
         return {name: tensor.to(model.device) for name, tensor in drawn.items()}
 
     def forward(self, model: Model, batch: Batch) -> torch.Tensor:
-        """Encode, noise, denoise in one step, decode: images (B, C, H, W) in -1..1, by way of every component."""
+        """Encode, noise, denoise in one step, decode: images (B, C, H, W) in -1..1, by way of every component.
+
+        A pipeline that is not run part by part makes small images through its own call, in one step, without a gradient.
+        """
         from zoo import diffusion
 
+        if "seed" in batch:
+            return self._whole(model, batch)
         latent_BLhw = diffusion.encode(model.module, batch["image"])
         noise, time_B, scheduler = batch["noise"].to(latent_BLhw), batch["time"].to(latent_BLhw), (model.processor or {}).get("scheduler")
         noisy, step_B, _ = diffusion.noised(scheduler, latent_BLhw, noise, time_B)
         out = diffusion.denoise(model.module, noisy, step_B, batch["input_ids"])
         return diffusion.decode(model.module, diffusion.without_noise(scheduler, noisy, out, time_B))
+
+    def _whole(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Make an image of 8 by 8 latent positions for each seed: (B, C, H, W) in 0..1."""
+        import torch
+
+        pipeline = self.pipeline(model)
+        side = 8 * pipeline.vae_scale_factor
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in batch["seed"]]
+        images: torch.Tensor = pipeline(
+            ["a"] * len(generators), height=side, width=side, num_inference_steps=1, generator=generators, output_type="pt"
+        ).images
+        return images
 
     def default_parts(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """Make the processor of a model whose config alone determines it; None where it does not."""
@@ -83,8 +102,9 @@ class TextToImageFamily(Family):
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Read every record's image (C, H, W), in bytes, and caption (T,); `length` means nothing here."""
-        from zoo.diffusion import CaptionedImages, image_shape, prompt_ids
+        from zoo.diffusion import CaptionedImages, image_shape, prompt_ids, require_separable
 
+        require_separable(model.module)
         ids_NT = prompt_ids(self.parts(model)["tokenizer"], [sample.text for sample in data])
         return CaptionedImages(data, ids_NT, image_shape(model.module))
 
@@ -138,13 +158,15 @@ class TextToImageFamily(Family):
         )
 
     def generate(
-        self, model: Model, prompt: Any = None, *, steps: int = 16, seed: int = 0, guidance: float = 2.0, count: int = 1, **others: Any
+        self, model: Model, prompt: Any = None, *, steps: int | None = None, seed: int = 0, guidance: float | None = None,
+        count: int = 1, **others: Any,
     ) -> Any:
         """Make `count` images of a prompt, the same for a seed whatever the count.
 
         Args:
             prompt: the text; "" for an image of anything.
-            guidance: how far the text pulls (Ho and Salimans, 2207.12598); 1 for no guidance.
+            steps: denoising steps; by default as many as the pipeline's own call takes.
+            guidance: how far the text pulls (Ho and Salimans, 2207.12598), 1 for no guidance; by default the pipeline's own.
             others: further options of the pipeline's own call.
 
         Raises:
@@ -154,14 +176,15 @@ class TextToImageFamily(Family):
         from zoo.errors import RequestError
 
         text = require_prompt(self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name)
-        for name, value in {"steps": steps, "count": count}.items():
+        for name, value in {"steps": 1 if steps is None else steps, "count": count}.items():
             if not isinstance(value, int) or not 1 <= value <= 1000:
                 raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
         return [image for i in range(count)
                 for image in self.images(model, [text], seeds=[seed + i], steps=steps, guidance=guidance, **others)]  # fmt: skip
 
     def images(
-        self, model: Model, prompts: Sequence[str], *, seeds: Sequence[int], steps: int, guidance: float, **others: Any
+        self, model: Model, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None,
+        guidance: float | None = None, **others: Any,
     ) -> list[Any]:
         """Make one image for each prompt and seed in one batch: quicker, and equal to single ones but for rounding."""
         from inspect import signature
@@ -175,7 +198,8 @@ class TextToImageFamily(Family):
         for name in others.keys() - set(known):
             raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: steps, seed, guidance, count, {', '.join(known)}.")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        asked = {"num_inference_steps": steps, "guidance_scale": guidance, **others}
+        asked = {"num_inference_steps": steps, "guidance_scale": guidance}
+        asked = {name: value for name, value in asked.items() if value is not None} | others
         found: list[Any] = pipeline(prompt=list(prompts), generator=generators, output_type="pil", **asked).images
         return found
 
@@ -184,7 +208,7 @@ class TextToImageFamily(Family):
         from zoo.diffusion import sheet
         from zoo.images import data_uri
 
-        made = [self.generate(model, prompt, count=8) for prompt in prompts]
+        made = [self.generate(model, prompt, steps=16, count=8) for prompt in prompts]
         return [{"prompt": p, "image": data_uri(sheet(images, side=64)), "output": "seeds 0 to 7"}
                 for p, images in zip(prompts, made, strict=True)]  # fmt: skip
 
