@@ -83,12 +83,16 @@ def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> Non
     if json:
         output.print_json(found)
         return
-    output.print_facts([(key.replace("_", " "), str(value)) for key, value in found.items() if not isinstance(value, list)])
+    output.print_facts([(key.replace("_", " "), str(value)) for key, value in found.items() if value is not None and not isinstance(value, list)])
     columns = ("block", "heads", "kv heads", "head dim", "ffn", "traits")
     for stack in found["stacks"]:
-        print(f"\n{stack['name']}: {len(stack['blocks'])} blocks of width {stack['width']} at {stack['path']}")
+        width = f" of width {stack['width']}" if stack["width"] else ""
+        print(f"\n{stack['name']}: {len(stack['blocks'])} blocks{width} at {stack['path']}")
         rows = [[str(block.get(c.replace(" ", "_"), "")) for c in columns] for block in stack["blocks"]]
         output.print_table(columns, rows, right=columns[:-1])
+    if found["layers"]:
+        print("\nlayers outside blocks, by the name a target may have")
+        output.print_table(("part", "layers", "traits"), [[one["name"], str(one["count"]), one["traits"]] for one in found["layers"]], right=("layers",))
     for number, stage in enumerate(found["lineage"], 1):
         print(f"{number}. {stage['use']}  {stage['options']}")
 

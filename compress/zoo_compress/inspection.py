@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from zoo import load
@@ -29,17 +30,21 @@ def describe(name_or_path: str) -> dict[str, Any]:
              "blocks": [_block(i, block, state) for i, block in enumerate(stack.blocks)]}
             for stack in anatomy.stacks.values()
         ],
+        "layers": [{"name": name, "count": len(paths), "traits": _traits(paths, state)} for name, paths in anatomy.layers.items()],
         "lineage": [{"use": stage.use, "options": stage.options} for stage in model.lineage],
     }  # fmt: skip
 
 
 def _block(index: int, block: Block, state: State) -> dict[str, Any]:
     attention, ffn = block.attention, block.ffn
-    paths = [*(attention.projections if attention else ()), *(ffn.projections if ffn else ())]
-    traits = dict.fromkeys(f"{t.kind} ({t.detail})" if t.detail else t.kind for path in paths for t in state.get(path, ()))
-    found: dict[str, Any] = {"block": index, "traits": ", ".join(traits)}
+    paths = [path for part in (attention, block.cross, ffn) if part for path in part.projections]
+    found: dict[str, Any] = {"block": index, "traits": _traits(paths, state)}
     if attention:
         found |= {"heads": attention.heads, "kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
     if ffn:
         found["ffn"] = ffn.width
     return found
+
+
+def _traits(paths: Iterable[str], state: State) -> str:
+    return ", ".join(dict.fromkeys(f"{t.kind} ({t.detail})" if t.detail else t.kind for path in paths for t in state.get(path, ())))

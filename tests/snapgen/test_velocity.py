@@ -68,3 +68,12 @@ def test_ratio_is_bounded_and_not_differentiated():
     found.sum().backward()
     assert float(found.detach()) == pytest.approx(100 * 0.5e-6, rel=1e-3)
     assert student.grad is not None and float(student.grad[0, 0]) == pytest.approx(100 * 1e-3, rel=1e-3)
+
+
+def test_the_teacher_sets_the_direction_and_the_task_the_size():
+    """At an end of time the gradient is that of the teacher's error times the ratio, whatever the data says."""
+    student = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    given = rows(torch.tensor([[3.0, 0.0]]), torch.tensor([1e-6]))  # task 2
+    TimestepAware()(student, torch.zeros(1, 2), given, TimestepAware.Options()).sum().backward()  # teacher 1/2, ratio 4
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, torch.tensor([[4.0, 0.0]]))
