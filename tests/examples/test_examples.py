@@ -13,20 +13,25 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(path.relative_to(EXAMPLES).with_suffix("").as_posix() for path in EXAMPLES.rglob("*.toml"))
 
 SMALL = ["data.train=stdlib:train[:3]", "data.test=stdlib:test[:2]", "evaluate.perplexity.max_tokens=200", "evaluate.speed=false"]
+READING = ["data.train=reading:train[:4]", "data.test=reading:test[:4]", "evaluate.speed=false"]
+DRAWN = ("prompt-agreement", "frechet")
+DRAWING = [
+    "data.train=digits-captions:train[:40]", "data.test=digits-captions:test[:40]", "evaluate.speed=false", 'evaluate.prompts=["a seven"]',
+    *(f"evaluate.{task}.images=20" for task in DRAWN),
+]  # fmt: skip
 # recipe -> what is set to make it a toy; a recipe without a row fails a test
 TOY: dict[str, list[str]] = {
     "quickstart": [*SMALL, "data.calibration=stdlib:train[:1]", "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"],
     "train/tiny_code": [*SMALL, "stage.1.steps=2", "stage.1.batch=2", "stage.1.length=32"],
+    "quickstart-vlm": [*READING, "stage.3.steps=2", "stage.3.batch=2"],
+    "train/tiny_vlm": [*READING, "data.start=reading:characters[:4]", *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch"))],
+    "quickstart-t2i": [*DRAWING, "stage.2.steps=2", "stage.2.batch=2", *(f"evaluate.{task}.steps=2" for task in DRAWN)],
+    "train/tiny_t2i": [*DRAWING, *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch"))],
 }
-# recipe -> where the tests of its family are, which run it
-ELSEWHERE = {
-    "quickstart-t2i": "tests/snapgen", "train/tiny_t2i": "tests/snapgen", "quickstart-vlm": "tests/h2ovl", "train/tiny_vlm": "tests/h2ovl",
-}  # fmt: skip
 
 
 def test_every_recipe_has_a_row():
-    assert [name for name in RECIPES if name not in TOY and name not in ELSEWHERE] == [], "give a new recipe its row in TOY"
-    assert {*TOY} | {*ELSEWHERE} <= {*RECIPES}
+    assert {*TOY} == {*RECIPES}, "give a new recipe its row in TOY"
 
 
 @pytest.mark.parametrize("name", TOY)
@@ -37,6 +42,7 @@ def test_a_recipe_runs_as_it_stands_at_toy_size(name: str, tmp_path: Path):
     assert [stage["use"] for stage in done.results["stages"]] == ["original", *(stage.use for stage in recipe.stages)]
     assert all(stage["params"] == stage["predicted"]["params"] and stage["bytes"] == stage["predicted"]["bytes"] for stage in done.results["stages"])
     last = done.results["stages"][-1]
-    assert last["metrics"]["bits_per_byte"]["value"] > 0 and len(last["samples"]) == len(recipe.evaluate.prompts)
-    assert bool(done.results["control"]) == recipe.evaluate.control and done.results["baselines"]
-    assert isinstance(done.load().generate("import ", max_new_tokens=4), str)
+    assert last["metrics"] and last["samples"]
+    assert bool(done.results["control"]) == recipe.evaluate.control
+    assert len(done.results["baselines"]) == len(recipe.evaluate.baselines)
+    assert done.load().params == last["params"]

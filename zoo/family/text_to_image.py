@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.data import Dataset
     from zoo.model import Model
 
+
 class TextToImageFamily(Family):
     """What text-to-image pipelines share: noised latents, seeded images, contact sheets; mechanics in `zoo.diffusion`.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # images that a report shows
 
+
 class VisionFamily(Family):
     """What image classifiers share: labelled images, class logits, the likeliest classes as the answer.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.data import Dataset, Sample
     from zoo.model import Model
 
+
 class VisionLanguageFamily(TextFamily):
     """What models that answer questions about images share: records as questions, ragged numbers of tiles, visual rows.
 
