@@ -9,7 +9,7 @@ import pytest
 from outsiders import MODEL, install
 
 import zoo
-from zoo import catalog, registry
+from zoo import catalog, registry, weights
 from zoo.catalog import ModelSpec, parse_count
 from zoo.declarations import read
 from zoo.errors import PluginError, RequestError, UnknownName
@@ -167,3 +167,10 @@ def test_every_key_of_a_spec_can_be_written(tmp_path: Path):
     (spec,) = read(file, plugin="other").models
     assert all(value for value in spec.to_json().values())
     assert spec.plugin == "p" and spec.sha256 == {"model.safetensors": "0" * 64} and spec.config == {"hidden_size": 3}
+
+
+def test_all_packaged_weights_together_stay_small() -> None:
+    folders = [folder for spec in zoo.models() if (folder := weights.packaged_at(spec))]
+    assert len(folders) == 3
+    sizes = [file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors")]
+    assert sum(sizes) < 20_000_000

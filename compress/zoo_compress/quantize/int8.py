@@ -37,6 +37,8 @@ class QuantizeInt8(Quantize):
     def note(self, model: Model, options: Any) -> str:
         if model.device.type not in ("cpu", "meta"):
             return "On this device a layer is widened at each call: this saves memory and bytes, not time."
+        if "language" not in model.anatomy.stacks:
+            return "On CPU the weights are widened at each call of many rows: this saves memory and bytes, not time."
         long = "prompts and batches of more than 16 tokens run about as before or a little slower, since their weights are widened on the way."
         if _median_size(model) < SMALL:
             return f"On CPU layers this small gain little or no time token by token, since a call costs more than reading their weights; {long}"
