@@ -1,4 +1,4 @@
-"""Exact match: how many questions about images a model answers word for word."""
+"""Evaluation of models that answer questions about images: answers word for word, and how likely the right ones are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
@@ -41,15 +42,10 @@ class ExactMatch:
         Raises:
             DataError: there is no data, or a record without an image or a question.
         """
-        if data is None:
-            raise DataError('exact-match needs test data: add `test = "..."` to [data], or pass --data.')
-        if not isinstance(model.family, VisionLanguageFamily):
-            raise RequestError(f"exact-match is for vision-language models; {model.spec.name} is {model.spec.modality}.")
         wanted = ExactMatchOptions(**options)
-        count = min(wanted.max_samples or len(data), len(data))
-        picked = [data[i * len(data) // count] for i in range(count)]
+        picked = _picked(model, data, wanted.max_samples, task="exact-match")
         said: list[str] = []
-        for start in range(0, count, wanted.batch):
+        for start in range(0, len(picked), wanted.batch):
             said += answers(model, picked[start : start + wanted.batch], count=wanted.max_new_tokens)
         true = [sample.text.strip() for sample in picked]
         found = {"exact_match": accuracy(true, said)}
@@ -64,6 +60,54 @@ class ExactMatch:
             confusion = accuracy([one for one, _ in digits], shown, order=[*DIGITS, "other"]).get("confusion")
             found["exact_match"] |= {"confusion": confusion} if confusion else {}
         return found
+
+
+class AnswerLossOptions(CompressorOptions):
+    """Options of `[evaluate.answer-loss]`."""
+
+    max_samples: int = Field(0, ge=0, description="records to read, spread evenly over the data; 0: all")
+    batch: int = Field(32, ge=1, description="questions that run together")
+
+
+class AnswerLoss:
+    """Negative log likelihood of the right answers in nats a token: finer than exact match, since every token counts.
+
+    The interval is 1.96 standard errors over the records, each weighed by its tokens.
+    """
+
+    Options = AnswerLossOptions
+
+    def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Measure; `options` are those of `AnswerLossOptions`.
+
+        Raises:
+            DataError: there is no data, or a record without an image or a question.
+        """
+        wanted = AnswerLossOptions(**options)
+        picked = _picked(model, data, wanted.max_samples, task="answer-loss")
+        family: Any = model.family
+        windows = family.windows(model, picked, length=family.context_length(model))
+        nats, tokens = torch.zeros(len(picked), dtype=torch.float64), torch.zeros(len(picked), dtype=torch.float64)
+        with torch.inference_mode():
+            for start in range(0, len(picked), wanted.batch):
+                batch = family.collate(model, [windows[i] for i in range(start, min(start + wanted.batch, len(picked)))])
+                rows = family.rows(model, {name: t.to(model.device) for name, t in batch.items()}, ("label",))["label"]
+                loss_N = F.cross_entropy(rows.head(rows.hidden).float(), rows.target, reduction="none").double().cpu()
+                nats.index_add_(0, start + rows.sample.cpu(), loss_N)
+                tokens.index_add_(0, start + rows.sample.cpu(), torch.ones_like(loss_N))
+        value = float(nats.sum() / tokens.sum())
+        half = float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum())
+        return {"answer_loss": {"value": value, "low": value - half, "high": value + half, "unit": "nat", "better": "lower"}}
+
+
+def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list[Sample]:
+    """At most `most` records, evenly spread; 0: all."""
+    if data is None:
+        raise DataError(f'{task} needs test data: add `test = "..."` to [data], or pass --data.')
+    if not isinstance(model.family, VisionLanguageFamily):
+        raise RequestError(f"{task} is for vision-language models; {model.spec.name} is {model.spec.modality}.")
+    count = min(most or len(data), len(data))
+    return [data[i * len(data) // count] for i in range(count)]
 
 
 def answers(model: Model, samples: Sequence[Sample], *, count: int) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from toy_vlm import picture, records, toy
-from zoo_h2ovl.evaluate import ExactMatch, answers
+from zoo_h2ovl.evaluate import AnswerLoss, ExactMatch, answers
 
 import zoo
 from zoo.data import Dataset, Sample
@@ -166,6 +166,23 @@ def test_exact_match_counts_by_kind_and_font(model):
     assert figure["low"] < 40 < figure["high"]
     assert {name: (share["value"], share["n"]) for name, share in figure["by"].items()} == {"font 0": (pytest.approx(100 / 3), 3), "font 1": (50.0, 2)}
     assert ExactMatch().measure(model, marked, options={"max_samples": 2})["exact_match"]["value"] == 50.0
+
+
+def test_answer_loss_is_the_mean_over_answer_tokens_one_by_one(model):
+    """Each token's log probability from a full pass over one record, summed by hand; batches of any size agree."""
+    total, count = 0.0, 0
+    for sample in records():
+        ids, tiles = model.family.question(model, sample.fields["prompt"], [sample.fields["image"]])
+        answer = [*model.family.tokens(model, sample.text)[0], model.family.tokenizer(model).eos_token_id]
+        with torch.no_grad():
+            logits_TV = model.module(input_ids=torch.tensor([ids + answer]), **tiles).logits[0]
+        for place, token in enumerate(answer):
+            total -= float(logits_TV[len(ids) - 1 + place].log_softmax(-1)[token])
+            count += 1
+    for batch in (1, 2, 8):
+        figure = AnswerLoss().measure(model, records(), options={"batch": batch})["answer_loss"]
+        assert figure["value"] == pytest.approx(total / count, rel=1e-5)
+        assert figure["low"] < figure["value"] < figure["high"]
 
 
 def test_samples_show_the_image_the_answer_and_what_was_expected(model):
