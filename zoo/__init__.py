@@ -6,6 +6,7 @@ Everything here is imported when it is first used, so `import zoo` is instant.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from zoo.model import Model
 
     __version__: str
+
+# Whoever imports bitsandbytes (diffusers and transformers do) is told of a CPU kernel on the hub, which nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit" not in record.getMessage())
 
 __all__ = [
     "ArtifactError",

@@ -128,6 +128,6 @@ def test_the_note_promises_no_speed_on_cpu():
 
 def test_importing_bitsandbytes_says_nothing_of_kernels_it_does_without():
     """Where the processor has AVX-512 with bf16, it warns at import that one from the hub is missing."""
-    code = "import logging; logging.basicConfig()\nfrom zoo_compress.quantize.packed import bitsandbytes\nprint(bitsandbytes().functional.__name__)"
+    code = "import logging; logging.basicConfig()\nimport zoo\nimport bitsandbytes\nprint(bitsandbytes.functional.__name__)"
     done = python("-c", code)
     assert (done.stdout, done.stderr) == ("bitsandbytes.functional\n", "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -52,7 +51,6 @@ ModelArgument = Annotated[
 def prepare() -> None:
     """Start from plain settings, and never fail over a character that the terminal cannot show."""
     settings.__init__()  # type: ignore[misc]  # one process may run several commands
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

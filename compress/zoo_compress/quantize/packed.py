@@ -17,8 +17,6 @@ So a few rows (decoding) take the first, more rows (prompts, evaluation) the sec
 # T rows (batch and sequence flattened), I in features, O out features, V vocabulary, D width, Z blocks of 4-bit codes
 
 import functools
-import importlib
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -293,18 +291,6 @@ class Int8Embedding(Packed):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
-@functools.cache
-def bitsandbytes() -> Any:
-    """Import bitsandbytes without its warning that a CPU kernel, which is not used here, is to be had from the hub."""
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return importlib.import_module("bitsandbytes")
-    finally:
-        logger.setLevel(level)
-
-
 class NF4Linear(Packed):
     """A Linear whose weight is 4-bit NF4, run by bitsandbytes."""
 
@@ -350,7 +336,8 @@ class NF4Linear(Packed):
     @classmethod
     def from_linear(cls, linear: nn.Module, blocksize: int = 64, nested: bool = False) -> Self:
         """Pack a Linear, or a transformers Conv1D, whose weight is (in, out)."""
-        bnb = bitsandbytes().functional
+        from bitsandbytes import functional as bnb
+
         weight_OI = weight_out_in(linear).float().contiguous()
         check_finite(weight_OI)
         out_features, in_features = weight_OI.shape
@@ -371,13 +358,15 @@ class NF4Linear(Packed):
         bias_O = None if self.bias is None else self.bias.to(compute.dtype)
         if x.is_cpu:  # what bitsandbytes does here as well, but for the shape it decodes in (see dequantize)
             return F.linear(compute, self.dequantize(compute.dtype), bias_O).to(x.dtype)
-        bnb = bitsandbytes()
+        import bitsandbytes as bnb
+
         shape = torch.Size((self.out_features, self.in_features))
         y: Tensor = bnb.matmul_4bit(compute.contiguous(), self.weight_nf4, self._quant_state(shape, x.dtype), bias=bias_O)
         return y.to(x.dtype)
 
     def _quant_state(self, shape: torch.Size, dtype: torch.dtype) -> Any:
-        kind = bitsandbytes().functional.QuantState
+        from bitsandbytes.functional import QuantState as kind
+
         state2 = None
         if self.nested:
             state2 = kind(absmax=self.nested_absmax, code=self.nested_code, blocksize=256, dtype=torch.float32)
@@ -396,7 +385,8 @@ class NF4Linear(Packed):
 
         Decoded as one long row: with AVX-512, bitsandbytes 0.50 takes the wrong scales for rows that are not whole blocks.
         """
-        bnb = bitsandbytes().functional
+        from bitsandbytes import functional as bnb
+
         state = self._quant_state(torch.Size((self.out_features * self.in_features,)), torch.float32)
         weight: Tensor = bnb.dequantize_4bit(self.weight_nf4, state)
         return weight.reshape(self.out_features, self.in_features).to(dtype)
