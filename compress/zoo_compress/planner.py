@@ -85,7 +85,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         before = _run_bytes(model)
         working = request.compressor.working_bytes(model, request.options)
         held = sum(weights if name == "original" else _run_bytes(teacher) for name, teacher in _own(request, teachers))
-        note = request.compressor.note(model, request.options)
+        note = " ".join(filter(None, (request.compressor.note(model, request.options), _untaught(recipe, request))))
         with blamed(request):
             advance(model, state, request, request.compressor.outline(model, request.options), seed=recipe.about.seed)
         if request.compressor.tokenizes:
@@ -202,6 +202,12 @@ def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset])
         if (check := getattr(registry.evaluator(task), "check", None)) is not None:
             with blamed(recipe.where("evaluate", "tasks")):
                 check(model, data["test"])
+
+
+def _untaught(recipe: Recipe, request: StageRequest) -> str:
+    if recipe.model.weights != "random" or getattr(request.options, "teacher", "") != "original":
+        return ""
+    return 'The teacher is the original, whose weights are random: it knows nothing to teach. Name a trained one, teacher = "...".'
 
 
 def _own(request: StageRequest, teachers: Mapping[str, Model]) -> list[tuple[str, Model]]:

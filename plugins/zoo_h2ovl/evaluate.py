@@ -20,12 +20,17 @@ from zoo.model import Model
 DIGITS = "0123456789"
 
 
-class ExactMatchOptions(CompressorOptions):
-    """Options of `[evaluate.exact-match]`."""
+class QuestionOptions(CompressorOptions):
+    """Which records are asked about, and how many at a time; also the options of `[evaluate.answer-loss]`."""
 
     max_samples: int = Field(0, ge=0, description="records to ask about, spread evenly over the data; 0: all")
-    max_new_tokens: int = Field(16, ge=1, description="longest answer in tokens")
     batch: int = Field(32, ge=1, description="questions that run together")
+
+
+class ExactMatchOptions(QuestionOptions):
+    """Options of `[evaluate.exact-match]`."""
+
+    max_new_tokens: int = Field(16, ge=1, description="longest answer in tokens")
 
 
 class ExactMatch:
@@ -62,28 +67,21 @@ class ExactMatch:
         return found
 
 
-class AnswerLossOptions(CompressorOptions):
-    """Options of `[evaluate.answer-loss]`."""
-
-    max_samples: int = Field(0, ge=0, description="records to read, spread evenly over the data; 0: all")
-    batch: int = Field(32, ge=1, description="questions that run together")
-
-
 class AnswerLoss:
     """Negative log likelihood of the right answers in nats a token: finer than exact match, since every token counts.
 
     The interval is 1.96 standard errors over the records, each weighed by its tokens.
     """
 
-    Options = AnswerLossOptions
+    Options = QuestionOptions
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Measure; `options` are those of `AnswerLossOptions`.
+        """Measure; `options` are those of `QuestionOptions`.
 
         Raises:
             DataError: there is no data, or a record without an image or a question.
         """
-        wanted = AnswerLossOptions(**options)
+        wanted = QuestionOptions(**options)
         picked = _picked(model, data, wanted.max_samples, task="answer-loss")
         family: Any = model.family
         windows = family.windows(model, picked, length=family.context_length(model))

@@ -17,16 +17,27 @@ from zoo.family import Rows
 MOST = 100.0  # and 1 / MOST: bounds of the ratio that brings the teacher's term to the task's size
 
 
-class Velocity(RowLoss):
-    """Flow matching: mean squared error to eps - x0 (SD3, 2403.03206, section 2)."""
+class SquaredError(RowLoss):
+    """Mean squared error to the data, whatever the rows are."""
 
-    kind: ClassVar[str] = "velocity"
     needs_teacher: ClassVar[bool] = False
     needs_target: ClassVar[bool] = True
 
     def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any) -> torch.Tensor:
         assert rows.target is not None
         return _distance(student_NV, rows.target)
+
+
+class Velocity(SquaredError):
+    """Flow matching: mean squared error to eps - x0 (SD3, 2403.03206, section 2)."""
+
+    kind: ClassVar[str] = "velocity"
+
+
+class Reconstruction(SquaredError):
+    """Mean squared error of the decoded image."""
+
+    kind: ClassVar[str] = "pixel"
 
 
 class VelocityKD(RowLoss):
@@ -58,18 +69,6 @@ class TimestepAware(RowLoss):
         ratio_N = (task_N / taught_N.clamp_min(1e-12)).detach().clamp(1 / MOST, MOST)
         share_N = data_share(rows.time).clamp_min(options.floor)
         return share_N * task_N + (1 - share_N) * ratio_N * taught_N
-
-
-class Reconstruction(RowLoss):
-    """Mean squared error of the decoded image."""
-
-    kind: ClassVar[str] = "pixel"
-    needs_teacher: ClassVar[bool] = False
-    needs_target: ClassVar[bool] = True
-
-    def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any) -> torch.Tensor:
-        assert rows.target is not None
-        return _distance(student_NV, rows.target)
 
 
 def data_share(time_N: torch.Tensor) -> torch.Tensor:

@@ -227,6 +227,14 @@ def test_a_new_tokenizer_is_for_weights_that_are_not_trained_yet(place: Path):
     assert trained in refusal(place, drawn + train + bpe, Refused)
 
 
+def test_the_plan_says_that_an_untrained_teacher_teaches_nothing(place: Path):
+    sentence = "The teacher is the original, whose weights are random"
+    text = RECIPE.replace("[model]", '[model]\nweights = "random"')
+    noted = [sentence in one.note for one in planned(place, text).stages]
+    assert noted == [one.use == "distill" for one in planned(place, text).stages]
+    assert not any(sentence in one.note for one in planned(place, RECIPE).stages)
+
+
 def test_random_weights_are_not_drawn_for_a_plan(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("zoo.loading.build_random", None)
     drawn = HEAD.replace('name = "./model"', 'name = "./model"\nweights = "random"')

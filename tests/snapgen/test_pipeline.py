@@ -180,6 +180,10 @@ def test_a_saved_model_is_a_diffusers_directory(saved: Path):
     }  # fmt: skip
 
 
+def test_the_card_says_whose_classes_diffusers_needs(saved: Path):
+    assert "cannot load this folder: its classes come with zoo (after `import zoo_snapgen.pipeline` it can)." in (saved / "README.md").read_text()
+
+
 @pytest.mark.parametrize("cls", [SnapGenPipeline, DiffusionPipeline])
 def test_diffusers_loads_it_with_equal_images(model: Model, saved: Path, cls: type):
     pipeline = cls.from_pretrained(saved)  # type: ignore[attr-defined]
