@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zoo import plugins
@@ -37,7 +39,8 @@ def resolve(spec: ModelSpec) -> Path:
             raise ValueError("the cache holds no weights")
     except (LocalEntryNotFoundError, OSError, ValueError):
         try:
-            found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS)
+            with no_telemetry():
+                found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS)
         except Exception as error:
             raise WeightsUnavailable(
                 f"{spec.name}: {spec.hub} is not in the local hub cache (HF_HOME, HF_HUB_CACHE) and cannot be fetched "
@@ -47,6 +50,19 @@ def resolve(spec: ModelSpec) -> Path:
         if not (Path(found) / name).is_file() or sha256_of(Path(found) / name) != expected:
             raise ArtifactError(f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again.")
     return Path(found)
+
+
+@contextmanager
+def no_telemetry() -> Iterator[None]:
+    """Ask the hub for what is needed and no more: without this, huggingface_hub reports torch's version and the agent it runs under."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def packaged_at(spec: ModelSpec) -> Path | None:
