@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, two of which may run at a time
 
 import torch
 

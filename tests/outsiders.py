@@ -27,19 +27,22 @@ def install(
     code: str | None = None,
     distribution: str = "",
     catalog: str = "",
+    api: str | None = ">=1,<2",
 ) -> Path:
     """Install a plugin into the folder `site` and return its package's directory.
 
     Args:
-        registry: the text of its registry.toml; None leaves the file out.
+        registry: the text of its registry.toml, after the line with `api`; None leaves the file out.
         code: the text of its pluggy module; None leaves the module and its entry point out.
         catalog: the value of its `zoo.catalog` entry point; default: the package.
+        api: the plugin API versions it is made for; None leaves the line out.
     """
     package = site / name
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(f'raise RuntimeError("{name} was imported")\n' if code is None else "")
     if registry is not None:
-        (package / "registry.toml").write_text(registry)
+        made_for = f"api = \"{api}\"\n" if api is not None else ""
+        (package / "registry.toml").write_text(made_for + registry)
     entries = f"[zoo.catalog]\n{name} = {catalog or name}\n"
     if code is not None:
         (package / "plugin.py").write_text(code)

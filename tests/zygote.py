@@ -6,6 +6,7 @@
             process.kill(signal.SIGINT)
         assert process.done.code == 130
 
+Several may run at the same time. Each leads a process group of its own, with whatever it starts.
 The parent never computes anything, so no thread is lost in the fork.
 """
 
@@ -29,17 +30,24 @@ import zoo.cli, zoo.loading, zoo.generation
 import zoo_compress.runner, zoo_compress.train.loop, zoo_compress.distill.stage, zoo_compress.commands
 import zoo_slm.language, zoo_slm.evaluate
 
+for name in json.loads(sys.argv[1]):
+    __import__(name)
 print("ready", flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
+    if "wait" in asked:
+        print(os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1]), flush=True)
+        continue
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
+            os.setpgid(0, 0)
             for number, path in ((1, asked["out"]), (2, asked["err"])):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.chdir(asked["cwd"])
+            os.environ |= asked["env"]
             exec(asked["setup"], {"__name__": "setup"})
             code = zoo.cli.main(asked["args"])
         except BaseException:
@@ -47,8 +55,8 @@ for line in sys.stdin:
         finally:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
+    os.setpgid(pid, pid)  # whoever comes first
     print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
@@ -73,8 +81,14 @@ class Process:
     def __init__(self, zygote: Zygote, pid: int, out: Path, err: Path) -> None:
         self.zygote, self.pid, self.out, self.err = zygote, pid, out, err
 
-    def kill(self, number: int) -> None:
-        os.kill(self.pid, number)
+    def kill(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to all it has started as well."""
+        os.killpg(self.pid, number) if group else os.kill(self.pid, number)
+
+    def wait(self) -> Done:
+        code = int(self.zygote.ask({"wait": self.pid}))
+        self.done = Done(code, self.out.read_text(), self.err.read_text())
+        return self.done
 
     def __enter__(self) -> Process:
         return self
@@ -82,20 +96,25 @@ class Process:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind:
             self.kill(signal.SIGKILL)
-        code = int(self.zygote.answer())
-        self.done = Done(code, self.out.read_text(), self.err.read_text())
+        self.wait()
 
 
 class Zygote:
-    """The process that has imported everything."""
+    """The process that has imported everything, and the modules `also`.
 
-    def __init__(self) -> None:
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHONPATH"))}
+    Args:
+        python: that of another environment.
+        variables: of the process's environment.
+    """
+
+    def __init__(self, *also: str, python: str | Path = sys.executable, **variables: str) -> None:
+        env = {key: value for key, value in os.environ.items() if not key.startswith("ZOO_")}
         self.folder = tempfile.TemporaryDirectory()
         self.errors = (Path(self.folder.name) / "server").open("w+")
+        self.started = 0
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env={**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, cwd=self.folder.name,
+            [str(python), "-c", SERVER, json.dumps(also)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env={**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}, cwd=self.folder.name,
         )  # fmt: skip
         assert self.answer() == "ready"
 
@@ -118,16 +137,20 @@ class Zygote:
             raise RuntimeError(self.errors.read())
         return line
 
-    def start(self, *args: str, cwd: Path, setup: str = "") -> Process:
-        """Start `zoo ARGS` in the folder `cwd`, after running the code `setup` in it."""
-        out, err = (Path(self.folder.name) / name for name in ("out", "err"))
-        request = {"args": args, "cwd": str(cwd), "setup": setup, "out": str(out), "err": str(err)}
+    def ask(self, request: dict[str, Any]) -> str:
         assert self.server.stdin
         print(json.dumps(request), file=self.server.stdin, flush=True)
-        return Process(self, int(self.answer()), out, err)
+        return self.answer()
 
-    def run(self, *args: str, cwd: Path, setup: str = "") -> Done:
+    def start(self, *args: str, cwd: Path, setup: str = "", env: dict[str, str] | None = None) -> Process:
+        """Start `zoo ARGS` in the folder `cwd`, after running the code `setup` in it."""
+        self.started += 1
+        out, err = (Path(self.folder.name) / f"{name}-{self.started}" for name in ("out", "err"))
+        request = {"args": args, "cwd": str(cwd), "setup": setup, "out": str(out), "err": str(err), "env": env or {}}
+        return Process(self, int(self.ask(request)), out, err)
+
+    def run(self, *args: str, cwd: Path, setup: str = "", env: dict[str, str] | None = None) -> Done:
         """Run `zoo ARGS` to its end."""
-        with self.start(*args, cwd=cwd, setup=setup) as process:
+        with self.start(*args, cwd=cwd, setup=setup, env=env) as process:
             pass
         return process.done

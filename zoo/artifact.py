@@ -10,28 +10,38 @@ A directory appears by one rename when it is complete, so nothing half-written i
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import header
+from zoo import header, plugins, registry
 from zoo.catalog import ModelSpec
+from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
-from zoo.files import sha256_of, sync_folder, why_unwritable
+from zoo.files import sha256_of, sync, why_unwritable, writing
+from zoo.finite import require_finite
+from zoo.origin import problem_of_made, problem_of_source, sealed
+from zoo.reading import LARGEST_DATA, text_of
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Buffer
 
     from zoo.model import Model, Stage
 
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
-FORMAT = 1
+FORMAT = 2  # 1 had no seal; it is still read
+ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
@@ -50,6 +60,9 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
     notes: Mapping[str, Any]
     plain: str  # "" when the ecosystem's own library loads the directory too, otherwise why it does not
+    family_plugin: str = ""  # what provides the family; empty in what an older zoo wrote
+    plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by name: the "distribution" and "version" it was made with
+    source: Mapping[str, Any] = field(default_factory=dict)  # the original that the lineage begins with; empty in what an older zoo wrote
 
 
 def write(model: Model, path: Path, *, force: bool = False) -> Path:
@@ -59,19 +72,16 @@ def write(model: Model, path: Path, *, force: bool = False) -> Path:
         OutputError: `path` cannot be written, or holds something else; an older artifact is replaced only with `force`.
     """
     check_writable(path, force=force)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
     try:
-        _write_files(model, draft)
-        for place in (draft, *draft.rglob("*")):
-            place.chmod(0o755 if place.is_dir() else 0o644)
-            sync_folder(place) if place.is_dir() else _sync_file(place)
-        _put(draft, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+        with writing(path, size=model.bytes):
+            _write_files(model, draft)
+            for place in (draft, *draft.rglob("*")):
+                place.chmod(0o755 if place.is_dir() else 0o644)
+                sync(place)
+            _put(draft, path, force=force)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path
@@ -81,10 +91,14 @@ def check_writable(path: Path, *, force: bool = False) -> None:
     """Refuse an output directory that holds something else, before any work is done."""
     if path.is_file():
         raise OutputError(f"{path} is a file; name a directory.")
-    if path.is_dir() and any(path.iterdir()) and not force:
-        what = "already holds a model" if (path / MANIFEST).exists() else "is not empty and holds no zoo model"
+    try:
+        held = {place.name for place in path.iterdir()}
+    except OSError:  # not there (any more); whether it can be made is tried out below
+        held = set()
+    if held and not force:
+        what = "already holds a model" if MANIFEST in held else "is not empty and holds no zoo model"
         raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
+    if held and MANIFEST not in held:
         raise OutputError(f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory.")
     if reason := why_unwritable(path):
         raise OutputError(f"{path} cannot be written: {reason}.")
@@ -100,22 +114,24 @@ def read(path: Path) -> Manifest:
     from zoo.model import lineage_of
 
     place = path / MANIFEST
+    if not os.path.lexists(place):
+        raise RequestError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.")
+    text = text_of(place, error=ArtifactError, most=LARGEST_DATA)
     try:
-        data = json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.") from None
-    except (OSError, ValueError) as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{place} is damaged: {error}.") from None
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+    if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] < 1:
         raise ArtifactError(f"{place} is damaged: no format version.")
     if data["format"] > FORMAT:
         raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo.")
-    if problem := _problem(data):
+    if problem := _problem(data) or _broken_seal(data, text):
         raise ArtifactError(f"{place} is damaged: {problem}.")
     try:
         return Manifest(
             spec=ModelSpec(**data["spec"]), lineage=lineage_of(data["lineage"]), dtype=str(data["dtype"]),
             stored=str(data["stored"]), files=data["files"], notes=data["notes"], plain=str(data["plain"]),
+            family_plugin=data.get("family_plugin", ""), plugins=data.get("plugins", {}), source=data.get("source", {}),
         )
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{place} is damaged: {error}.") from None
@@ -126,6 +142,10 @@ def _problem(data: Mapping[str, Any]) -> str:
     for key, kind in {"spec": dict, "lineage": list, "files": dict, "notes": dict}.items():
         if not isinstance(data.get(key, kind()), kind):
             return f"{key!r} is {type(data[key]).__name__}, not {kind.__name__}"
+    if not isinstance(data.get("family_plugin", ""), str):
+        return "family_plugin is no name"
+    if not isinstance(data.get("plugins", {}), dict) or not all(isinstance(about, dict) for about in data.get("plugins", {}).values()):
+        return "'plugins' is no table of tables"
     for key in ("dtype", "stored"):
         if data.get(key, PRECISIONS[0]) not in PRECISIONS:
             return f"{key} {data[key]!r} is none of {', '.join(PRECISIONS)}"
@@ -136,6 +156,10 @@ def _problem(data: Mapping[str, Any]) -> str:
         wrong = [key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)]
         if wrong:
             return f"stage {number} of the lineage has no {wrong[0]}"
+        if problem := problem_of_made(stage.get("made", {})):
+            return f"stage {number} of the lineage: {problem}"
+    if problem := problem_of_source(data.get("source", {})):
+        return problem
     for name, about in data.get("files", {}).items():
         if not isinstance(about, dict) or not isinstance(about.get("bytes"), int) or not isinstance(about.get("sha256"), str):
             return f"file {name!r} has no size and hash"
@@ -162,12 +186,6 @@ def verify(path: Path) -> list[tuple[str, str]]:
         elif sha256_of(place) != about["sha256"]:
             problems.append((name, "does not have the sha256 of the manifest"))
     return problems
-
-
-def is_inside(name: str) -> bool:
-    """Whether a file name of a manifest stays inside its directory: relative, without "..", written one way only."""
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and str(path) == name and "\\" not in name
 
 
 def require_intact(path: Path) -> None:
@@ -244,6 +262,7 @@ def _write_files(model: Model, path: Path) -> None:
     from zoo.card import card
 
     _require_replayable(model)
+    require_finite(model, what=f"{model.spec.name} cannot be saved")
     tensors, layout = _storable(model), model.family.weight_files(model.spec.config)
     for prefix, names in _by_file(tensors, layout).items():
         (path / layout[prefix]).parent.mkdir(parents=True, exist_ok=True)
@@ -268,14 +287,38 @@ def _write_files(model: Model, path: Path) -> None:
         "bytes": model.bytes,
         "shape": model.anatomy.sizes(),  # as the stages left it; the spec's config is the original's
         "notes": model.notes,
+        "source": sealed(model),
         "files": files,
+        **_made_with(model),
     }
     (path / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
 
+def _made_with(model: Model) -> dict[str, Any]:
+    """Which plugin provides the family, and the distributions and versions of all that the model needs or comes from."""
+    try:
+        family = registry.owner("family", model.family, model.spec.family).plugin
+    except RequestError:  # a family that nobody declares, which can be saved but not loaded
+        family = model.spec.plugin
+    installed = {plugin.name: plugin for plugin in plugins.declared()}
+    names = {family, model.spec.plugin, *(stage.plugin for stage in model.lineage)} & installed.keys()
+    table = {name: {"distribution": installed[name].distribution, "version": installed[name].version} for name in names}
+    return {"family_plugin": family, "plugins": table}
+
+
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Return a manifest as it is written."""
-    return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    """Return a manifest as it is written, with its own sha256 as its seal."""
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    written = partial(json.dumps, indent=1, sort_keys=True, allow_nan=False)
+    return written({**rest, "seal": hashlib.sha256(written(rest).encode()).hexdigest()}) + "\n"
+
+
+def _broken_seal(data: Mapping[str, Any], text: str) -> str:
+    """Say that a manifest is not as it was written, to the letter, or return ""."""
+    try:
+        return "" if data["format"] == 1 or manifest_text(data) == text else "it is not as it was written"
+    except ValueError:  # a number that JSON does not have
+        return "it is not as it was written"
 
 
 def _require_replayable(model: Model) -> None:
@@ -308,7 +351,12 @@ def _storable(model: Model) -> dict[str, Any]:
 
 
 def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write safetensors that can stay mapped: every tensor begins aligned, but for those after one of an odd size.
+    with path.open("wb") as file:
+        file.writelines(pieces_of(tensors, {"format": "pt"}))
+
+
+def pieces_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[Buffer]:
+    """Yield a safetensors file that can stay mapped: every tensor begins aligned, but for those after one of an odd size.
 
     The format's own writer puts the tensors wherever the header ends; the odd ones are small, and come last.
     """
@@ -317,7 +365,7 @@ def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     from zoo.alignment import BYTES
 
     order = sorted(tensors, key=lambda name: (tensors[name].nbytes % BYTES > 0, -tensors[name].itemsize, name))
-    about: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    about: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].nbytes
@@ -325,27 +373,30 @@ def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         about[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(about, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % BYTES)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(tensors[name].flatten().view(torch.uint8).numpy().data)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield tensors[name].flatten().view(torch.uint8).numpy().data
 
 
-def _put(draft: Path, path: Path) -> None:
-    """Move a finished draft into place; an artifact that was there goes only after the new one is complete."""
-    if path.exists() and any(path.iterdir()):
-        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-        path.rename(old / path.name)
-        draft.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+def _put(draft: Path, path: Path, *, force: bool) -> None:
+    """Move a finished draft into place; an artifact that was there goes only after the new one is complete.
+
+    Other processes may do so at the same time: each comes whole after the other.
+    """
+    old: list[Path] = []
+    for _ in range(ATTEMPTS):
+        try:
+            draft.rename(path)  # where nothing is, or an empty directory
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        check_writable(path, force=force)
+        old.append(Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old.")))
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            path.rename(old[-1] / path.name)
     else:
-        draft.rename(path)
-    sync_folder(path.parent)
-
-
-def _sync_file(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise OutputError(f"{path} cannot be written: other processes keep replacing it.")
+    for place in old:
+        shutil.rmtree(place, ignore_errors=True)
+    sync(path.parent)

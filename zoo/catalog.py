@@ -7,7 +7,8 @@ import math
 import re
 from typing import Any
 
-from zoo import plugins, registry
+from zoo import plugins
+from zoo.declarations import Declared
 from zoo.declarations import ModelSpec as ModelSpec
 from zoo.errors import RequestError, UnknownName, nearest
 
@@ -15,13 +16,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
 def catalogue() -> dict[str, ModelSpec]:
-    """Return every model by name; of two plugins that declare one name, the earlier keeps it."""
-    found: dict[str, ModelSpec] = {}
-    for plugin in plugins.declared():
-        for spec in plugin.models:
-            if not _left_out(spec):
-                found.setdefault(spec.name, spec)
-    return found
+    """Return every model by the name to write: short where that is enough, else "plugin:name"."""
+    return {
+        plugins.named(plugin.name, "model", spec.name): spec
+        for plugin in plugins.declared() for spec in plugin.models if not plugins.why_absent(spec.plugin)
+    }  # fmt: skip
 
 
 def models(
@@ -36,15 +35,26 @@ def models(
     Args:
         max_params: the largest parameter count, as a number or as text such as "1.5B".
     """
+    return list(fitting(modality=modality, family=family, max_params=max_params, license=license).values())
+
+
+def fitting(
+    *,
+    modality: str | None = None,
+    family: str | None = None,
+    max_params: float | str | None = None,
+    license: str | None = None,
+) -> dict[str, ModelSpec]:
+    """Return what `models` does, by the names to write."""
     limit = None if max_params is None else parse_count(max_params)
-    return [
-        spec
-        for spec in catalogue().values()
+    return {
+        name: spec
+        for name, spec in catalogue().items()
         if (modality is None or spec.modality.casefold() == modality.casefold())
         and (family is None or spec.family.casefold() == family.casefold())
         and (limit is None or spec.params <= limit)
         and (license is None or spec.license.casefold() == license.casefold())
-    ]
+    }
 
 
 def info(name: str) -> ModelSpec:
@@ -55,35 +65,63 @@ def info(name: str) -> ModelSpec:
 
     Raises:
         UnknownName: there is no such model; names the nearest.
+        RequestError: several plugins have a model of that name, and none of them is ours.
     """
+    if ambiguity := plugins.why_ambiguous("model", name):
+        raise RequestError(f"Model {ambiguity}")
     found = catalogue()
     if name in found:
         return found[name]
-    owner, _, rest = name.rpartition(":")
-    everything = [(plugin.name, spec) for plugin in plugins.declared() for spec in plugin.models]
-    for plugin, spec in everything:
-        if owner in (plugin, spec.plugin) and spec.name == rest and not _left_out(spec):
-            return spec
-    for _, spec in everything:
-        if spec.name == name:
-            raise UnknownName(f"Model {name!r} comes with plugin {spec.plugin}, which ZOO_PLUGINS leaves out.")
-    if beyond := _beyond(name):
-        return beyond
-    raise UnknownName(f"No model named {name!r}.{nearest(name, found)} `zoo list` shows all {len(found)}.")
+    if spec := _by_full_name(name) or _beyond(name):
+        return spec
+    raise UnknownName(_absent(name) or f"No model named {name!r}.{nearest(name, found)} `zoo list` shows all {len(found)}.")
+
+
+def _by_full_name(name: str) -> ModelSpec | None:
+    """The model that a plugin declares, or, in our own catalogue, one whose weights it has."""
+    owner, _, short = name.partition(":")
+    for plugin in plugins.declared():
+        for spec in plugin.models:
+            named = spec.name == short and plugins.normalised(owner) in map(plugins.normalised, (plugin.name, spec.plugin))
+            if named and not plugins.why_absent(spec.plugin):
+                return spec
+    return None
+
+
+def _absent(name: str) -> str:
+    """Say that a model's plugin is installed but not used, or return ""."""
+    prefix, colon, _ = name.partition(":")
+    ours = next((spec.plugin for plugin in plugins.declared() for spec in plugin.models if spec.name == name), "")
+    elsewhere = plugins.unused("model", name) or plugins.unused("prefix", prefix if colon else "")
+    owner = ours or (elsewhere.name if elsewhere else prefix)
+    reason = plugins.why_absent(owner) if owner in plugins.installed() else ""
+    return f"Model {name!r} comes with plugin {owner}, which {reason}." if reason else ""
 
 
 def _beyond(name: str) -> ModelSpec | None:
     """The spec of a name that a family's prefix covers; whether its library knows the name is seen when it is built."""
-    prefix, colon, rest = name.partition(":")
-    owner = next((d for d in registry.names("family").values() if colon and d.prefix == prefix), None)
+    owner, rest = _family_beyond(name)
     if owner is None:
         return None
     architecture, _, query = rest.partition("?")
     if not re.fullmatch(r"\w[\w.-]*", architecture):
-        raise UnknownName(f"{name!r} names no model: write {prefix}:NAME, or {prefix}:NAME?argument=value.")
+        raise UnknownName(f"{name!r} names no model: write {owner.prefix}:NAME, or {owner.prefix}:NAME?argument=value.")
     arguments = dict(_argument(name, pair) for pair in query.split("&") if pair)
     config = {"architecture": architecture} | ({"model_args": arguments} if arguments else {})
     return ModelSpec(name, owner.name, owner.modality, owner.task, plugin=owner.plugin, summary=owner.summary, config=config)
+
+
+def _family_beyond(name: str) -> tuple[Declared | None, str]:
+    """The family whose prefix a name begins with, "prefix:NAME" or "plugin:prefix:NAME", and what follows it."""
+    prefix, colon, rest = name.partition(":")
+    if not colon:
+        return None, ""
+    if ambiguity := plugins.why_ambiguous("prefix", prefix):
+        raise RequestError(f"{name!r}: prefix {ambiguity}")
+    owner = next(iter(plugins.holders("prefix", prefix)), "")
+    if not owner:
+        owner, (prefix, _, rest) = prefix, rest.partition(":")
+    return next((found for found in plugins.names_of(owner) if prefix and found.prefix == prefix), None), rest
 
 
 def _argument(name: str, pair: str) -> tuple[str, Any]:
@@ -109,9 +147,3 @@ def parse_count(text: float | str) -> int:
     if found is None:
         raise RequestError(f"{text!r} is not a parameter count. Write it like 135000000, 135M or 1.5B.")
     return round(float(found[1]) * _UNITS[found[2]])
-
-
-def _left_out(spec: ModelSpec) -> bool:
-    """Whether the plugin that provides the model is installed, but not admitted by ZOO_PLUGINS."""
-    admitted = {plugin.name for plugin in plugins.declared()}
-    return spec.plugin not in admitted and spec.plugin in plugins.installed()

@@ -134,9 +134,16 @@ class Compressor(ABC):
         """Say where the module at `path` is after this stage, or None where it is gone; earlier traits follow it."""
         return path
 
-    def working_bytes(self, model: Model, options: Any) -> int:
-        """Predict the memory `apply` needs on top of the model's own weights, in bytes, from shapes alone."""
-        return 0
+    def working_bytes(self, model: Model, options: Any, context: Context) -> int | None:
+        """Predict the memory `apply` needs on top of the weights the model has before it, in bytes, from shapes alone.
+
+        Args:
+            context: has the data, and loads teachers as skeletons.
+
+        Returns:
+            None where it is not known: then the new weights are taken to lie beside the old ones.
+        """
+        return None
 
     def require_version(self, version: int) -> None:
         """Refuse a record of a format version this compressor does not read."""

@@ -16,11 +16,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
-from zoo.errors import DataError, nearest
+from zoo.errors import DataError, RequestError, nearest
 from zoo.files import sha256_of
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
@@ -39,23 +40,42 @@ class Sample:
         return str(self.fields["text"])
 
 
+@contextmanager
+def placed(sample: Sample) -> Iterator[None]:
+    """Say of what is wrong with a record where the record is."""
+    try:
+        yield
+    except RequestError as error:
+        said = str(error)
+        raise DataError(said if said.startswith(sample.where) else f"{sample.where}: {said}") from None
+
+
 class Source(Protocol):
     """A named data source of a plugin."""
 
-    splits: tuple[str, ...]
+    splits: tuple[str, ...]  # the first is taken where none is named
 
-    def records(self, split: str) -> Iterable[Sample]: ...
+    def records(self, split: str) -> Iterable[Sample]:
+        """Return the records of a split, the same every time."""
 
 
 class Dataset(Sequence[Sample]):
-    """An immutable list of samples with a name and a sha256 fingerprint of its content."""
+    """An immutable list of samples with a name and a sha256 fingerprint of its content.
+
+    Raises:
+        DataError: a text is not Unicode, or a file cannot be read; names the record.
+    """
 
     def __init__(self, name: str, samples: Iterable[Sample]) -> None:
         self.name = name
         self.samples = tuple(samples)
         digest = hashlib.sha256()
         for sample in self.samples:
-            digest.update(json.dumps(sample.fields, sort_keys=True, default=_content_hash).encode())
+            _require_unicode(sample)
+            try:
+                digest.update(json.dumps(sample.fields, sort_keys=True, default=_content_hash).encode())
+            except OSError as error:  # of a picture's file
+                raise DataError(f"{sample.where}: {error.filename} cannot be read: {error.strerror}.") from None
             digest.update(b"\n")
         self.fingerprint = digest.hexdigest()
 
@@ -123,9 +143,11 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
     from zoo import registry
 
     samples: Sequence[Sample]
+    if registry.is_known("data", f"{reference.source}:{reference.split}"):  # a plugin and its source rather than a source and its split
+        reference = replace(reference, source=f"{reference.source}:{reference.split}", split="")
     if reference.source.startswith("hub:"):
         samples = _from_hub(reference)
-    elif there and reference.source not in registry.names("data"):
+    elif there and not registry.is_known("data", reference.source):
         samples = _from_path(path, reference)
     else:
         samples = _from_source(reference, path)
@@ -139,14 +161,19 @@ def _from_source(reference: Reference, path: Path) -> Sequence[Sample]:
     from zoo import registry
 
     names = registry.names("data")
-    if reference.source not in names:
+    if not registry.is_known("data", reference.source):
+        if reason := registry.why_unused("data", reference.source):
+            raise DataError(reason)
         beside = [place.name for place in path.parent.iterdir()] if path.parent.is_dir() else []
         hub = f" A data set of the hub is written 'hub:{reference.source}'." if reference.source.count("/") == 1 else ""
         raise DataError(
             f"No data source or file called {reference.source!r}.{nearest(path.name, [*names, *beside])} "
             f"Sources: {', '.join(sorted(names))}; looked for a file at {path}.{hub}"
         )
-    source: Source = registry.data_source(reference.source)
+    try:
+        source: Source = registry.data_source(reference.source)
+    except RequestError as error:  # of several plugins' sources, none is meant more than another
+        raise DataError(str(error)) from None
     split = reference.split or source.splits[0]
     if split not in source.splits:
         raise DataError(
@@ -289,6 +316,16 @@ def _from_hub(reference: Reference) -> list[Sample]:
     name = reference.source.removeprefix("hub:")
     hint = " Go online once (and unset HF_HUB_OFFLINE), or name a folder that `datasets` saved."
     return _from_datasets(lambda d: d.load_dataset(name), reference, reference.source, hint=hint)
+
+
+def _require_unicode(sample: Sample) -> None:
+    """Refuse half characters (lone surrogates), which JSON can hold and no tokenizer reads."""
+    text = sample.fields.get("text")
+    if isinstance(text, str) and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{sample.where}: the text holds half a character at position {error.start}, which is not Unicode text.") from None
 
 
 def _sample(record: dict[str, Any], where: str, field: str) -> Sample:

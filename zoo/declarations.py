@@ -1,21 +1,35 @@
 """What a plugin declares in its `registry.toml`, read and checked without importing the plugin.
 
 Checked by hand rather than with pydantic: this file is on the path of `zoo --help` and `zoo list`, which stay instant.
+Anybody's file is read here, so its size is bounded before it is read, and no text in it can reach a terminal as more
+than one line of plain characters.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import operator
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo.errors import PluginError, nearest
+from zoo.reading import text_of, toml_of
+
+API = 1  # the version of the hooks and of registry.toml; raised when plugins made for the old one no longer work
 
 KINDS = ("family", "compressor", "loss", "evaluator", "data", "command")
+
+def label(kind: str) -> str:
+    """What a kind is called in a sentence."""
+    return "data source" if kind == "data" else kind
+
+
+LONGEST = 500  # characters of a text in it
+DEEPEST = 20  # tables inside tables
+NAME = "at most 200 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,10 @@ class ModelSpec:
     sha256: dict[str, str] = field(default_factory=dict, hash=False)  # file -> hash
     paper: str = ""
     summary: str = ""
-    plugin: str = ""  # who provides the family and, for packaged models, the weights
+    plugin: str = ""  # whose package holds the weights, and whose family it is where that plugin has one of the name
     config: dict[str, Any] = field(default_factory=dict, hash=False)
     dtype: str = ""  # how it is run; empty: as stored
-    packaged: str = ""  # a folder inside the plugin's package
+    packaged: str = ""  # where its weights are
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; `ModelSpec(**data)` gives the same spec back."""
@@ -63,48 +77,114 @@ class Declared:
 class Declarations:
     """Everything one `registry.toml` declares."""
 
+    api: str = ""  # the range of plugin API versions it is made for, ">=1,<2"
     models: tuple[ModelSpec, ...] = ()
     names: tuple[Declared, ...] = ()
 
 
+# --- values -----------------------------------------------------------------------------------------------------------
+
 Check = Callable[[Any], str]  # what the value should have been, or "" where it is right
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
+_BOUND = re.compile(r"(>=|<=|==|<|>)\s*(\d{1,9})")
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    ">=": operator.ge, "<=": operator.le, "==": operator.eq, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+
+
+def covers(api: str, version: int = API) -> bool:
+    """Whether a range such as ">=1,<2" holds a version."""
+    bounds = [_BOUND.fullmatch(bound.strip()) for bound in api.split(",")]
+    return all(bound is not None and _COMPARE[bound[1]](version, int(bound[2])) for bound in bounds)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a plugin, a model, or anything else that is declared."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file name stays inside its folder: relative, without "..", written one way only."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and str(path) == name and "\\" not in name
+
+
+def _api(value: Any) -> str:
+    fits = isinstance(value, str) and all(_BOUND.fullmatch(bound.strip()) for bound in value.split(","))
+    return "" if fits else f'the range of plugin API versions it is made for, such as "{_range()}"'
+
+
+def _range() -> str:
+    return f">={API},<{API + 1}"
 
 
 def _text(value: Any) -> str:
-    return "" if isinstance(value, str) and value else "a text that is not empty"
+    fits = isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
+    return "" if fits else f"one line of 1 to {LONGEST} printable characters"
 
 
 def _name(value: Any) -> str:
-    fits = isinstance(value, str) and _NAME.fullmatch(value)
-    return "" if fits else "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    return "" if isinstance(value, str) and is_name(value) else NAME
+
+
+def _full_name(value: Any) -> str:
+    """A name, or "plugin:name"."""
+    fits = isinstance(value, str) and value.count(":") <= 1 and all(map(is_name, value.split(":")))
+    return "" if fits else f"a name or 'plugin:name': {NAME}"
 
 
 def _count(value: Any) -> str:
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return "" if fits else "a whole number that is not negative"
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return "" if fits else "a whole number from 0 to 2**63 - 1"
 
 
 def _texts(value: Any) -> str:
-    fits = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-    return "" if fits else 'a list of texts, such as ["torchao"]'
+    fits = isinstance(value, list) and not any(_text(item) for item in value)
+    return "" if fits else f'a list of texts, such as ["torchao"], each {_text(None)}'
+
+
+def _marks(value: Any) -> str:
+    fits = isinstance(value, list) and all(isinstance(item, str) and _is_mark(item) for item in value)
+    return "" if fits else 'a list of files, each with a key in it or without, such as ["config.json:architecture"]'
+
+
+def _is_mark(text: str) -> bool:
+    file, colon, key = text.partition(":")
+    return _is_file(file) and (not _text(key) if colon else True)
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is one file or folder inside another, and no pattern."""
+    return is_inside(name) and name != "." and len(name) <= LONGEST and name.isprintable() and not set(name) & set(":*?[]")
 
 
 def _hashes(value: Any) -> str:
-    fits = isinstance(value, dict) and all(
-        isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found) for found in value.values()
-    )
-    return "" if fits else "a table of file names, each with a hash of 64 lower-case hexadecimal digits"
+    if not isinstance(value, dict):
+        return "a table: file name = hash"
+    if not all(isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found) for found in value.values()):
+        return "a table of file names, each with a hash of 64 lower-case hexadecimal digits"
+    return "" if all(map(_is_file, value)) else "a table of file names that stay inside the repository"
 
 
 def _table(value: Any) -> str:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):  # dates, times, inf and nan are TOML but not JSON
-        return "a table of values that JSON can hold"
-    return "" if isinstance(value, dict) else "a table"
+    if not isinstance(value, dict):
+        return "a table"
+    return "" if _is_json(value) else f"a table of values that JSON can hold, not nested deeper than {DEEPEST}"
+
+
+def _is_json(value: Any, depth: int = 0) -> bool:
+    """Whether a value of TOML is one of JSON as well: no date, no time, no inf, no nan, no integer beyond 64 bits."""
+    if depth > DEEPEST:
+        return False
+    if isinstance(value, dict):
+        return all(_is_json(item, depth + 1) for item in value.values())
+    if isinstance(value, list):
+        return all(_is_json(item, depth + 1) for item in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _dtype(value: Any) -> str:
@@ -112,71 +192,96 @@ def _dtype(value: Any) -> str:
 
 
 def _folder(value: Any) -> str:
-    inside = isinstance(value, str) and value and "\\" not in value and ":" not in value
-    if inside and not PurePosixPath(value).is_absolute() and ".." not in PurePosixPath(value).parts:
-        return ""
-    return "a relative folder inside the plugin's package"
+    return "" if isinstance(value, str) and _is_file(value) else "a relative folder inside the plugin's package"
 
 
 _MODEL: dict[str, Check] = {
-    "name": _name, "family": _name, "modality": _name, "task": _name, "params": _count, "license": _text,
+    "name": _name, "family": _full_name, "modality": _name, "task": _name, "params": _count, "license": _text,
     "summary": _text, "plugin": _name, "hub": _text, "revision": _text, "sha256": _hashes, "paper": _text,
     "config": _table, "dtype": _dtype, "packaged": _folder,
 }  # fmt: skip
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
-_FAMILY: dict[str, Check] = {**_ANY, "modality": _name, "recognises": _texts, "prefix": _name, "task": _name}
+_ANY_NEEDED = ("name", "summary")
+_FAMILY: dict[str, Check] = {**_ANY, "modality": _name, "recognises": _marks, "prefix": _name, "task": _name}
+_FAMILY_NEEDED = (*_ANY_NEEDED, "modality")
 
 
-def read(path: Path, *, plugin: str) -> Declarations:
-    """Read and check the `registry.toml` at `path` for the plugin of that name.
+def keys_of(kind: str) -> dict[str, tuple[bool, str]]:
+    """The keys of a [[kind]] table, for each whether it is needed, and what its value has to be."""
+    keys, needed = _keys_of(kind)
+    return {key: (key in needed, check(None)) for key, check in keys.items()}
+
+
+def _keys_of(kind: str) -> tuple[Mapping[str, Check], tuple[str, ...]]:
+    special = {"model": (_MODEL, _MODEL_NEEDED), "family": (_FAMILY, _FAMILY_NEEDED)}
+    return special.get(kind, (_ANY, _ANY_NEEDED))
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, *, plugin: str, distribution: str = "") -> Declarations:
+    """Read and check the `registry.toml` at `path` for the plugin of that name, which comes with a distribution.
 
     Raises:
-        PluginError: the file cannot be read, or a value does not fit; names the file, the table and the key.
+        PluginError: the file cannot be read, is made for another plugin API, or a value does not fit; names the file,
+            the table and the key.
     """
-    tables = _parse(path)
-    models = tuple(
-        ModelSpec(**{"plugin": plugin, **table})
-        for table in _tables(tables, "model", keys=_MODEL, needed=_MODEL_NEEDED, path=path)
-    )
+    tables = toml_of(text_of(path, error=PluginError), path, error=PluginError)
+    api = _made_for(tables, path)
+    if not covers(api):  # then nothing else in the file need mean what it means here
+        raise PluginError(_misfit(api, distribution or plugin))
+    _require_tables(tables, path)
+    models = tuple(ModelSpec(**{"plugin": plugin, **table}) for table in _tables(tables, "model", path=path))
     names: list[Declared] = []
     for kind in KINDS:
-        keys, needed = (_FAMILY, ("name", "summary", "modality")) if kind == "family" else (_ANY, ("name", "summary"))
-        for table in _tables(tables, kind, keys=keys, needed=needed, path=path):
+        for table in _tables(tables, kind, path=path):
             listed: dict[str, Any] = {key: tuple(table.pop(key)) for key in ("needs", "recognises") if key in table}
             names.append(Declared(kind=kind, plugin=plugin, **table, **listed))
-    return Declarations(models, tuple(names))
+    return Declarations(api, models, tuple(names))
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PluginError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PluginError(f"{path} is not valid TOML: {error}.") from error
+def _made_for(tables: Mapping[str, Any], path: Path) -> str:
+    """The range of plugin API versions that the file is made for."""
+    if "api" not in tables:
+        raise PluginError(f"{path}: 'api' is missing: write api = \"{_range()}\", {_api(None).partition(',')[0]}, as its first line.")
+    if expected := _api(tables["api"]):
+        raise PluginError(f"{path}: api must be {expected}, not {_shown(tables['api'])}.")
+    return str(tables["api"])
+
+
+def _misfit(api: str, distribution: str) -> str:
+    from importlib.metadata import version
+
+    newer = any(int(number) > API or sign == ">" for sign, number in _BOUND.findall(api))
+    remedy = f"upgrade zoo, or install a version of {distribution} made for it" if newer else f"install a newer version of {distribution}, or an older zoo"
+    return f"needs plugin API {api}, and this zoo {version('zoo')} has {API}: {remedy}."
+
+
+def _require_tables(tables: Mapping[str, Any], path: Path) -> None:
     kinds = ("model", *KINDS)
     for key, value in tables.items():
+        if key == "api":
+            continue
         if key not in kinds:
-            raise PluginError(f"{path}: {key!r} is not a table.{nearest(key, kinds)} Tables: {', '.join(kinds)}.")
+            raise PluginError(f"{path}: {_shown(key)} is not a table.{nearest(key, kinds)} Tables: {', '.join(kinds)}.")
         if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
             raise PluginError(f"{path}: {key!r} must be written as [[{key}]], one for each {key}.")
-    return tables
 
 
-def _tables(
-    tables: Mapping[str, Any], kind: str, *, keys: Mapping[str, Check], needed: tuple[str, ...], path: Path
-) -> list[dict[str, Any]]:
+def _tables(tables: Mapping[str, Any], kind: str, *, path: Path) -> list[dict[str, Any]]:
     """Check every table of one kind: known keys, needed keys, values that fit, names that occur once."""
+    keys, needed = _keys_of(kind)
     found: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, table in enumerate(tables.get(kind, []), 1):
         where = f"{path}, [[{kind}]] {number}" + (f" ({table['name']})" if _name(table.get("name")) == "" else "")
         for key, value in table.items():
             if key not in keys:
-                raise PluginError(f"{where}: {key!r} is not a key.{nearest(key, keys)} Keys: {', '.join(keys)}.")
+                raise PluginError(f"{where}: {_shown(key)} is not a key.{nearest(key, keys)} Keys: {', '.join(keys)}.")
             if expected := keys[key](value):
-                raise PluginError(f"{where}: {key} must be {expected}, not {value!r}.")
+                raise PluginError(f"{where}: {key} must be {expected}, not {_shown(value)}.")
         if missing := [key for key in needed if key not in table]:
             raise PluginError(f"{where}: {missing[0]!r} is missing. Needed keys: {', '.join(needed)}.")
         name = table["name"]
@@ -185,3 +290,12 @@ def _tables(
         seen[name] = number
         found.append(dict(table))
     return found
+
+
+def _shown(value: Any) -> str:
+    """A value in few and plain characters; nesting and length are the file's, so neither is trusted."""
+    try:
+        text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    except (RecursionError, ValueError):  # ValueError: an integer of more digits than Python writes
+        return f"that {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

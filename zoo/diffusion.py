@@ -157,13 +157,16 @@ class CaptionedImages(Sequence["Batch"]):
 
     def __init__(self, data: Dataset, ids_NT: torch.Tensor, shape: tuple[int, int, int]) -> None:
         self.images_NCHW = torch.stack([image_bytes(sample.fields.get("image"), shape, sample.where) for sample in data])
-        self.ids_NT = ids_NT
+        self.ids_NT, self.data = ids_NT, data
 
     def __len__(self) -> int:
         return len(self.ids_NT)
 
     def __getitem__(self, index: Any) -> Any:
         return {"image": self.images_NCHW[index], "input_ids": self.ids_NT[index]}
+
+    def where(self, index: int) -> str:
+        return self.data[index].where
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))
@@ -178,12 +181,14 @@ def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.T
     import numpy as np
     from PIL import Image, ImageOps
 
+    from zoo.data import Sample, placed
     from zoo.images import read_image
 
     if source is None:
         raise DataError(f"{where}: no field 'image', which a text-to-image model learns from.")
     channels, rows, columns = shape
-    image = read_image(source).convert("L" if channels == 1 else "RGB")
+    with placed(Sample({}, where)):
+        image = read_image(source).convert("L" if channels == 1 else "RGB")
     if image.size != (columns, rows):
         image = ImageOps.fit(image, (columns, rows), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image))

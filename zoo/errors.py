@@ -17,6 +17,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 500  # characters that another library's error may take in a sentence of ours
+
 
 class ZooError(Exception):
     """The work failed; the message is one sentence a person can act on."""
@@ -68,9 +70,25 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Join words as a sentence does: "a, b and c"."""
+    *most, end = words
+    return f"{', '.join(most)} {last} {end}" if most else end
+
+
 def one_line(error: BaseException) -> str:
     """Say in one line what `error` says, with its type where that is the only information."""
-    text = " ".join(str(error).split())
+    try:
+        text = plain(str(error))
+    except Exception:  # it cannot even say what it is
+        text = ""
     if isinstance(error, ZooError):
-        return text
+        return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]} ... {text[-LONGEST // 2:]}"  # what helps is said at the end
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def plain(text: str) -> str:
+    """Return a text in one line, what a terminal would obey rather than show spelled out: it may be from anybody's file."""
+    text = " ".join(text.split())
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

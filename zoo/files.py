@@ -1,33 +1,92 @@
-"""Writing so that nothing half-written is ever read: temporary name, fsync, rename."""
+"""Writing so that nothing half-written is ever read: temporary name, fsync, rename. A write that fails is one sentence."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+from zoo.errors import OutputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (*FULL, errno.EROFS, errno.EFBIG)
+IN_RUST = re.compile(r"os error (\d+)|Os \{ code: (\d+)")  # how tokenizers and safetensors say which error the system gave
 
 
-def replace_file(path: Path, content: bytes | str) -> None:
-    """Write `path` whole or not at all, replacing what was there."""
-    with _draft(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+def replace_file(path: Path, content: bytes | str | Iterable[Buffer], *, size: int = 0) -> None:
+    """Write `path` whole or not at all, replacing what was there.
+
+    Args:
+        content: the whole, or pieces of it, so that it need not lie in memory; then `size` says how much they are.
+
+    Raises:
+        OutputError: it cannot be written; what was there still is.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    pieces = [data] if isinstance(data, bytes) else data
+    with writing(path, size=len(data) if isinstance(data, bytes) else size), _draft(path) as file:
+        file.writelines(pieces)
 
 
-def copy_file(source: Path, path: Path) -> None:
-    """Copy `source` to `path` whole or not at all, in pieces."""
-    with source.open("rb") as original, _draft(path) as file:
-        shutil.copyfileobj(original, file, 2**20)
+@contextmanager
+def writing(path: Path, *, size: int = 0) -> Iterator[None]:
+    """Turn what the system refuses while `path` is written into one sentence.
+
+    Args:
+        size: how many bytes it needs, where that is known.
+
+    Raises:
+        OutputError: names `path` and the reason; on a full disk, what is needed and what is free.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _code(error)
+        if isinstance(error, OutputError) or not code:
+            raise
+        raise OutputError(f"{path} cannot be written: {_reason(code, path, size)}.") from error
+
+
+def refused(error: Exception) -> str:
+    """Say that nothing more can be written where `error` says so, or return ""."""
+    code = _code(error)
+    return os.strerror(code) if code in UNWRITABLE else ""
+
+
+def _code(error: Exception) -> int:
+    """The number of the system's error behind `error`, or 0."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = IN_RUST.search(str(error))
+    return int(found[1] or found[2]) if found else 0
+
+
+def _reason(code: int, path: Path, size: int) -> str:
+    if code == errno.ENOENT and not path.parent.is_dir():
+        return f"the directory {path.parent} is gone"
+    if code not in FULL:
+        return os.strerror(code)
+    try:
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
+    except OSError:
+        return os.strerror(code)
+    needed = f"{size:,} bytes needed, " if size else ""
+    return f"{os.strerror(code)} ({needed}{free:,} free)"
 
 
 @contextmanager
 def _draft(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -39,11 +98,11 @@ def _draft(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut."""
+def sync(path: Path) -> None:
+    """Make the content of a file, or the renames inside a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -57,7 +116,7 @@ def why_unwritable(path: Path) -> str:
         parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if not parent.is_dir():
             return f"{parent} is a file"
-        Path(tempfile.mkdtemp(dir=parent, prefix=".zoo.")).rmdir()
+        tempfile.TemporaryFile(dir=parent).close()  # where the system can, without a name that a kill would leave
     except OSError as error:
         return error.strerror or str(error)
     return ""

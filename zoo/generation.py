@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import RequestError
+from zoo.errors import RequestError, ZooError
+from zoo.finite import cause, damage, ends, require_finite_outputs
 
 CACHES = ("past_key_values", "cache_params")  # what an output calls the state of the tokens read; attention, state space
 
@@ -25,22 +27,29 @@ def stream_text(
     Raises:
         RequestError: the family cannot read the prompt, it leaves no room in the model's context, or an option is out of range.
     """
-    for name, value in {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}.items():
-        whole = name in ("max_new_tokens", "seed")
+    for name, value in {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}.items():
+        whole = name == "max_new_tokens"
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
     if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
-    if not 0 <= seed < 2**63:
-        raise RequestError(f"seed {seed} is not between 0 and 2**63.")
-    stop = [stop] if isinstance(stop, str) else list(stop)
-    if not all(isinstance(text, str) and text for text in stop):
+    require_seed(seed)
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
         raise RequestError("A stop string is some text; an empty one would stop before the first character.")
     ids, first = family.inputs(model, prompt)
     room = family.context_length(model) - len(ids)
     if room < 1:
         raise RequestError(f"The prompt has {len(ids)} tokens; {model.spec.name} takes {family.context_length(model)} in all.")
-    return _pieces(family, model, ids, first, min(max_new_tokens, room), temperature, top_p, seed, stop)
+    return _pieces(family, model, ids, first, min(max_new_tokens, room), float(min(temperature, 1e300)), top_p, seed, list(stop))
+
+
+def require_seed(seed: Any) -> None:
+    """Refuse what no generator takes as a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise RequestError(f"seed = {seed!r} is not a whole number.")
+    if not 0 <= seed < 2**63:
+        raise RequestError(f"seed {seed} is not between 0 and 2**63.")
 
 
 def _pieces(
@@ -88,6 +97,9 @@ def next_tokens(
 
     Args:
         first: what the module takes beside the ids on their pass (images); later passes read it from the cache.
+
+    Raises:
+        ZooError: the model gives nan or infinity; names the tensor or the layer that is to blame.
     """
     import torch
 
@@ -95,28 +107,48 @@ def next_tokens(
     step: torch.Tensor = torch.tensor([ids], device=model.device)
     cache: dict[str, Any] = {}
     beside = first or {}
+    read, looked = list(ids), False
     for _ in range(count):
         with torch.inference_mode():
             out = model.module(input_ids=step, use_cache=True, logits_to_keep=1, **cache, **beside)
         cache = {name: kept for name in CACHES if (kept := getattr(out, name, None)) is not None}
         if not cache:
             raise RequestError(f"{type(model.module).__name__} keeps none of {', '.join(CACHES)} between tokens, so it cannot be generated from.")
-        token = _pick(out.logits[0, -1].float(), temperature, top_p, generator)
+        logits_V = out.logits[0, -1].float()
+        lowest, highest = ends(logits_V)
+        if not math.isfinite(highest) or (lowest == -math.inf and not looked):
+            _require_meant(model, highest, {"input_ids": torch.tensor([read], device=model.device), **(first or {})})
+            looked = True
+        token = _pick(logits_V, temperature, top_p, generator)
         yield token
+        read.append(token)
         beside = {}
         step = torch.tensor([[token]], device=model.device)
 
 
+def _require_meant(model: Model, highest: float, batch: Batch) -> None:
+    """Refuse logits of nan or infinity; -infinity in a sound model means a token that cannot come."""
+    if not math.isfinite(highest) or damage(model):
+        raise ZooError(f"{model.spec.name} gives nan or infinity after {batch['input_ids'].shape[1]} tokens: {cause(model, batch)}.")
+
+
 def greedy(
-    model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch, end: int, pad: int = 0
+    model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch, end: int, pad: int = 0, of: Sequence[str] = ()
 ) -> list[list[int]]:
-    """Continue several prompts together, padded on the left: up to `count` likeliest tokens each, without `end`."""
+    """Continue several prompts together, padded on the left: up to `count` likeliest tokens each, without `end`.
+
+    Args:
+        of: what to call each prompt in an error.
+
+    Raises:
+        ZooError: the model gives nan or infinity; names the tensor or the layer that is to blame.
+    """
     import torch
 
     longest = max(len(ids) for ids in prompts)
     step_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
     mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    cache, beside = None, first
+    cache, beside, asked = None, first, {"input_ids": step_BT, "attention_mask": mask_BT, **first}
     found: list[torch.Tensor] = []
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     for _ in range(count):
@@ -125,6 +157,7 @@ def greedy(
                 input_ids=step_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **beside
             )
         cache, beside = out.past_key_values, {}
+        require_finite_outputs(model, out.logits[:, -1].float().amax(-1), asked, of=of or "the prompts")
         step_BT = out.logits[:, -1:].float().argmax(-1)
         found.append(step_BT[:, 0])
         ended_B |= step_BT[:, 0] == end

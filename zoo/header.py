@@ -39,7 +39,9 @@ def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
             found = json.loads(file.read(length))
         tensors = {name: about for name, about in found.items() if name != "__metadata__"}
         for about in tensors.values():
-            (_, _), _, _ = about["data_offsets"], about["shape"], about["dtype"]
+            (first, last), shape, _ = about["data_offsets"], about["shape"], about["dtype"]
+            if not all(type(number) is int and number >= 0 for number in (first, last, *shape)) or first > last:
+                raise ValueError("a shape or a range that is no numbers")
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ArtifactError(f"{path} is damaged: its safetensors header cannot be read ({reason}).") from None

@@ -2,7 +2,7 @@
 
 Each hook is handed `register(name, target)`, where `target` is `"package.module:attribute"` and is imported only when
 the name is used. Names must also be declared in the plugin's `registry.toml`, which is what lets `zoo list` and
-`zoo --help` answer without importing a plugin.
+`zoo --help` answer without importing a plugin. docs/hooks.md says what each registered thing has to be.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pluggy
+
+from zoo.declarations import API as API
 
 Register = Callable[[str, str], None]
 

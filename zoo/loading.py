@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import artifact, catalog, header, registry, weights
+from zoo import artifact, catalog, header, plugins, registry, weights
 from zoo.catalog import ModelSpec
+from zoo.declarations import is_name
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
 from zoo.model import Model, Stage
+from zoo.origin import source
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from zoo.family import Family
 
 DTYPES = artifact.PRECISIONS
+CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")  # of configs, by which checkpoints bring code of their own
+# The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
+MOST = {"layer": 10_000, "depth": 10_000, "expert": 10_000, **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24)}
 UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)  # what a record of another model causes
 
 
@@ -42,28 +47,36 @@ def load(
     _require_device(device)
     spec, path = _locate(name_or_path)
     weights = _checked_weights(weights, path)
+    model = _loaded(spec, path, weights, device=device, dtype=wanted)
+    if spec is not None or not model.source:
+        model.source = source(name_or_path, weights=weights, dtype=wanted, stages=len(model.lineage))
+    return model
+
+
+def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, device: str | None, dtype: str | None) -> Model:
+    """Load what was located: a catalogued model, or what is in a directory."""
     if path is None:
         assert spec is not None
-        family = registry.family(spec.family)
+        family = registry.family_of(spec)
         spec = family.complete(spec)
         if device == "meta":
-            skeleton = build_skeleton(family, spec, (), dtype=wanted or spec.dtype or "float32", stored=_stored(spec, weights))
+            skeleton = build_skeleton(family, spec, (), dtype=dtype or spec.dtype or "float32", stored=_stored(spec, weights))
             skeleton.origin = "random" if weights == "random" else ""
             return skeleton
         if weights == "random":
-            return build_random(family, spec, dtype=wanted or spec.dtype or "float32", device=device)
+            return build_random(family, spec, dtype=dtype or spec.dtype or "float32", device=device)
         path = _folder(spec, weights)
     elif weights == "random":
         skeleton = load(path, device="meta", dtype=dtype)
         skeleton.origin = "random"
         if device == "meta":
             return skeleton
-        model = build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=wanted or skeleton.dtype, device=device)
+        model = build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=dtype or skeleton.dtype, device=device)
         model.processor = skeleton.processor
         return model
     if path.is_file() and spec is not None:
-        return _from_file(spec, path, device=device, dtype=wanted)
-    model = _from_folder(path, device=device, dtype=wanted or (spec.dtype if spec else None) or None)
+        return _from_file(spec, path, device=device, dtype=dtype)
+    model = _from_folder(path, device=device, dtype=dtype or (spec.dtype if spec else None) or None)
     if spec is not None and model.spec.name != spec.name:
         _rename(model, spec, path)
     return model
@@ -77,9 +90,11 @@ def family_of(name_or_path: str | Path) -> Family:
     """
     spec, path = _locate(name_or_path)
     if path is not None and (path / artifact.MANIFEST).exists():
-        spec = artifact.read(path).spec
+        manifest = artifact.read(path)
+        _require_plugins(manifest, path)
+        return registry.family_of(manifest.spec, plugin=manifest.family_plugin)
     if spec is not None:
-        return registry.family(spec.family)
+        return registry.family_of(spec)
     assert path is not None
     return registry.family(_recognised(path))
 
@@ -117,6 +132,7 @@ def build_random(
         family.initialise(model.module)
     cast_parameters(model.module, getattr(torch, dtype))
     model.module.to(device or "cpu")
+    model.source = source(spec.name, weights="random", dtype=dtype, stages=len(lineage), seed=seed)
     return model
 
 
@@ -150,6 +166,25 @@ def _empty_parameters() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a config that would make a loader fetch code, or build until memory is full, before anything is built of it.
+
+    Raises:
+        ArtifactError: names the key.
+    """
+    for key, value in config.items():
+        if key in CODE_KEYS and value:
+            raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
+        if key.lstrip("_").endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
+            raise ArtifactError(f"{where} asks for compiled code of a hub ({key!r}); zoo never runs code from a checkpoint.")
+        most = next((most for ending, most in MOST.items() if key.rstrip("s").endswith(ending)), None)
+        if most and isinstance(value, int) and value > most:
+            raise ArtifactError(f"{where}: {key} is {value:.3g}, and no model has more than {most:,}." if value < 1e300 else f"{where}: {key} is no size.")
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                check_config(inner, where)
 
 
 def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -190,8 +225,7 @@ def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
                 raise
     if not is_folder:
         what = "is a file, not a model directory" if path.exists() else "does not exist"
-        names = [spec.name for spec in catalog.models()]
-        raise UnknownName(f"{path} {what}.{nearest(path.name, names)} `zoo list` shows the models that load by name.")
+        raise UnknownName(f"{path} {what}.{nearest(path.name, catalog.catalogue())} `zoo list` shows the models that load by name.")
     return None, path
 
 
@@ -248,6 +282,9 @@ def _rename(model: Model, spec: ModelSpec, path: Path) -> None:
 
 
 def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
+    for place in path.iterdir():
+        if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for
+            raise ArtifactError(f"{place} is not a file.")
     if (path / artifact.MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
     import torch
@@ -270,13 +307,12 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
     manifest = artifact.read(path)
     spec, lineage = manifest.spec, manifest.lineage
     run = dtype or manifest.dtype
-    try:
-        family = registry.family(spec.family)
-    except UnknownName:
-        raise ArtifactError(f"{path} holds a {spec.family} model, which needs plugin {spec.plugin}: install it, then load again.") from None
+    _require_plugins(manifest, path)
+    family = registry.family_of(spec, plugin=manifest.family_plugin)
     unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
     if unlisted:
         raise ArtifactError(f"{path / artifact.MANIFEST} is damaged: it does not list {unlisted[0]}.")
+    check_config(spec.config, str(path / artifact.MANIFEST))
     if device != "meta":
         artifact.require_intact(path)
     build = build_skeleton if device == "meta" else build_empty
@@ -289,15 +325,48 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
         if device:
             model.module.to(device)
     model.processor = family.load_processor(path)
-    model.origin, model.notes = str(path), dict(manifest.notes)
+    model.origin, model.notes, model.source = str(path), dict(manifest.notes), dict(manifest.source)
     return model
+
+
+def _require_plugins(manifest: artifact.Manifest, path: Path) -> None:
+    """Refuse an artifact whose family or whose stages come with plugins that cannot be used; nothing is imported.
+
+    Raises:
+        ArtifactError: names what needs which plugin, and what to do.
+    """
+    spec, what, plugin = manifest.spec, f"its family {manifest.spec.family!r}", manifest.family_plugin or manifest.spec.plugin
+    try:
+        registry.family_declared(spec, plugin=manifest.family_plugin)
+        for number, stage in enumerate(manifest.lineage, 1):
+            what, plugin = f"stage {number} ({stage.use})", stage.plugin
+            registry.declared("compressor", stage.use, plugin=plugin)
+    except RequestError as error:
+        raise ArtifactError(f"{path}: {what} {_missing(plugin, manifest) or f'is not to be had: {error}'}") from None
+
+
+def _missing(plugin: str, manifest: artifact.Manifest) -> str:
+    """Say why a plugin does not give what a saved model needs, and what to do about it; "" where it is not known which."""
+    if not plugin:
+        return ""
+    made = manifest.plugins.get(plugin, {})
+    if reason := plugins.why_absent(plugin):
+        known = str(made.get("distribution", ""))
+        remedy = f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
+        return f"needs plugin {plugin}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
+    found = plugins.find(plugin)
+    if found.fault and not found.names:
+        return f"needs plugin {plugin}, which cannot be used: {found.fault}"
+    version = str(made.get("version", ""))
+    then = f"; the model was made with version {version}" if version.isprintable() and version else ""
+    return f"is not in plugin {plugin} {found.version}, which is installed{then}."
 
 
 def _from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None) -> Model:
     if path.suffix != ".safetensors":
         raise ArtifactError(f"{path} is not a .safetensors file; other weight formats are not read.")
     run = dtype or spec.dtype or "float32"
-    model = build_empty(registry.family(spec.family), spec, (), dtype=run, stored=run)
+    model = build_empty(registry.family_of(spec), spec, (), dtype=run, stored=run)
     artifact.fill(model, path)
     model.processor = model.family.load_processor(weights.packaged_at(spec) or path.parent)
     model.module.to(device or "cpu")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.catalog import ModelSpec
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait
+from zoo.finite import require_finite, require_finite_once, require_fitting
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ class Stage:
     record: Record
     plugin: str = ""
     seed: int = 0
+    made: dict[str, Any] = field(default_factory=dict)  # data, teachers, circumstances, and a hash of the tensors it left
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Model:
     stored: str = "float32"
     origin: str = ""  # what the weights came from: a path, a repository at a revision, "random"
     notes: dict[str, Any] = field(default_factory=dict)  # figures and lists the card shows; written by programs only
+    source: dict[str, Any] = field(default_factory=dict)  # the original that the lineage begins with: see `zoo.origin.source`
 
     @property
     def anatomy(self) -> Anatomy:
@@ -81,12 +84,12 @@ class Model:
 
     def state(self) -> State:
         """What has been done to which module, from the records of the lineage; paths are those of the module as it is now."""
-        from zoo.registry import compressor
+        from zoo.registry import compressor, declared, written
 
         traits: dict[str, list[Trait]] = {}
-        stages = [f"stage {i} ({stage.use})" for i, stage in enumerate(self.lineage, 1)]
-        for label, stage in zip(stages, self.lineage, strict=True):
-            done = compressor(stage.use)
+        for number, stage in enumerate(self.lineage, 1):
+            done = compressor(stage.use, plugin=stage.plugin)
+            label = f"stage {number} ({written(declared('compressor', stage.use, plugin=stage.plugin))})"
             moves = {path: done.moved(stage.record, path) for path in traits}
             traits = {place: traits[path] for path, place in moves.items() if place is not None}
             for path, trait in done.traits(stage.record).items():
@@ -97,7 +100,7 @@ class Model:
         """Replay one lineage stage on this model's (usually empty) module."""
         from zoo.registry import compressor
 
-        found: Compressor = compressor(stage.use)
+        found: Compressor = compressor(stage.use, plugin=stage.plugin)
         found.require_version(stage.version)
         found.rebuild(self, stage.record)
         self.lineage = (*self.lineage, stage)
@@ -109,26 +112,35 @@ class Model:
 
         Raises:
             Refused: the stage cannot follow what was done to the model before.
+            ZooError: the weights hold nan or infinity, before or after; names the tensor.
         """
+        from zoo.origin import Inputs
+
         compressor.check(self, self.state(), options)
-        record = json.loads(json.dumps(compressor.apply(self, options, context)))
+        require_finite(self, what=compressor.name)
+        inputs = Inputs(compressor, options, context)
+        record = json.loads(json.dumps(compressor.apply(self, options, inputs.context)))
+        require_finite(self, what=f"{compressor.name} left the model damaged", remedy="Nothing was saved; other options may help.")
         self.round()
-        self.lineage = (*self.lineage, stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed))
+        done = stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed)
+        self.lineage = (*self.lineage, replace(done, made=inputs.made(self)))
 
     def skeleton(self) -> Model:
         """An empty copy on the meta device: the same structure, no memory."""
         from zoo.loading import build_skeleton
 
         made = build_skeleton(self.family, self.spec, self.lineage, dtype=self.dtype, stored=self.stored)
-        return replace(made, origin=self.origin)
+        return replace(made, origin=self.origin, source=self.source)
 
     def generate(self, prompt: Any = None, **options: Any) -> Any:
         """Generate from a prompt; what it takes and returns is the family's (text: see `TextFamily.generate`).
 
         Raises:
             RequestError: the model is a skeleton on the meta device.
+            ZooError: the weights hold nan or infinity; names the tensor.
         """
         self._require_weights("run")
+        require_finite_once(self, what=f"{self.spec.name} cannot be run")
         return self.family.generate(self, prompt, **options)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
@@ -151,6 +163,9 @@ class Model:
         """Round every float parameter to the stored dtype, in place, so that saving in that dtype loses nothing.
 
         Tensors are also brought to addresses like those they will have when loaded, on which the last bits can depend.
+
+        Raises:
+            ZooError: a value is too large for the stored dtype; names the tensor.
         """
         import torch
 
@@ -158,9 +173,11 @@ class Model:
 
         stored = getattr(torch, self.stored)
         with torch.no_grad():
-            for parameter in self.module.parameters():
+            for name, parameter in self.module.named_parameters():
                 if parameter.is_floating_point() and parameter.device.type != "meta":
-                    parameter.copy_(parameter.to(stored))
+                    rounded = parameter.to(stored)
+                    require_fitting(parameter, rounded, name=name)
+                    parameter.copy_(rounded)
         align(self.module)
 
     def _require_weights(self, what: str) -> None:
@@ -195,9 +212,11 @@ class Model:
 
 def stage_of(compressor: Compressor, options: Mapping[str, Any], record: Record, *, seed: int) -> Stage:
     """Describe a finished stage for the lineage."""
-    from zoo.registry import plugin_of
+    from zoo.registry import owner
 
-    return Stage(compressor.name, compressor.version, dict(options), record, plugin_of("compressor", compressor.name), seed)
+    declared = owner("compressor", compressor, compressor.name)
+    canonical = json.loads(json.dumps(options, sort_keys=True))  # as a manifest gives them back: a card is the same either way
+    return Stage(compressor.name, compressor.version, canonical, record, declared.plugin, seed)
 
 
 def lineage_of(stages: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:

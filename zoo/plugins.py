@@ -3,6 +3,8 @@
 Two entry-point groups. `zoo.catalog` names a package whose static `registry.toml` says what there is: it is found with
 `find_spec` and read without importing anything. `zoo` names the pluggy module, imported by `load`. The plugins of this
 distribution come in through the same two groups as anybody's.
+
+Whatever is wrong with one plugin, its metadata included, becomes its `fault`: one line, and the others go on.
 """
 
 from __future__ import annotations
@@ -11,20 +13,24 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.declarations import KINDS, Declared, ModelSpec, read
-from zoo.errors import PluginError, UnknownName, nearest, one_line
+from zoo import switches
+from zoo.declarations import KINDS, Declared, ModelSpec, label, read
+from zoo.errors import PluginError, UnknownName, listed, nearest, one_line
+from zoo.installed import CORE as CORE
+from zoo.installed import Entry, entries, origin_of
+from zoo.installed import normalised as normalised
 
 if TYPE_CHECKING:
     import pluggy
-
-CORE = "zoo"  # the framework's own catalogue and commands: always there, whatever ZOO_PLUGINS says
 
 # The hook that registers each kind of name.
 HOOKS = {
@@ -48,152 +54,310 @@ class Plugin:
     version: str = ""
     path: Path | None = None  # the package's directory; None where it was not found
     module: str = ""  # the pluggy module, "package.module"; empty for a plugin that only declares models
+    api: str = ""  # the range of plugin API versions it is made for
     models: tuple[ModelSpec, ...] = ()
     names: tuple[Declared, ...] = field(default=(), repr=False)
     fault: str = ""
+    notes: tuple[str, ...] = ()  # worth knowing, but nothing is broken
+    disabled: bool = False
+    source: Distribution | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def status(self) -> str:
+        """One of "ok", "broken" (it has a fault) and "disabled"."""
+        return "disabled" if self.disabled else "broken" if self.fault else "ok"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it comes with zoo itself, so that its names stay short whatever else is installed."""
+        return self.distribution == CORE
+
+    @property
+    def origin(self) -> str:
+        """Where it was installed from: a folder, a file or an address; empty when it came from an index."""
+        return origin_of(self.source) if self.source else ""
 
     def declares(self, kind: str) -> tuple[str, ...]:
-        """The names it declares of one kind ("model" and the kinds in `KINDS`)."""
+        """The names it declares of one kind: "model", the kinds in `KINDS`, and the "prefix" of a family's models."""
         if kind == "model":
             return tuple(spec.name for spec in self.models)
+        if kind == "prefix":
+            return tuple(declared.prefix for declared in self.names if declared.prefix)
         return tuple(declared.name for declared in self.names if declared.kind == kind)
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
+# --- which there are --------------------------------------------------------------------------------------------------
 
 
-def declared() -> tuple[Plugin, ...]:
-    """Every installed plugin that ZOO_PLUGINS admits, the core catalogue first; nothing is imported.
+def declared(*, disabled: bool = False) -> tuple[Plugin, ...]:
+    """Every plugin in use, the core catalogue first, ours next; nothing is imported.
 
-    A plugin that cannot be read stands in the list with its fault. A name that two plugins declare stays with the
-    earlier one (our own, then alphabetically), and the later one carries a fault that names both.
+    A plugin that cannot be read stands in the list with its fault. A name that one of ours declares stays with ours; a
+    name that two others declare belongs to neither, and both are reached as "plugin:name".
+
+    Args:
+        disabled: list the disabled ones as well.
 
     Raises:
         PluginError: ZOO_STRICT=1 and a plugin has a fault.
     """
-    found = _declared(os.environ.get("ZOO_PLUGINS"))
+    found = _in_use().plugins
     if os.environ.get("ZOO_STRICT", "") not in ("", "0"):
         for plugin in found:
             if plugin.fault:
                 raise PluginError(f"Plugin {plugin.name}: {plugin.fault}")
-    return found
+    if not disabled:
+        return found
+    used, off = _in_use().by_name, _switched_off()
+    everything = {key: replace(_read(entry), disabled=True) if key in off else used.get(key) for key, entry in entries().items()}
+    return tuple(plugin for plugin in {**everything, **used}.values() if plugin)
 
 
 def find(name: str) -> Plugin:
-    """Return the plugin of that name.
+    """Return the plugin of that name, disabled or not; '-', '_' and '.' are alike in it.
 
     Raises:
         UnknownName: it is not installed, or ZOO_PLUGINS leaves it out.
     """
-    plugins = {plugin.name: plugin for plugin in declared()}
-    if name in plugins:
-        return plugins[name]
-    if name in installed():
-        raise UnknownName(f"Plugin {name!r} is installed, but ZOO_PLUGINS leaves it out.")
-    raise UnknownName(f"No plugin named {name!r}.{nearest(name, plugins)} `zoo plugins` shows all {len(plugins)}.")
+    plugins = {normalised(plugin.name): plugin for plugin in declared(disabled=True)}
+    if plugin := plugins.get(normalised(name)):
+        return plugin
+    if entry := entries().get(normalised(name)):
+        raise UnknownName(f"Plugin {entry.name!r} is installed, but ZOO_PLUGINS leaves it out.")
+    near = nearest(name, [plugin.name for plugin in plugins.values()])
+    raise UnknownName(f"No plugin named {name!r}.{near} `zoo plugins` shows all {len(plugins)}.")
+
+
+def names_of(plugin: str) -> tuple[Declared, ...]:
+    """Everything a plugin in use declares, but for models; nothing where there is no such plugin."""
+    found = _in_use().by_name.get(normalised(plugin))
+    return found.names if found else ()
+
+
+def of_distribution(name: str) -> tuple[Plugin, ...]:
+    """Return the plugins that come with a distribution, disabled or not."""
+    return tuple(plugin for plugin in declared(disabled=True) if normalised(plugin.distribution) == normalised(name))
 
 
 def installed() -> tuple[str, ...]:
-    """The names of all installed plugins, whatever ZOO_PLUGINS says."""
-    return tuple(_entries())
+    """The names of all installed plugins, whatever ZOO_PLUGINS says, and disabled or not."""
+    return tuple(entry.name for entry in entries().values())
+
+
+def holders(kind: str, name: str) -> tuple[str, ...]:
+    """The plugins that a short name may mean: none, one, or several of which none is ours, so that it is ambiguous."""
+    return _in_use().holders.get((kind, name), ())
+
+
+def named(plugin: str, kind: str, name: str) -> str:
+    """How the name that a plugin declares is written: short where that is enough, else "plugin:name"."""
+    return name if holders(kind, name) == (plugin,) else f"{plugin}:{name}"
+
+
+def why_ambiguous(kind: str, name: str) -> str:
+    """Say that a short name may mean several things, and how each is written, or return ""."""
+    return _ambiguity(name, holders(kind, name))
+
+
+def why_absent(plugin: str) -> str:
+    """Say why nothing of a plugin can be used, to follow "plugin x, which", or return "" where it is in use."""
+    if normalised(plugin) in _in_use().by_name:
+        return ""
+    if normalised(plugin) not in entries():
+        return "is not installed"
+    return f"is disabled: `zoo plugins enable {plugin}`" if normalised(plugin) in _switched_off() else "ZOO_PLUGINS leaves out"
+
+
+def unused(kind: str, name: str) -> Plugin | None:
+    """Return the first installed plugin that declares a name but is disabled, or left out by ZOO_PLUGINS."""
+    everything = (_read(entry) for entry in entries().values() if why_absent(entry.name))
+    return next((plugin for plugin in everything if name in plugin.declares(kind)), None)
 
 
 def refresh() -> None:
     """Forget what was found and loaded, so that plugins installed since are seen."""
-    for cached in (_declared, _entries, _loaded, _manager):
+    importlib.invalidate_caches()
+    for cached in (_used, switches.read, _read, _ours, entries, _loaded):
         cached.cache_clear()
-
-
-@functools.cache
-def _declared(admitted: str | None) -> tuple[Plugin, ...]:
-    entries = _entries()
-    found = [_read(name, entry) for name, entry in entries.items()]
-    if admitted is not None:
-        wanted = [name.strip() for name in admitted.split(",") if name.strip()]
-        found = [plugin for plugin in found if plugin.name in (CORE, *wanted)]
-        missing = [name for name in dict.fromkeys(wanted) if name not in entries]
-        found += [Plugin(name, fault=f"ZOO_PLUGINS names it, but it is not installed.{nearest(name, entries)}")
-                  for name in missing]  # fmt: skip
-    return _without_clashes(found)
+    _seconds.clear()
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What the metadata of installed distributions says of one plugin name."""
+class _Used:
+    """The plugins in use, by their normalised names as well, and which of them a short name of a kind may mean."""
 
-    catalog: EntryPoint | None = None
-    module: EntryPoint | None = None
-    fault: str = ""
+    plugins: tuple[Plugin, ...]
+    by_name: dict[str, Plugin]
+    holders: dict[tuple[str, str], tuple[str, ...]]
+
+
+def _in_use() -> _Used:
+    return _used(os.environ.get("ZOO_PLUGINS"), _switched_off())
 
 
 @functools.cache
-def _entries() -> dict[str, _Entry]:
-    """Every plugin name that is installed, in order of precedence: ours, then alphabetically."""
-    groups = {group: list(entry_points(group=group)) for group in ("zoo.catalog", "zoo")}
-    owners: dict[str, set[str]] = {}
-    for entry in (entry for entries in groups.values() for entry in entries):
-        owners.setdefault(entry.name, set()).add(_distribution(entry))
-    found: dict[str, _Entry] = {}
-    for name in sorted(owners, key=lambda name: (name != CORE, CORE not in owners[name], name)):
-        owner, fault = _owner(name, owners[name])
-        catalog, module = (
-            next((e for e in entries if e.name == name and _distribution(e) == owner), None)
-            for entries in groups.values()
-        )
-        found[name] = _Entry(catalog, module, fault)
-    return found
+def _used(admitted: str | None, off: frozenset[str]) -> _Used:
+    there = entries()
+    if admitted is None:
+        return _without_clashes([_read(entry) for key, entry in there.items() if key not in off])
+    wanted = {normalised(name): name for name in map(str.strip, admitted.split(",")) if name}
+    found = [_read(entry) for key, entry in there.items() if key in (CORE, *wanted)]
+    missing = [name for key, name in wanted.items() if key not in there]
+    found += [Plugin(name, fault=f"ZOO_PLUGINS names it, but it is not installed.{nearest(name, installed())}") for name in missing]
+    return _without_clashes(found)
 
 
-def _owner(name: str, distributions: set[str]) -> tuple[str | None, str]:
-    """Which distribution a plugin name belongs to, if any, and what to say when several take it."""
-    if len(distributions) == 1:
-        return next(iter(distributions)), ""
-    others = " and ".join(sorted(distributions - {CORE}))
-    if CORE in distributions:
-        return CORE, f"distribution {others} takes the name {name!r} as well, and is refused; uninstall it."
-    return None, f"distributions {others} both take the name {name!r}, and are refused; uninstall one of them."
+def _without_clashes(plugins: list[Plugin]) -> _Used:
+    """Say which plugin a short name means, and tell those that have to share one; nothing is renamed or overwritten."""
+    owners: dict[tuple[str, str], list[Plugin]] = {}
+    for plugin in plugins:
+        for key in _keys(plugin):
+            owners.setdefault(key, []).append(plugin)
+    held = {key: tuple(p.name for p in (found[:1] if found[0].ours else found)) for key, found in owners.items()}
+    shared = {key for key, found in owners.items() if len(found) > 1}
+    told = tuple(_told(plugin, [key for key in _keys(plugin) if key in shared], held) for plugin in plugins)
+    return _Used(told, {normalised(plugin.name): plugin for plugin in told}, held)
 
 
-def _distribution(entry: EntryPoint) -> str:
-    return str(entry.dist.name) if entry.dist else ""
+def _keys(plugin: Plugin) -> list[tuple[str, str]]:
+    """Every (kind, name) of a plugin; what its families put before the names of their models is a kind as well."""
+    return [(kind, name) for kind in ("model", *KINDS, "prefix") for name in plugin.declares(kind)]
 
 
-def _read(name: str, entry: _Entry) -> Plugin:
+def _told(plugin: Plugin, shared: list[tuple[str, str]], held: dict[tuple[str, str], tuple[str, ...]]) -> Plugin:
+    """Give a plugin a fault for each name that ours keep, and a note for each that it shares with others."""
+    faults, notes = [plugin.fault] if plugin.fault else [], []
+    for kind, name in shared:
+        first, *others = held[kind, name]
+        if others:
+            notes.append(f"{label(kind)} {_ambiguity(name, held[kind, name])}")
+        elif first != plugin.name:
+            faults.append(f"{label(kind)} {name!r} is already declared by plugin {first}; {plugin.name}'s is reached as '{plugin.name}:{name}'.")
+    return replace(plugin, fault=" ".join(faults), notes=tuple(notes)) if faults or notes else plugin
+
+
+def _ambiguity(name: str, owners: tuple[str, ...]) -> str:
+    if len(owners) < 2:
+        return ""
+    ways = [f"'{owner}:{name}'" for owner in owners]
+    return f"{name!r} is declared by plugins {listed(owners, 'and')}: write {listed(ways, 'or')}."
+
+
+# --- which are switched off -------------------------------------------------------------------------------------------
+
+
+disabled_file = switches.place
+
+
+def disabled() -> frozenset[str]:
+    """The names of the plugins this user has disabled; none where ZOO_PLUGINS says which to use."""
+    return frozenset() if "ZOO_PLUGINS" in os.environ else switches.current().names
+
+
+def disabled_fault() -> str:
+    """Say what is wrong with the file of disabled plugins, or return ""."""
+    return "" if "ZOO_PLUGINS" in os.environ else switches.current().fault
+
+
+def disable(name: str) -> None:
+    """Leave a plugin out from now on, for this user; nothing of it is imported.
+
+    Raises:
+        UnknownName: it is not installed.
+        PluginError: it is the core, or the file of disabled plugins cannot be changed.
+    """
+    plugin = find(name)
+    if normalised(plugin.name) == CORE:
+        raise PluginError(f"Plugin {CORE} is the core, which everything else needs; it cannot be disabled.")
+    _switch(disabled() | {plugin.name})
+
+
+def enable(name: str) -> None:
+    """Use a disabled plugin again; one that is in use already stays so.
+
+    Raises:
+        UnknownName: it is neither disabled nor installed.
+        PluginError: the file of disabled plugins cannot be changed.
+    """
+    if normalised(name) not in map(normalised, disabled()):
+        find(name)
+    _switch(frozenset(one for one in disabled() if normalised(one) != normalised(name)))
+
+
+def _switch(off: frozenset[str]) -> None:
+    if "ZOO_PLUGINS" in os.environ:
+        raise PluginError("ZOO_PLUGINS says which plugins are used; unset it to disable and enable them.")
+    switches.write(off)
+    refresh()
+
+
+def _switched_off() -> frozenset[str]:
+    """The normalised names of the disabled plugins; the core is never one."""
+    off = disabled()
+    return frozenset(map(normalised, off)) - {CORE} if off else off
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _read(entry: Entry) -> Plugin:
     """Read one plugin's declarations; whatever is wrong becomes its fault."""
-    source = entry.catalog or entry.module
-    if source is None:
-        return Plugin(name, fault=entry.fault)
-    plugin = Plugin(name, _distribution(source), str(source.dist.version) if source.dist else "",
-                    module=entry.module.value if entry.module else "", fault=entry.fault)  # fmt: skip
+    plugin = Plugin(entry.name, entry.distribution, entry.version, module=entry.module, fault=entry.fault, source=entry.source)
+    if entry.fault:
+        return plugin
     try:
-        plugin = replace(plugin, path=_package(name, entry.catalog))
-        found = read(_registry(plugin), plugin=name)
+        _require_module(entry)
+        plugin = replace(plugin, path=_package(entry))
+        found = read(_registry(plugin), plugin=entry.name, distribution=entry.distribution)
         if found.names and not plugin.module:
             first = found.names[0]
             raise PluginError(
                 f"registry.toml declares {first.kind} {first.name!r}, but the distribution has no entry point "
-                f"{name!r} in the group 'zoo' that would register it."
+                f"{entry.name!r} in the group 'zoo' that would register it."
             )
+        for spec in found.models:
+            _require_kin(entry, spec)
     except PluginError as error:
         return replace(plugin, fault=one_line(error))
     except Exception as error:  # a broken import finder, unreadable metadata: this plugin's, not everybody's
         return replace(plugin, fault=f"cannot be read: {one_line(error)}")
-    return replace(plugin, models=found.models, names=found.names)
+    return replace(plugin, api=found.api, models=found.models, names=found.names)
 
 
-def _package(name: str, catalog: EntryPoint | None) -> Path:
+def _require_module(entry: Entry) -> None:
+    if entry.module and not re.fullmatch(r"\w+(\.\w+)*(:\w+(\.\w+)*)?", entry.module):
+        raise PluginError(f"its entry point in 'zoo' must name a module such as 'package.plugin', not {ascii(entry.module)[:80]}.")
+
+
+def _require_kin(entry: Entry, spec: ModelSpec) -> None:
+    """A model's `plugin` says whose package holds its weights: its own, or one that comes with the same distribution."""
+    other = entries().get(normalised(spec.plugin))
+    if normalised(spec.plugin) != normalised(entry.name) and (other is None or other.distribution != entry.distribution):
+        raise PluginError(f"model {spec.name!r}: plugin must be left out, or be another of {entry.distribution}'s, not {spec.plugin!r}.")
+
+
+def _package(entry: Entry) -> Path:
     """Find the package's directory without importing it."""
-    if catalog is None:
-        raise PluginError(f"no entry point {name!r} in the group 'zoo.catalog' says where its registry.toml is.")
-    package = catalog.value
+    package = entry.catalog
+    if not package:
+        raise PluginError(f"no entry point {entry.name!r} in the group 'zoo.catalog' says where its registry.toml is.")
     if not package.isidentifier():
-        raise PluginError(f"its entry point in 'zoo.catalog' must name a top-level package, not {package!r}.")
+        raise PluginError(f"its entry point in 'zoo.catalog' must name a top-level package, not {ascii(package)[:80]}.")
+    if owner := next((e.name for e in _ours() if e.catalog == package and entry.distribution != CORE), ""):
+        raise PluginError(f"its entry point in 'zoo.catalog' names {package!r}, which is the package of plugin {owner}.")
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise PluginError(f"its package {package!r} is not installed.")
+        raise PluginError(f"its package {package!r} is not there: install distribution {entry.distribution} again, or uninstall it.")
     for location in spec.submodule_search_locations or ():
         return Path(location)
     raise PluginError(f"{package!r} is a single module; a registry.toml needs a package to lie in.")
+
+
+@functools.cache
+def _ours() -> tuple[Entry, ...]:
+    """The plugins that come with zoo itself."""
+    return tuple(entry for entry in entries().values() if entry.distribution == CORE)
 
 
 def _registry(plugin: Plugin) -> Path:
@@ -201,26 +365,6 @@ def _registry(plugin: Plugin) -> Path:
     inside, above = plugin.path / "registry.toml", plugin.path.parent / "registry.toml"
     # In a checkout our own catalogue is at the root; the wheel has it inside the package.
     return above if plugin.name == CORE and not inside.exists() and above.exists() else inside
-
-
-def _without_clashes(plugins: list[Plugin]) -> tuple[Plugin, ...]:
-    """Give the later of two plugins that declare one name a fault; nothing is renamed or overwritten."""
-    owners: dict[tuple[str, str], str] = {}
-    checked: list[Plugin] = []
-    for plugin in plugins:
-        clashes = [plugin.fault] if plugin.fault else []
-        for kind in ("model", *KINDS):
-            for name in plugin.declares(kind):
-                owner = owners.setdefault((kind, name), plugin.name)
-                if owner != plugin.name:
-                    clashes.append(f"{kind} {name!r} is already declared by plugin {owner}; "
-                                   f"{plugin.name}'s is reached as '{plugin.name}:{name}'.")  # fmt: skip
-        for prefix in filter(None, (declared.prefix for declared in plugin.names)):
-            owner = owners.setdefault(("prefix", prefix), plugin.name)
-            if owner != plugin.name:
-                clashes.append(f"prefix {prefix!r} is already declared by plugin {owner}; {plugin.name}'s is not used.")
-        checked.append(replace(plugin, fault=" ".join(clashes)) if clashes else plugin)
-    return tuple(checked)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -231,34 +375,50 @@ def load(name: str) -> Targets:
 
     Raises:
         UnknownName: there is no such plugin.
-        PluginError: it cannot be imported, misuses a hook, or does not register exactly what it declares.
+        PluginError: it is disabled, cannot be imported, misuses a hook, or does not register exactly what it declares.
     """
-    return _loaded(find(name))
+    plugin = find(name)
+    if plugin.disabled:
+        raise PluginError(f"Plugin {plugin.name} {why_absent(plugin.name)}.")
+    if plugin.fault and not plugin.names:
+        raise PluginError(f"Plugin {plugin.name} cannot be used: {plugin.fault}")
+    if not plugin.module:
+        raise PluginError(f"Plugin {plugin.name} declares models only; there is nothing to load.")
+    return _loaded(plugin)
+
+
+def load_seconds() -> dict[str, float]:
+    """How long each plugin took that this process has loaded, or tried to; what its names stand for comes later."""
+    return dict(_seconds)
+
+
+_seconds: dict[str, float] = {}
 
 
 @functools.cache
 def _loaded(plugin: Plugin) -> Targets:
-    if not plugin.module:
-        raise PluginError(f"Plugin {plugin.name} {plugin.fault or 'declares models only; there is nothing to load.'}")
+    start = time.perf_counter()
+    try:
+        return _register(plugin)
+    finally:
+        _seconds[plugin.name] = time.perf_counter() - start
+
+
+def _register(plugin: Plugin) -> Targets:
     entry = EntryPoint(plugin.name, plugin.module, "zoo")
     with _blaming(plugin, f"{plugin.module} cannot be imported"):
         module = entry.load()
     manager = _manager()
-    try:
-        with _blaming(plugin, "a hook does not fit"):
-            manager.register(module, name=plugin.name)
-            manager.check_pending()
-        targets = {kind: _collect(plugin, kind) for kind in KINDS}
-        _compare(plugin, targets)
-    except PluginError:
-        if manager.has_plugin(plugin.name):
-            manager.unregister(name=plugin.name)
-        raise
+    with _blaming(plugin, "a hook does not fit"):
+        manager.register(module, name=plugin.name)
+        _require_known(manager)
+    targets = {kind: _collect(plugin, manager, kind) for kind in KINDS}
+    _compare(plugin, targets)
     return targets
 
 
-@functools.cache
 def _manager() -> pluggy.PluginManager:
+    """A manager for one plugin: none meets another's hooks, and two may name the same module."""
     import pluggy
 
     import zoo.hooks
@@ -268,8 +428,15 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
-def _collect(plugin: Plugin, kind: str) -> dict[str, str]:
-    """Call this plugin's hook of one kind, and no other plugin's."""
+def _require_known(manager: pluggy.PluginManager) -> None:
+    """Refuse a misspelt hook, which pluggy would never call."""
+    for name, hook in vars(manager.hook).items():
+        if not name.startswith("_") and not hook.has_spec() and not all(found.optionalhook for found in hook.get_hookimpls()):
+            raise PluginError(f"unknown hook {name!r}.{nearest(name, HOOKS.values())}")
+
+
+def _collect(plugin: Plugin, manager: pluggy.PluginManager, kind: str) -> dict[str, str]:
+    """Call the plugin's hook of one kind."""
     found: dict[str, str] = {}
     hook = HOOKS[kind]
 
@@ -281,11 +448,8 @@ def _collect(plugin: Plugin, kind: str) -> dict[str, str]:
             raise PluginError(f"{name!r} is registered twice")
         found[name] = target
 
-    manager = _manager()
-    others = [module for name, module in manager.list_name_plugin() if name != plugin.name and module is not None]
-    caller = manager.subset_hook_caller(hook, remove_plugins=others)
     with _blaming(plugin, f"{hook} failed"):
-        caller(register=register)
+        getattr(manager.hook, hook)(register=register)
     return found
 
 
@@ -311,5 +475,7 @@ def _blaming(plugin: Plugin, what: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit as well, and whatever else a plugin thinks of
         raise PluginError(f"Plugin {plugin.name} cannot be used: {what}: {one_line(error)}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zoo import plugins
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, WeightsUnavailable, one_line
+from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line
 from zoo.files import sha256_of
 
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
@@ -66,12 +66,20 @@ def no_telemetry() -> Iterator[None]:
 
 
 def packaged_at(spec: ModelSpec) -> Path | None:
-    """Return the folder of weights packaged with the model's plugin, if there is one."""
+    """Return the folder of weights packaged with the model's plugin, if there is one.
+
+    Raises:
+        PluginError: it is a link that leads out of the package.
+    """
     if not spec.packaged:
         return None
     package = plugins.find(spec.plugin).path
     folder = package / spec.packaged if package else None
-    return folder if folder and folder.is_dir() else None
+    if package is None or folder is None or not folder.is_dir():
+        return None
+    if not folder.resolve().is_relative_to(package.resolve()):
+        raise PluginError(f"Plugin {spec.plugin}: {folder} leads out of its package, to {folder.resolve()}; nothing was read.")
+    return folder
 
 
 def describe(spec: ModelSpec) -> str:

@@ -1,12 +1,14 @@
 """Calibration: run a little data through a model and watch what its modules read and write.
 
 The windows come from the model's family, so every modality calibrates alike. Nothing is kept of a batch but what a
-watcher keeps.
+watcher keeps. What the watched modules read and write is looked at here, once for all stages: nan or infinity in it
+is refused by the names of module and samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from pydantic import Field
 from torch import nn
 
 from zoo.compressor import CompressorOptions, Context
-from zoo.family import Batch
+from zoo.errors import DataError, ZooError
+from zoo.family import Batch, place
+from zoo.finite import all_finite, cause
 from zoo.model import Model
 
 Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
@@ -24,18 +28,42 @@ class CalibrationOptions(CompressorOptions):
     """Options of every stage that looks at data without training on it."""
 
     data: str = Field("calibration", description="which entry of the recipe's [data] table to calibrate on")
-    samples: int = Field(128, ge=1, description="calibration windows, spread evenly over the data")
-    length: int = Field(256, ge=2, description="tokens in a calibration window, at most the model's context; for models that read text")
+    samples: int = Field(128, ge=1, examples=[4], description="calibration windows, spread evenly over the data")
+    length: int = Field(256, ge=2, examples=[64], description="tokens in a calibration window, at most the model's context; for models that read text")
     batch: int = Field(8, ge=1, description="calibration windows that run together")
 
 
-def batches(model: Model, options: CalibrationOptions, context: Context, *, stage: str) -> list[Batch]:
-    """Return the calibration batches: which windows they hold follows from the data and the options alone."""
-    windows = model.family.windows(model, context.dataset(options.data, stage), length=options.length)
+class Batches(list[Batch]):
+    """Calibration batches; `places` says of each which samples are in it."""
+
+    places: list[str]
+
+
+def batches(model: Model, options: CalibrationOptions, context: Context, *, stage: str) -> Batches:
+    """Return the calibration batches: which windows they hold follows from the data and the options alone.
+
+    Raises:
+        DataError: the data holds no window, or numbers that are nan or infinite; names the samples.
+    """
+    data = context.dataset(options.data, stage)
+    windows = model.family.windows(model, data, length=options.length)
     count = min(options.samples, len(windows))
-    picked = [windows[i * len(windows) // count] for i in range(count)]
+    if not count:
+        raise DataError(f"{stage}: {data.name!r} holds nothing to calibrate on.")
+    picked = [i * len(windows) // count for i in range(count)]
     groups = [picked[i : i + options.batch] for i in range(0, count, options.batch)]
-    return [joined(model, group, seed=number) for number, group in enumerate(groups)]
+    made = Batches(joined(model, [windows[i] for i in group], seed=number) for number, group in enumerate(groups))
+    made.places = [", ".join(dict.fromkeys(place(windows, i) for i in group)) for group in groups]
+    for batch, samples in zip(made, made.places, strict=True):
+        require_finite_batch(batch, samples, stage=stage)
+    return made
+
+
+def require_finite_batch(batch: Batch, samples: str, *, stage: str) -> None:
+    """Refuse a batch that holds nan or infinity."""
+    for name, tensor in batch.items():
+        if not all_finite(tensor):
+            raise DataError(f"{stage}: {name} of {_short(samples)} holds nan or infinity; repair the data.")
 
 
 def joined(model: Model, windows: list[Batch], *, seed: int) -> Batch:
@@ -45,37 +73,62 @@ def joined(model: Model, windows: list[Batch], *, seed: int) -> Batch:
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
-def watch(model: Model, data: list[Batch], watchers: Mapping[str, Watcher], *, until: str = "") -> None:
+def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], *, until: str = "") -> None:
     """Run `data` through the model, each watcher called whenever its module has run.
 
     Args:
         watchers: by module path; a module that sits at several paths is named once and watched at every call.
         until: a module after which the rest of the model is not run.
+
+    Raises:
+        ZooError: a watched module reads or writes nan or infinity; names it and the samples.
     """
+    places = getattr(data, "places", [])
+    sound: list[tuple[str, torch.Tensor]] = []  # of the batch that runs: what was looked at, and whether it is finite
     hooks = []
     for path, watcher in watchers.items():
-        hook = _hook(watcher)
+        hook = _hook(path, watcher, sound)
         hooks.append(model.module.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
     if until:
         hooks.append(model.module.get_submodule(until).register_forward_hook(_stop))
     try:
-        with torch.no_grad():
-            for batch in data:
-                try:
-                    model.family.forward(model, batch)
-                except _Enough:
-                    continue
+        for number, batch in enumerate(data):
+            sound.clear()
+            with torch.no_grad(), suppress(_Enough):
+                model.family.forward(model, batch)
+            _require_sound(model, batch, sound, places[number] if places else f"calibration batch {number}")
     finally:
         for handle in hooks:
             handle.remove()
 
 
-def _hook(watcher: Watcher) -> Callable[..., None]:
+def _require_sound(model: Model, batch: Batch, sound: list[tuple[str, torch.Tensor]], samples: str) -> None:
+    """Refuse what a batch led to, in one wait for the device."""
+    if not sound or bool(torch.stack([fine for _, fine in sound]).all()):
+        return
+    what = next(what for what, fine in sound if not fine)
+    raise ZooError(f"On {_short(samples)}, {what} nan or infinity: {cause(model, batch)}.")
+
+
+def _short(samples: str) -> str:
+    return samples if len(samples) <= 200 else f"{samples[:200]}..."
+
+
+def _hook(path: str, watcher: Watcher, sound: list[tuple[str, torch.Tensor]]) -> Callable[..., None]:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-        watcher(read, output[0] if isinstance(output, tuple) else output)
+        wrote = output[0] if isinstance(output, tuple) else output
+        sound.extend((f"{path} {verb}", _finite(tensor)) for verb, tensor in (("reads", read), ("gives", wrote)))
+        watcher(read, wrote)
 
     return call
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all entries are finite, as a tensor that nobody waits for yet."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    return torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()
 
 
 class _Enough(Exception):

@@ -1,4 +1,4 @@
-"""`zoo plan`, `zoo compress` and `zoo inspect`."""
+"""`zoo plan`, `zoo compress`, `zoo inspect` and `zoo reproduce`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli import output
-from zoo.cli.shell import Interrupted
+from zoo.signals import remark
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
 SetOption = Annotated[
@@ -42,6 +42,7 @@ def compress(
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage: its number (from 1) or name.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage, on what the earlier ones left.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into DIR even if it holds something else.")] = False,
+    ignore_memory: Annotated[bool, typer.Option("--ignore-memory", help="Begin even if the plan needs more memory than there is.")] = False,
     json: output.JsonOption = False,
 ) -> None:
     """Run a recipe: plan, compress stage by stage, measure, save, report.
@@ -58,16 +59,15 @@ def compress(
     folder = out or Path("runs") / parsed.about.name
     selected(parsed, until=until, only=only)
     RunFolder(folder, parsed.about.name).check(force=force)
-    with output.status("Planning"):
-        planned = make_plan(parsed, out=folder)
     quiet = json or output.settings.quiet
-    if not quiet:
-        show_plan(planned)
-    try:
+    with remark(f"what is finished is kept in {folder}: the same command goes on from there."):
+        with output.status("Planning"):
+            planned = make_plan(parsed, out=folder)
+        if not quiet:
+            show_plan(planned)
         with Terminal(quiet=output.settings.quiet) as progress:
-            result = run(parsed, out=folder, until=until, only=only, force=force, progress=progress, planned=planned)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; what is finished is kept in {folder}: the same command goes on from there.") from None
+            result = run(parsed, out=folder, until=until, only=only, force=force, ignore_memory=ignore_memory,
+                         progress=progress, planned=planned)  # fmt: skip
     if json:
         output.print_json(result.results)
     elif not quiet:
@@ -97,6 +97,34 @@ def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> Non
         print(f"{number}. {stage['use']}  {stage['options']}")
 
 
+def reproduce(
+    path: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory of a saved model: a run's, a stage's, or one saved from Python.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the model that is made again here.")] = None,
+    base: Annotated[Path | None, typer.Option("--base", metavar="DIR", help="Where relative paths of data and models start.  [default: the folder of the run's recipe, else the current one]")] = None,
+    json: output.JsonOption = False,
+) -> None:
+    """Make a saved model again from its own manifest, and name the first stage and tensor that differ, if any.
+
+    The exit code is 0 where every byte is the same, 1 where something differs, 2 where it cannot be tried.
+    """
+    from zoo_compress.progress import Terminal
+    from zoo_compress.reproduce import reproduce as make_again
+
+    with Terminal(quiet=output.settings.quiet) as progress:
+        found = make_again(path, out=out, base=base, progress=progress)
+    if json:
+        output.print_json(found.to_json())
+    elif found.difference is None:
+        names = ", ".join(one["name"] for one in found.files)
+        print(f"{path} is reproduced to the bit: {len(found.stages)} stages, {len(found.files)} files ({names}).")
+    else:
+        print(f"{path} is not reproduced: {found.difference}.")
+        for one in found.circumstances:
+            print(f"  {one['what']}: {one['then'] or 'absent'} when it was made, {one['here'] or 'absent'} here")
+    if found.difference:
+        raise typer.Exit(1)
+
+
 def show_plan(found: Any) -> None:
     """Print a plan as a table, with its notes below."""
     spec = found.spec
@@ -114,9 +142,8 @@ def show_plan(found: Any) -> None:
         print(f"  {role}: {data.name}, {len(data):,} records")
     print(f"  needs {output.size(found.disk_bytes)} of disk ({output.size(found.free_disk_bytes)} free); "
           f"{output.size(found.free_memory_bytes)} of memory free")  # fmt: skip
-    worst = max(stage.peak_bytes for stage in found.stages)
-    if worst > found.free_memory_bytes:
-        output.warn(f"the plan needs {output.size(worst)} of memory, more than is free.")
+    if found.shortage:
+        output.warn(found.shortage)
     if found.disk_bytes > found.free_disk_bytes:
         output.warn(f"the plan needs {output.size(found.disk_bytes)} of disk, more than is free.")
 

@@ -3,7 +3,7 @@
     OUT/zoo.json, model.safetensors, ...   the result, an artifact; its manifest is written last
     OUT/results.json, report.html          every figure, and the same to look at
     OUT/recipe.toml                        the recipe as it was run
-    OUT/run.json                           which recipe's run this is, and which files of the result are its own
+    OUT/run.json                           which recipe's run this is, which files of the result are its own, who writes now
     OUT/stages/01-inherit-<fingerprint>/   the artifact of a stage, there only when complete
     OUT/stages/01-inherit-<fingerprint>.json   its log: seconds, peak memory, curves, metrics, samples
     OUT/work/<fingerprint>/                checkpoints of an unfinished stage
@@ -16,30 +16,36 @@ import json
 import os
 import re
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from zoo import artifact, loading
 from zoo.card import card
 from zoo.errors import ArtifactError, OutputError
-from zoo.files import copy_file, replace_file, why_unwritable
+from zoo.files import replace_file, sync, why_unwritable, writing
 
 MARKER = "run.json"
 MARKERS = ("config.json", "model_index.json")  # files by which a directory is taken for a model
 OURS = re.compile(r"(00-original|(\d\d+-.+|control)-[0-9a-f]{12})(\.json)?")  # names in OUT/stages and OUT/work
 DRAFT = re.compile(r"\.(?P<name>.+?)(\.old)?\.[a-z0-9_]{8}")  # what a killed process leaves of a file or folder
-OWN = (MARKER, "results.json", "report.html", "recipe.toml", artifact.MANIFEST)
+RESULT = "result"  # a draft of all files of a result
+OWN = (MARKER, RESULT, "results.json", "report.html", "recipe.toml", artifact.MANIFEST)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """The output directory `path` of the recipe called `recipe`."""
 
     path: Path
     recipe: str
+    handle: int = field(default=-1, init=False)  # of the directory, while it is held
+    by: dict[str, Any] = field(default_factory=dict, init=False)  # who holds it, as others are told
 
     def check(self, *, force: bool = False) -> None:
         """Refuse a directory that holds something else or cannot be written, before any work.
@@ -51,7 +57,7 @@ class RunFolder:
         try:
             if folder.exists() and not folder.is_dir():
                 raise OutputError(f"{folder} is a file; name a directory.")
-            occupied = folder.is_dir() and any(folder.iterdir())
+            occupied = folder.is_dir() and any(not self._drafted(place.name) for place in folder.iterdir())
         except OSError as error:
             raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from None
         if occupied and not force:
@@ -65,26 +71,53 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the directory and hold it: a second run may not write into it. The system lets go when a process dies."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from None
-        try:
-            import fcntl
+        """Make the directory and hold it: a second run may not write into it. The system lets go when a process dies.
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise OutputError(f"Another run is writing into {self.path}; wait for it, or choose another --out.") from None
-        except (ImportError, OSError):  # a system or a file system without locks
-            pass
+        Raises:
+            OutputError: another run holds it, or it cannot be written.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.handle = os.open(self.path, os.O_RDONLY)
         try:
+            self._lock()
+            self.by = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().astimezone().isoformat(timespec="seconds")}
             self._begin()
             yield
         finally:
-            os.close(handle)
+            with suppress(OutputError):
+                if self.by and self._is_there():
+                    self.by = {}
+                    self._mark(list(self._marker().get("files", [])))
+            os.close(self.handle)
+            self.handle = -1
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            by = self._marker().get("by")
+            who = f" (process {by.get('pid')} on {by.get('host')}, since {by.get('since')})" if isinstance(by, dict) else ""
+            raise OutputError(f"Another run is writing into {self.path}{who}; wait for it, or choose another --out.") from None
+        except (ImportError, OSError):  # a system or a file system without locks
+            pass
+
+    def require_there(self) -> None:
+        """Refuse to go on where the directory that is held was removed, or another put in its place.
+
+        Raises:
+            OutputError: says so.
+        """
+        if self.handle >= 0 and not self._is_there():
+            raise OutputError(f"{self.path} was removed or replaced while the run was writing into it; nothing more was written.")
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.handle), self.path.stat())
+        except OSError:
+            return False
 
     def stage(self, name: str) -> Path:
         """The artifact directory of a stage."""
@@ -92,8 +125,10 @@ class RunFolder:
 
     def work(self, name: str) -> Path:
         """The checkpoint directory of a stage, made."""
+        self.require_there()
         place = self.path / "work" / name
-        place.mkdir(parents=True, exist_ok=True)
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
         return place
 
     def finished(self, name: str) -> bool:
@@ -110,12 +145,17 @@ class RunFolder:
 
     def write_log(self, name: str, log: dict[str, Any]) -> None:
         """Replace the log of a stage."""
-        replace_file(self._log_path(name), json.dumps(log) + "\n")
+        self.require_there()
+        place = self._log_path(name)
+        with writing(place):
+            place.parent.mkdir(exist_ok=True)
+        replace_file(place, json.dumps(log) + "\n")
 
-    def publish(self, name: str, notes: dict[str, Any], *, extra: Mapping[str, bytes]) -> None:
-        """Copy a stage's artifact into the directory, with `notes` on its card and `extra` files beside it.
+    def publish(self, name: str, notes: dict[str, Any], *, extra: Mapping[str, bytes], beside: Mapping[str, str]) -> None:
+        """Put a stage's artifact into the directory, with `notes` on its card and `extra` files, and `beside` it the rest.
 
-        Killed anywhere, the directory holds either no model or a whole one.
+        Everything is written in full before the first file of an older result goes. Killed anywhere, the directory
+        holds either no model or a whole one.
         """
         source = self.stage(name)
         with repairable(source):
@@ -125,21 +165,50 @@ class RunFolder:
         model.notes = manifest["notes"] = notes
         made = {**extra, "README.md": card(model, manifest["plain"]).encode()}
         manifest["files"] |= {file: {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)} for file, held in made.items()}
-        final, old = artifact.manifest_text(manifest), self._marker().get("files", [])
-        place = self.path / artifact.MANIFEST
-        if place.is_file() and place.read_text(encoding="utf-8") == final and not artifact.verify(self.path):
+        final = artifact.manifest_text(manifest)
+        self.require_there()
+        if self._holds(final):
+            for file, text in beside.items():
+                replace_file(self.path / file, text)
             return
-        files = manifest["files"]
+        with self._drafts() as draft:
+            for file in manifest["files"].keys() - made.keys():
+                _fill(draft / file, source / file)
+            for file, held in {**made, **{file: text.encode() for file, text in beside.items()}, artifact.MANIFEST: final.encode()}.items():
+                _fill(draft / file, held)
+            self._exchange(draft, sorted(manifest["files"]))
+
+    def _holds(self, manifest: str) -> bool:
+        """Whether the result is there already, whole."""
+        place = self.path / artifact.MANIFEST
+        return place.is_file() and place.read_text(encoding="utf-8") == manifest and not artifact.verify(self.path)
+
+    @contextmanager
+    def _drafts(self) -> Iterator[Path]:
+        with writing(self.path):
+            draft = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{RESULT}."))
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _exchange(self, draft: Path, files: list[str]) -> None:
+        """Move a complete draft into the place of an older result: what makes a directory a model goes first and comes last."""
+        old = self._marker().get("files", [])
         self._mark(sorted({*files, *old}))
-        for file in (artifact.MANIFEST, *MARKERS, *old):  # what makes a directory a model goes first
-            (self.path / file).unlink(missing_ok=True)
-        for file in sorted(files.keys() - made.keys(), key=lambda file: file in MARKERS):  # and comes last
-            (self.path / file).parent.mkdir(exist_ok=True)
-            copy_file(source / file, self.path / file)
-        for file, held in made.items():
-            replace_file(self.path / file, held)
-        replace_file(place, final)
-        self._mark(sorted(files))
+        with writing(self.path):
+            for file in (artifact.MANIFEST, *MARKERS, *old):
+                (self.path / file).unlink(missing_ok=True)
+                if "/" in file:
+                    with suppress(OSError):  # not empty
+                        (self.path / file).parent.rmdir()
+            new = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
+            for file in sorted(new, key=lambda file: (file == artifact.MANIFEST, file in MARKERS)):
+                (self.path / file).parent.mkdir(exist_ok=True)
+                (draft / file).rename(self.path / file)
+            for folder in {self.path, *((self.path / file).parent for file in new)}:
+                sync(folder)
+        self._mark(files)
 
     def forget(self, *, kept: set[str]) -> None:
         """Remove stages and checkpoints of earlier versions of the recipe, and checkpoints of what is finished."""
@@ -154,14 +223,20 @@ class RunFolder:
 
     def _begin(self) -> None:
         """Say whose directory this is, and remove what a killed run left half-written in it."""
-        files = list(self._marker().get("files", []))
-        self._mark(files)
-        for folder in (self.path, self.path / "stages"):
-            for place in folder.iterdir() if folder.is_dir() else ():
-                draft = DRAFT.fullmatch(place.name)
-                ours = {*OWN, *files} if folder == self.path else None
-                if draft and (draft["name"] in ours if ours else OURS.fullmatch(draft["name"])):
-                    _remove(place)
+        self._mark(list(self._marker().get("files", [])))
+        for place in self.path.iterdir():
+            if self._drafted(place.name):
+                _remove(place)
+        stages = self.path / "stages"
+        for place in stages.iterdir() if stages.is_dir() else ():
+            draft = DRAFT.fullmatch(place.name)
+            if draft and OURS.fullmatch(draft["name"]):
+                _remove(place)
+
+    def _drafted(self, name: str) -> bool:
+        """Whether a name in the directory is that of a file of a run that was being written."""
+        draft = DRAFT.fullmatch(name)
+        return draft is not None and draft["name"] in OWN
 
     def _log_path(self, name: str) -> Path:
         return self.path / "stages" / f"{name}.json"
@@ -174,10 +249,8 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def _mark(self, files: list[str]) -> None:
-        try:
-            replace_file(self.path / MARKER, json.dumps({"recipe": self.recipe, "files": files}) + "\n")
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from None
+        by = {"by": self.by} if self.by else {}
+        replace_file(self.path / MARKER, json.dumps({"recipe": self.recipe, "files": files, **by}) + "\n")
 
 
 @contextmanager
@@ -191,3 +264,16 @@ def repairable(stage: Path) -> Iterator[None]:
 
 def _remove(place: Path) -> None:
     shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def _fill(place: Path, content: bytes | Path) -> None:
+    """Write a file of a draft, with `content` or as a copy of it."""
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    with writing(place, size=size):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copyfile(content, place)
+        else:
+            place.write_bytes(content)
+        place.chmod(0o644)
+        sync(place)

@@ -41,7 +41,8 @@ class Inherit(Compressor):
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(
             description='blocks to keep: "first:N", "last:N", "every:K" (blocks 0, K, 2K, ...), "influence:N" (the N '
-            "that turn the residual most on calibration data), or a rising list of indices such as [0, 1, 5]"
+            "that turn the residual most on calibration data), or a rising list of indices such as [0, 1, 5]",
+            examples=["every:2", "first:1"],
         )
         target: str = Field("language", description="the stack, or stacks, whose blocks are kept or dropped")
         keep_ends: bool = Field(True, description='with "influence:N", keep the first and the last block in any case')
@@ -89,6 +90,15 @@ class Inherit(Compressor):
                 kept = list(cut["kept"])
                 return f"{start}{kept.index(int(index))}{dot}{rest}" if int(index) in kept else None
         return path
+
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
+        if _way(options) != "influence":
+            return 0
+        from zoo_compress.dryrun import calibration
+
+        calibrated = calibration(model, options, context)
+        widest = max(stack.width or 0 for stack in _stacks(model, options))
+        return calibrated.bytes + 6 * 8 * calibrated.tokens * widest  # what a cosine takes in double
 
     def note(self, model: Model, options: Options) -> str:
         configs = [_config(model.module, stack.path) for stack in _stacks(model, options)]

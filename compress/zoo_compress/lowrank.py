@@ -75,7 +75,7 @@ class LowRankSVD(Compressor):
     leaves = "factored"
 
     class Options(CalibrationOptions):
-        ratio: float | None = Field(None, gt=0, lt=1, description="share of each projection's weights to keep")
+        ratio: float | None = Field(None, gt=0, lt=1, examples=[0.5], description="share of each projection's weights to keep")
         rank: int | None = Field(None, ge=1, description="the rank itself, instead of ratio")
         whiten: bool = Field(True, description="weigh errors by calibration data (SVD-LLM); false: plain SVD, no data")
         target: str = Field("language", description="which projections are factored")
@@ -116,7 +116,8 @@ class LowRankSVD(Compressor):
             grams = _grams(model, watched, data) if options.whiten else {}
             for path in watched:
                 weight_OI = weight_out_in(model.module.get_submodule(path))
-                factors[path] = _factor_named(path, weight_OI, grams.pop(path, None), ranks[path])
+                up_OR, down_RI = factor(weight_OI, ranks[path], grams.pop(path, None))
+                factors[path] = up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
         self._install(model, record, factors)
         remedy = 'Aim at the attention alone: target = "language.attention".'
         require_running(model, stage=self.name, what="factored", remedy=remedy)
@@ -128,14 +129,20 @@ class LowRankSVD(Compressor):
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("factored", f"rank {rank}") for path, rank in record["ranks"].items()}
 
-    def working_bytes(self, model: Model, options: Options) -> int:
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         target = model.anatomy.select(options.target)
         ranks = _ranks(model.module, target, options)
         shapes = {path: weight_out_in(model.module.get_submodule(path)).shape for path in ranks}
         pairs = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
         one = max((out * inputs for out, inputs in shapes.values()), default=0) * 8 * 4  # float64 W S and its SVD
-        grams = [shapes[path][1] ** 2 * 8 for path in ranks] if options.whiten else []
-        return pairs * 4 + one + min(sum(grams), max(GRAM_BYTES, max(grams, default=0)))
+        if not options.whiten:
+            return pairs * 4 + one
+        from zoo_compress.dryrun import calibration
+
+        calibrated = calibration(model, options, context)
+        grams = [shapes[path][1] ** 2 * 8 for path in ranks]
+        watched = min(sum(grams), max(GRAM_BYTES, max(grams))) + max(grams) + 8 * calibrated.tokens * max(i for _, i in shapes.values())
+        return pairs * 4 + max(watched + calibrated.bytes, min(sum(grams), GRAM_BYTES) + one)
 
     def note(self, model: Model, options: Options) -> str:
         return "" if options.whiten else "Without whitening even a mild cut costs a language model most of its quality."
@@ -174,10 +181,13 @@ def _cut(matrix_OI: torch.Tensor, rank: int) -> Factors:
 
 
 def _cholesky(gram_II: torch.Tensor) -> torch.Tensor:
-    """Lower Cholesky factor; where there is none, |smallest eigenvalue| + 1e-6 is added to the diagonal first."""
+    """Lower Cholesky factor; where there is none, |smallest eigenvalue| + 1e-6 is added to the diagonal first.
+
+    So it is where inputs hardly vary beside the others: to undo such a root would take factors beyond float32.
+    """
     gram_II = gram_II.double()
     root_II, failed = torch.linalg.cholesky_ex(gram_II)
-    if int(failed):
+    if int(failed) or float(root_II.diagonal().square().min()) < 1e-12 * float(gram_II.diagonal().mean()):
         smallest = torch.linalg.eigvalsh(gram_II)[0].abs()
         # 1e-6 is the authors'; the second term keeps it above the rounding of a gram of any scale
         damping = smallest + 1e-6 + 1e-12 * gram_II.diagonal().mean()
@@ -185,14 +195,6 @@ def _cholesky(gram_II: torch.Tensor) -> torch.Tensor:
         damped_II.diagonal().add_(damping)
         root_II = torch.linalg.cholesky(damped_II)
     return torch.as_tensor(root_II)
-
-
-def _factor_named(path: str, weight_OI: torch.Tensor, gram_II: torch.Tensor | None, rank: int) -> Factors:
-    for what, tensor in (("weight", weight_OI), ("calibration input", gram_II)):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise ZooError(f"lowrank.svd: the {what} of {path} holds nan or infinity; repair the model first.")
-    up_OR, down_RI = factor(weight_OI, rank, gram_II)
-    return up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
 
 
 def _fill(layer: LowRankLinear, up_OR: torch.Tensor, down_RI: torch.Tensor) -> None:

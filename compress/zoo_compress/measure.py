@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +30,9 @@ ROUNDS = 3
 class SpeedOptions(CompressorOptions):
     """Options of `[evaluate.speed]`."""
 
-    prefill: int = Field(256, ge=1, description="tokens of the prompt whose pass is timed")
-    decode: int = Field(32, ge=1, description="tokens generated one by one")
-    repeats: int = Field(5, ge=1, description="timed passes, after one that is not")
+    prefill: int = Field(256, ge=1, examples=[16], description="tokens of the prompt whose pass is timed")
+    decode: int = Field(32, ge=1, examples=[4], description="tokens generated one by one")
+    repeats: int = Field(5, ge=1, examples=[2], description="timed passes, after one that is not")
 
 
 class Speed:
@@ -54,11 +57,17 @@ def _spread(values: list[float], name: str) -> dict[str, Any]:
 def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
     """Measure models in a fresh process; return the metrics of each, or an empty dict where it could not be measured."""
     request = json.dumps({"models": models, "options": options})
-    found = subprocess.run(
-        [sys.executable, "-m", "zoo_compress.measure", request], capture_output=True, text=True, check=False
-    )
+    alive, held = os.pipe()  # closed by the system when this process ends, however it ends
+    try:
+        found = subprocess.run(
+            [sys.executable, "-m", "zoo_compress.measure", request], stdin=alive, capture_output=True, text=True, check=False
+        )
+    finally:
+        os.close(alive)
+        os.close(held)
     if found.returncode:
-        last = found.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        killed = f"the process was ended by signal {-found.returncode}, as when memory runs out"
+        last = [killed] if found.returncode < 0 else found.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise ZooError(f"Measuring speed failed: {last[0]}. `[evaluate] speed = false` leaves it out.")
     results: list[dict[str, Any]] = json.loads(found.stdout.splitlines()[-1])
     return results
@@ -69,6 +78,8 @@ def main(request: str) -> None:
     from zoo import load, registry
     from zoo_compress.memory import peak_bytes, reset_peak
 
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     asked = json.loads(request)
     speed = registry.evaluator("speed")
     with contextlib.redirect_stdout(sys.stderr):
@@ -87,6 +98,12 @@ def main(request: str) -> None:
     for index, measured in enumerate(rounds):
         found[index] |= {name: _merge([one[name] for one in measured]) for name in measured[0]}
     print(json.dumps(found))
+
+
+def _end_with_parent() -> None:
+    """End when the process that asked has ended, which closes its side of stdin: nobody waits for the answer."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:

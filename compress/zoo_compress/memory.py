@@ -1,12 +1,20 @@
-"""Peak resident memory of this process, resettable."""
+"""Memory of this process: what it holds, the most it held since a reset, and how much more it may take."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import gc
 import re
-from pathlib import Path
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import psutil
+
+UNLIMITED = 1 << 60  # a limit beyond this is none; cgroup v1 writes the largest multiple of a page
 
 
 def resident_bytes() -> int:
@@ -14,8 +22,28 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def give_back() -> None:
+    """Free what only cycles hold, and give the system back what the allocator keeps for later, where it can (glibc).
+
+    Without this a process keeps most of what a training step held: at a quarter of a gigabyte, its next stage would seem
+    to take that much.
+    """
+    gc.collect()
+    if trim := _trim():
+        trim(0)
+
+
+@functools.cache
+def _trim() -> ctypes._NamedFuncPointer | None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        found: ctypes._NamedFuncPointer = ctypes.CDLL(None).malloc_trim
+        return found
+    return None
+
+
 def reset_peak() -> None:
-    """Start a new peak, where the system can (Linux, proc(5): writing 5 to clear_refs resets VmHWM)."""
+    """Give back what is free, and start a new peak, where the system can (Linux, proc(5): 5 in clear_refs resets VmHWM)."""
+    give_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -29,7 +57,94 @@ def peak_bytes() -> int:
     if found:
         return int(found[1]) * 1024
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that bounds the memory of this process."""
+
+    source: str  # "the limit of cgroup /build"
+    left: int  # bytes this process may take beyond what it holds
+    shared: bool = False  # what processes it starts takes counts as well
+
+
+def limits(*, device: str = "cpu", proc: Path = Path("/proc")) -> list[Limit]:
+    """Whatever bounds the memory of this process, the tightest first."""
+    found = [Limit("free memory", psutil.virtual_memory().available, shared=True), *_resource_limits(), *_cgroups(proc)]
+    if device.startswith("cuda"):
+        import torch
+
+        found.append(Limit(f"free memory of {device}", torch.cuda.mem_get_info(device)[0]))
+    return sorted(found, key=lambda limit: limit.left)
+
+
+def _resource_limits() -> Iterator[Limit]:
+    """Limits of setrlimit(2): RLIMIT_AS on all addresses in use, RLIMIT_DATA on private writable memory (since Linux 4.7)."""
+    try:
+        import resource
+
+        held = re.findall(r"Vm(Size|Data):\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except (ImportError, OSError):
+        return
+    names = {"Size": ("RLIMIT_AS", "ulimit -v"), "Data": ("RLIMIT_DATA", "ulimit -d")}
+    for key, kilobytes in held:
+        name, command = names[key]
+        most = resource.getrlimit(getattr(resource, name))[0]
+        if most not in (resource.RLIM_INFINITY, -1):
+            yield Limit(f"{name} ({command})", max(0, most - 1024 * int(kilobytes)))
+
+
+def _cgroups(proc: Path) -> Iterator[Limit]:
+    """Limits of the cgroups, of either version, that this process is in: its own and all around it."""
+    try:
+        groups = (proc / "self/cgroup").read_text().splitlines()
+        mounts = [line.split() for line in (proc / "self/mountinfo").read_text().splitlines()]
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        second = not controllers
+        if not second and "memory" not in controllers.split(","):
+            continue
+        for root, place in _mounts(mounts, second=second):
+            relative = _below(path, root)
+            for inner in (relative, *relative.parents):
+                if (limit := _cgroup_limit(place / inner, f"/{inner}".replace("/.", "/"), second=second)) is not None:
+                    yield limit
+
+
+def _mounts(mounts: list[list[str]], *, second: bool) -> Iterator[tuple[str, Path]]:
+    """Where the memory controller is mounted, and which group lies there: lines are as in proc_pid_mountinfo(5)."""
+    for fields in mounts:
+        rest = fields[fields.index("-") + 1 :] if "-" in fields else []
+        if len(rest) > 2 and (rest[0] == "cgroup2" if second else rest[0] == "cgroup" and "memory" in rest[2].split(",")):
+            yield fields[3], Path(fields[4])
+
+
+def _below(path: str, root: str) -> PurePosixPath:
+    """The path of a group below the one that is mounted; in a container, the mounted one itself."""
+    with contextlib.suppress(ValueError):
+        return PurePosixPath(path).relative_to(root)
+    return PurePosixPath(path.lstrip("/"))
+
+
+def _cgroup_limit(place: Path, name: str, *, second: bool) -> Limit | None:
+    most, held, cached = (
+        ("memory.max", "memory.current", "inactive_file") if second
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )  # fmt: skip
+    try:
+        limit = int((place / most).read_text())  # of the second version also "max"
+        used = int((place / held).read_text())
+        stat = re.search(rf"^{cached} (\d+)$", (place / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    if limit >= UNLIMITED:
+        return None
+    return Limit(f"the limit of cgroup {name}", max(0, limit - used + int(stat[1] if stat else 0)), shared=True)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from zoo import loading, registry, weights
 from zoo.catalog import ModelSpec
-from zoo.compressor import State, Trait
+from zoo.compressor import Compressor, CompressorOptions, Context, State, Trait
 from zoo.data import Dataset, open_data
 from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.model import Model, Stage, stage_of
-from zoo_compress.memory import resident_bytes
+from zoo_compress.memory import give_back, limits, resident_bytes
+from zoo_compress.needs import needs, require_room, shortage
 from zoo_compress.recipe import Recipe, StageRequest
 
 
@@ -47,6 +49,13 @@ class Plan:
     disk_bytes: int
     free_disk_bytes: int
     free_memory_bytes: int
+    base_bytes: int  # of memory that the process holds when nothing runs
+    control: PlannedStage | None = None
+
+    @cached_property
+    def shortage(self) -> str:
+        """What of the run cannot have the memory it needs, in a sentence; "" where all can."""
+        return shortage(list(needs(self)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -58,6 +67,9 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "free_memory_bytes": self.free_memory_bytes,
+            "memory": {"needed_bytes": max(need.bytes for need in needs(self)), "base_bytes": self.base_bytes,
+                       "control_bytes": self.control.peak_bytes if self.control else None,
+                       "limits": [asdict(limit) for limit in limits()], "shortage": self.shortage},
             "stages": [
                 {"use": s.use, "params": s.params, "bytes": s.bytes, "peak_bytes": s.peak_bytes, "note": s.note,
                  "options": dict(s.options or {})}
@@ -73,35 +85,41 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         RequestError: a stage, a target, the data or the order does not fit; the message begins with file, line and stage.
     """
     model = skeleton_of(recipe)
+    require_room()
     teachers = {name: _teacher(recipe, name, request) for name, request in _teachers(recipe).items()}
     data = _open_all(recipe)
     _check_evaluation(recipe, model, data)
-    base = resident_bytes() + sum(_held_bytes(dataset) for dataset in data.values())
-    weights = _run_bytes(model)
-    stages = [PlannedStage("original", model.params, model.bytes, base + weights)]
+    context = Context(seed=recipe.about.seed, data=data, load=lambda name: teachers[name])
+    weights = _Weights.of(recipe, model)
+    stages = [PlannedStage("original", model.params, model.bytes, weights.resident(model))]
+    control = None
     state = initial_state(model)
     for request in recipe.stages:
         _check(request, model, state, teachers, data)
-        before = _run_bytes(model)
-        working = request.compressor.working_bytes(model, request.options)
-        held = sum(weights if name == "original" else _run_bytes(teacher) for name, teacher in _own(request, teachers))
-        note = " ".join(filter(None, (request.compressor.note(model, request.options), _untaught(recipe, request))))
+        if recipe.evaluate.control and request is next((r for r in reversed(recipe.stages) if r.compressor.trains), None):
+            control = _control(request, model, context)
+        before, (working, doubt) = weights.resident(model), _working(request, model, context)
+        note = " ".join(filter(None, (request.compressor.note(model, request.options), _untaught(recipe, request), doubt)))
         with blamed(request):
             advance(model, state, request, request.compressor.outline(model, request.options), seed=recipe.about.seed)
         if request.compressor.tokenizes:
             model.processor = None
-        peak = base + before + held + working + _run_bytes(model)
+        weights = weights.after(request)
+        peak = before + (_run_bytes(model) if working is None else working)
         stages.append(PlannedStage(request.use, model.params, model.bytes, peak, note, request.options.model_dump(mode="json")))
+    base = _base_bytes(recipe)
     place = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
     import psutil
 
     return Plan(
-        recipe, model.spec, model.stored, tuple(stages), data,
+        recipe, model.spec, model.stored, tuple(replace(one, peak_bytes=base + one.peak_bytes) for one in stages), data,
         licenses={model.spec.name: model.spec.license or "unknown",
                   **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()}},
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
         free_disk_bytes=shutil.disk_usage(place).free,
         free_memory_bytes=psutil.virtual_memory().available,
+        base_bytes=base,
+        control=control and replace(control, peak_bytes=base + control.peak_bytes),
     )  # fmt: skip
 
 
@@ -244,9 +262,61 @@ def _open_all(recipe: Recipe) -> dict[str, Dataset]:
     return opened
 
 
-def _held_bytes(dataset: Dataset) -> int:
-    """Memory of the records, and three times that of their text for its tokens, in bytes."""
-    return sum(3 * len(s.text) + sum(getattr(value, "nbytes", 0) for value in s.fields.values()) for s in dataset)
+def _working(request: StageRequest, model: Model, context: Context) -> tuple[int | None, str]:
+    """The memory of a stage on top of the weights before it; where it cannot be told, a guess and why."""
+    try:
+        return request.compressor.working_bytes(model, request.options, context), ""
+    except ZooError as error:
+        return 4 * _run_bytes(model), f"Its memory is a guess: {str(error).rstrip('.')}."
+
+
+def _control(request: StageRequest, model: Model, context: Context) -> PlannedStage:
+    """The same architecture, trained from random weights on the data of a training stage."""
+    compressor, options = control_of(request)
+    working, doubt = _working(replace(request, compressor=compressor, options=options), model, context)
+    return PlannedStage("control", model.params, model.bytes, _run_bytes(model) + (working or 0), doubt)
+
+
+def control_of(request: StageRequest) -> tuple[Compressor, CompressorOptions]:
+    """The stage a training stage is compared with: the same steps on data alone, with the losses of the model's family."""
+    from zoo_compress.train.loop import TrainingOptions
+    from zoo_compress.train.stage import Train
+
+    kept = [key for key in (*TrainingOptions.model_fields, "data") if key != "loss"]
+    return Train(), Train.Options(**{key: getattr(request.options, key) for key in kept})
+
+
+def _base_bytes(recipe: Recipe) -> int:
+    """What the process holds when nothing runs: with everything imported that the run will import, and the data read."""
+    if any(request.compressor.trains for request in recipe.stages):
+        import accelerate  # noqa: F401
+    give_back()
+    return resident_bytes()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights in memory. Those that are stored as they are run stay mapped, and the mapping lasts as long as any of them."""
+
+    mapped: Mapping[int, Any] = field(default_factory=dict)  # the skeleton's tensors, by id
+    bytes: int = 0
+    dtype: str = ""
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: Model) -> _Weights:
+        if weights_of(recipe) == "random" or model.stored != model.dtype:
+            return cls()
+        return cls({id(t): t for t in model.tensors().values()}, _run_bytes(model), model.dtype)
+
+    def resident(self, model: Model) -> int:
+        """Bytes that the weights of a model hold."""
+        tensors = model.tensors().values()
+        own = sum(t.numel() * t.element_size() for t in tensors if id(t) not in self.mapped)
+        return own + (self.bytes if any(id(t) in self.mapped for t in tensors) else 0)
+
+    def after(self, request: StageRequest) -> _Weights:
+        """Training runs on copies in float32, where the weights are not that already."""
+        return _Weights() if request.compressor.trains and self.dtype != "float32" else self
 
 
 def _run_bytes(model: Model) -> int:

@@ -36,3 +36,4 @@ def register_commands(register: Register) -> None:
     register("plan", "zoo_compress.commands:plan")
     register("compress", "zoo_compress.commands:compress")
     register("inspect", "zoo_compress.commands:inspect")
+    register("reproduce", "zoo_compress.commands:reproduce")

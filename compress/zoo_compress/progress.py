@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -36,7 +37,7 @@ class Terminal:
         if self.bar:
             self.bar.console.print(text, style="dim", markup=False, highlight=False)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            _print(text)
 
     def track(self, items: Iterable[Any], *, total: int, label: str) -> Iterator[Any]:
         if self.bar:
@@ -56,5 +57,10 @@ class Terminal:
             now = time.monotonic()
             if not self.quiet and now - said >= 10 and done < total:
                 left = (now - begun) / done * (total - done)
-                print(f"  {label}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+                _print(f"  {label}: {done} of {total}, about {left:.0f} s left")
                 said = now
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):  # a terminal that was closed, a pipe, a full disk: a run does not end for a remark
+        print(text, file=sys.stderr, flush=True)

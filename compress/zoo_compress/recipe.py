@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zoo import registry
 from zoo.compressor import Compressor, CompressorOptions
-from zoo.errors import RecipeError, RequestError, UnknownName, nearest
+from zoo.errors import RecipeError, RequestError, nearest
+from zoo.reading import text_of, toml_of
 
 M = TypeVar("M", bound=BaseModel)
 Dtype = Literal["", "float32", "bfloat16", "float16"]
@@ -32,7 +34,7 @@ class _Table(BaseModel):
 
 
 class RecipeTable(_Table):
-    name: str = Field(pattern=r"^\w[\w.-]*$", description="what the result is called")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100, description="what the result is called")
     seed: int = Field(0, ge=0, lt=2**63, description="everything random follows from it")
     summary: str = Field("", description="one line for the result's card")
 
@@ -71,6 +73,7 @@ class StageRequest:
     compressor: Compressor
     options: CompressorOptions
     where: str  # "quickstart.toml, line 12, stage 1 (inherit)"
+    asked: str = ""  # the compressor as the recipe names it, which may be "plugin:name"
 
     @property
     def use(self) -> str:
@@ -78,7 +81,7 @@ class StageRequest:
 
     @property
     def label(self) -> str:
-        return f"stage {self.index + 1} ({self.use})"
+        return f"stage {self.index + 1} ({self.asked or self.use})"
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,11 @@ class Recipe:
             RecipeError: the file is missing, is not TOML, or something in it does not fit; names file, line and nearest key.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
-            raise RecipeError(f"{path} does not exist.{near}") from None
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{path} cannot be read: byte {error.start} is not UTF-8 text.") from None
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-        try:
-            data = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # also a number with more digits than Python reads
-            raise RecipeError(f"{path} is not valid TOML: {error}.") from None
+            raise RecipeError(f"{path} does not exist.{near}")
+        text = text_of(path, error=RecipeError)
+        data = toml_of(text, path, error=RecipeError)
         for override in overrides:
             _override(data, override)
         return cls.parse(data, file=path, text=text, overrides=overrides)
@@ -215,18 +210,19 @@ def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest
         raise RecipeError(f"{here()}, stage {index + 1}: `use` is missing; it names a compressor, such as \"inherit\".")
     try:
         compressor = registry.compressor(use)
-    except UnknownName as error:
-        raise UnknownName(f"{here('use')}, stage {index + 1}: {error}") from None
+    except RequestError as error:
+        raise type(error)(f"{here('use')}, stage {index + 1}: {error}") from None
     what = f"stage {index + 1} ({use})"
     options = validated(compressor.Options, {k: v for k, v in table.items() if k != "use"}, what=what, place=here)
-    return StageRequest(index, compressor, options, f"{here()}, {what}")
+    return StageRequest(index, compressor, options, f"{here()}, {what}", use)
 
 
 def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
-    known = registry.names("evaluator")
     for key, task in (*(("tasks", task) for task in evaluate.tasks), *(("baselines", task) for task in evaluate.baselines)):
-        if task not in known:
-            raise UnknownName(f"{place('evaluate', key)}, [evaluate]: no evaluator named {task!r}.{nearest(task, known)} Evaluators: {', '.join(known)}.")
+        try:
+            registry.declared("evaluator", task)
+        except RequestError as error:
+            raise type(error)(f"{place('evaluate', key)}, [evaluate]: {str(error)[:1].lower()}{str(error)[1:]}") from None
         if key == "baselines" and not hasattr(registry.evaluator(task), "label"):
             raise RecipeError(f"{place('evaluate', key)}, [evaluate]: {task!r} measures a model, so it is no baseline; put it into tasks.")
     for key, value in evaluate.tables().items():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,16 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from zoo import artifact, catalog, loading, registry, weights
+from zoo import artifact, catalog, evaluation, loading, registry, signals, weights
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset
-from zoo.errors import RequestError, nearest
-from zoo.files import replace_file
+from zoo.errors import OutputError, RequestError, nearest
 from zoo.model import Model
 from zoo_compress.folder import RunFolder, repairable
 from zoo_compress.measure import in_own_process
 from zoo_compress.memory import peak_bytes, reset_peak
-from zoo_compress.planner import Plan, blamed, located, plan, weights_of
+from zoo_compress.needs import require_memory
+from zoo_compress.planner import Plan, blamed, control_of, located, plan, weights_of
 from zoo_compress.provenance import digest, machine, versions, weights_digest
 from zoo_compress.recipe import Recipe, StageRequest
 
@@ -66,13 +67,14 @@ def apply(
 
 def run(
     recipe: Recipe, *, out: str | Path | None = None, until: str | int | None = None, only: str | int | None = None,
-    force: bool = False, progress: Progress | None = None, planned: Plan | None = None,
+    force: bool = False, ignore_memory: bool = False, progress: Progress | None = None, planned: Plan | None = None,
 ) -> Result:
     """Run a recipe; finished stages found in `out` are skipped.
 
     Args:
         out: the output directory; by default runs/<name of the recipe>.
         until: the last stage to run, by number (from 1) or by name. `only` runs one stage on what the earlier left.
+        ignore_memory: begin even where the plan needs more memory than there is.
 
     Raises:
         RequestError: the recipe, the data, the stage or the output does not fit. Nothing was written.
@@ -87,13 +89,26 @@ def run(
     job.identify()
     if only is not None:
         job.require_finished(stages[:-1])
-    with place.held():
+    if not ignore_memory:
+        require_memory(planned, done=job.finished(stages))
+    with place.held(), resumable(folder):
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         skipped = job.run_stages(stages)
         control = job.run_control(stages)
         results = job.results(stages, control, started=started, seconds=lambda: time.monotonic() - clock)
         job.publish(stages, results)
     return Result(folder, results, skipped)
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Add to what could not be written that a run goes on from what is finished."""
+    try:
+        yield
+    except OutputError as error:
+        if not folder.is_dir():
+            raise
+        raise OutputError(f"{error} What is finished is kept in {folder}: the same command goes on from there.") from error
 
 
 def selected(recipe: Recipe, *, until: str | int | None = None, only: str | int | None = None) -> tuple[StageRequest, ...]:
@@ -110,7 +125,7 @@ def selected(recipe: Recipe, *, until: str | int | None = None, only: str | int 
     if asked is None:
         return recipe.stages
     for request in recipe.stages:
-        if str(asked) in (str(request.index + 1), request.use):
+        if str(asked) in (str(request.index + 1), request.use, request.asked):
             return recipe.stages[: request.index + 1]
     names = ", ".join(f"{r.index + 1} ({r.use})" for r in recipe.stages)
     near = nearest(str(asked), [request.use for request in recipe.stages])
@@ -164,6 +179,7 @@ class _Job:
         return model
 
     def _run_stage(self, request: StageRequest, model: Model) -> Model:
+        signals.check()
         name = self._name(request)
         context = self._context(name)
         reset_peak()
@@ -199,21 +215,16 @@ class _Job:
         return request.index + 1
 
     def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
-        from zoo_compress.train.loop import TrainingOptions
-        from zoo_compress.train.stage import Train
-
         start = self.folder.stage(self._name(stages[request.index - 1])) if request.index else None
         before = loading.load(start, device="meta") if start else self.original()
         model = loading.build_random(before.family, before.spec, lineage=before.lineage, dtype=before.dtype,
                                      stored=before.stored, seed=self.recipe.about.seed)  # fmt: skip
         model.processor = before.processor
-        kept = [key for key in (*TrainingOptions.model_fields, "data") if key != "loss"]  # the family's own: nobody teaches it
-        shared = {key: getattr(request.options, key) for key in kept}
         context = self._context(name)
         reset_peak()
         clock = time.monotonic()
         self.progress.say("control: the same architecture from random weights")
-        apply(model, Train(), Train.Options(**shared), context)
+        apply(model, *control_of(request), context)
         self._save(name, model, context, seconds=time.monotonic() - clock)
 
     def original(self) -> Model:
@@ -222,7 +233,14 @@ class _Job:
         model = loading.load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
         model.stored = self.plan.stored
         model.round()
+        model.source |= {"name": asked.name, "weights": asked.weights, "rounded": model.stored}  # as written, wherever it is run
         return model
+
+    def finished(self, stages: tuple[StageRequest, ...]) -> set[str]:
+        """What of a plan need not run: stages that are there, that are not asked for, and the control likewise."""
+        done = {r.label for r in self.recipe.stages if r not in stages or self.folder.finished(self._name(r))}
+        trained = [request for request in stages if request.compressor.trains]
+        return done | ({"control"} if not trained or self.folder.finished(self._control_name(trained[-1])) else set())
 
     def require_finished(self, stages: tuple[StageRequest, ...]) -> None:
         for request in stages:
@@ -238,13 +256,14 @@ class _Job:
         asked = digest([evaluate.model_dump(mode="json", exclude={"control", "speed"}), self.test and self.test.fingerprint])
         if log.get("asked") == asked:
             return
+        signals.check()
         model = load()
         metrics: dict[str, Any] = {}
         untrained = model.origin == "random" and model.processor is None and model.family.needs_processor  # a recipe that trains from nothing
         for task in evaluate.tasks if self.test and not untrained else ():
             self.progress.say(f"{name}: measuring {task}")
             with blamed(self.recipe.where("evaluate", "tasks")):
-                metrics |= registry.evaluator(task).measure(model, self.test, options=evaluate.options(task))
+                metrics |= evaluation.measure(task, model, self.test, options=evaluate.options(task))
         with blamed(self.recipe.where("evaluate", "prompts")):
             samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
         log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
@@ -289,10 +308,10 @@ class _Job:
 
     def _row(self, name: str, index: int | None) -> dict[str, Any]:
         log = self.folder.log(name)
-        planned = self.plan.stages[index] if index is not None else None
+        planned = self.plan.stages[index] if index is not None else self.plan.control
         return {
             "use": planned.use if planned else "control",
-            "label": planned.use if planned else "from random weights",
+            "label": planned.use if planned and index is not None else "from random weights",
             "params": log["params"],
             "bytes": log["bytes"],
             "seconds": log.get("seconds", 0.0),
@@ -309,7 +328,7 @@ class _Job:
         names = self.recipe.evaluate.baselines if self.test else ()
         return [
             {"label": registry.evaluator(n).label,
-             "metrics": registry.evaluator(n).measure(None, self.test, options=self.recipe.evaluate.options(n))}
+             "metrics": evaluation.measure(n, None, self.test, options=self.recipe.evaluate.options(n))}
             for n in names
         ]
 
@@ -320,14 +339,11 @@ class _Job:
         from zoo_compress.report import html
         from zoo_compress.report.sheet import contact_sheet
 
-        out = self.folder.path
-        replace_file(out / "results.json", json.dumps(results, indent=1) + "\n")
-        replace_file(out / "report.html", html(results))
-        if self.recipe.text:
-            replace_file(out / "recipe.toml", self.recipe.as_run())
+        beside = {"results.json": json.dumps(results, indent=1) + "\n", "report.html": html(results)}
+        beside |= {"recipe.toml": self.recipe.as_run()} if self.recipe.text else {}
         sheet = contact_sheet(results["stages"][-1]["samples"])
         notes = card_notes(results, self.test) | ({"Samples": f"![What this model makes]({SHEET})"} if sheet else {})
-        self.folder.publish(self._name(stages[-1]), notes, extra={SHEET: sheet} if sheet else {})
+        self.folder.publish(self._name(stages[-1]), notes, extra={SHEET: sheet} if sheet else {}, beside=beside)
         every = self.recipe.stages
         self.folder.forget(kept={name(request) for request in every for name in (self._name, self._control_name)})
 
@@ -348,15 +364,20 @@ class _Job:
     def _origin(self) -> dict[str, Any]:
         """What the original is: spec, weights, dtypes, and the versions numbers depend on."""
         asked = self.recipe.model
+        outside = registry.outside(registry.family_declared(self.plan.spec))
         return {
             "config": self.plan.spec.config, "weights": _weights_digest(self.recipe), "asked": asked.model_dump(),
-            "name": self.recipe.about.model_dump(), "versions": versions(),
+            "name": self.recipe.about.model_dump(), "versions": {**versions(), **outside},
         }
 
     def _inputs(self, request: StageRequest) -> dict[str, Any]:
         roles = request.compressor.roles(request.options)
         teacher = str(getattr(request.options, "teacher", "original"))
+        losses = [str(term["use"]) for term in getattr(request.options, "loss", None) or () if isinstance(term, dict) and "use" in term]
+        named = [registry.declared("loss", name) for name in losses if registry.is_known("loss", name)]
+        outside = registry.outside(registry.owner("compressor", request.compressor, request.use), *named)
         return {
+            **({"plugins": outside} if outside else {}),
             "use": request.use, "version": request.compressor.version, "options": request.options.model_dump(mode="json"),
             "data": {role: self.plan.data[role].fingerprint for role in roles},
             "teacher": "" if teacher == "original" else weights_digest(Path(located(self.recipe, teacher))) or teacher,

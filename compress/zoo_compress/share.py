@@ -70,7 +70,7 @@ class ShareFFN(Compressor):
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("shared", f"one for {len(group)} blocks") for group in record["groups"] for path in group}
 
-    def working_bytes(self, model: Model, options: Options) -> int:
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         groups = _groups(model.anatomy.select(options.target))
         sizes = [p.numel() for group in groups for p in model.module.get_submodule(group[0]).parameters()]
         return 16 * max(sizes, default=0)  # a sum in double, and a term of it

@@ -37,7 +37,7 @@ class TrainBPE(Compressor):
                 "choose a model with a larger vocab_size."
             )
 
-        if model.origin != "random" or any(registry.compressor(stage.use).trains for stage in model.lineage):
+        if model.origin != "random" or any(registry.compressor(stage.use, plugin=stage.plugin).trains for stage in model.lineage):
             raise Refused(
                 f"{self.name}: the weights of {model.spec.name} are trained on the tokens of the tokenizer they have, and a new one "
                 'would number others. Begin with weights = "random" in [model], and train afterwards.'

@@ -11,9 +11,10 @@ from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset, Sample
+from zoo.data import Dataset, Sample, placed
 from zoo.errors import DataError, RequestError
 from zoo.family import VisionLanguageFamily, asked
+from zoo.finite import require_finite_outputs
 from zoo.generation import greedy
 from zoo.model import Model
 
@@ -23,7 +24,7 @@ DIGITS = "0123456789"
 class QuestionOptions(CompressorOptions):
     """Which records are asked about, and how many at a time; also the options of `[evaluate.answer-loss]`."""
 
-    max_samples: int = Field(0, ge=0, description="records to ask about, spread evenly over the data; 0: all")
+    max_samples: int = Field(0, ge=0, examples=[8], description="records to ask about, spread evenly over the data; 0: all")
     batch: int = Field(32, ge=1, description="questions that run together")
 
 
@@ -88,14 +89,17 @@ class AnswerLoss:
         nats, tokens = torch.zeros(len(picked), dtype=torch.float64), torch.zeros(len(picked), dtype=torch.float64)
         with torch.inference_mode():
             for start in range(0, len(picked), wanted.batch):
-                batch = family.collate(model, [windows[i] for i in range(start, min(start + wanted.batch, len(picked)))])
-                rows = family.rows(model, {name: t.to(model.device) for name, t in batch.items()}, ("label",))["label"]
+                joined = family.collate(model, [windows[i] for i in range(start, min(start + wanted.batch, len(picked)))])
+                batch = {name: tensor.to(model.device) for name, tensor in joined.items()}
+                rows = family.rows(model, batch, ("label",))["label"]
                 loss_N = F.cross_entropy(rows.head(rows.hidden).float(), rows.target, reduction="none").double().cpu()
+                require_finite_outputs(model, loss_N, batch, of=[picked[start + i].where for i in rows.sample.tolist()])
                 nats.index_add_(0, start + rows.sample.cpu(), loss_N)
                 tokens.index_add_(0, start + rows.sample.cpu(), torch.ones_like(loss_N))
         value = float(nats.sum() / tokens.sum())
-        half = float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum())
-        return {"answer_loss": {"value": value, "low": value - half, "high": value + half, "unit": "nat", "better": "lower"}}
+        half = float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum()) if len(picked) > 1 else None
+        interval = {} if half is None else {"low": value - half, "high": value + half}  # of one record there is none
+        return {"answer_loss": {"value": value, **interval, "unit": "nat", "better": "lower"}}
 
 
 def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list[Sample]:
@@ -113,7 +117,11 @@ def answers(model: Model, samples: Sequence[Sample], *, count: int) -> list[str]
     family = model.family
     assert isinstance(family, VisionLanguageFamily)
     tokenizer = family.tokenizer(model)
-    questions = [family.question(model, *asked(sample)) for sample in samples]
+    questions = []
+    for sample in samples:
+        with placed(sample):
+            questions.append(family.question(model, *asked(sample)))
     pixels = torch.cat([beside["pixel_values"] for _, beside in questions])
-    found = greedy(model, [ids for ids, _ in questions], count, first={"pixel_values": pixels}, end=tokenizer.eos_token_id)
+    prompts, places = [ids for ids, _ in questions], [sample.where for sample in samples]
+    found = greedy(model, prompts, count, first={"pixel_values": pixels}, end=tokenizer.eos_token_id, of=places)
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset
-from zoo.errors import DataError, RequestError, ZooError
+from zoo.data import Dataset, placed
+from zoo.errors import DataError, RequestError
 from zoo.family import TextFamily, start_token
+from zoo.finite import require_finite_outputs
 from zoo.model import Model
 
 Metric = dict[str, Any]
@@ -26,7 +27,7 @@ CHUNK_BYTES = 64 * 2**20
 class PerplexityOptions(CompressorOptions):
     """Options of `[evaluate.perplexity]`."""
 
-    max_tokens: int = Field(0, ge=0, description="evenly spaced windows up to that many tokens; 0: all")
+    max_tokens: int = Field(0, ge=0, examples=[2000], description="evenly spaced windows up to that many tokens; 0: all")
     length: int = Field(512, ge=2, description="tokens in a window, at most the model's context")
 
 
@@ -75,12 +76,11 @@ class Perplexity:
         with torch.inference_mode():
             for window in windows:
                 nats.append(_nats(model, window))
+                _require_finite(model, nats[-1], window)
                 sizes.append(window.size)
                 counts.append(len(window.ids) - 1)
         bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
         bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
-        if not math.isfinite(sum(nats)):
-            raise ZooError(f"{model.spec.name} predicts {data.name} with a loss of {sum(nats)}: its weights are damaged.")
         perplexity = math.exp(min(sum(nats) / sum(counts), 700.0))
         return {
             "bits_per_byte": {**bits_per_byte, "unit": "bit/B", "better": "lower"},
@@ -94,6 +94,7 @@ class Window(NamedTuple):
     ids: list[int]  # after the token that leads them
     size: int  # bytes of the text they cover
     read: list[int]  # what the encoder of a seq2seq model reads before
+    where: str  # the record it is cut from
 
 
 def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[Window]:
@@ -101,13 +102,14 @@ def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) ->
     lead = _lead_token(family, model)
     windows = []
     for sample in data:
-        ids, spans = family.tokens(model, sample.text)
+        with placed(sample):
+            ids, spans = family.tokens(model, sample.text)
         for start in range(0, len(ids), length - 1):
             piece, span = ids[start : start + length - 1], spans[start : start + length - 1]
             half = len(piece) // 2 if model.spec.task == "seq2seq" else 0
             text = sample.text[span[half][0] : span[-1][1]]
             if text and (half or model.spec.task != "seq2seq"):
-                windows.append(Window([lead, *piece[half:]], len(text.encode()), piece[:half]))
+                windows.append(Window([lead, *piece[half:]], len(text.encode()), piece[:half], sample.where))
     if not windows:
         raise DataError(f"{data.name!r} holds no text to predict.")
     return windows
@@ -139,10 +141,7 @@ def _nats(model: Model, window: Window) -> float:
     ids_T = torch.tensor([window.ids], device=model.device)
     split = family.body_and_head(model.module)
     if split is None:
-        names = {"input_ids": ids_T}
-        if window.read:
-            names = {"input_ids": ids_T.new_tensor([window.read]), "decoder_input_ids": ids_T}
-        logits = family.forward(model, names)[0, :-1]
+        logits = family.forward(model, _batch(model, window))[0, :-1]
         return float(F.cross_entropy(logits.float(), ids_T[0, 1:], reduction="sum"))
     body, head = split
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
@@ -151,19 +150,30 @@ def _nats(model: Model, window: Window) -> float:
     return sum(float(F.cross_entropy(head(part).float(), label, reduction="sum")) for part, label in pieces)
 
 
+def _batch(model: Model, window: Window) -> dict[str, torch.Tensor]:
+    ids_T = torch.tensor([window.ids], device=model.device)
+    return {"input_ids": ids_T.new_tensor([window.read]), "decoder_input_ids": ids_T} if window.read else {"input_ids": ids_T}
+
+
+def _require_finite(model: Model, nats: float, window: Window) -> None:
+    """Refuse a loss that is not a number, by the record."""
+    require_finite_outputs(model, torch.tensor([nats]), _batch(model, window), of=[window.where])
+
+
 def _masked(family: TextFamily, model: Model, windows: list[Window]) -> dict[str, Metric]:
     """Loss on 15% of the tokens, replaced by the mask token (Devlin et al. 2019, 1810.04805, section 3.1)."""
     mask = _mask_token(family, model)
     generator = torch.Generator().manual_seed(0)
     nats, counts = [], []
     with torch.inference_mode():
-        for ids, *_ in windows:
-            ids_T = torch.tensor(ids, device=model.device)
-            hidden = (torch.rand(len(ids), generator=generator) < 0.15).to(model.device)
+        for window in windows:
+            ids_T = torch.tensor(window.ids, device=model.device)
+            hidden = (torch.rand(len(window.ids), generator=generator) < 0.15).to(model.device)
             if not hidden.any():
                 continue
             logits = model.module(input_ids=ids_T.masked_fill(hidden, mask)[None]).logits[0][hidden]
             nats.append(float(F.cross_entropy(logits.float(), ids_T[hidden], reduction="sum")))
+            _require_finite(model, nats[-1], window)
             counts.append(int(hidden.sum()))
     if not nats:
         raise DataError("The test data is too short: not one token was masked.")

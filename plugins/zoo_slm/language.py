@@ -22,11 +22,11 @@ from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family import TextFamily
-from zoo.loading import DTYPES, cast_parameters
+from zoo.loading import CODE_KEYS, DTYPES, cast_parameters, check_config
 from zoo.model import Model
+from zoo.reading import LARGEST_DATA, text_of
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
-REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
 FIXED = (".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")  # tables that old checkpoints store
 # What a config class or a model class raises for values that do not go together; the last is no ValueError.
@@ -46,7 +46,7 @@ class TransformersText(TextFamily):
         """
         import transformers
 
-        values = {key: value for key, value in config.items() if key not in REMOTE_CODE_KEYS}
+        values = {key: value for key, value in config.items() if key not in CODE_KEYS}
         model_type = values.pop("model_type", None)
         try:
             parsed = transformers.AutoConfig.for_model(model_type, **values)
@@ -110,6 +110,7 @@ class TransformersText(TextFamily):
             raise ArtifactError(f"{path} holds no .safetensors file; other weight formats are not read.")
         for file in files:
             header.require_whole(file)
+        _require_shards(path, {file.name for file in files})
         try:
             with _quiet():
                 module, report = auto.from_pretrained(
@@ -169,15 +170,15 @@ def _damaged_tokenizer(path: Path, error: Exception) -> ArtifactError:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    place = path / "config.json"
+    text = text_of(place, error=ArtifactError, most=LARGEST_DATA)
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(text)
         model_type = config["model_type"]
         named = " ".join(config.get("architectures") or [])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ArtifactError(f"{path / 'config.json'} is not a transformers config with a model_type and architectures.") from None
-    for key in REMOTE_CODE_KEYS:
-        if config.get(key):
-            raise ArtifactError(f"{path / 'config.json'} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{place} is not a transformers config with a model_type and architectures.") from None
+    check_config(config, str(place))
     if "MaskedLM" in named:
         return config, "masked-lm"
     if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
@@ -210,6 +211,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _require_shards(path: Path, there: set[str]) -> None:
+    """Refuse an index that names weight files which are not in the folder: transformers would follow it anywhere."""
+    for place in sorted(path.glob("*.safetensors.index.json")):
+        try:
+            named = set(json.loads(text_of(place, error=ArtifactError, most=LARGEST_DATA))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ArtifactError(f"{place} is not an index of weight files.") from None
+        for name in sorted(named - there, key=str):
+            raise ArtifactError(f"{place}: {str(name)[:80]!r} is not a file of this directory.")
 
 
 def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from transformers.image_processing_base import ImageProcessingMixin
 
 from zoo.errors import ArtifactError
+from zoo.loading import CODE_KEYS, check_config
 
-REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 COMPONENTS = (diffusers.ModelMixin, transformers.PreTrainedModel)
 OTHERS = (diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase, ImageProcessingMixin)
 
@@ -66,9 +66,7 @@ def library_of(cls: type) -> str:
 
 def component_class(config: dict[str, Any], *, where: str) -> Any:
     """Return the class that a component's config.json names."""
-    for key in REMOTE_CODE_KEYS:
-        if config.get(key):
-            raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
+    check_config(config, where)
     architectures = config.get("architectures") or [None]
     return find(config.get("_class_name") or architectures[0], COMPONENTS, where=where)
 
@@ -76,7 +74,7 @@ def component_class(config: dict[str, Any], *, where: str) -> Any:
 def build_component(config: dict[str, Any], *, where: str) -> nn.Module:
     """Build one component from its config, under whatever device context is active."""
     cls = component_class(config, where=where)
-    values = {key: value for key, value in config.items() if not key.startswith("_") and key not in REMOTE_CODE_KEYS}
+    values = {key: value for key, value in config.items() if not key.startswith("_") and key not in CODE_KEYS}
     try:
         if issubclass(cls, diffusers.ModelMixin):
             module: nn.Module = cls.from_config(values)

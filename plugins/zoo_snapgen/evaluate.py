@@ -20,6 +20,7 @@ from zoo.compressor import CompressorOptions
 from zoo.data import Dataset, Sample, open_data
 from zoo.errors import DataError, RequestError
 from zoo.family import TextToImageFamily
+from zoo.finite import require_finite_outputs
 from zoo.model import Model
 from zoo_snapgen.data import DIGITS
 from zoo_snapgen.judge import look
@@ -31,8 +32,8 @@ DRAWS = 200  # of the bootstrap
 class ImageOptions(CompressorOptions):
     """Options of `[evaluate.prompt-agreement]` and `[evaluate.frechet]`."""
 
-    images: int = Field(200, ge=2, description="images made, for prompts spread evenly over the data")
-    steps: int = Field(16, ge=1, description="denoising steps of an image")
+    images: int = Field(200, ge=2, examples=[8], description="images made, for prompts spread evenly over the data")
+    steps: int = Field(16, ge=1, examples=[4], description="denoising steps of an image")
     guidance: float = Field(2.0, ge=0, description="how far the prompt pulls; 1 for no guidance")
     seed: int = Field(0, ge=0, description="seed of the first image; image i has seed + i")
     batch: int = Field(32, ge=1, description="images made together")
@@ -76,7 +77,7 @@ class Frechet:
             DataError: there is no data, or its records have no images.
         """
         asked = ImageOptions(**options)
-        held_out = _digits(data, "frechet")
+        held_out = _several(_digits(data, "frechet"), "frechet")
         picked = spread(held_out, asked.images)
         real_NF, made_NF = _features(held_out), look(generate(model, picked, asked))[0]
         value = frechet(made_NF, real_NF)
@@ -93,7 +94,7 @@ class VelocityError:
     """
 
     class Options(CompressorOptions):
-        draws: int = Field(4, ge=1, description="draws of noise and time for each image")
+        draws: int = Field(4, ge=1, examples=[2], description="draws of noise and time for each image")
         batch: int = Field(64, ge=1, description="images that run together")
         seed: int = Field(0, ge=0, description="seed of the draws")
 
@@ -115,12 +116,18 @@ class VelocityError:
                     picked = [windows[i] for i in range(start, min(start + asked.batch, len(windows)))]
                     batch = family.collate(model, picked)
                     batch = family.draw(model, batch, generator) | {"input_ids": batch["input_ids"]}
-                    rows = family.rows(model, {name: t.to(model.device) for name, t in batch.items()}, ("velocity",))["velocity"]
+                    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                    rows = family.rows(model, batch, ("velocity",))["velocity"]
                     assert rows.target is not None
-                    errors_DN[draw, start : start + len(picked)] = (rows.hidden - rows.target).square().mean(-1).cpu()
+                    error_N = (rows.hidden - rows.target).square().mean(-1)
+                    require_finite_outputs(model, error_N, batch, of=[data[start + i].where for i in range(len(picked))])
+                    errors_DN[draw, start : start + len(picked)] = error_N.cpu()
         each_N = errors_DN.mean(0)
-        value, half = float(each_N.mean()), float(1.96 * each_N.std() / len(each_N) ** 0.5)
-        return {"velocity_error": {"value": value, "low": value - half, "high": value + half, "better": "lower"}}
+        value, interval = float(each_N.mean()), {}
+        if len(each_N) > 1:  # of one image there is none
+            half = float(1.96 * each_N.std() / len(each_N) ** 0.5)
+            interval = {"low": value - half, "high": value + half}
+        return {"velocity_error": {"value": value, **interval, "better": "lower"}}
 
 
 class RealImages:
@@ -131,7 +138,7 @@ class RealImages:
 
     def measure(self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; of the options, `images` counts: how many of the training split are compared."""
-        held_out = _digits(data, "real-images")
+        held_out = _several(_digits(data, "real-images"), "real-images")
         real = [sample.fields["digit"] for sample in held_out]
         judged = _names([sample.fields["image"] for sample in held_out])
         distance = _real_distance(_features(held_out), ImageOptions(**options).images)
@@ -199,6 +206,12 @@ def _digits(data: Dataset | None, task: str) -> Dataset:
     for sample in data:
         if sample.fields.get("digit") not in DIGITS or sample.fields.get("image") is None:
             raise DataError(f'{sample.where}: {task} needs an "image" and its "digit" ("zero" to "nine"), as digits-captions has.')
+    return data
+
+
+def _several(data: Dataset, task: str) -> Dataset:
+    if len(data) < 2:
+        raise DataError(f"{data.name!r} holds one image; the spread of images, which {task} compares, takes two.")
     return data
 
 

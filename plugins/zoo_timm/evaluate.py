@@ -13,13 +13,14 @@ from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import DataError, RequestError
 from zoo.family import VisionFamily
+from zoo.finite import require_finite_outputs
 from zoo.model import Model
 
 
 class AccuracyOptions(CompressorOptions):
     """Options of `[evaluate.accuracy]`."""
 
-    samples: int = Field(0, ge=0, description="images to look at, spread evenly over the data; 0: all")
+    samples: int = Field(0, ge=0, examples=[8], description="images to look at, spread evenly over the data; 0: all")
     batch: int = Field(32, ge=1, description="images that run together")
 
 
@@ -47,8 +48,11 @@ class Accuracy:
         said: list[str] = []
         with torch.inference_mode():
             for start in range(0, count, asked.batch):
-                batch = family.collate(model, [windows[i] for i in picked[start : start + asked.batch]])
-                logits_BV = family.forward(model, {"images": batch["images"].to(model.device)})
+                some = picked[start : start + asked.batch]
+                batch = family.collate(model, [windows[i] for i in some])
+                images = {"images": batch["images"].to(model.device)}
+                logits_BV = family.forward(model, images)
+                require_finite_outputs(model, logits_BV, images, of=[data[i].where for i in some])
                 right += [names[i] for i in batch["labels"].tolist()]
                 said += [names[i] for i in logits_BV.argmax(-1).tolist()]
         return {"accuracy": accuracy(right, said, groups=right, order=names)}

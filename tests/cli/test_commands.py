@@ -204,7 +204,7 @@ def test_no_plugins_leaves_the_shell():
     done = zoo("plugins", "--json", ZOO_PLUGINS="")
     assert [plugin["name"] for plugin in json.loads(done.stdout)] == ["zoo"]
     done = zoo("plan", ZOO_PLUGINS="")
-    assert done.returncode == 2 and done.stderr.startswith("error: No command named 'plan'.")
+    assert done.returncode == 2 and done.stderr == "error: Command 'plan' comes with plugin zoo_compress, which ZOO_PLUGINS leaves out.\n"
     assert zoo("list", ZOO_PLUGINS="").stderr == "The catalogue is empty.\n"
 
 
@@ -258,11 +258,11 @@ def test_an_unexpected_error_is_one_line_and_v_shows_the_traceback(tmp_path: Pat
     add_command(tmp_path, "crash", 'def command() -> None:\n    "Crash."\n    raise ValueError("two\\nlines")\n')
     done = zoo("crash", site=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: unexpected ValueError: two lines (run again with -v for the traceback)\n"
+    assert done.stderr == "error: unexpected ValueError: two lines, in plugin out_crash (run again with -v for the traceback)\n"
     for args in (["-v", "crash"], ["crash", "-v"]):
         done = zoo(*args, site=tmp_path)
         assert done.returncode == 1
-        assert done.stderr.startswith("Traceback") and done.stderr.endswith("error: unexpected ValueError: two lines\n")
+        assert done.stderr.startswith("Traceback") and done.stderr.endswith("error: unexpected ValueError: two lines, in plugin out_crash\n")
 
 
 def test_an_interrupt_is_a_sentence_and_130(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from outsiders import MODEL, install, python
@@ -19,6 +20,20 @@ import json
 print("MODULES" + json.dumps(sorted(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
+
+
+# The same, and before that the places of all files that were opened.
+WATCHED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+""" + COUNTED.replace("import json\n", 'print(*opened, sep="\\t", file=sys.stderr)\nimport json\n')
+
+COMMAND = '''
+[[command]]
+name = "{name}"
+summary = "Made up for a test"
+'''
 
 
 def modules_of(*args: str, **options) -> list[str]:
@@ -50,12 +65,17 @@ def test_import_zoo_is_light():
     assert not HEAVY & {name.partition(".")[0] for name in names.split()}
 
 
-def test_the_start_does_not_grow_with_broken_or_slow_plugins(tmp_path):
-    before = modules_of("list", site=tmp_path)
-    for i in range(20):
-        registry = MODEL.format(name=f"made-{i}", params=1)
+@pytest.mark.parametrize("command", ["list", "--help", "info tiny-code"])
+def test_plugins_cost_the_start_three_small_files_each_and_no_module(tmp_path: Path, command: str):
+    before = modules_of(*command.split(), site=tmp_path)
+    for i in range(200):
+        registry = MODEL.format(name=f"made-{i}", params=1) + COMMAND.format(name=f"make-{i}")
         install(tmp_path, f"out_{i}", registry=registry, code="import time; time.sleep(100)")
-    assert set(modules_of("list", site=tmp_path)) - set(before) == set()
+    done = python("-c", WATCHED, *command.split(), site=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stderr.rpartition("MODULES")[2]) == before
+    opened = [place for place in done.stderr.splitlines()[0].split("\t") if place.startswith(str(tmp_path))]
+    each = ["out_{}-1.0.dist-info/METADATA", "out_{}-1.0.dist-info/entry_points.txt", "out_{}/registry.toml"]
+    assert sorted(opened) == sorted(str(tmp_path / place.format(i)) for i in range(200) for place in each)
 
 
 def test_the_public_surface_is_one_list():

@@ -266,7 +266,7 @@ def test_data_shorter_than_one_window_is_refused_before_any_work(place: Path, us
     text = HEAD.replace("texts[:4]", "short.txt").replace("texts[:2]", "short.txt")
     found = refusal(place, text + stage(use, length=32, **({"ratio": 0.5} if use == "lowrank.svd" else {})), DataError)
     assert found.startswith(f"recipe.toml, line 15, stage 1 ({use}): 'short.txt' holds ")
-    assert found.endswith(" tokens, fewer than one window of 33.")
+    assert found.endswith(" tokens, fewer than one window of 33; lower `length`, or add text.")
 
 
 def test_a_damaged_header_is_named(place: Path):

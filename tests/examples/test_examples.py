@@ -1,4 +1,7 @@
-"""Every recipe in examples/ runs, at toy size: less data, fewer steps, all else as it stands."""
+"""Every recipe in examples/ runs, at toy size: less data, fewer steps, all else as it stands.
+
+Those of the packages in `third_party/` need them installed: `test_third_party.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from zoo_compress import Recipe, run
 from zoo import artifact
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPES = sorted(path.relative_to(EXAMPLES).with_suffix("").as_posix() for path in EXAMPLES.rglob("*.toml"))
+FILES = [path.relative_to(EXAMPLES).with_suffix("") for path in EXAMPLES.rglob("*.toml")]
+RECIPES = sorted(path.as_posix() for path in FILES if path.parts[0] != "third_party")
 
 SMALL = ["data.train=stdlib:train[:3]", "data.test=stdlib:test[:2]", "evaluate.perplexity.max_tokens=200", "evaluate.speed=false"]
 READING = ["data.train=reading:train[:4]", "data.test=reading:test[:4]", "evaluate.speed=false"]

@@ -91,7 +91,7 @@ def test_two_families_with_one_prefix_name_both_sides(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.refresh()
     try:
-        assert plugins.find("zzz_mine").fault == "prefix 'timm' is already declared by plugin zoo_timm; zzz_mine's is not used."
+        assert plugins.find("zzz_mine").fault == "prefix 'timm' is already declared by plugin zoo_timm; zzz_mine's is reached as 'zzz_mine:timm'."
         assert catalog.info("timm:resnet18").family == "timm"
     finally:
         monkeypatch.undo()

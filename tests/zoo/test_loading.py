@@ -19,6 +19,7 @@ from zoo_compress import apply
 
 import zoo
 from zoo import registry
+from zoo.artifact import manifest_text
 from zoo.errors import ArtifactError, RequestError, UnknownName, WeightsUnavailable
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -313,8 +314,8 @@ def registry_weights() -> Path:
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [(lambda m: "{", "saved/zoo.json is damaged: "), (lambda m: json.dumps({**m, "format": 99}), "saved/zoo.json has format 99; this zoo reads up to 1: pip install --upgrade zoo."),
-     (lambda m: json.dumps({k: v for k, v in m.items() if k != "spec"}), "saved/zoo.json is damaged: 'spec'."),
+    [(lambda m: "{", "saved/zoo.json is damaged: "), (lambda m: json.dumps({**m, "format": 99}), "saved/zoo.json has format 99; this zoo reads up to 2: pip install --upgrade zoo."),
+     (lambda m: manifest_text({k: v for k, v in m.items() if k != "spec"}), "saved/zoo.json is damaged: 'spec'."),
      (lambda m: "[]", "saved/zoo.json is damaged: no format version.")],
     ids=["half", "newer", "no spec", "list"],
 )  # fmt: skip
@@ -339,7 +340,7 @@ def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sent
 @pytest.mark.parametrize("device", [None, "meta"])
 def test_a_damaged_manifest_is_a_sentence(place: Path, change: dict[str, object], sentence: str, device: str | None):
     file = place / "saved/zoo.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    file.write_text(manifest_text(json.loads(file.read_text()) | change))
     assert re.fullmatch(sentence, refusal(ArtifactError, "./saved", device=device))
 
 
@@ -370,8 +371,13 @@ def test_an_artifact_of_a_family_that_is_not_installed_names_the_plugin(place: P
     file = place / "saved/zoo.json"
     manifest = json.loads(file.read_text())
     manifest["spec"] |= {"family": "wonder", "plugin": "zoo_wonder"}
-    file.write_text(json.dumps(manifest))
-    assert refusal(ArtifactError, "./saved") == "saved holds a wonder model, which needs plugin zoo_wonder: install it, then load again."
+    manifest |= {"family_plugin": "zoo_wonder", "plugins": {"zoo_wonder": {"distribution": "zoo-of-wonders", "version": "2.0"}}}
+    file.write_text(manifest_text(manifest))
+    needs = "saved: its family 'wonder' needs plugin zoo_wonder, which is not installed"
+    assert refusal(ArtifactError, "./saved") == f"{needs}: `zoo plugins install zoo-of-wonders`, then load again."
+    del manifest["family_plugin"], manifest["plugins"]  # as an older zoo wrote it
+    file.write_text(json.dumps({**manifest, "format": 1}))
+    assert refusal(ArtifactError, "./saved") == f"{needs}; install it, then load again."
     assert "wonder" not in registry.names("family")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from outsiders import MODEL, install
 
+import zoo
 from zoo import hooks, plugins, registry
 from zoo.declarations import KINDS
 from zoo.errors import PluginError, UnknownName
@@ -119,7 +120,9 @@ def test_strict_mode_raises_the_fault(site: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_missing_package_is_a_fault(site: Path):
     install(site, "out_gone", catalog="out_nowhere")
     install(site, "out_deep", catalog="out_deep.inner")
-    assert plugins.find("out_gone").fault == "its package 'out_nowhere' is not installed."
+    assert plugins.find("out_gone").fault == (
+        "its package 'out_nowhere' is not there: install distribution out-gone again, or uninstall it."
+    )
     assert plugins.find("out_deep").fault == (
         "its entry point in 'zoo.catalog' must name a top-level package, not 'out_deep.inner'."
     )
@@ -159,10 +162,8 @@ def test_a_plugin_name_taken_twice_names_both_and_refuses_both(site: Path):
 def test_an_outsider_cannot_take_our_plugins_names(site: Path, group: str, name: str):
     before = plugins.load(name)
     claim(site, "thief", group=group, name=name)
-    assert (
-        plugins.find(name).fault == f"distribution thief takes the name '{name}' as well, and is refused; uninstall it."
-    )
-    assert plugins.load(name) == before
+    assert plugins.find("thief").fault == f"takes the plugin name '{name}', which is zoo's own, and is refused; uninstall it."
+    assert plugins.find(name).status == "ok" and plugins.load(name) == before
 
 
 def claim(site: Path, distribution: str, *, group: str, name: str) -> None:
@@ -172,6 +173,110 @@ def claim(site: Path, distribution: str, *, group: str, name: str) -> None:
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = thief\n")
     registry.refresh()
+
+
+HALF = "as if it were half uninstalled: install it again, or delete {folder}."
+DAMAGED = "{folder}/entry_points.txt is damaged ({reason}): delete {folder}, and install it again."
+
+
+@pytest.mark.parametrize(
+    ("metadata", "entries", "name", "fault"),
+    [
+        (None, "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no name and version, {HALF}"),
+        ("Version: 1.0\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no name, {HALF}"),
+        ("Name: odd\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no version, {HALF}"),
+        ("Name: odd\nVersion: \x1b[2J\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no version, {HALF}"),
+        ("Name: odd\n\nVersion: 1\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no version, {HALF}"),
+        ("ok", "[zoo.catalog]\nodd\n", "odd", DAMAGED.replace("{reason}", "line 2, 'odd', is not of the form 'name = value'")),
+        ("ok", b"[zoo.catalog]\nodd = \xff\n", "odd", DAMAGED.replace("{reason}", "it is not text")),
+        ("ok", "[zoo.catalog]\nodd = odd\nodd = other\n", "odd", "it has two entry points 'odd' in the group 'zoo.catalog'; one is enough."),
+        ("ok", "[zoo.catalog]\nodd = odd [torch]\n", "odd", "its entry point in 'zoo.catalog' must name a top-level package, not 'odd [torch]'."),
+        ("ok", "[zoo.catalog]\nodd = odd:thing\n", "odd", "its entry point in 'zoo.catalog' must name a top-level package, not 'odd:thing'."),
+        ("ok", "[zoo.catalog]\nodd = ../odd\n", "odd", "its entry point in 'zoo.catalog' must name a top-level package, not '../odd'."),
+        ("ok", "[zoo.catalog]\nodd =\n", "odd", "no entry point 'odd' in the group 'zoo.catalog' says where its registry.toml is."),
+        ("ok", "[zoo]\nodd = odd.plugin\n", "odd", "no entry point 'odd' in the group 'zoo.catalog' says where its registry.toml is."),
+        ("ok", "[zoo.catalog]\nodd = odd\n[zoo]\nodd = odd.plugin [torch]\n", "odd",
+         "its entry point in 'zoo' must name a module such as 'package.plugin', not 'odd.plugin [torch]'."),
+        ("ok", "[zoo.catalog]\n\x1b[2Jodd = odd\n", "odd", "its entry point '\\x1b[2Jodd' in 'zoo.catalog' is no name for a plugin: at most "
+         "200 letters, digits, '.', '_' and '-', beginning with a letter or digit."),
+        ("ok", "[zoo.catalog]\na b = odd\n", "odd", "its entry point 'a b' in 'zoo.catalog' is no name for a plugin: at most "
+         "200 letters, digits, '.', '_' and '-', beginning with a letter or digit."),
+        ("ok", "[zoo.catalog]\nodd = nowhere\n", "odd", "its package 'nowhere' is not there: install distribution odd again, or uninstall it."),
+        ("ok", "[zoo.catalog]\nodd = this\n", "odd", "'this' is a single module; a registry.toml needs a package to lie in."),
+    ],
+)  # fmt: skip
+def test_odd_metadata_is_one_fault_and_the_rest_goes_on(
+    site: Path, metadata: str | None, entries: str | bytes, name: str, fault: str
+):
+    package = install(site, "odd", registry=MODEL.format(name="odd", params=1))
+    install(site, "out_good", registry=MODEL.format(name="good", params=1))
+    folder = site / "odd-1.0.dist-info"
+    (folder / "entry_points.txt").write_bytes(entries if isinstance(entries, bytes) else entries.encode())
+    if metadata is None:
+        (folder / "METADATA").unlink()
+    elif metadata != "ok":
+        (folder / "METADATA").write_text(metadata)
+    registry.refresh()
+    found = plugins.find(name)
+    assert (found.fault, found.status, found.models) == (fault.format(folder=folder), "broken", ())
+    assert [plugin.name for plugin in plugins.declared() if plugin.fault] == [name]
+    assert plugins.find("out_good").models and "odd" not in sys.modules and package.exists()
+
+
+def test_metadata_that_is_nobodys_plugin_is_left_alone(site: Path):
+    claim(site, "bystander", group="console_scripts", name="x")
+    (site / "bystander-1.0.dist-info/METADATA").unlink()
+    registry.refresh()
+    assert not [plugin for plugin in plugins.declared() if plugin.fault]
+
+
+def test_the_first_of_a_distribution_on_the_path_counts(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    install(site, "out_first", registry=MODEL.format(name="first", params=1))
+    install(tmp_path / "later", "out_first", registry=MODEL.format(name="second", params=1))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "later")])
+    registry.refresh()
+    assert plugins.find("out_first").declares("model") == ("first",) and not plugins.find("out_first").fault
+
+
+def test_a_fault_of_a_distribution_does_not_harm_a_plugin_of_its_name(site: Path):
+    install(site, "out_other", registry=MODEL.format(name="other", params=1), distribution="out-real")
+    claim(site, "out-other", group="zoo.catalog", name="zoo_slm")
+    assert plugins.find("out_other").status == "ok"
+    assert plugins.find("distribution out-other").fault == "takes the plugin name 'zoo_slm', which is zoo's own, and is refused; uninstall it."
+
+
+def test_a_model_cannot_claim_the_weights_of_another_distribution(site: Path):
+    install(site, "out_claims", registry=MODEL.format(name="claims", params=1) + 'plugin = "zoo_slm"\n')
+    assert plugins.find("out_claims").fault == "model 'claims': plugin must be left out, or be another of out-claims's, not 'zoo_slm'."
+
+
+def test_a_plugin_made_for_another_api_is_not_used(site: Path):
+    install(site, "out_newer", registry=LOSS.format(name="newer"), api=">=2,<3", code=CODE.format(name="newer", target="a:b"))
+    install(site, "out_old", registry=LOSS.format(name="old"), api=None, code=CODE.format(name="old", target="a:b"))
+    fault = f"needs plugin API >=2,<3, and this zoo {zoo.__version__} has 1: upgrade zoo, or install a version of out-newer made for it."
+    assert plugins.find("out_newer").fault == fault
+    assert refusal_of("out_newer") == f"Plugin out_newer cannot be used: {fault}"
+    assert "'api' is missing: write api = \">=1,<2\"" in plugins.find("out_old").fault
+    assert not {"newer", "old"} & set(registry.names("loss"))
+    with pytest.raises(UnknownName, match=r"Plugin out_newer, out_old cannot be used; `zoo plugins` says why\.$"):
+        registry.loss("newer")
+    assert hooks.API == 1
+
+
+def test_where_a_plugin_was_installed_from(site: Path):
+    install(site, "out_from")
+    place = site / "out_from-1.0.dist-info/direct_url.json"
+    assert plugins.find("out_from").origin == ""
+    for content, origin in (
+        ('{"url": "file:///some%20where", "dir_info": {"editable": true}}', "/some where (editable)"),
+        ('{"url": "file:///x/y-1.0-py3-none-any.whl", "archive_info": {}}', "/x/y-1.0-py3-none-any.whl"),
+        ('{"url": "https://git/x", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}', "git+https://git/x @ 0123456789ab"),
+        ('{"url": "https://x/\\u001b[2J"}', "https://x/\\x1b[2J"),
+        ("{", ""), ("[]", ""), ('{"vcs_info": 1}', ""),
+    ):  # fmt: skip
+        place.write_text(content)
+        assert plugins.find("out_from").origin == origin
+    assert [plugin.name for plugin in plugins.of_distribution("Out.From")] == ["out_from"]
 
 
 def test_zoo_plugins_admits_only_what_it_names(site: Path, monkeypatch: pytest.MonkeyPatch):

@@ -43,6 +43,7 @@ def bench(model: output.ModelArgument, json: output.JsonOption = False) -> None:
 def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bool) -> None:
     with output.status(f"Loading {name}"):
         import zoo
+        from zoo import evaluation
         from zoo.data import open_data
 
         data = None if reference is None else open_data(reference)
@@ -50,7 +51,7 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bo
     figures: dict[str, Any] = {}
     for task in tasks:
         with output.status(f"Measuring {task}"):
-            figures[task] = registry.evaluator(task).measure(model, data, options={})
+            figures[task] = evaluation.measure(task, model, data, options={})
     if json:
         output.print_json({"model": name, "data": reference, "tasks": figures})
     else:

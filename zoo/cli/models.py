@@ -21,11 +21,11 @@ def list_models(
     json: output.JsonOption = False,
 ) -> None:
     """List the models there are to load; `zoo info MODEL` says more about one."""
-    found = catalog.models(modality=modality, family=family, max_params=max_params, license=license)
+    found = catalog.fitting(modality=modality, family=family, max_params=max_params, license=license)
     if json:
-        output.print_json([spec.to_json() for spec in found])
+        output.print_json([{**spec.to_json(), "name": name} for name, spec in found.items()])
     elif found:
-        rows = [(s.name, output.count(s.params), s.modality, s.family, s.task, s.license, s.summary) for s in found]
+        rows = [(name, output.count(s.params), s.modality, s.family, s.task, s.license, s.summary) for name, s in found.items()]
         columns = ("name", "params", "modality", "family", "task", "license", "summary")
         output.print_table(columns, rows, right=("params",))
     if not found:

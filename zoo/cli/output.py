@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoo.errors import plain
+
 
 @dataclass
 class Settings:
@@ -70,7 +72,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     Args:
         right: the columns to align on the right.
     """
-    rows = [tuple(row) for row in rows]
+    rows = [tuple(map(plain, row)) for row in rows]
     if not sys.stdout.isatty():
         _print_aligned(columns, rows, right=right)
         return
@@ -89,7 +91,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print labelled facts, one a line; empty ones are left out."""
-    shown = [(label, text) for label, text in facts if text]
+    shown = [(plain(label), plain(text)) for label, text in facts if text]
     width = max((len(label) for label, _ in shown), default=0)
     for label, text in shown:
         print(f"{label:<{width}}  {text}")
@@ -120,19 +122,24 @@ def _plain(data: Any) -> Any:
 
 def error(text: str) -> None:
     """Print the sentence that says why the command failed."""
-    print(f"{_coloured('error:', 31)} {text}", file=sys.stderr)
+    _tell(f"{_coloured('error:', 31)} {text}")
 
 
 def warn(text: str) -> None:
     """Print a warning, unless the user wants quiet."""
     if not settings.quiet:
-        print(f"{_coloured('warning:', 33)} {text}", file=sys.stderr)
+        _tell(f"{_coloured('warning:', 33)} {text}")
 
 
 def say(text: str) -> None:
     """Print a remark, unless the user wants quiet."""
     if not settings.quiet:
-        print(text, file=sys.stderr)
+        _tell(text)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed, or a full disk: the work does not end for that
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

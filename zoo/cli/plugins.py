@@ -1,78 +1,355 @@
-"""`zoo plugins`: what is installed, what it adds, and what is wrong with it."""
+"""`zoo plugins`: what is installed, what it adds, and what is wrong with it.
+
+Everything here reads declarations and imports no plugin; `--load` imports them in processes of their own. What needs
+more than that (`install`, `new`, ...) lies in modules of its own, imported when it is asked for.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from zoo import plugins
 from zoo.cli import output
-from zoo.declarations import KINDS
-from zoo.plugins import Plugin
+from zoo.cli.shell import command_of
+from zoo.declarations import KINDS, label
+from zoo.errors import RequestError, plain
+from zoo.plugins import CORE, Plugin, normalised
+from zoo.registry import is_present
+
+# The commands that are imported when they are invoked: summary, and where the function is.
+LATER = {
+    "install": ("Install plugins with pip, after showing what would change.", "zoo.cli.install:install"),
+    "uninstall": ("Uninstall a plugin; nothing of it is imported.", "zoo.cli.install:uninstall"),
+    "new": ("Write a plugin project whose own tests pass.", "zoo.cli.new:new"),
+    "check": ("Run the contract tests on what a plugin adds.", "zoo.cli.check:check"),
+}
+ORDER = ("list", "info", "install", "uninstall", "enable", "disable", "new", "check")
+
+PLURALS = {"family": "families", "loss": "losses"}
+
+
+class Later(TyperCommand):
+    """A command by name and summary; parsing its arguments imports the function behind it."""
+
+    def __init__(self, name: str, summary: str, target: str) -> None:
+        super().__init__(name, help=summary, rich_markup_mode=None)
+        self.target = target
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        assert self.name is not None
+        module, _, function = self.target.partition(":")
+        command = command_of(self.name, getattr(importlib.import_module(module), function))
+        return command.make_context(*args, **extra)
+
+
+class Group(TyperGroup):
+    """The commands of `zoo plugins`, those of other modules included, in the order of a plugin's life."""
+
+    def __init__(self, **extra: Any) -> None:
+        super().__init__(**extra)
+        self.commands.update({name: Later(name, *what) for name, what in LATER.items()})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=ORDER.index)
+
 
 app = typer.Typer(
     add_completion=False,
+    cls=Group,
     rich_markup_mode=None,
-    help="Show the installed plugins, what they add, and what is wrong with them; nothing of them is imported.",
+    help="Show the installed plugins, what they add, and what is wrong with them; install, check and write others.",
 )
 
 
+def complete_any(incomplete: str) -> list[str]:
+    """The plugins whose names begin like that, disabled ones as well, for shell completion."""
+    return _beginning(incomplete, plugins.declared(disabled=True))
+
+
+def complete_enabled(incomplete: str) -> list[str]:
+    """Those that can be disabled."""
+    return _beginning(incomplete, [plugin for plugin in plugins.declared() if plugin.name != CORE])
+
+
+def complete_disabled(incomplete: str) -> list[str]:
+    """Those that are disabled, installed or not."""
+    return [name for name in sorted(plugins.disabled()) if name.startswith(incomplete)]
+
+
+def complete_removable(incomplete: str) -> list[str]:
+    """Those that can be uninstalled."""
+    return _beginning(incomplete, [plugin for plugin in plugins.declared(disabled=True) if not plugin.ours])
+
+
+def _beginning(incomplete: str, found: Sequence[Plugin]) -> list[str]:
+    return [plugin.name for plugin in found if plugin.name.startswith(incomplete)]
+
+
+LoadOption = Annotated[
+    bool, typer.Option("--load", help="Import them as well, each in a process of its own, and say how long it takes.")
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0.1, help="How long one may take to load.  [default: 20]")
+]
+
+
 @app.callback(invoke_without_command=True)
-def _list_by_default(ctx: typer.Context, json: output.JsonOption = False) -> None:
+def _list_by_default(
+    ctx: typer.Context, load: LoadOption = False, timeout: TimeoutOption = None, json: output.JsonOption = False
+) -> None:
     output.settings.shows_faults = True
     if ctx.invoked_subcommand is None:
-        list_plugins(json=json)
+        list_plugins(load=load, timeout=timeout, json=json)
 
 
 @app.command("list")
-def list_plugins(json: output.JsonOption = False) -> None:
-    """List the plugins (also what `zoo plugins` alone does)."""
-    found = plugins.declared()
+def list_plugins(load: LoadOption = False, timeout: TimeoutOption = None, json: output.JsonOption = False) -> None:
+    """List the plugins and what each adds.
+
+    \b
+      zoo plugins list
+      zoo plugins list --load --timeout 5
+
+    `zoo plugins` alone does the same. Nothing of a plugin is imported, unless with --load; the exit code is then 1
+    where one cannot be loaded.
+    """
+    found = plugins.declared(disabled=True)
+    loaded = _loaded(found, timeout) if load else {}
     if json:
-        output.print_json([_facts(plugin) for plugin in found])
-        return
-    rows = [(p.name, p.version, p.distribution, _adds(p), p.fault or "ok") for p in found]
-    output.print_table(("name", "version", "distribution", "adds", "state"), rows)
+        output.print_json([_facts(plugin, loaded) for plugin in found])
+    else:
+        _print_list(found, loaded, load=load)
+    if load and any(_state(plugin, loaded) == "broken" for plugin in found):
+        raise typer.Exit(1)
 
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(help="A name from `zoo plugins`.", autocompletion=output.complete_plugin)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `zoo plugins`.", autocompletion=complete_any)],
+    load: LoadOption = False,
+    timeout: TimeoutOption = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Show what one plugin adds."""
+    """Show a plugin's origin, and all that it adds.
+
+    \b
+      zoo plugins info zoo_compress
+      zoo plugins info zoo_slm --load
+    """
     plugin = plugins.find(name)
+    loaded = _loaded([plugin], timeout) if load else {}
     if json:
-        output.print_json(_facts(plugin))
-        return
+        output.print_json(_facts(plugin, loaded) | _about(plugin))
+    else:
+        _print_info(plugin, loaded)
+    if load and _state(plugin, loaded) == "broken":
+        raise typer.Exit(1)
+
+
+@app.command("enable")
+def enable(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Disabled plugins.", autocompletion=complete_disabled)],
+) -> None:
+    """Use plugins again that were disabled.
+
+    \b
+      zoo plugins enable zoo-example
+    """
+    off = {normalised(name) for name in plugins.disabled()}
+    for name in names:
+        if normalised(name) not in off:
+            plugins.find(name)  # refuses a name that is not known, before anything is changed
+    for name in names:
+        known = _called(name)
+        plugins.enable(name)
+        if normalised(name) not in off:
+            print(f"Plugin {known} is enabled already.")
+        elif known in plugins.installed():
+            print(f"Plugin {known} is enabled.")
+        else:
+            print(f"Plugin {known} is not installed; it no longer counts as disabled.")
+
+
+@app.command("disable")
+def disable(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names from `zoo plugins`.", autocompletion=complete_enabled)],
+) -> None:
+    """Leave plugins out, without uninstalling them.
+
+    \b
+      zoo plugins disable zoo-example
+
+    Nothing of them is imported or there to be used until `zoo plugins enable`. Their artifacts need them enabled.
+    """
+    found = [plugins.find(name) for name in names]
+    if any(plugin.name == CORE for plugin in found):
+        raise RequestError(f"Plugin {CORE} cannot be disabled: the catalogue and the commands of zoo itself come with it.")
+    for plugin in found:
+        plugins.disable(plugin.name)
+        adds = counted(declares(plugin))
+        if plugin.disabled:
+            print(f"Plugin {plugin.name} is disabled already.")
+        else:
+            print(f"Plugin {plugin.name} is disabled{f' ({adds})' if adds else ''}: `zoo plugins enable {plugin.name}` brings it back.")
+
+
+def _called(name: str) -> str:
+    """A plugin's name as it is declared, or as it was disabled."""
+    known = [*plugins.installed(), *plugins.disabled()]
+    return next((found for found in known if normalised(found) == normalised(name)), name)
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def declares(plugin: Plugin) -> dict[str, list[str]]:
+    """What a plugin declares: kind -> names."""
+    return {kind: list(plugin.declares(kind)) for kind in ("model", *KINDS)}
+
+
+def counted(declared: Mapping[str, Sequence[str]]) -> str:
+    """Say how much there is of each kind: "1 model, 9 compressors"."""
+    words = [(len(names), label(kind)) for kind, names in declared.items() if names]
+    return ", ".join(f"{n} {word if n == 1 else PLURALS.get(word, word + 's')}" for n, word in words)
+
+
+def loadable(plugin: Plugin) -> bool:
+    """Whether there is anything to load; one that only has a name refused still loads."""
+    return bool(plugin.module and not plugin.disabled and (plugin.names or not plugin.fault))
+
+
+def missing(plugin: Plugin) -> dict[str, list[str]]:
+    """What the names of a plugin need and is not installed: "kind name" -> needs."""
+    found = {f"{d.kind} {d.name}": [need for need in d.needs if not is_present(need)] for d in plugin.names}
+    return {thing: needs for thing, needs in found.items() if needs}
+
+
+def _loaded(found: Sequence[Plugin], timeout: float | None) -> dict[str, Any]:
+    """Load what can be loaded, each in a fresh process; says on stderr how far it is."""
+    from zoo.cli import fresh
+
+    names = [plugin.name for plugin in found if loadable(plugin)]
+    loaded: dict[str, Any] = {}
+    with output.status(f"Loading {len(names)} plugins" if len(names) > 1 else "Loading"):
+        for one in fresh.load_each(names, timeout=timeout or fresh.TIMEOUT, verbose=output.settings.verbose):
+            loaded[one.name] = one
+            if output.settings.verbose:
+                output.say(f"{one.name}: {one.fault or milliseconds(one.seconds)}")
+    return loaded
+
+
+def _state(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
+    failed = plugin.name in loaded and loaded[plugin.name].fault
+    return "broken" if plugin.status == "ok" and failed else plugin.status
+
+
+def _reason(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
+    fault = loaded[plugin.name].fault if plugin.name in loaded else ""
+    return fault or plugin.fault
+
+
+def _took(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
+    one = loaded.get(plugin.name)
+    return milliseconds(one.seconds) if one and not one.fault else ""
+
+
+def milliseconds(seconds: float) -> str:
+    """Write a short time."""
+    return f"{seconds * 1000:.0f} ms"
+
+
+def _print_list(found: Sequence[Plugin], loaded: Mapping[str, Any], *, load: bool) -> None:
+    columns = ["name", "distribution", "version", "adds", *(["load"] if load else []), "status"]
+    rows = []
+    for p in found:
+        state = _state(p, loaded)
+        took = [_took(p, loaded) or "-"] if load else []
+        words = f"{state}: {_reason(p, loaded)}" if state == "broken" else state
+        rows.append([p.name, p.distribution, p.version, counted(declares(p)) or "-", *took, words])
+    output.print_table(columns, rows, right=["load"])
+    for plugin in found:
+        for note in plugin.notes:
+            output.say(f"note: {plugin.name}: {note}")
+
+
+def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
+    about, state = _about(plugin), _state(plugin, loaded)
     output.print_facts([
-        ("name", plugin.name), ("version", plugin.version), ("distribution", plugin.distribution),
-        ("package", str(plugin.path or "")), ("module", plugin.module), ("fault", plugin.fault),
+        ("name", plugin.name), ("status", state), ("reason", _reason(plugin, loaded)),
+        ("distribution", plugin.distribution), ("version", plugin.version), ("source", about["source"]),
+        ("license", about["license"] or ""), ("home page", about["home_page"] or ""), ("plugin API", plugin.api),
+        ("files", str(plugin.path or "")), ("module", plugin.module),
+        ("load time", _took(plugin, loaded)),
     ])  # fmt: skip
+    lacking = missing(plugin)
     entries = [(f"model {spec.name}", spec.summary) for spec in plugin.models]
-    entries += [(f"{declared.kind} {declared.name}", declared.summary) for declared in plugin.names]
+    for declared in plugin.names:
+        needs = f" (needs {', '.join(declared.needs)})" if declared.needs else ""
+        gone = lacking.get(f"{declared.kind} {declared.name}")
+        absent = f" Not installed: pip install {' '.join(map(shlex.quote, gone))}" if gone else ""
+        entries.append((f"{declared.kind} {declared.name}", f"{declared.summary}{needs}{absent}"))
     if entries:
         print()
         output.print_facts(entries)
+    for note in plugin.notes:
+        output.say(f"note: {note}")
 
 
-def _adds(plugin: Plugin) -> str:
-    """Say how much of what a plugin adds: "1 model, 9 compressors"."""
-    counts = [(len(plugin.declares(kind)), kind) for kind in ("model", *KINDS)]
-    plural = {"family": "families", "loss": "losses", "data": "data sources"}
-    words = [f"{n} {kind if kind != 'data' else 'data source'}" if n == 1 else f"{n} {plural.get(kind, kind + 's')}"
-             for n, kind in counts if n]  # fmt: skip
-    return ", ".join(words)
-
-
-def _facts(plugin: Plugin) -> dict[str, Any]:
+def facts(plugin: Plugin) -> dict[str, Any]:
+    """What is known of a plugin without importing it, as plain JSON data."""
     return {
         "name": plugin.name,
         "version": plugin.version,
         "distribution": plugin.distribution,
+        "status": plugin.status,
+        "fault": plugin.fault or None,
+        "notes": list(plugin.notes),
         "path": str(plugin.path) if plugin.path else None,
         "module": plugin.module or None,
-        "fault": plugin.fault or None,
-        "declares": {kind: list(plugin.declares(kind)) for kind in ("model", *KINDS)},
+        "api": plugin.api or None,
+        "declares": declares(plugin),
     }
+
+
+def _facts(plugin: Plugin, loaded: Mapping[str, Any]) -> dict[str, Any]:
+    one = loaded.get(plugin.name)
+    seconds = one.seconds if one and not one.fault else None
+    state = {"status": _state(plugin, loaded), "fault": _reason(plugin, loaded) or None, "load_seconds": seconds}
+    return facts(plugin) | state
+
+
+def _about(plugin: Plugin) -> dict[str, Any]:
+    """What the distribution's metadata says of it; whatever cannot be read is left out."""
+    from importlib.metadata import metadata
+
+    fields: dict[str, list[str]] = {}
+    with contextlib.suppress(Exception):  # metadata is anybody's text
+        message = metadata(plugin.distribution)
+        for key in ("License-Expression", "License", "Classifier", "Project-URL", "Home-page"):
+            fields[key] = [_shown(value) for value in message.get_all(key) or []]
+    licences = fields.get("License-Expression") or fields.get("License") or [
+        line.rpartition(" :: ")[2] for line in fields.get("Classifier", []) if line.startswith("License ::")
+    ]  # fmt: skip
+    addresses = [line.partition(",")[2].strip() for line in fields.get("Project-URL", [])
+                 if line.partition(",")[0].strip().lower().replace("-", "").replace(" ", "") in ("homepage", "home")]  # fmt: skip
+    return {
+        "source": plugin.origin or "a package index",
+        "license": licences[0] if licences else None,
+        "home_page": next(iter(addresses or fields.get("Home-page", [])), None),
+        "needs": {f"{d.kind} {d.name}": list(d.needs) for d in plugin.names if d.needs},
+        "missing": missing(plugin),
+        "summaries": {f"model {spec.name}": spec.summary for spec in plugin.models}
+        | {f"{d.kind} {d.name}": d.summary for d in plugin.names},
+    }
+
+
+def _shown(text: object, *, limit: int = 200) -> str:
+    line = plain(str(text))
+    return line if len(line) <= limit else f"{line[:limit]}..."

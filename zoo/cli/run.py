@@ -127,12 +127,11 @@ def _write(picture: Any, path: Path) -> dict[str, Any]:
     """Write one image whole or not at all, and say what it is."""
     import io
 
-    from zoo.files import replace_file
+    from zoo.files import replace_file, writing
 
     content = io.BytesIO()
     picture.save(content, format="PNG")
-    try:
-        replace_file(path, content.getvalue())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.getvalue())
     return {"path": str(path), "width": picture.width, "height": picture.height, "bytes": len(content.getvalue())}

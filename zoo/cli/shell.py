@@ -15,17 +15,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zoo import plugins, registry
+from zoo import plugins, registry, signals
 from zoo.cli import output
-from zoo.errors import OutputError, PluginError, UnknownName, ZooError, one_line
+from zoo.errors import OutputError, PluginError, RequestError, ZooError, one_line
+from zoo.files import refused
 
 HELP = "A model zoo whose models come with the means to make them smaller."
 
 
 class Interrupted(ZooError):
-    """The user stopped the work."""
+    """A signal stopped the work."""
 
-    exit_code = 130
+    def __init__(self, error: KeyboardInterrupt) -> None:
+        super().__init__(str(error) or f"interrupted {signals.BEFORE}")
+        self.exit_code = getattr(error, "exit_code", 130)
 
 
 class Shell(TyperGroup):
@@ -36,8 +39,8 @@ class Shell(TyperGroup):
             return None
         if cmd_name not in self.commands:
             try:
-                registry.declared("command", cmd_name)  # "plugin:name", or UnknownName with the nearest
-            except UnknownName:
+                registry.declared("command", cmd_name)  # "plugin:name", or refused with the nearest
+            except RequestError:
                 if ctx.resilient_parsing:  # while completing: nothing to complete
                     return None
                 raise
@@ -47,8 +50,13 @@ class Shell(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # typer would end without a word
-            raise Interrupted("interrupted before the work was done.") from None
+        except KeyboardInterrupt as error:  # typer would end without a word
+            raise Interrupted(error) from None
+        except SystemExit as error:  # a command may end as it likes; what it uses of other plugins may not
+            plugin = _whose(error)
+            if plugin and plugin != registry.plugin_of("command", ctx.invoked_subcommand):
+                raise PluginError(f"Plugin {plugin} ended the program before the work was done ({one_line(error)}).") from error
+            raise
 
 
 class Lazy(TyperCommand):
@@ -59,7 +67,13 @@ class Lazy(TyperCommand):
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         assert self.name is not None
-        return command_of(self.name, registry.command(self.name)).make_context(*args, **extra)
+        function = registry.command(self.name)
+        try:
+            command = command_of(self.name, function)
+        except Exception as error:  # no function, or a parameter that typer cannot read from a command line
+            plugin = registry.plugin_of("command", self.name)
+            raise PluginError(f"Command {self.name!r} of plugin {plugin} is no command: {one_line(error)}") from error
+        return command.make_context(*args, **extra)
 
 
 def command_of(name: str, function: Any) -> Any:
@@ -92,6 +106,19 @@ class _AsItIs:
         return value
 
 
+class _OnlyIfGiven:
+    """What typer would build to check a number or anything else, once there is a value to check."""
+
+    def __init__(self, param: Any) -> None:
+        self.param = param
+
+    def coerce(self, value: Any, **context: Any) -> Any:
+        if value is None:
+            return None
+        self.param._runtime_param = None
+        return self.param.get_runtime_param().coerce(value, **context)
+
+
 def _spare_pydantic(command: Any) -> None:
     """Spare `zoo list` a third of its time: typer 0.29 imports pydantic, 80 modules, to find that a text is a text.
 
@@ -107,8 +134,8 @@ def _spare_pydantic(command: Any) -> None:
             custom = getattr(getattr(descriptor, "parameter_info", None), "parser", None)
             single = not getattr(param, "multiple", False) and param.nargs == 1
             plain = kind is str or (kind is bool and getattr(param, "is_flag", False))
-            if plain and single and custom is None and hasattr(param, "_runtime_param"):
-                param._runtime_param = _AsItIs()
+            if single and custom is None and hasattr(param, "_runtime_param"):
+                param._runtime_param = _AsItIs() if plain else _OnlyIfGiven(param)
         return params
 
     command.get_params = spared
@@ -171,8 +198,16 @@ def shell() -> Any:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; every error becomes one sentence on stderr."""
+    """Run one command and return its exit code; every error becomes one sentence on stderr, and so does a signal."""
     output.prepare()
+    try:
+        with signals.stoppable():
+            return _run(args)
+    except KeyboardInterrupt as error:
+        return _say(Interrupted(error))
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         code = shell().main(args, prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
@@ -187,23 +222,29 @@ def run(args: Sequence[str] | None = None) -> int:
             return 0
         raise
     except KeyboardInterrupt:
-        output.error("interrupted before the work was done.")
-        return Interrupted.exit_code
+        raise
     except ZooError as error:
-        output.error(one_line(error))
+        _say(error)
         _warn_of_faults()
         return error.exit_code
     except OSError as error:
+        if error.filename is not None and (reason := refused(error)):
+            return _say(OutputError(f"{error.filename} cannot be written: {reason}."))
         if error.filename is not None or not error.strerror:
             return _explain(error)
         _close_stdout()  # of what was opened already, writing fails: a full disk behind a redirection
         output.error(f"the output cannot be written: {error.strerror}.")
         return OutputError.exit_code
-    except Exception as error:
+    except BaseException as error:  # not only Exception: whatever a plugin thinks of
         return _explain(error)
 
 
-def _explain(error: Exception) -> int:
+def _say(error: ZooError) -> int:
+    output.error(one_line(error))
+    return error.exit_code
+
+
+def _explain(error: BaseException) -> int:
     """Say what typer found wrong with the request, or that something unexpected happened."""
     if hasattr(error, "format_message"):  # typer's own errors; their classes are not public
         context = getattr(error, "ctx", None)
@@ -214,14 +255,30 @@ def _explain(error: Exception) -> int:
     if isinstance(error, typer.Abort):
         output.error("stopped at your request.")
         return 1
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's allocator
+        output.error("memory ran out; what was being written is as it was before. `zoo plan` says how much a recipe needs.")
+        return 1
+    plugin = _whose(error)
+    said = f"unexpected {one_line(error)}" + (f", in plugin {plugin}" if plugin else "")
     if output.settings.verbose:
         import traceback
 
         traceback.print_exception(error)
-        output.error(f"unexpected {one_line(error)}")
+        output.error(said)
     else:
-        output.error(f"unexpected {one_line(error)} (run again with -v for the traceback)")
+        output.error(f"{said} (run again with -v for the traceback)")
     return 1
+
+
+def _whose(error: BaseException) -> str:
+    """The plugin, none of ours, that the work had been handed to when it failed, or ""."""
+    found, trace = "", error.__traceback__
+    with contextlib.suppress(Exception):  # of the plugins, while explaining something else
+        packages = {plugin.path.name: plugin.name for plugin in plugins.declared() if plugin.path and not plugin.ours}
+        while trace is not None:
+            package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+            found, trace = packages.get(package, found), trace.tb_next
+    return found
 
 
 def _warn_of_faults() -> None:
@@ -230,6 +287,8 @@ def _warn_of_faults() -> None:
         for plugin in plugins.declared():
             if plugin.fault and not output.settings.shows_faults:
                 output.warn(f"plugin {plugin.name}: {plugin.fault}")
+        if fault := plugins.disabled_fault():
+            output.warn(fault)
 
 
 def _close_stdout() -> None:

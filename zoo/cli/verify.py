@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli import output
-from zoo.errors import RequestError
+from zoo.errors import RequestError, plain
 
 
 def verify(
@@ -27,7 +27,7 @@ def verify(
         output.print_json({"path": str(path), "ok": not problems, "problems": found})
     else:
         for file, problem in problems:
-            print(f"{file}: {problem}")
+            print(f"{plain(file)}: {problem}")
         print(
             f"{path}: {len(problems)} of its files are not as saved."
             if problems

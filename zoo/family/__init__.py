@@ -9,6 +9,7 @@ from __future__ import annotations
 from zoo.family.base import Batch as Batch
 from zoo.family.base import Family as Family
 from zoo.family.base import Rows as Rows
+from zoo.family.base import place as place
 from zoo.family.text import TextFamily as TextFamily
 from zoo.family.text import start_token as start_token
 from zoo.family.text_to_image import TextToImageFamily as TextToImageFamily

@@ -42,6 +42,12 @@ class Rows:
         return replace(self, **picked)
 
 
+def place(windows: Sequence[Batch], index: int) -> str:
+    """Say where a training window is from: what windows of records say themselves, else its number."""
+    where = getattr(windows, "where", None)
+    return str(where(index)) if where is not None else f"window {index}"
+
+
 class Family(ABC):
     """One architecture family. Instances are stateless."""
 
@@ -109,7 +115,7 @@ class Family(ABC):
 
     @abstractmethod
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
-        """Cut `data` into training windows, each a dict of unbatched tensors."""
+        """Cut `data` into training windows, each a dict of unbatched tensors; their `where(i)`, if any, says where window i is from."""
 
     def collate(self, model: Model, windows: Sequence[Batch]) -> Batch:
         """Join windows into one batch."""

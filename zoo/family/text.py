@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoo.data import Dataset
+    from zoo.data import Dataset, Sample
     from zoo.model import Model
+TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 bytes for each token until it is done
 LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
 
 
@@ -79,9 +80,29 @@ class TextFamily(Family):
         )
 
     def tokens(self, model: Model, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokenise without special tokens: ids, and the span of characters each token covers."""
+        """Tokenise without special tokens: ids, and the span of characters each token covers.
+
+        Raises:
+            RequestError: the tokenizer gives a token that the model does not have.
+        """
         encoded = self.tokenizer(model)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        self.require_known(model, encoded["input_ids"])
         return encoded["input_ids"], encoded["offset_mapping"]
+
+    def require_known(self, model: Model, ids: Sequence[int]) -> None:
+        """Refuse tokens beyond the model's table.
+
+        Raises:
+            RequestError: names the token, and how many the model has.
+        """
+        from zoo.errors import RequestError
+
+        module: Any = model.module
+        table = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
+        size = getattr(table, "num_embeddings", None)
+        if ids and size is not None and max(ids) >= size:
+            token = self.tokenizer(model).convert_ids_to_tokens(max(ids))
+            raise RequestError(f"Token {max(ids)} ({token!r}) is none of the {size:,} that {model.spec.name} has: its tokenizer is that of another model.")
 
     def tokenizer(self, model: Model) -> Any:
         from zoo.errors import RequestError
@@ -182,6 +203,8 @@ def _require_continuable(model: Model, prompt: Any) -> None:
 
     if not isinstance(prompt, str) or not prompt:
         raise RequestError("The prompt is empty: pass some text to continue.")
+    if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
     if model.spec.task != "causal-lm":
         raise RequestError(f"{model.spec.name} is a {model.spec.task} model; only causal-lm models continue a text.")
 
@@ -211,16 +234,24 @@ class TokenWindows(Sequence[Batch]):
     def __init__(self, family: TextFamily, model: Model, data: Dataset, length: int) -> None:
         import torch
 
+        from zoo.data import placed
         from zoo.errors import DataError
 
         tokenizer = family.tokenizer(model)
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        encoded = tokenizer([sample.text for sample in data], add_special_tokens=False, verbose=False)["input_ids"]
-        stream = [token for ids in encoded for token in ([end] if end is not None else []) + ids]
-        if len(stream) < length + 1:
-            raise DataError(f"{data.name!r} holds {len(stream)} tokens, fewer than one window of {length + 1}.")
-        self.stream = torch.tensor(stream, dtype=torch.int32)
+        lead = [] if end is None else [int(end)]
+        pieces = []
+        for samples in _groups(data):
+            encoded = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)["input_ids"]
+            for sample, ids in zip(samples, encoded, strict=True):
+                with placed(sample):
+                    family.require_known(model, lead + ids)
+                pieces.append(torch.tensor(lead + ids, dtype=torch.int32))
+        self.stream = torch.cat(pieces)
+        if len(self.stream) < length + 1:
+            raise DataError(f"{data.name!r} holds {len(self.stream)} tokens, fewer than one window of {length + 1}; lower `length`, or add text.")
         self.length = length
+        self.data, self.starts = data, torch.tensor([0, *map(len, pieces)]).cumsum(0)
 
     def __len__(self) -> int:
         return (len(self.stream) - 1) // self.length
@@ -229,8 +260,27 @@ class TokenWindows(Sequence[Batch]):
         piece = self.stream[index * self.length : (index + 1) * self.length + 1].long()
         return {"input_ids": piece[:-1], "labels": piece[1:]}
 
+    def where(self, index: int) -> str:
+        """The record in which a window begins, and that in which it ends."""
+        ends = (index * self.length, (index + 1) * self.length)
+        first, last = (self.data[int((self.starts <= token).sum()) - 1].where for token in ends)
+        return first if first == last else f"{first} to {last}"
+
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))
+
+
+def _groups(data: Dataset) -> Iterator[list[Sample]]:
+    """Records in groups of TOGETHER characters, and one that is longer alone."""
+    group: list[Sample] = []
+    size = 0
+    for sample in data:
+        if group and size + len(sample.text) > TOGETHER:
+            yield group
+            group, size = [], 0
+        group.append(sample)
+        size += len(sample.text)
+    yield group
 
 
 class Halves(Sequence[Batch]):
@@ -248,6 +298,9 @@ class Halves(Sequence[Batch]):
         ids_T = self.windows[index]["input_ids"]
         read, write = ids_T[: len(ids_T) // 2], ids_T[len(ids_T) // 2 :]
         return {"input_ids": read, "decoder_input_ids": torch.cat([write.new_tensor([self.start]), write[:-1]]), "labels": write}
+
+    def where(self, index: int) -> str:
+        return self.windows.where(index)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))

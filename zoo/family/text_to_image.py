@@ -175,11 +175,15 @@ class TextToImageFamily(Family):
         """
         from zoo.diffusion import require_prompt
         from zoo.errors import RequestError
+        from zoo.generation import require_seed
 
         text = require_prompt(self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name)
         for name, value in {"steps": 1 if steps is None else steps, "count": count}.items():
             if not isinstance(value, int) or not 1 <= value <= 1000:
                 raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
+        require_seed(seed)
+        if guidance is not None and (isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < 1e6):
+            raise RequestError(f"guidance = {guidance!r} is not a number that images can be made with, such as 2 or 7.5.")
         return [image for i in range(count)
                 for image in self.images(model, [text], seeds=[seed + i], steps=steps, guidance=guidance, **others)]  # fmt: skip
 
@@ -192,7 +196,8 @@ class TextToImageFamily(Family):
 
         import torch
 
-        from zoo.errors import RequestError, nearest
+        from zoo.errors import RequestError, ZooError, nearest
+        from zoo.finite import all_finite, cause
 
         pipeline = self.pipeline(model)
         known = [name for name in signature(pipeline.__call__).parameters if name not in ("prompt", "generator", "output_type", "return_dict")]
@@ -201,7 +206,10 @@ class TextToImageFamily(Family):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance}
         asked = {name: value for name, value in asked.items() if value is not None} | others
-        found: list[Any] = pipeline(prompt=list(prompts), generator=generators, output_type="pil", **asked).images
+        pixels = pipeline(prompt=list(prompts), generator=generators, output_type="np", **asked).images
+        if not all_finite(torch.from_numpy(pixels)):
+            raise ZooError(f"{model.spec.name} makes pixels of nan or infinity: {cause(model, self.example(model, batch=1))}.")
+        found: list[Any] = pipeline.numpy_to_pil(pixels)
         return found
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:

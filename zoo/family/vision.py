@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Batch, Family, Rows
@@ -81,14 +82,17 @@ class VisionFamily(Family):
         """Return the likeliest classes of each image, each with its probability; images are whatever `read_image` takes."""
         import torch
 
+        from zoo.finite import require_finite_outputs
         from zoo.images import read_image
 
         names = self.labels(model)
         found = []
-        for image in images:
-            pixels_1CHW = self.preprocess(model, read_image(image))[None].to(model.device)
+        for number, image in enumerate(images, 1):
+            batch = {"images": self.preprocess(model, read_image(image))[None].to(model.device)}
             with torch.inference_mode():
-                chances_V = self.forward(model, {"images": pixels_1CHW})[0].float().softmax(-1)
+                logits_V = self.forward(model, batch)[0].float()
+            require_finite_outputs(model, logits_V, batch, of=str(image) if isinstance(image, str | Path) else f"image {number}")
+            chances_V = logits_V.softmax(-1)
             best = chances_V.topk(min(count, len(names)))
             found.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
         return found
@@ -126,12 +130,14 @@ class VisionFamily(Family):
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Classify eight images spread over the data."""
+        from zoo.data import placed
         from zoo.images import data_uri, read_image
 
         found = []
         names = self.labels(model)
         for sample in [data[i * len(data) // 8] for i in range(min(8, len(data)))] if data else []:
-            image = read_image(sample.fields["image"])
+            with placed(sample):
+                image = read_image(sample.fields["image"])
             (name, chance), *_ = self.classify(model, [image], count=1)[0]
             image.thumbnail((256, 256))
             found.append({"prompt": sample.where, "image": data_uri(image), "output": name,
@@ -169,10 +175,15 @@ class LabelledImages(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         import torch
 
+        from zoo.data import placed
         from zoo.images import read_image
 
-        image = read_image(self.data[index].fields["image"])
+        with placed(self.data[index]):
+            image = read_image(self.data[index].fields["image"])
         return {"images": self.family.preprocess(self.model, image), "labels": torch.tensor(self.targets[index])}
+
+    def where(self, index: int) -> str:
+        return self.data[index].where
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))

@@ -72,6 +72,7 @@ class VisionLanguageFamily(TextFamily):
             raise RequestError(f"The prompt has {prompt.count('<image>')} times <image>, but {len(images)} images came with it.")
         tiles = [self.tiles(model, read_image(image)) for image in images]
         ids = self.chat(model, prompt, [len(one) for one in tiles])
+        self.require_known(model, ids)
         return ids, {"pixel_values": torch.cat(tiles).to(model.device)} if tiles else {}
 
     def inputs(self, model: Model, prompt: Any) -> tuple[list[int], Batch]:
@@ -201,18 +202,23 @@ class QuestionWindows(Sequence[Batch]):
         """Return input_ids and labels (T,), where the label of a token is the next one, and pixel_values (N, 3, side, side)."""
         import torch
 
+        from zoo.data import placed
         from zoo.errors import DataError
 
         sample = self.data[index]
         prompt, images = asked(sample)
-        ids, tiles = self.family.question(self.model, prompt, images)
-        answer = [*self.family.tokens(self.model, sample.text)[0], self.family.tokenizer(self.model).eos_token_id]
+        with placed(sample):
+            ids, tiles = self.family.question(self.model, prompt, images)
+            answer = [*self.family.tokens(self.model, sample.text)[0], self.family.tokenizer(self.model).eos_token_id]
         if len(ids) + len(answer) - 1 > self.length:
             raise DataError(f"{sample.where} has {len(ids) + len(answer) - 1} tokens, more than a window of {self.length}: raise `length`.")
         whole = torch.tensor(ids + answer)
         labels = whole[1:].clone()
         labels[: len(ids) - 1] = -100
         return {"input_ids": whole[:-1], "labels": labels, **tiles}
+
+    def where(self, index: int) -> str:
+        return self.data[index].where
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))

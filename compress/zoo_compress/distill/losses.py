@@ -19,7 +19,7 @@ from torch import nn
 
 from zoo import registry
 from zoo.compressor import CompressorOptions
-from zoo.errors import RecipeError, UnknownName, nearest
+from zoo.errors import RecipeError
 from zoo.family import Rows
 from zoo_compress.recipe import validated
 
@@ -139,11 +139,8 @@ def resolve(requests: Iterable[Mapping[str, Any]]) -> tuple[list[WeightedRow], l
     """
     rows: list[WeightedRow] = []
     features: list[WeightedFeature] = []
-    known = registry.names("loss")
     for request in requests:
         name = str(request.get("use", ""))
-        if name not in known:
-            raise UnknownName(f"No loss named {name!r}.{nearest(name, known)} Losses: {', '.join(known)}.")
         found = registry.loss(name)
         own = validated(found.Options, {key: value for key, value in request.items() if key != "use"}, what=f"loss {name}")
         if any(name == other for other, *_ in (*rows, *features)):

@@ -44,6 +44,10 @@ class Objective(nn.Module):
                 self.features[name] = built.to(student.device)
         self.taught = bool(self.features) or any(loss.needs_teacher for _, loss, _ in row_losses)
 
+    @property
+    def teacher(self) -> Model | None:
+        return self._models[1]
+
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return "loss" and each loss under its own name, all scalars; a row loss is the mean over its rows."""
         student, teacher = self._models
@@ -70,7 +74,7 @@ class Objective(nn.Module):
         values = {name: _value(loss, mine, theirs, options) for name, loss, options in losses if loss.whole}
         chunked = [one for one in losses if not one[1].whole]
         if chunked:
-            means = _sums(chunked, mine, theirs) / max(1, len(mine))
+            means = _sums(chunked, mine, theirs) / max(1, len(mine))  # without rows, zero
             values |= {name: mean for (name, _, _), mean in zip(chunked, means, strict=True)}
         return values
 
@@ -86,6 +90,8 @@ def _value(loss: Any, mine: Rows, theirs: Rows | None, options: Any) -> torch.Te
 def _sums(losses: Sequence[WeightedRow], mine: Rows, theirs: Rows | None) -> torch.Tensor:
     """Sum each loss over the rows, a chunk at a time; chunks compute their logits again in the backward pass."""
     taught = theirs is not None and any(loss.needs_teacher for _, loss, _ in losses)
+    if not len(mine):
+        return mine.hidden.float().sum().expand(len(losses))  # zero, with a gradient
 
     def sums(part: Rows, other: Rows | None) -> torch.Tensor:
         student_NV = part.head(part.hidden)
@@ -94,7 +100,7 @@ def _sums(losses: Sequence[WeightedRow], mine: Rows, theirs: Rows | None) -> tor
         return torch.stack([loss(student_NV, teacher_NV, part, options).sum() for _, loss, options in losses])
 
     with torch.no_grad():
-        width = mine.head(mine.hidden[:1]).shape[-1] if len(mine) else 1
+        width = mine.head(mine.hidden[:1]).shape[-1]
     size = max(1, CHUNK_BYTES // (4 * width))
     starts = range(0, len(mine), size)
     total = mine.hidden.new_zeros(len(losses), dtype=torch.float32)

@@ -6,11 +6,12 @@ from pydantic import Field
 
 from zoo.compressor import Compressor, Context, Record, State
 from zoo.errors import Refused, RequestError
+from zoo.finite import require_finite
 from zoo.model import Model
 from zoo_compress.distill.losses import resolve
 from zoo_compress.distill.objective import Objective
 from zoo_compress.train.loop import TrainingOptions, fit
-from zoo_compress.train.stage import check_training, training_bytes
+from zoo_compress.train.stage import check_training
 
 
 class Distill(Compressor):
@@ -46,14 +47,19 @@ class Distill(Compressor):
     def outline(self, model: Model, options: Options) -> Record:
         return {}
 
-    def working_bytes(self, model: Model, options: Options) -> int:
-        return training_bytes(model, options)
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
+        from zoo_compress.train.held import training_bytes
+
+        teacher = context.load(options.teacher) if context.load else None
+        rows, features = resolve(options.loss or model.family.distillation)
+        return training_bytes(model, teacher, rows, features, data=options.data, options=options, context=context)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         if context.load is None:
             raise RequestError(f"{self.name} needs its teacher: pass Context(load=...), a function from {options.teacher!r} to a model.")
         teacher = context.load(options.teacher)
         self.check_teacher(model, teacher)
+        require_finite(teacher, what=f"{self.name}: the teacher {teacher.spec.name}")
         teacher.module.to(model.device)
         rows, features = resolve(options.loss or model.family.distillation)
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)

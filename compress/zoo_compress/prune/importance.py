@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.anatomy import FFN, Attention, Part
+from zoo.finite import all_finite
 from zoo_compress.prune.cut import holders
 
 Scores = dict[str, Tensor]  # path of a down, o or norm module -> sum over samples of (mean |a|)^2, per unit
@@ -35,9 +36,10 @@ def magnitude(module: nn.Module, parts: Iterable[Part], *, experts: bool = False
 def _squares(parameter: Tensor, part: Part, *, experts: bool) -> Tensor:
     kept = (0, part.axis) if experts else (part.axis,)
     rest = tuple(axis for axis in range(parameter.dim()) if axis not in kept)
-    norms = torch.linalg.vector_norm(parameter.detach(), dim=rest, dtype=torch.float32) if rest else parameter.detach()
+    # in double: the squares of float32 reach from 1e-90 to 1e77
+    norms = torch.linalg.vector_norm(parameter.detach(), dim=rest, dtype=torch.float64) if rest else parameter.detach()
     owned = part.indices(torch.arange(part.units)).to(norms.device)
-    entries = norms.float().square()[..., owned]
+    entries = norms.double().square()[..., owned]
     return entries.view(*entries.shape[:-1], part.units, part.width).sum(-1)
 
 
@@ -54,11 +56,16 @@ def activation(
     """Run `samples` one by one and score FFN channels, heads and residual dimensions by their activations.
 
     A module used at several places adds up its uses.
+
+    Raises:
+        FloatingPointError: an activation is nan or infinite; names the module. It comes out of `forward`.
     """
     scores: Scores = {}
     hooked: set[int] = set()
 
     def add(path: str, squares: Tensor) -> None:
+        if not all_finite(squares):
+            raise FloatingPointError(f"the activations at {path} hold nan or infinity")
         scores[path] = scores.get(path, 0) + squares.double().cpu()
 
     with ExitStack() as hooks:
@@ -87,12 +94,12 @@ def activation(
 
 def _mean_absolute(x: Tensor) -> Tensor:
     """(..., units) -> (units,): the squared mean over tokens of |x|."""
-    return x.detach().float().abs().flatten(0, -2).mean(0).square()
+    return x.detach().float().abs().flatten(0, -2).mean(0).double().square()
 
 
 def _mean_head_norm(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """(..., heads * head_dim) -> (heads,): the squared mean over tokens of each head's norm."""
-    norms: Tensor = torch.linalg.vector_norm(x.detach().float().reshape(-1, *shape), dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(x.detach().reshape(-1, *shape), dim=-1, dtype=torch.float64)
     return norms.mean(0).square()
 
 
@@ -104,6 +111,6 @@ def _expert_channels(experts: Any, args: Any, _: Any) -> Tensor:
     for index, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
         seen = hidden[(chosen.flatten(0, -2) == index).any(-1)]
         gate, up = nn.functional.linear(seen, gate_up).chunk(2, dim=-1)
-        none = down.new_zeros(down.shape[-1], dtype=torch.float32)
+        none = down.new_zeros(down.shape[-1], dtype=torch.float64)
         scores.append(_mean_absolute(experts.act_fn(gate) * up) if len(seen) else none)
     return torch.stack(scores)

@@ -31,7 +31,7 @@ class PruneMagnitude(Compressor):
     leaves = "sparse"
 
     class Options(CompressorOptions):
-        sparsity: float | None = Field(None, gt=0, lt=1, description="share of each matrix set to zero (unstructured)")
+        sparsity: float | None = Field(None, gt=0, lt=1, examples=[0.5], description="share of each matrix set to zero (unstructured)")
         pattern: str = Field("unstructured", description='"unstructured", or "N:M": N of every M inputs of a row stay')
         target: str = Field("language", description="which projections are pruned")
 
@@ -92,7 +92,7 @@ class PruneMagnitude(Compressor):
         groups = record["pattern"] if _groups(record["pattern"]) else f"{record['sparsity']:.0%}"
         return {path: Trait("sparse", groups) for path in record["paths"]}
 
-    def working_bytes(self, model: Model, options: Options) -> int:
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         sizes = [_weight(model.module, part.path).numel() for part, _ in _parts(model, options)]
         return 16 * max(sizes, default=0)  # a copy, its magnitudes and their order
 

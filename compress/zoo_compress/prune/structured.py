@@ -8,7 +8,7 @@ OLMo 2); removing residual width does not, since every norm then sees fewer entr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from zoo.anatomy import Part
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, require_dense
 from zoo.detect import config_of, resolve
-from zoo.errors import ArtifactError, DataError, Refused
-from zoo.family import Batch
+from zoo.errors import ArtifactError, DataError, Refused, ZooError
+from zoo.family import place
+from zoo.finite import cause
 from zoo.model import Model
-from zoo_compress.calibrate import joined
+from zoo_compress.calibrate import joined, require_finite_batch
 from zoo_compress.prune import graph
 from zoo_compress.prune.cut import residual_parts
 from zoo_compress.prune.importance import Scores, activation, magnitude
@@ -52,8 +53,8 @@ class PruneStructured(Compressor):
 
     class Options(CompressorOptions):
         target: str = Field("language", description="part to prune, such as language.blocks[4:]; with ratio a module, such as unet")
-        ffn: Amount | None = Field(None, description="FFN channels: share removed (0.25) or number kept (1024)")
-        heads: Amount | None = Field(None, description="query heads: share removed or number kept, evenly per kv group")
+        ffn: Amount | None = Field(None, examples=[0.25], description="FFN channels: share removed (0.25) or number kept (1024)")
+        heads: Amount | None = Field(None, examples=[0.5, None], description="query heads: share removed or number kept, evenly per kv group")
         kv_groups: Amount | None = Field(
             None, description="kv heads, each with its query heads: share removed or number kept"
         )
@@ -123,6 +124,15 @@ class PruneStructured(Compressor):
             raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {found}.")
         carry_out(model.module, model.anatomy, plan, first(plan), stage=self.name)
 
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
+        cut = 16 * max(tensor.numel() for tensor in model.tensors().values())  # squares in double, what is kept, where it is
+        if options.importance != "activation" or options.ratio is not None:
+            return cut
+        from zoo_compress.dryrun import forward_bytes, windows_of
+
+        windows = windows_of(model, context.data.get("calibration"), batch=1, length=options.length)
+        return max(cut, windows.kept_bytes + forward_bytes(model, windows.batch))
+
     def note(self, model: Model, options: Options) -> str:
         if options.width is None:
             return ""
@@ -168,17 +178,21 @@ class PruneStructured(Compressor):
         if not count:
             raise DataError(f"{self.name}: {data.name!r} holds no window of {options.length} tokens; lower length.")
 
-        def batches() -> Iterator[Batch]:
-            for index in context.progress.track(range(count), total=count, label="activations"):
-                yield joined(model, [windows[index]], seed=index)
+        def run(index: int) -> None:
+            batch = joined(model, [windows[index]], seed=index)
+            require_finite_batch(batch, place(windows, index), stage=self.name)
+            try:
+                model.family.forward(model, batch)
+            except FloatingPointError as error:
+                raise ZooError(f"{self.name}: on {place(windows, index)}, {error}: {cause(model, batch)}.") from None
 
         return activation(
             model.module,
             ffns=[ffn for ffn, _ in plan.ffns()],
             attentions=[layer for layer, _ in plan.attentions()],
             norms=_norms(plan) if plan.width else [],
-            samples=batches(),
-            forward=lambda batch: model.family.forward(model, batch),
+            samples=context.progress.track(range(count), total=count, label="activations"),
+            forward=run,
         )
 
 

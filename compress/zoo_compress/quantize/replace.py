@@ -108,7 +108,7 @@ class Quantize(Compressor):
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("packed", f"{BITS[kind] or self.bits} bits") for path, kind in record["modules"].items()}
 
-    def working_bytes(self, model: Model, options: Any) -> int:
+    def working_bytes(self, model: Model, options: Any, context: Context) -> int:
         paths = self.outline(model, options)["modules"]
         sizes = [p.numel() for path in paths for p in model.module.get_submodule(path).parameters()]
         return 12 * max(sizes, default=0)  # a float32 copy of one weight, its quotients, its codes

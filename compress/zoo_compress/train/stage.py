@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from zoo.compressor import Compressor, Context, Record, State, require_dense
 from zoo.errors import Refused
 from zoo.model import Model
 from zoo_compress.distill.losses import WeightedRow, resolve
-from zoo_compress.distill.objective import CHUNK_BYTES, Objective
-from zoo_compress.train.loop import BYTES_PER_TRAINED, TrainingOptions, fit, require_parts
-from zoo_compress.train.saved import saved_bytes
+from zoo_compress.distill.objective import Objective
+from zoo_compress.train.loop import TrainingOptions, fit, require_parts
 
 
 class Train(Compressor):
@@ -41,8 +38,11 @@ class Train(Compressor):
     def outline(self, model: Model, options: Options) -> Record:
         return {}
 
-    def working_bytes(self, model: Model, options: Options) -> int:
-        return training_bytes(model, options)
+    def working_bytes(self, model: Model, options: Options, context: Context) -> int:
+        from zoo_compress.train.held import training_bytes
+
+        rows, _ = resolve(options.loss or model.family.losses)
+        return training_bytes(model, None, rows, data=options.data, options=options, context=context)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
@@ -72,9 +72,3 @@ def check_training(
                 f"{stage} trains on the next token, but {model.spec.name} is a masked-lm model, which reads it beforehand. "
                 'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'
             )
-
-
-def training_bytes(model: Model, options: Any) -> int:
-    """Memory of weights, gradients, moments, activations and logits of one training step, in bytes."""
-    activations, outputs = saved_bytes(model, batch=options.batch, size=options.length)
-    return model.params * BYTES_PER_TRAINED + activations + 4 * min(outputs, CHUNK_BYTES)

@@ -1,23 +1,9 @@
-"""Contract tests for plugin authors: plain functions that raise AssertionError with a sentence.
-
-    from zoo.testing import check_estimate, check_exact_reload
-
-    def test_halving_survives_a_save(tmp_path):
-        model = zoo.load("tiny-code")
-        halved = check_estimate(model, "mine.halve", {"share": 0.5})
-        check_exact_reload([halved], tmp_path)
-
-Zoo's own tests call the same functions for every compressor and family. What is tested has to be registered, since a
-fresh process finds it by its name.
-"""
+"""What a stage promises, checked on a model: an exact estimate, a refusal in time, bit-identical outputs after a reload."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from zoo.compressor import Compressor, Context
+    from zoo.compressor import Compressor, CompressorOptions, Context
     from zoo.model import Model
 
 Outputs = dict[str, Any]
@@ -46,21 +32,33 @@ def check_estimate(
         ZooError: the stage refuses the model.
     """
     from zoo.compressor import Context
-    from zoo.model import stage_of
 
     found = _resolved(compressor)
     chosen = found.Options(**(options or {}))
-    done, skeleton = model.copy(), model.skeleton()
-    _require_equal_sizes(skeleton, model, f"{_label(model)}: its lineage, replayed on a skeleton")
-    found.check(skeleton, skeleton.state(), chosen)
-    record = json.loads(json.dumps(found.outline(skeleton, chosen)))
-    skeleton.replay(stage_of(found, chosen.model_dump(mode="json"), record, seed=0))
-    label = f"{_label(model, found)}: outline, replayed on a skeleton"
-    real = [name for name, tensor in skeleton.tensors().items() if not tensor.is_meta]
-    _require(not real, f"{label}, allocates {real[:1]}; what is rebuilt must be on the device of what it replaces")
+    done, skeleton = model.copy(), planned(model, found, chosen)
     done.apply(found, chosen, context or Context())
-    _require_equal_sizes(skeleton, done, label)
+    require_equal_sizes(skeleton, done, f"{name_of(model, found)}: outline, replayed on a skeleton")
     return done
+
+
+def planned(model: Model, compressor: Compressor, options: CompressorOptions) -> Model:
+    """A skeleton of the model on which the stage's outline has been replayed: what a plan counts.
+
+    Raises:
+        AssertionError: the model's own lineage does not give its sizes, or the outline allocates memory.
+        ZooError: the stage refuses the model.
+    """
+    from zoo.model import stage_of
+
+    skeleton = model.skeleton()
+    require_equal_sizes(skeleton, model, f"{name_of(model)}: its lineage, replayed on a skeleton")
+    compressor.check(skeleton, skeleton.state(), options)
+    record = json.loads(json.dumps(compressor.outline(skeleton, options)))
+    skeleton.replay(stage_of(compressor, options.model_dump(mode="json"), record, seed=0))
+    real = [name for name, tensor in skeleton.tensors().items() if not tensor.is_meta]
+    require(not real, f"{name_of(model, compressor)}: outline, replayed on a skeleton, allocates {real[:1]}; "
+                      "what is rebuilt must be on the device of what it replaces")  # fmt: skip
+    return skeleton
 
 
 def check_refuses(
@@ -76,7 +74,7 @@ def check_refuses(
 
     found = _resolved(compressor)
     chosen = found.Options(**(options or {}))
-    before, sentences = _hash_of_tensors(model), []
+    before, sentences = hash_of_tensors(model), []
     for kind, one in (("a skeleton", model.skeleton()), ("the model", model)):
         try:
             if one is model:
@@ -85,9 +83,9 @@ def check_refuses(
                 found.check(one, one.state(), chosen)
         except ZooError as error:
             sentences.append(str(error))
-        _require(bool(sentences), f"{_label(model, found)} was to be refused, but {kind} was taken")
+        require(bool(sentences), f"{name_of(model, found)} was to be refused, but {kind} was taken")
         sentences = sentences[-1:]
-    _require(_hash_of_tensors(model) == before, f"{_label(model, found)} was refused after it had changed the model")
+    require(hash_of_tensors(model) == before, f"{name_of(model, found)} was refused after it had changed the model")
     return sentences[0]
 
 
@@ -103,18 +101,18 @@ def check_exact_reload(models: Sequence[Model], folder: Path) -> None:
         model.save(place)
         here[place] = outputs(model)
     there = outputs_in_fresh_process(list(places))
-    wrong = [difference(_label(model), here[place], there[place]) for place, model in places.items()]
-    _require(not any(wrong), "\n".join(filter(None, wrong)))
+    wrong = [difference(name_of(model), here[place], there[place]) for place, model in places.items()]
+    require(not any(wrong), "\n".join(filter(None, wrong)))
 
 
 @contextmanager
 def random_state_kept(what: str = "this") -> Iterator[None]:
     """Check that the global random states of torch, numpy and Python are the same afterwards."""
-    before = _random_states()
+    before = random_states()
     yield
-    changed = [name for name, state in _random_states().items() if state != before[name]]
+    changed = [name for name, state in random_states().items() if state != before[name]]
     named = " and ".join(changed)
-    _require(not changed, f"{what} changes the global random state of {named}; draw from a generator of its own")
+    require(not changed, f"{what} changes the global random state of {named}; draw from a generator of its own")
 
 
 # --- what a model computes ------------------------------------------------------------------------------------------
@@ -135,7 +133,7 @@ def outputs(model: Model) -> Outputs:
         "parameters": model.params,
         "bytes": model.bytes,
         "traits": {path: [[t.kind, t.detail, t.stage] for t in traits] for path, traits in model.state().items()},
-        "tensors": _hash_of_tensors(model),
+        "tensors": hash_of_tensors(model),
     }
     with torch.no_grad():
         for name, (batch, size) in {"output": (2, 16), "output for four tokens": (1, 4), "output for one token": (1, 1)}.items():
@@ -149,23 +147,12 @@ def outputs(model: Model) -> Outputs:
 
 def outputs_in_fresh_process(folders: Sequence[Path]) -> dict[Path, Outputs]:
     """Load each artifact in one fresh process and return what `outputs` says of it there."""
-    import tempfile
-
-    import torch
+    from zoo.testing.fresh import FreshProcess
 
     if not folders:
         return {}
-    with tempfile.TemporaryDirectory() as scratch:
-        answer = Path(scratch) / "answer.json"
-        places = [str(folder.absolute()) for folder in folders]
-        request = {"threads": torch.get_num_threads(), "answer": str(answer), "folders": places}
-        done = subprocess.run(
-            [sys.executable, "-m", "zoo.testing"], input=json.dumps(request), capture_output=True, text=True,
-            check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        _require(answer.exists(), f"the process that reloads models died:\n{done.stderr[-2000:]}")
-        found: list[Outputs] = json.loads(answer.read_text())
-    return dict(zip(folders, found, strict=True))
+    with FreshProcess() as fresh:
+        return {folder: fresh.outputs(folder) for folder in folders}
 
 
 def difference(label: str, here: Outputs, there: Outputs) -> str:
@@ -178,34 +165,10 @@ def difference(label: str, here: Outputs, there: Outputs) -> str:
     return f"{label}, reloaded in a fresh process, differs in {', '.join(wrong)}" if wrong else ""
 
 
-def _answer(request: Mapping[str, Any]) -> None:
-    """The fresh process: load every folder and write what it computes."""
-    import torch
-
-    from zoo.loading import load
-
-    torch.set_num_threads(request["threads"])
-    found: list[Outputs] = []
-    for folder in request["folders"]:
-        try:
-            model = load(folder)
-            files = model.family.weight_files(model.spec.config).values()
-            found.append({**outputs(model), "stored bytes": sum(_stored_bytes(Path(folder) / file) for file in files)})
-        except Exception as error:  # said of this one, and the others go on
-            found.append({"error": f"{type(error).__name__}: {error}"})
-    Path(request["answer"]).write_text(json.dumps(found))
-
-
-def _stored_bytes(path: Path) -> int:
-    """Bytes of a safetensors file without its header (eight bytes of length, then JSON)."""
-    with path.open("rb") as file:
-        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-
-
 # --- small questions ------------------------------------------------------------------------------------------------
 
 
-def _require(holds: bool, sentence: str) -> None:
+def require(holds: bool, sentence: str) -> None:
     if not holds:
         raise AssertionError(sentence)
 
@@ -216,22 +179,22 @@ def _resolved(compressor: Compressor | str) -> Compressor:
     return registry.compressor(compressor) if isinstance(compressor, str) else compressor
 
 
-def _label(model: Model, then: Compressor | None = None) -> str:
-    """The family, the model, and the stages behind it."""
+def name_of(model: Model, then: Compressor | None = None) -> str:
+    """Name the family, the model, and the stages behind it."""
     stages = [*(stage.use for stage in model.lineage), *([then.name] if then else [])]
     kind = type(model.module).__name__
     return f"{model.spec.family} {kind} {model.spec.name!r} after {' -> '.join(stages) or 'no stage'}"
 
 
-def _require_equal_sizes(predicted: Model, real: Model, label: str) -> None:
+def require_equal_sizes(predicted: Model, real: Model, label: str) -> None:
     mine, theirs = ({n: tuple(t.shape) for n, t in m.tensors().items()} for m in (predicted, real))
     for name in [*sorted(mine.keys() ^ theirs.keys()), *(n for n in mine if mine[n] != theirs.get(n))]:
         found, expected = mine.get(name, "absent"), theirs.get(name, "absent")
         raise AssertionError(f"{label}, has {name} {found}; the model has it {expected}")
-    _require(predicted.aliases() == real.aliases(), f"{label}, shares other tensors than the model does")
+    require(predicted.aliases() == real.aliases(), f"{label}, shares other tensors than the model does")
     for what in ("params", "bytes"):
         one, other = getattr(predicted, what), getattr(real, what)
-        _require(one == other, f"{label}, has {one:,} {what}; the model has {other:,}")
+        require(one == other, f"{label}, has {one:,} {what}; the model has {other:,}")
 
 
 def _hash(tensor: torch.Tensor) -> str:
@@ -241,12 +204,12 @@ def _hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
 
 
-def _hash_of_tensors(model: Model) -> str:
+def hash_of_tensors(model: Model) -> str:
     parts = [(name, str(t.dtype), list(t.shape), _hash(t)) for name, t in sorted(model.tensors().items())]
     return hashlib.sha256(json.dumps([parts, model.aliases()], sort_keys=True).encode()).hexdigest()
 
 
-def _random_states() -> dict[str, str]:
+def random_states() -> dict[str, str]:
     import random
 
     import numpy as np
@@ -260,7 +223,3 @@ def _random_states() -> dict[str, str]:
     if torch.cuda.is_available():
         states["torch.cuda"] = [state.tolist() for state in torch.cuda.get_rng_state_all()]
     return {name: hashlib.sha256(repr(state).encode()).hexdigest() for name, state in states.items()}
-
-
-if __name__ == "__main__":
-    _answer(json.loads(sys.stdin.read()))

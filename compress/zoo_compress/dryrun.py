@@ -1,0 +1,220 @@
+"""Dry runs: code runs on tensors that have shapes and no memory, and what they would hold at once is counted.
+
+So the memory of a training step follows from the step itself, whatever the modality, the losses and the libraries below.
+Whole numbers (tokens, labels, masks) stay real, since shapes can depend on them: how many tokens have a label, where the
+image tokens are. What a kernel takes inside itself, and what an allocator takes for its order, is not seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from zoo.data import Dataset
+from zoo.errors import ZooError, one_line
+from zoo.family import Batch
+from zoo.model import Model
+
+aten: Any = torch.ops.aten
+MAKERS = {aten.empty, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.empty_strided}  # of tensors, from nothing
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index, aten._unsafe_index_put}
+UNKNOWN = (RuntimeError, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)  # what a forward pass
+# raises that asks for a value where there is none
+
+
+class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs what is inside a `with` block dry; `peak` is the most bytes of tensors that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.alive: dict[int, weakref.ref[Any]] = {}  # storages by address
+        self.now = self.peak = 0
+
+    def shadow(self, model: Model, *, dtype: torch.dtype | None = None) -> Model:
+        """A copy of a model that is run dry on the CPU, its float parameters in `dtype`; what was shared stays shared."""
+        module = copy.deepcopy(model.module)
+        twins: dict[int, Any] = {}
+        for part in module.modules():
+            for held in (part._parameters, part._buffers):
+                tensors: dict[str, Any] = held
+                for name, old in tensors.items():
+                    if old is not None and id(old) not in twins:
+                        twins[id(old)] = self._twin(old, dtype)
+                    tensors[name] = twins.get(id(old))
+        return replace(model, module=module)
+
+    def batch(self, batch: Batch) -> Batch:
+        """A batch whose floats are dry."""
+        return {name: self._counted(self.fake.from_tensor(t)) if t.is_floating_point() else t for name, t in batch.items()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # half of all calls
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
+        flat, spec = tree_flatten((args, kwargs or {}))
+        tensors = [one for one in flat if isinstance(one, Tensor)]
+        if any(isinstance(one, FakeTensor) for one in tensors):
+            out = self._dry(func, flat, spec)
+        elif not tensors and func.overloadpacket in MAKERS and _makes_floats(kwargs or {}):
+            with self.fake:
+                out = func(*args, **(kwargs or {}))
+        else:
+            out = func(*args, **(kwargs or {}))
+        for one in tree_flatten(out)[0]:
+            if isinstance(one, Tensor):
+                self._counted(one)
+        return out
+
+    def _dry(self, func: Any, flat: list[Any], spec: Any) -> Any:
+        if func is aten._local_scalar_dense.default:
+            return {torch.bool: True}.get(flat[0].dtype, 1)  # nobody knows; such as whether all is finite
+        if func.overloadpacket in INDEXING:
+            args, kwargs = tree_unflatten(flat, spec)
+            flat, spec = tree_flatten(((args[0], _places(args[1]), *args[2:]), kwargs))
+        flat = [self.fake.from_tensor(one) if isinstance(one, Tensor) and not isinstance(one, FakeTensor) else one for one in flat]
+        args, kwargs = tree_unflatten(flat, spec)
+        return func(*args, **kwargs)
+
+    def _twin(self, old: Tensor, dtype: torch.dtype | None) -> Tensor:
+        wanted = dtype if dtype and isinstance(old, nn.Parameter) and old.is_floating_point() else old.dtype
+        with self.fake:
+            new = torch.empty(old.shape, dtype=wanted)
+        self._counted(new)
+        return nn.Parameter(new, requires_grad=new.is_floating_point()) if isinstance(old, nn.Parameter) else new
+
+    def _counted(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage until it is freed, once however many tensors view it."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+
+        def freed(_: Any) -> None:
+            del self.alive[key]
+            self.now -= size
+
+        if key not in self.alive:
+            self.alive[key] = weakref.ref(storage, freed)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        return tensor
+
+
+def _makes_floats(kwargs: dict[str, Any]) -> bool:
+    return bool((kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point)
+
+
+def _places(indices: Sequence[Any]) -> list[Any]:
+    """Indices with every real mask as the places where it is true."""
+    found: list[Any] = []
+    for one in indices:
+        mask = isinstance(one, Tensor) and one.dtype == torch.bool and not isinstance(one, FakeTensor)
+        found += one.nonzero(as_tuple=True) if mask else [one]
+    return found
+
+
+@contextmanager
+def told_from_shapes(model: Model, what: str) -> Iterator[None]:
+    """Say of what cannot be run dry that it cannot.
+
+    Raises:
+        ZooError: names the model and the reason.
+    """
+    try:
+        yield
+    except ZooError:
+        raise
+    except UNKNOWN as error:
+        raise ZooError(f"the memory of {what} {model.spec.name} cannot be told from shapes ({one_line(error)[:160]})") from error
+
+
+# --- windows of the data ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a stage reads: the largest of a few batches of real data, and the bytes that all windows keep beside the records."""
+
+    batch: Batch
+    kept_bytes: int
+
+
+def windows_of(model: Model, data: Dataset | None, *, batch: int, length: int) -> Windows:
+    """Cut a few windows of real data, or make random ones where the model has no tokenizer yet.
+
+    A skeleton will do: its windows are real.
+    """
+    model = DryRun().shadow(model)
+    records = _spread(data, batch, length=length) if data is not None else None
+    try:
+        if records is None:
+            raise ZooError("there is no data")
+        windows = model.family.windows(model, records, length=length)
+        most = min(4, -(-len(windows) // batch))
+        groups = [[windows[(start + i * most) % len(windows)] for i in range(batch)] for start in range(most)]
+        batches = [model.family.draw(model, model.family.collate(model, group), torch.Generator().manual_seed(0)) for group in groups]
+    except ZooError:
+        made = model.family.example(model, batch=batch, size=length)
+        return Windows({"labels": made["input_ids"], **made} if "input_ids" in made else made, 0)
+    share = sum(_size(record) for record in data or ()) / max(1, sum(map(_size, records)))
+    kept = sum(value.nbytes for value in vars(windows).values() if isinstance(value, Tensor))
+    return Windows(max(batches, key=_numbers), round(kept * share))
+
+
+def _spread(data: Dataset, batch: int, *, length: int) -> Dataset:
+    """Records spread over the data: enough for a few batches, or enough text for one."""
+    count = min(len(data), 4 * batch)
+    picked, characters = [], 0
+    for i in range(count):
+        picked.append(data[i * len(data) // count])
+        characters += len(str(picked[-1].fields.get("text", "")))
+        if characters > 16 * length * batch:
+            break
+    return Dataset(data.name, picked)
+
+
+def _size(record: Any) -> int:
+    return 1 + len(str(record.fields.get("text", "")))
+
+
+def _numbers(batch: Batch) -> int:
+    return sum(tensor.numel() for tensor in batch.values())
+
+
+def forward_bytes(model: Model, batch: Batch) -> int:
+    """Memory of one forward pass without a gradient, on top of the weights.
+
+    Raises:
+        ZooError: the forward pass depends on values, so that shapes do not suffice.
+    """
+    run = DryRun()
+    with told_from_shapes(model, "running"):
+        shadow = run.shadow(model)
+        before, inputs = run.now, run.batch(batch)
+        with run, torch.no_grad():
+            model.family.forward(shadow, inputs)
+    return run.peak - before
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibrating takes: memory on top of the weights, and the places of a batch that a linear layer reads."""
+
+    bytes: int
+    tokens: int
+
+
+def calibration(model: Model, options: Any, context: Any) -> Calibration:
+    """Tell from shapes what the calibration of a stage holds: all of its batches, and one forward pass."""
+    windows = windows_of(model, context.data.get(options.data), batch=options.batch, length=options.length)
+    one = sum(tensor.nbytes for tensor in windows.batch.values())
+    held = -(-options.samples // options.batch) * one + windows.kept_bytes
+    return Calibration(held + forward_bytes(model, windows.batch), max(t.shape[:2].numel() for t in windows.batch.values()))

@@ -1,0 +1,56 @@
+"""What is said when training meets nan or infinity: which loss, at which step, on which samples, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from zoo.errors import ZooError
+from zoo.family import Batch
+from zoo.finite import all_finite, blame
+from zoo.model import Model
+
+SHOWN = 4  # samples that are named
+
+
+def divergence(
+    model: Model, teacher: Model | None, rows: Sequence[int], batch: Batch, *, figures: Mapping[str, float], label: str, step: int,
+    where: Callable[[int], str], losses: Callable[[int], Mapping[str, torch.Tensor]] | None,
+) -> ZooError:
+    """Describe a step whose loss or gradient is not finite.
+
+    Args:
+        figures: "loss", every loss under its own name, and "gradient", the norm.
+        where: says where a row of the batch is from.
+        losses: gives those of a row alone; None where processes that train together would wait for each other.
+    """
+    if math.isfinite(figures["loss"]):
+        what = f"the gradient is {figures['gradient']}, though the loss is {figures['loss']:.4g}"
+    else:
+        parts = [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("loss", "gradient")]
+        what = f"the loss is {figures['loss']} ({', '.join(parts)})"
+    guilty = [row for row in rows if not _sound(losses, row)] or rows
+    places = list(dict.fromkeys(map(where, guilty)))
+    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    why = _why(model, teacher, batch) if losses else "lower `lr`, or look at the data"
+    return ZooError(f"{label}: {what} at step {step}, on {', '.join(places[:SHOWN])}{more}; {why}.")
+
+
+def _sound(losses: Callable[[int], Mapping[str, torch.Tensor]] | None, row: int) -> bool:
+    """Whether the losses of a row alone are finite, as far as that can be told."""
+    with torch.no_grad():
+        return losses is None or all(map(all_finite, losses(row).values()))
+
+
+def _why(model: Model, teacher: Model | None, batch: Batch) -> str:
+    """Which tensor or layer is to blame, and what helps."""
+    bad = next((name for name, tensor in batch.items() if not all_finite(tensor)), "")
+    if bad:
+        return f"{bad} of the batch holds nan or infinity: look at the data"
+    if found := blame(model, batch):
+        return f"{found}: lower `lr`, or look at the data and at the weights it began with"
+    if teacher is not None and (found := blame(teacher, batch)):
+        return f"of the teacher {teacher.spec.name}, {found}: choose another"
+    return "lower `lr`, or look at the data"

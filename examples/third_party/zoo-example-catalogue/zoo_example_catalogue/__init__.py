@@ -1,0 +1,1 @@
+"""Checkpoints for zoo; everything is in registry.toml."""

@@ -1,0 +1,67 @@
+"""The minGRU family: what zoo needs to know to build, feed, generate from, and compress such a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+from zoo.anatomy import Anatomy
+from zoo.detect import detect
+from zoo.family import TextFamily
+
+from zoo_example.model import Config, MinGRU, MinGRULM
+
+if TYPE_CHECKING:
+    from zoo.model import Model
+
+
+class MinGRUFamily(TextFamily):
+    """Language models of minGRU blocks."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("causal-lm",)
+    evaluation: ClassVar[tuple[str, str]] = ("top-k-accuracy", "pydoc:test")
+
+    def build(self, config: dict[str, Any], task: str) -> nn.Module:
+        return MinGRULM(Config(**config)).eval()
+
+    def initialise(self, module: nn.Module) -> None:
+        """Matrices normal, norms one, and gates that open once in 1 to 150 tokens, so that some remember long from the start."""
+        for part in module.modules():
+            if isinstance(part, nn.Linear | nn.Embedding):
+                nn.init.normal_(part.weight, std=part.weight.shape[1] ** -0.5)
+            if isinstance(part, nn.RMSNorm):
+                nn.init.ones_(part.weight)
+        for part in module.modules():
+            if isinstance(part, MinGRU):
+                nn.init.zeros_(part.candidate.bias)
+                nn.init.uniform_(part.gate.bias, -5, 2)
+
+    def anatomy(self, module: nn.Module) -> Anatomy:
+        """`detect` finds blocks, feed-forward layers, norms, table and head; the recurrence's projections are ours to name."""
+        found = detect(module)
+        stack = found.stack()
+        paths = {
+            name: tuple(f"{block.path}.mixer.{name}" for block in stack.blocks) for name in ("gate", "candidate", "out")
+        }
+        readers, writers = (*paths["gate"], *paths["candidate"]), paths["out"]
+        stack = replace(stack, readers=readers, writers=writers)  # so that the residual can become narrower
+        return replace(found, stacks={"language": stack}, layers={"language.mixer": (*readers, *writers)})
+
+    def body_and_head(self, module: nn.Module) -> tuple[Any, Any]:
+        assert isinstance(module, MinGRULM)
+        return module.body, module.lm_head
+
+    def load_processor(self, path: Path) -> Any:
+        if not (path / "tokenizer.json").exists():
+            return None
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+
+    def save_processor(self, processor: Any, path: Path) -> None:
+        processor.save_pretrained(path)
+
+    def write_foreign(self, model: Model, path: Path) -> str:
+        return "transformers has no class for minGRU"

@@ -1,0 +1,60 @@
+"""docs/hooks.md says what the hooks, the contracts and the built-in plugins say."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from zoo import declarations, hooks, plugins, registry
+from zoo.declarations import KINDS
+from zoo.plugins import HOOKS
+from zoo.reference import reference
+
+WRITTEN = Path(__file__).parents[2] / "docs" / "hooks.md"
+
+
+def section(hook: str) -> str:
+    return WRITTEN.read_text(encoding="utf-8").split(f"## {hook}\n")[1].split("\n## ")[0]
+
+
+def test_the_reference_of_hooks_is_in_step_with_the_code():
+    assert WRITTEN.read_text(encoding="utf-8") == reference(), "run: python -m zoo.reference > docs/hooks.md"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_hook_says_who_uses_it_and_its_own_example_is_one_of_them(kind: str):
+    name, target = re.findall(r"register\('(.+?)', '(.+?)'\)", str(inspect.getdoc(getattr(hooks, HOOKS[kind]))))[0]
+    used = re.findall(r"^- (\w+): `(.+?)`, `(.+?)`$", section(HOOKS[kind]), re.MULTILINE)
+    assert (name, target) in {(name, target) for _, name, target in used}
+    assert used == [(found.plugin, short, plugins.load(found.plugin)[kind][short])
+                    for short, found in registry.names(kind).items() if plugins.find(found.plugin).ours]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_of_a_table_is_described(kind: str):
+    keys = re.findall(r"^- `(\w+)`(, \*\*needed\*\*)?: ", section(HOOKS[kind]).split("in registry.toml")[1], re.MULTILINE)
+    assert [(key, bool(needed)) for key, needed in keys] == [(key, needed) for key, (needed, _) in declarations.keys_of(kind).items()]
+
+
+@pytest.mark.parametrize(
+    ("hook", "line"),
+    [
+        ("register_compressors", "- `rebuild(model: Model, record: Record) -> None`, **needed**: Replay the structural change"),
+        ("register_compressors", "- `trains: bool`, by default `False`: updates weights by gradient descent"),
+        ("register_families", "A subclass of `zoo.family.Family`:"),
+        ("register_families", "`zoo.family.VisionFamily`: What image classifiers share"),
+        ("register_losses", "Or a subclass of `zoo_compress.distill.losses.FeatureLoss`:"),
+        ("register_evaluators", "An object like `zoo.evaluation.Evaluator`:"),
+        ("register_data", "- `splits: tuple[str, ...]`, **needed**: the first is taken where none is named"),
+        ("register_commands", "or a `typer.Typer` with commands of its own."),
+    ],
+)  # fmt: skip
+def test_what_is_registered_is_read_from_the_code(hook: str, line: str):
+    assert line in section(hook)
+
+
+def test_the_hooks_fit_on_one_screen():
+    assert len(inspect.getsource(hooks).splitlines()) <= 50

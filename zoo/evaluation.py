@@ -1,0 +1,52 @@
+"""Measuring a model: every evaluator is run from here, so that no figure is ever nan without a word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from zoo import registry
+from zoo.data import Dataset
+from zoo.errors import DataError, ZooError
+from zoo.finite import cause, require_finite
+from zoo.model import Model
+
+
+class Evaluator(Protocol):
+    """Measures a model on data.
+
+    It may also have `Options`, a pydantic model of its table in a recipe's [evaluate]; `check(model, data)`, which refuses
+    in a plan what `measure` would refuse later; and `label`, which makes it a baseline that is measured without a model.
+    """
+
+    def measure(self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return figures by name: a "value", and where they apply "low" and "high", a "unit", and which is "better"."""
+
+
+def measure(task: str, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run the evaluator `task`; baselines take no model.
+
+    Raises:
+        DataError: the data holds no records.
+        ZooError: the weights hold nan or infinity, or a figure comes out like that; names the tensor or the figure.
+    """
+    if data is not None and not len(data):
+        raise DataError(f"{task}: {data.name!r} holds no records.")
+    if model is not None:
+        require_finite(model, what=f"{task} of {model.spec.name}")
+    found: dict[str, dict[str, Any]] = registry.evaluator(task).measure(model, data, options=options)
+    for name, value in _figures(found):
+        if not math.isfinite(value):
+            why = cause(model) if model is not None else "look at the data"
+            raise ZooError(f"{task} of {model.spec.name if model else 'the data'}: {name} is {value}: {why}.")
+    return found
+
+
+def _figures(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested figures, with its place."""
+    if isinstance(found, float):
+        yield name, found
+    items = found.items() if isinstance(found, Mapping) else enumerate(found) if isinstance(found, list | tuple) else ()
+    for key, value in items:
+        yield from _figures(value, f"{name}.{key}".lstrip("."))

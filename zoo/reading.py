@@ -1,0 +1,51 @@
+"""Reading small files that anybody may have written: nothing hangs, nothing huge is read, and what is wrong is a sentence."""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import ZooError
+
+LARGEST = 2**20  # bytes of a file that a person writes
+LARGEST_DATA = 2**26  # bytes of one that a program writes: a manifest, a config
+DOTS = 200  # in one line: tomllib takes time and memory with the square of the dots in a key
+
+
+def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
+    """Read a small file; what is no file is not opened, since that could hang, and what is huge is not read.
+
+    Raises:
+        ZooError: of the kind `error`: it is not there, no file, larger than `most` bytes, or not text.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise error(f"{path} is not a file.")
+        if found.st_size > most:
+            raise error(f"{path} has {found.st_size:,} bytes, and {most:,} are the most that is read.")
+        with path.open("rb") as file:
+            return file.read(most).decode("utf-8").replace("\r\n", "\n")
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
+    except UnicodeDecodeError as reason:
+        raise error(f"{path} cannot be read: byte {reason.start} is not UTF-8 text.") from None
+
+
+def toml_of(text: str, path: Path, *, error: type[ZooError]) -> dict[str, Any]:
+    """Parse TOML, within bounds of time and memory; `path` is for the sentence.
+
+    Raises:
+        ZooError: of the kind `error`: it is not TOML, or nested too deeply.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > DOTS:
+            raise error(f"{path}, line {number}: more than {DOTS} dots in one line; write long lists over several lines.")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise error(f"{path} is nested too deeply to be read.") from None
+    except ValueError as reason:  # of tomllib, or of a number with more digits than Python reads
+        raise error(f"{path} is not valid TOML: {reason}.") from None

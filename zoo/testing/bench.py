@@ -1,0 +1,222 @@
+"""What the checks of one plugin share: tiny models of every modality, the plugin's own, data for them, a fresh process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import plugins, registry
+from zoo.errors import ZooError, one_line
+from zoo.testing.check import Once, Skipped
+from zoo.testing.fresh import shared
+
+if TYPE_CHECKING:
+    from zoo.compressor import Context
+    from zoo.data import Dataset
+    from zoo.declarations import ModelSpec
+    from zoo.family import Batch
+    from zoo.model import Model
+    from zoo.plugins import Plugin
+
+# One of each modality, small enough to be compressed in a second: what the tables call it -> what `zoo.load` takes.
+TINY = {
+    "tiny-code": "tiny-code",
+    "tiny-vlm": "tiny-vlm",
+    "tiny-t2i": "tiny-t2i",
+    "tiny-vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
+}
+LARGEST = 50_000_000  # parameters of a model that is built with weights; larger ones are built on the meta device alone
+LINES = (
+    "def add(first, second):\n    return first + second\n",
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.\n",
+    "for number in range(10):\n    print(number, number ** 2)\n",
+    "What is written down is remembered; what is measured is known.\n",
+)
+
+
+class Bench:
+    """The tools for one plugin's checks; nothing is loaded before it is needed."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.plugin = plugin
+        self.fresh = shared()
+        self._models: dict[tuple[str, bool], Once[Model]] = {}
+
+    @cached_property
+    def own(self) -> dict[str, ModelSpec]:
+        """The models the plugin adds, by what `zoo.load` takes: those it declares, and those that others declare as its own."""
+        found = {}
+        for other in plugins.declared(disabled=True):
+            for spec in other.models:
+                if self.plugin.name in (other.name, spec.plugin):
+                    found[f"{other.name}:{spec.name}"] = spec
+        return found
+
+    @cached_property
+    def bases(self) -> dict[str, str]:
+        """Every model that compressors, losses and evaluators are tried on, the plugin's first: its label -> what `zoo.load` takes."""
+        own = {spec.name: full for full, spec in self.own.items() if spec.name not in TINY and spec.params <= LARGEST}
+        return {**own, **dict(sorted(TINY.items(), key=lambda item: self._plugin_of(item[1]) != self.plugin.name))}
+
+    def _plugin_of(self, name: str) -> str:
+        from zoo import catalog
+
+        with contextlib.suppress(ZooError):
+            return catalog.info(name).plugin
+        return ""
+
+    def label(self, name: str) -> str:
+        """What the tables call something of this plugin."""
+        return f"{self.plugin.name}:{name}"
+
+    def model(self, base: str, *, random: bool = False) -> Model:
+        """The model of a base, loaded once; who changes it takes a copy.
+
+        Its weights are the packaged ones, else random, none of them zero, so that every one matters to the output.
+        """
+        key = (base, random)
+        if key not in self._models:
+            self._models[key] = Once(lambda: _loaded(self.bases.get(base, base), random=random))
+        return self._models[key]()
+
+    def usable(self, base: str, *, random: bool = False) -> Model:
+        """The same for checks of something else than the model, which do not apply where it cannot be had."""
+        try:
+            return self.model(base, random=random)
+        except Exception as error:
+            raise Skipped(f"{base} cannot be had: {one_line(error)}") from None
+
+    def data(self, model: Model) -> Dataset:
+        """A little data that fits the model: text, or pictures, each with a question, a text and a label."""
+        from zoo.data import Dataset, Sample
+
+        if model.spec.modality == "text":
+            return Dataset("texts", [Sample({"text": "".join(LINES[i:] + LINES[:i]) * 40}, f"texts:{i}") for i in range(2)])
+        names = _classes(model)
+        return Dataset("pictures", [
+            Sample({"image": picture(seed=i), "prompt": "What digit is this?", "text": str(i), "label": i % names}, f"pictures:{i}")
+            for i in range(8)
+        ])  # fmt: skip
+
+    def context(self, model: Model, *, roles: tuple[str, ...] = (), seed: int = 0) -> Context:
+        """What a stage may use: the same data in every role, and the model itself as the teacher."""
+        from zoo.compressor import Context
+
+        data = self.data(model)
+        return Context(seed=seed, data=dict.fromkeys(("train", "calibration", "test", *roles), data), load=lambda _: model.copy())
+
+    def batch(self, model: Model) -> Batch:
+        """A training batch of the model's own windows."""
+        import torch
+
+        windows = model.family.windows(model, self.data(model), length=64)
+        joined = model.family.collate(model, [windows[i] for i in range(min(4, len(windows)))])
+        drawn = model.family.draw(model, joined, torch.Generator().manual_seed(0))
+        return {name: tensor.to(model.device) for name, tensor in drawn.items()}
+
+
+def options(kind: Any, *, attempt: int = 0) -> dict[str, Any]:
+    """What a thing with `Options` is run with: the examples its fields give, in turn where they give several."""
+    chosen = {}
+    for name, field in kind.model_fields.items():
+        if field.examples:
+            chosen[name] = field.examples[min(attempt, len(field.examples) - 1)]
+    return chosen
+
+
+def attempts(kind: Any) -> int:
+    """How many sets of options the examples make."""
+    return max((len(field.examples or ()) for field in kind.model_fields.values()), default=1) or 1
+
+
+def picture(*, seed: int = 0) -> Any:
+    """A picture of noise, (32, 32, 3) uint8."""
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, on which tiny tensors are several times faster than on two that wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def other_chance(seed: int = 8_191) -> Iterator[None]:
+    """Set the global random states to something else, and back afterwards: what draws from them, or sets them, shows."""
+    import random
+
+    import numpy as np
+    import torch
+
+    plain, old = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(old)
+
+
+def _loaded(name: str, *, random: bool) -> Model:
+    from zoo import catalog, weights
+    from zoo.loading import load
+
+    spec = catalog.info(name)
+    if not random and weights.packaged_at(spec) is not None:
+        return load(name)
+    return awake(load(name, weights="random"))
+
+
+def awake(model: Model) -> Model:
+    """Give parameters that begin as zero small numbers, so that every weight matters to the output."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if not parameter.any():
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def _classes(model: Model) -> int:
+    """How many classes a classifier has; 8, one a picture, for models that name none."""
+    try:
+        return len(model.family.labels(model)) if hasattr(model.family, "labels") else 8
+    except ZooError:
+        return 8
+
+
+def thing(kind: str, name: str) -> Any:
+    """The object behind a full name.
+
+    Raises:
+        PluginError: it cannot be had; says why.
+    """
+    getters = {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss,
+               "evaluator": registry.evaluator, "data": registry.data_source, "command": registry.command}  # fmt: skip
+    return getters[kind](name)
+
+
+def folder_in(folder: Path, stem: str) -> Path:
+    """A new folder for one artifact."""
+    import tempfile
+
+    place = Path(tempfile.mkdtemp(dir=folder, prefix="".join(c if c.isalnum() else "-" for c in stem)[:40] + "."))
+    return place / "model"

@@ -1,0 +1,246 @@
+"""Checks of a model: it builds, computes, learns, generates, and comes back from disk as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import RequestError
+from zoo.testing.anatomy import check_anatomy
+from zoo.testing.bench import LARGEST, LINES, TINY, Bench, folder_in, other_chance, picture
+from zoo.testing.check import Check, Skipped
+from zoo.testing.exact import difference, name_of, outputs, random_state_kept, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.declarations import ModelSpec
+    from zoo.model import Model
+
+GENERATED = {"max_new_tokens": 8, "steps": 2, "count": 1, "seed": 0}  # small, and only what the family takes
+
+
+def checks_of_models(bench: Bench) -> Iterator[Check]:
+    """The checks of every model the plugin adds, and of the tiny one for its family where it adds none."""
+    for full, spec in models_of(bench).items():
+        subject = _Subject(bench, full, spec)
+        for name, run in subject.questions.items():
+            yield Check("model", bench.label(spec.name), name, run, bench.plugin.path)
+
+
+def models_of(bench: Bench) -> dict[str, ModelSpec]:
+    """What `zoo.load` takes -> the spec: the plugin's models, and those of ours that its families build."""
+    from dataclasses import replace
+
+    from zoo import catalog
+    from zoo.errors import ZooError
+
+    found = dict(bench.own)
+    declared = {spec.name for spec in found.values()}
+    for label in TINY.keys() - declared:
+        try:
+            spec = catalog.info(TINY[label])
+        except ZooError:
+            continue
+        if spec.plugin == bench.plugin.name:
+            found[label] = replace(spec, name=label)
+    return found
+
+
+class _Subject:
+    """One model under test."""
+
+    def __init__(self, bench: Bench, full: str, spec: ModelSpec) -> None:
+        self.bench, self.full, self.spec = bench, full, spec
+        self.loads = TINY.get(full, full)
+        self.questions = {
+            "build": self.build, "random weights": self.random_weights, "anatomy": self.anatomy, "forward": self.forward,
+            "gradients": self.gradients, "generate": self.generate, "save and reload": self.save_and_reload,
+            "packaged weights": self.packaged_weights, "random state": self.random_state,
+        }  # fmt: skip
+
+    def model(self) -> Model:
+        """The model with weights, for checks that need them."""
+        if self.spec.params > LARGEST:
+            raise Skipped(f"it has {self.spec.params:,} parameters, and is built on the meta device alone")
+        self.bench.fresh.start()  # it will be asked, and imports for seconds
+        return self.bench.model(self.full)
+
+    def build(self, folder: Path) -> None:
+        """A skeleton has exactly the parameters that are declared."""
+        from zoo.loading import load
+
+        found = load(self.loads, device="meta")
+        require(found.family.modality == self.spec.modality,
+                f"{self.spec.name} is declared as {self.spec.modality}, but its family is of {found.family.modality}")  # fmt: skip
+        require(self.spec.task in found.family.tasks,
+                f"{self.spec.name} has the task {self.spec.task!r}, but its family does {', '.join(found.family.tasks)}")  # fmt: skip
+        real = [name for name, p in found.module.named_parameters() if not p.is_meta]
+        require(not real, f"{name_of(found)} allocates {real[:1]} when it is built on the meta device")
+        if self.full in self.bench.own:
+            require(found.params == self.spec.params,
+                    f"{self.spec.name} has {found.params:,} parameters, but registry.toml says params = {self.spec.params:,}")  # fmt: skip
+
+    def random_weights(self, folder: Path) -> None:
+        """Random weights follow from the seed alone, and are all finite."""
+        import torch
+
+        from zoo.loading import load
+
+        self.model()
+        one = load(self.loads, weights="random")
+        with other_chance():
+            again = load(self.loads, weights="random").tensors()
+        for name, tensor in one.tensors().items():
+            require(finite(tensor), f"{name_of(one)}: `initialise` leaves {name} with values that are not finite")
+            require(torch.equal(tensor, again[name]), f"{name_of(one)}: {name} is not the same twice; `initialise` must draw from torch's "
+                                                      "global state (which the caller seeds) and from nothing else")  # fmt: skip
+
+    def anatomy(self, folder: Path) -> None:
+        """Its anatomy describes the module; of a large one, the skeleton's."""
+        from zoo.loading import load
+
+        check_anatomy(load(self.loads, device="meta") if self.spec.params > LARGEST else self.model())
+
+    def forward(self, folder: Path) -> None:
+        """The example runs, alike every time, and gives finite numbers, one row for each sample."""
+        import torch
+
+        model = self.model()
+        batch, same = (model.family.example(model, batch=2, seed=1) for _ in range(2))
+        require(_alike(batch, same), f"{name_of(model)}: `example` is not the same twice for one seed")
+        with torch.no_grad():
+            one, again = (model.family.forward(model, batch) for _ in range(2))
+        require(finite(one), f"{name_of(model)}: `forward` gives values that are not finite")
+        require(len(one) == 2, f"{name_of(model)}: `forward` gives {len(one)} rows for 2 samples")
+        require(torch.equal(one, again), f"{name_of(model)}: `forward` is not the same twice for one batch; is dropout on?")
+
+    def gradients(self, folder: Path) -> None:
+        """Every parameter gets a gradient from the example."""
+        import torch
+
+        model = self.model().copy()
+        model.module.requires_grad_(True)
+        for seed in range(2):
+            out = model.family.forward(model, model.family.example(model, batch=4, size=32, seed=seed)).float()
+            if not out.requires_grad:
+                raise Skipped("its forward pass is not differentiated")
+            weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(out.device)
+            torch.autograd.backward((out * weights).sum())
+        idle = [name for name, p in model.module.named_parameters() if p.grad is None or not p.grad.any()]
+        require(not idle, f"{name_of(model)}: no gradient reaches {', '.join(idle[:3])}{' and others' if len(idle) > 3 else ''}")
+
+    def generate(self, folder: Path) -> None:
+        """What is generated follows from the prompt and the seed, whatever else is made beside it."""
+        model = self.model()
+        prompt, options = request(model)
+        try:
+            one = model.generate(prompt, **options)
+        except RequestError as error:
+            if model.family.needs_processor and model.processor is None:
+                raise Skipped(f"random weights come without what reads a prompt: {error}") from None
+            raise
+        with other_chance():
+            again = model.generate(prompt, **options)
+        require(_alike(one, again), f"{name_of(model)}: `generate` gives something else for the same prompt and seed")
+        kind = "images" if isinstance(one, list) else "text"
+        require(kind == model.family.makes, f"{name_of(model)}: the family makes {model.family.makes}, but `generate` gave {kind}")
+        _check_company(model, prompt, options)
+
+    def save_and_reload(self, folder: Path) -> None:
+        """A fresh process loads what was saved and computes the same bits."""
+        model = self.model()
+        place = model.save(folder_in(folder, self.spec.name))
+        wrong = difference(name_of(model), outputs(model), self.bench.fresh.outputs(place))
+        require(not wrong, wrong)
+
+    def packaged_weights(self, folder: Path) -> None:
+        """Packaged weights are there, undamaged, and those of the model."""
+        from zoo import artifact, weights
+        from zoo.loading import load
+
+        if not self.spec.packaged:
+            raise Skipped("none are declared")
+        place = weights.packaged_at(self.spec)
+        require(place is not None, f"{self.spec.name}: packaged = {self.spec.packaged!r} is no folder of the installed package")
+        assert place is not None
+        if (place / artifact.MANIFEST).exists():
+            problems = artifact.verify(place)
+            require(not problems, f"{place}: " + "; ".join(f"{name} {problem}" for name, problem in problems))
+        load(self.loads)
+
+    def random_state(self, folder: Path) -> None:
+        """Loading, running, generating and saving leave the global random states as they were."""
+        model = self.model()
+        with other_chance(), random_state_kept(f"{name_of(model)}: loading it"):
+            from zoo.loading import load
+
+            load(self.loads, weights="random")
+        with other_chance(), random_state_kept(f"{name_of(model)}: running it"):
+            model.family.forward(model, model.family.example(model))
+        with other_chance(), random_state_kept(f"{name_of(model)}: saving it"):
+            model.save(folder_in(folder, self.spec.name))
+        if model.processor is not None or not model.family.needs_processor:
+            prompt, options = request(model)
+            with other_chance(), random_state_kept(f"{name_of(model)}: generating"):
+                model.generate(prompt, **options)
+
+
+def request(model: Model) -> tuple[Any, dict[str, Any]]:
+    """A prompt and a few options that the family takes."""
+    takes = model.family.takes
+    options: dict[str, Any] = {name: value for name, value in GENERATED.items() if name in takes}
+    if "images" in takes:
+        options["images"] = [picture()]
+    if "prompt" not in takes:
+        return None, options
+    return "" if model.family.makes == "images" else "What digit is this?" if "images" in takes else LINES[0], options
+
+
+def _check_company(model: Model, prompt: Any, options: Mapping[str, Any]) -> None:
+    """What is made does not depend on what is made with it, where a family makes several things at once."""
+    takes = model.family.takes
+    ask = partial(model.generate, prompt)
+    if model.family.makes == "images" and {"count", "seed"} <= set(takes):
+        together = ask(**{**options, "count": 2, "seed": 5})
+        alone = ask(**{**options, "count": 1, "seed": 6})
+        require(_alike(together[1:], alone), f"{name_of(model)}: the second of two images from seed 5 is not the first from seed 6")
+    elif "images" in takes and "prompt" not in takes:
+        pictures = [picture(seed=seed) for seed in range(2)]
+        together, alone = (ask(**{**options, "images": some}) for some in (pictures, pictures[1:]))
+        require(together.endswith(alone), f"{name_of(model)}: what is said of an image depends on the one before it")
+    elif "max_new_tokens" in takes:
+        pieces = list(ask(**options, stream=True))
+        require("".join(pieces) == ask(**options), f"{name_of(model)}: the pieces of `stream=True` are not the text without it")
+    if "temperature" in takes:
+        drawn = {**options, "temperature": 1.0, "seed": 3}
+        one = ask(**drawn)
+        with other_chance():
+            require(_alike(one, ask(**drawn)), f"{name_of(model)}: `generate` with a temperature does not follow from its seed")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two answers are the same: texts, tensors, images, and lists and dicts of them."""
+    import numpy as np
+
+    if isinstance(one, Mapping):
+        return isinstance(other, Mapping) and one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, str):
+        return bool(one == other)
+    first, second = (np.asarray(_cpu(value)) for value in (one, other))
+    return first.shape == second.shape and bool((first == second).all())
+
+
+def _cpu(value: Any) -> Any:
+    return value.detach().cpu() if hasattr(value, "detach") else value
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all values of a tensor are finite."""
+    import torch
+
+    return bool(torch.isfinite(tensor.detach().float()).all())

@@ -1,0 +1,180 @@
+"""Checks of what a plugin says of itself: its metadata, its declarations, the documentation of what it adds, its commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import plugins
+from zoo.testing.bench import Bench, attempts, options, thing
+from zoo.testing.check import Check, Skipped, sentence
+from zoo.testing.exact import require
+
+if TYPE_CHECKING:
+    from zoo.declarations import ModelSpec
+
+HEAVY = ("torch", "transformers", "diffusers", "timm")
+SECONDS = 120  # a command's help may take
+
+
+# --- the plugin -------------------------------------------------------------------------------------------------------
+
+
+def checks_of_plugin(bench: Bench) -> Iterator[Check]:
+    """The checks of the plugin as a whole."""
+    subject = _Plugin(bench)
+    for check, run in subject.questions.items():
+        yield Check("plugin", bench.plugin.name, check, run, bench.plugin.path)
+
+
+class _Plugin:
+    """The plugin under test."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.plugin = bench.plugin
+        self.questions = {"declarations": self.declarations, "registrations": self.registrations, "import": self.imports, "docs": self.docs}
+
+    def declarations(self, folder: Path) -> None:
+        """Its registry.toml can be read, and says for which plugin API it is made."""
+        found = self.plugin
+        require(not found.disabled, f"plugin {found.name} is disabled: `zoo plugins enable {found.name}`")
+        require(not found.fault, found.fault)
+        require(bool(found.api), "registry.toml does not say for which plugin API it is made; write: api = \">=1,<2\"")
+        require(bool(found.models or found.names), "registry.toml declares nothing: add a [[model]], a [[compressor]], ...")
+
+    def registrations(self, folder: Path) -> None:
+        """It registers exactly what it declares, and everything declared can be had."""
+        if not self.plugin.module:
+            raise Skipped("it declares models only")
+        plugins.load(self.plugin.name)
+        for declared in self.plugin.names:
+            thing(declared.kind, f"{self.plugin.name}:{declared.name}")
+
+    def imports(self, folder: Path) -> None:
+        """Its pluggy module is light, since every command that uses one of its names imports it."""
+        if not self.plugin.module:
+            raise Skipped("it declares models only")
+        code = f"import sys; __import__({self.plugin.module!r}); print(*sorted(set(sys.modules) & set({HEAVY!r})))"
+        done = _run(sys.executable, "-c", code)
+        require(done.returncode == 0, f"{self.plugin.module} cannot be imported: {_last_line(done.stderr)}")
+        heavy = done.stdout.strip().splitlines()[-1:] or [""]
+        require(not heavy[0], f"{self.plugin.module} imports {heavy[0]} at once; register names as texts, and import inside what they name")
+
+    def docs(self, folder: Path) -> None:
+        """Its distribution says what it is, under which licence, and has a readme."""
+        require(self.plugin.source is not None, "the distribution has no metadata")
+        assert self.plugin.source is not None
+        about: Any = self.plugin.source.metadata
+        licence = about.get("License-Expression") or about.get("License") or about.get("License-File")
+        licence = licence or any(line.startswith("License ::") for line in about.get_all("Classifier") or ())
+        where = f"distribution {self.plugin.distribution}"
+        require(bool(licence), f"{where} names no licence; add license = \"Apache-2.0\", or another, to its pyproject.toml")
+        require(bool(about.get("Summary")), f"{where} has no summary; add description = \"...\" to its pyproject.toml")
+        readme = about.get("Description") or about.get_payload()
+        require(bool(readme and str(readme).strip()), f"{where} has no readme; add readme = \"README.md\" to its pyproject.toml")
+
+
+# --- what it adds -----------------------------------------------------------------------------------------------------
+
+
+def checks_of_words(bench: Bench) -> Iterator[Check]:
+    """The checks of the documentation of every name and model."""
+    package = bench.plugin.path
+    for spec in bench.plugin.models:
+        yield Check("model", bench.label(spec.name), "docs", partial(_check_model_words, spec), package)
+    for declared in bench.plugin.names:
+
+        def run(folder: Path, kind: str = declared.kind, name: str = declared.name, summary: str = declared.summary) -> None:
+            _check_summary(name, summary)
+            if kind != "command":
+                _check_class(thing(kind, bench.label(name)), bench.label(name))
+
+        yield Check(declared.kind, bench.label(declared.name), "docs", run, package)
+
+
+def checks_of_family(bench: Bench) -> Iterator[Check]:
+    """The checks of every family beside those of its models."""
+    for declared in bench.plugin.names:
+        if declared.kind == "family":
+
+            def run(folder: Path, name: str = declared.name, modality: str = declared.modality) -> None:
+                found = thing("family", bench.label(name))
+                require(found.modality == modality, f"family {name} is declared as {modality}, but its class is of {found.modality}")
+                require(bool(found.tasks), f"family {name} has no tasks")
+                from zoo.testing.of_models import models_of
+
+                if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
+                    raise Skipped("no model of it is declared, so there is none to test; add a [[model]], however small")
+
+            yield Check("family", bench.label(declared.name), "family", run, bench.plugin.path)
+
+
+def _check_model_words(spec: ModelSpec, folder: Path) -> None:
+    _check_summary(spec.name, spec.summary)
+
+
+def _check_summary(name: str, summary: str) -> None:
+    words = summary.split()
+    require(len(words) >= 3, f"the summary of {name} is {summary!r}; say in a sentence what it is")
+    require("todo" not in summary.lower() and "\n" not in summary, f"the summary of {name} is {summary!r}; say in one line what it is")
+
+
+def _check_class(found: Any, name: str) -> None:
+    """A class has a docstring of its own, and every option a description and, where it is needed, an example."""
+    kind = found if isinstance(found, type) else type(found)
+    require(bool((kind.__dict__.get("__doc__") or "").strip()), f"{name}: class {kind.__name__} has no docstring, which is what the reference shows")
+    chosen = getattr(found, "Options", None)
+    if chosen is None:
+        return
+    fields: dict[str, Any] = getattr(chosen, "model_fields", {})
+    require(hasattr(chosen, "model_fields"), f"{name}: its Options is no pydantic model; derive it from zoo.compressor.CompressorOptions")
+    require(chosen.model_config.get("extra") == "forbid", f"{name}: its Options takes unknown keys; derive it from zoo.compressor.CompressorOptions")
+    silent = [option for option, field in fields.items() if not (field.description or "").strip()]
+    require(not silent, f"{name}: option {', '.join(silent[:3])} has no description; write Field(..., description=\"...\")")
+    bare = [option for option, field in fields.items() if field.is_required() and not field.examples]
+    require(not bare, f"{name}: option {', '.join(bare[:3])} has neither default nor example; write Field(..., examples=[...])")
+    for attempt in range(attempts(chosen)):
+        values = options(chosen, attempt=attempt)
+        try:
+            chosen(**values)
+        except ValueError as error:
+            raise AssertionError(f"{name}: its Options refuses its own examples {values}: {sentence(error)}") from None
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def checks_of_command(bench: Bench, name: str) -> Iterator[Check]:
+    """The checks of one command."""
+    full = bench.label(name)
+
+    def run(folder: Path) -> None:
+        done = _run(sys.executable, "-m", "zoo", full, "--help")
+        require(done.returncode == 0, f"`zoo {full} --help` ends with {done.returncode}: {_last_line(done.stderr)}")
+        require("usage" in done.stdout.lower(), f"`zoo {full} --help` prints no usage")
+        said = [line for line in done.stdout.splitlines() if line.strip() and "usage" not in line.lower()]
+        require(bool(said) and not said[0].strip().lower().startswith(("option", "argument", "command")),
+                f"`zoo {full} --help` does not say what the command does; give its function a docstring")  # fmt: skip
+
+    def strange(folder: Path) -> None:
+        done = _run(sys.executable, "-m", "zoo", full, "--no-such-option-anywhere")
+        require(done.returncode != 0, f"`zoo {full}` takes an option that does not exist")
+        require("Traceback" not in done.stderr, f"`zoo {full}` with an unknown option shows a traceback")
+
+    yield Check("command", full, "help", run, bench.plugin.path)
+    yield Check("command", full, "unknown option", strange, bench.plugin.path)
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(args, capture_output=True, text=True, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"`{' '.join(args[1:])}` had not ended after {SECONDS} seconds") from None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1][:300]
