@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
 FORMAT = 2  # 1 had no seal; it is still read
+MOST = 10**15  # no model has so many parameters or bytes
 ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
 DTYPES = {
@@ -108,11 +109,28 @@ def read(path: Path) -> Manifest:
     """Read and validate the manifest of an artifact.
 
     Raises:
-        RequestError: there is none.
-        ArtifactError: it is damaged, or was written by a newer zoo.
+        RequestError, ArtifactError: as `checked`.
     """
     from zoo.model import lineage_of
 
+    data = checked(path)
+    try:
+        return Manifest(
+            spec=ModelSpec(**data["spec"]), lineage=lineage_of(data["lineage"]), dtype=str(data["dtype"]),
+            stored=str(data["stored"]), files=data["files"], notes=data["notes"], plain=str(data["plain"]),
+            family_plugin=data.get("family_plugin", ""), plugins=data.get("plugins", {}), source=data.get("source", {}),
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path / MANIFEST} is damaged: {error}.") from None
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """Return what the manifest of an artifact says; nothing heavy is imported.
+
+    Raises:
+        RequestError: there is none.
+        ArtifactError: it is damaged, or was written by a newer zoo.
+    """
     place = path / MANIFEST
     if not os.path.lexists(place):
         raise RequestError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.")
@@ -127,14 +145,7 @@ def read(path: Path) -> Manifest:
         raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo.")
     if problem := _problem(data) or _broken_seal(data, text):
         raise ArtifactError(f"{place} is damaged: {problem}.")
-    try:
-        return Manifest(
-            spec=ModelSpec(**data["spec"]), lineage=lineage_of(data["lineage"]), dtype=str(data["dtype"]),
-            stored=str(data["stored"]), files=data["files"], notes=data["notes"], plain=str(data["plain"]),
-            family_plugin=data.get("family_plugin", ""), plugins=data.get("plugins", {}), source=data.get("source", {}),
-        )
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{place} is damaged: {error}.") from None
+    return data
 
 
 def _problem(data: Mapping[str, Any]) -> str:
@@ -149,13 +160,18 @@ def _problem(data: Mapping[str, Any]) -> str:
     for key in ("dtype", "stored"):
         if data.get(key, PRECISIONS[0]) not in PRECISIONS:
             return f"{key} {data[key]!r} is none of {', '.join(PRECISIONS)}"
-    if not isinstance(data.get("spec", {}).get("config", {}), dict):
-        return "the config of the spec is no table"
+    if problem := _problem_of_spec(data.get("spec", {})):
+        return problem
+    for key, counts in {"params": [data.get("params", 0)], "bytes": [data.get("bytes", 0)], "shape": _values(data.get("shape", {}))}.items():
+        if not all(type(count) is int and 0 <= count < MOST for count in counts):
+            return f"{key!r} is not a count that a model can have"
     for number, stage in enumerate(data.get("lineage", []), 1):
         kinds = {"use": str, "version": int, "options": dict, "record": dict}
         wrong = [key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)]
         if wrong:
             return f"stage {number} of the lineage has no {wrong[0]}"
+        if not isinstance(stage.get("plugin", ""), str) or not isinstance(stage.get("seed", 0), int):
+            return f"stage {number} of the lineage has a plugin or a seed that is none"
         if problem := problem_of_made(stage.get("made", {})):
             return f"stage {number} of the lineage: {problem}"
     if problem := problem_of_source(data.get("source", {})):
@@ -166,6 +182,18 @@ def _problem(data: Mapping[str, Any]) -> str:
     if "files" in data and not any(name.endswith(".safetensors") for name in data["files"]):
         return "it lists no weight file"
     return ""
+
+
+def _problem_of_spec(spec: Mapping[str, Any]) -> str:
+    kinds: dict[str, type] = {"params": int, "config": dict, "sha256": dict}
+    for key, value in spec.items():
+        if not isinstance(value, kinds.get(key, str)):
+            return f"{key!r} of the spec is {type(value).__name__}, not {kinds.get(key, str).__name__}"
+    return "" if 0 <= spec.get("params", 0) < MOST else "'params' of the spec is not a count that a model can have"
+
+
+def _values(table: Any) -> list[Any]:
+    return list(table.values()) if isinstance(table, dict) else [table]
 
 
 def verify(path: Path) -> list[tuple[str, str]]:
@@ -212,6 +240,28 @@ def fill(model: Model, path: Path) -> None:
                    {name.removeprefix(prefix): places[name] for name in names})  # fmt: skip
 
 
+def require_described(model: Model, path: Path) -> None:
+    """Compare a skeleton with the headers of the weight files in `path`, those that are there.
+
+    Raises:
+        ArtifactError: names the first missing, unexpected or misshapen tensor.
+    """
+    files = {prefix: path / file for prefix, file in model.family.weight_files(model.spec.config).items()}
+    tensors = model.tensors()
+    for prefix, names in _by_file(tensors, files).items():
+        if files[prefix].is_file():
+            shapes = {name: tuple(about["shape"]) for name, about in header.read(files[prefix]).items()}
+            _require_alike(files[prefix], {name.removeprefix(prefix): tuple(tensors[name].shape) for name in names}, shapes)
+
+
+def _require_alike(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(expected.keys() - found.keys()) + sorted(found.keys() - expected.keys()):
+        raise ArtifactError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of the model'}.")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ArtifactError(f"{path}: {name!r} has shape {found[name]}, the model expects {shape}.")
+
+
 def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, list[str]]:
     """The names of the tensors that go into each file, by prefix: the longest that fits."""
     found: dict[str, list[str]] = {prefix: [] for prefix in files}
@@ -233,13 +283,10 @@ def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], places: Ma
     header.require_whole(path)
     try:
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name in sorted(expected.keys() - names) + sorted(names - expected.keys()):
-                raise ArtifactError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of the model'}.")
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
             for name, empty in expected.items():
                 tensor = file.get_tensor(name)
-                if tensor.shape != empty.shape:
-                    raise ArtifactError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, the model expects {tuple(empty.shape)}.")
                 if tensor.is_floating_point() and empty.is_floating_point():
                     tensor = tensor.to(empty.dtype)
                 if isinstance(empty, nn.Parameter):

@@ -315,7 +315,10 @@ def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "
 def _from_hub(reference: Reference) -> list[Sample]:
     name = reference.source.removeprefix("hub:")
     hint = " Go online once (and unset HF_HUB_OFFLINE), or name a folder that `datasets` saved."
-    return _from_datasets(lambda d: d.load_dataset(name), reference, reference.source, hint=hint)
+    from zoo.weights import no_telemetry
+
+    with no_telemetry():
+        return _from_datasets(lambda d: d.load_dataset(name), reference, reference.source, hint=hint)
 
 
 def _require_unicode(sample: Sample) -> None:

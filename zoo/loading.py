@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")  # of configs,
 # The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
 MOST = {"layer": 10_000, "depth": 10_000, "expert": 10_000, **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24)}
 UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)  # what a record of another model causes
+
+_global_state = threading.RLock()  # of torch, which building a model changes for a moment: one thread at a time
 
 
 def load(
@@ -122,7 +125,7 @@ def build_random(
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with _global_state, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.device("cpu"):
             module = family.build(spec.config, spec.task)
@@ -150,22 +153,25 @@ def build_empty(family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dt
 def _empty_parameters() -> Iterator[None]:
     """Put every parameter on the meta device as it is registered; buffers, such as rotary tables, become real.
 
-    accelerate's `init_empty_weights` does the same but takes tied parameters apart.
+    accelerate's `init_empty_weights` does the same but takes tied parameters apart. Modules that other threads make
+    meanwhile are theirs.
     """
     from torch import nn
 
-    register = nn.Module.register_parameter
+    here = threading.get_ident()
 
     def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
+        if parameter is not None and parameter.device.type != "meta" and threading.get_ident() == here:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with _global_state:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
@@ -237,8 +243,12 @@ def _checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
     """
     if weights_at in ("auto", "random"):
         return weights_at
-    place = Path(weights_at).expanduser()
-    if not place.exists():
+    try:
+        place = Path(weights_at).expanduser()
+        there = place.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RequestError(f"weights={str(weights_at)[:80]!r} is no path: {getattr(error, 'strerror', None) or error}.") from None
+    if not there:
         hint = nearest(str(weights_at), ("auto", "random"))
         raise RequestError(f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.{hint}")
     if path is not None:
@@ -320,7 +330,11 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
         model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
     except (RequestError, ArtifactError) as error:
         raise ArtifactError(f"{path / artifact.MANIFEST}: {error}") from error
-    if device != "meta":
+    except Exception as error:  # whatever a library makes of a config that is not its own
+        raise ArtifactError(f"{path / artifact.MANIFEST} describes a model that cannot be built ({one_line(error)[:160]}).") from error
+    if device == "meta":
+        artifact.require_described(model, path)
+    else:
         artifact.fill(model, path)
         if device:
             model.module.to(device)

@@ -116,7 +116,8 @@ def reproduce(
         output.print_json(found.to_json())
     elif found.difference is None:
         names = ", ".join(one["name"] for one in found.files)
-        print(f"{path} is reproduced to the bit: {len(found.stages)} stages, {len(found.files)} files ({names}).")
+        count = f"{len(found.stages)} stage{'' if len(found.stages) == 1 else 's'}"
+        print(f"{path} is reproduced to the bit: {count}, {len(found.files)} files ({names}).")
     else:
         print(f"{path} is not reproduced: {found.difference}.")
         for one in found.circumstances:

@@ -22,7 +22,7 @@ from torch import nn
 
 from zoo.anatomy import Stack
 from zoo.compressor import Compressor, Context, Record, State
-from zoo.errors import Refused, RequestError, nearest
+from zoo.errors import ArtifactError, Refused, RequestError, nearest
 from zoo.model import Model
 from zoo_compress.calibrate import CalibrationOptions, batches, watch
 
@@ -193,7 +193,13 @@ def _stacks(model: Model, options: Inherit.Options) -> list[Stack]:
 
 
 def _drop(module: nn.Module, path: str, kept: list[int], *, depth: int) -> None:
-    """Drop the other blocks of the list at `path`, and let numbers and configs follow."""
+    """Drop the other blocks of the list at `path`, and let numbers and configs follow.
+
+    Raises:
+        ArtifactError: a record that is read keeps blocks that are not there, or not in their order.
+    """
+    if not kept or kept != sorted(set(kept)) or not set(kept) <= set(range(depth)):
+        raise ArtifactError(f"inherit cannot have kept blocks {kept} of {depth} at {path}.")
     configs = list(_configs(module, path, depth=depth))
     blocks = module.get_submodule(path)
     assert isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) == depth

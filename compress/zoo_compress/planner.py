@@ -140,14 +140,22 @@ def skeleton_of(recipe: Recipe) -> Model:
 def located(recipe: Recipe, name: str) -> str:
     """A model or teacher name; a path that exists beside the recipe is meant from there."""
     beside = recipe.base / name
-    return str(beside) if ("/" in name or name.startswith(".")) and beside.is_dir() else name
+    return str(beside) if ("/" in name or name.startswith(".")) and _is_there(beside) and beside.is_dir() else name
 
 
 def weights_of(recipe: Recipe) -> str:
     """The recipe's `weights`; a path that exists beside the recipe is meant from there."""
     asked = recipe.model.weights
     beside = recipe.base / asked
-    return str(beside) if asked not in ("auto", "random") and beside.exists() else asked
+    return str(beside) if asked not in ("auto", "random") and _is_there(beside) else asked
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; one that no file system takes, being too long, does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _stored_of(recipe: Recipe, model: Model) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from zoo import artifact, catalog, loading, registry, weights
+from zoo import artifact, catalog, loading, plugins, registry, weights
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset, open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
@@ -233,6 +233,10 @@ class _Reproduction:
         then: dict[str, str] = {}
         for step in self.steps:
             then |= {key: value for key, value in step.stage.made["with"].items() if value != here.get(key)}
+        installed = {plugin.name: plugin.version for plugin in plugins.declared()}
+        for name, about in self.manifest.plugins.items():
+            if about.get("distribution") != "zoo" and about.get("version", "") != installed.get(name, ""):
+                then[f"plugin {name}"], here[f"plugin {name}"] = str(about.get("version", "")), installed.get(name, "")
         return [{"what": key, "then": value, "here": here.get(key, "")} for key, value in then.items() if key != "threads"]
 
     # --- making it again ------------------------------------------------------------------------------------------

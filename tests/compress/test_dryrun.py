@@ -99,7 +99,7 @@ def test_half_precision_is_trained_on_copies(monkeypatch: pytest.MonkeyPatch):
     assert training_bytes(model, None, rows, data="train", options=options, context=context) - wide == pytest.approx(2 * model.params, rel=0.05)
 
 
-@pytest.mark.parametrize("build", [lambda: small("qwen3"), lambda: small("opt"), snapgen])
+@pytest.mark.parametrize("build", [lambda: small("qwen3"), lambda: small("opt"), toy])
 def test_a_forward_pass_without_gradient(build: Any):
     model = build()
     batch = model.family.example(model, batch=4, size=64)

@@ -201,16 +201,18 @@ class Runs:
 
 
 def growing(runs: Runs, *, step: int, draw: random.Random) -> None:
-    """Give a run a little more room after each failure: it goes on every time, and every kind of write fails."""
+    """Give a run no room, then a little more after each failure until it gets further, then none again."""
     runs.disk.clear()
+    room = most = 0
     for _ in range(400):
-        runs.disk.leave(draw.randint(0, step) * PAGE)
+        runs.disk.leave(room * PAGE)
         done = runs.run()
         if done.code == 0:
             break
         runs.full(done, "growing")
-        runs.disk.leave(runs.disk.free + draw.randint(1, step) * PAGE)
         runs.report.tried["runs: a little more room"] += 1
+        room = 0 if runs.disk.used > most else room + draw.randint(1, step)
+        most = max(most, runs.disk.used)
     runs.complete("growing")
 
 
@@ -364,9 +366,11 @@ def parts(names: list[str], *, seed: int, folder: Path) -> Report:
             runs = Runs(zygote, folder / "work", disk, report)
             runs.alone()
             if "runs" in names:
-                growing(runs, step=12, draw=draw)
-                for stride in (1, 2, 3, 5):
+                growing(runs, step=16, draw=draw)
+                print("runs: grew", flush=True)
+                for stride in (2, 3, 5):
                     filling(runs, start=1, stride=stride, draw=draw)
+                    print(f"runs: filled up at every {stride}th change", flush=True)
                 replacing(runs, draw)
                 print("runs: the sentence named", dict(sorted(runs.hit.items())), flush=True)
             if "outputs" in names:

@@ -285,20 +285,19 @@ def aim(kind: str, case: Case, process: Any, out: Path, draw: random.Random) -> 
 # --- one case ---------------------------------------------------------------------------------------------------------
 
 
-def undisturbed(case: Case, zygote: Zygote) -> None:
+def undisturbed(case: Case, zygote: Zygote, *, speeds: tuple[str, ...] = (SPEED, QUIET)) -> None:
     """Run a recipe and leave it alone: what it ends with, and how long its parts take."""
     begun = time.monotonic()
-    process = zygote.start(*case.args("alone", SPEED), cwd=case.place, setup=OFTEN)
+    process = zygote.start(*case.args("alone", speeds[0]), cwd=case.place, setup=OFTEN)
     while not over(process.pid):
         for line in lines(process)[len(case.seen):]:
             case.seen.append((time.monotonic() - begun, line))
-        time.sleep(0.002)
-    done = process.wait()
-    assert done.code == 0, done.err
-    case.expected[SPEED] = content(case.place / "alone")
-    done = zygote.run(*case.args("alone", QUIET), cwd=case.place, setup=OFTEN)
-    assert done.code == 0, done.err
-    case.expected[QUIET] = content(case.place / "alone")
+        time.sleep(0.005)
+    process.wait()
+    for speed in speeds:
+        done = zygote.run(*case.args("alone", speed), cwd=case.place, setup=OFTEN)
+        assert done.code == 0, process.done.err + done.err
+        case.expected[speed] = content(case.place / "alone")
     shutil.rmtree(case.place / "alone")
 
 
@@ -353,11 +352,11 @@ def rerun(case: Case, found: Kill, args: list[str], zygote: Zygote, *, expected:
     found.wrong += [f"{name} differs" for name in sorted(ended.keys() | expected.keys()) if ended.get(name) != expected.get(name)]
 
 
-def kills(case: Case, zygote: Zygote, *, count: int, seed: int) -> Iterator[Kill]:
+def kills(case: Case, zygote: Zygote, *, count: int, seed: int, aims: tuple[str, ...] = AIMS) -> Iterator[Kill]:
     """Kill a recipe's run `count` times, each time a new one."""
     draw = random.Random(f"{seed} {case.recipe.stem}")
     for number in range(count):
-        kind = AIMS[number % len(AIMS)]
+        kind = aims[number % len(aims)]
         for _ in range(5):
             found = kill(case, kind, zygote, draw)
             if found is not None:

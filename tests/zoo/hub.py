@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,10 +18,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(ThreadingHTTPServer):
     """Serves `folder` as `REPOSITORY` at `COMMIT`, and keeps what it was asked: (method, path, user agent)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, delay: float = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder = folder
+        self.folder, self.delay = folder, delay  # seconds before the content of a file
         self.asked: list[tuple[str, str, str]] = []
+
+    def handle_error(self, *_: object) -> None:
+        """A client may be killed."""
 
     @property
     def address(self) -> str:
@@ -28,9 +32,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Hub]:
+def serving(folder: Path, *, delay: float = 0) -> Iterator[Hub]:
     """A hub that answers while the block runs."""
-    with Hub(folder) as hub:
+    with Hub(folder, delay=delay) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
         try:
@@ -75,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
         if body and content:
+            time.sleep(self.server.delay if file.is_file() else 0)
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:

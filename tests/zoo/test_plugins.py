@@ -233,9 +233,12 @@ def test_metadata_that_is_nobodys_plugin_is_left_alone(site: Path):
 def test_the_first_of_a_distribution_on_the_path_counts(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     install(site, "out_first", registry=MODEL.format(name="first", params=1))
     install(tmp_path / "later", "out_first", registry=MODEL.format(name="second", params=1))
+    metadata = tmp_path / "later/out_first-1.0.dist-info/METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 2.0"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "later")])
     registry.refresh()
-    assert plugins.find("out_first").declares("model") == ("first",) and not plugins.find("out_first").fault
+    found = plugins.find("out_first")
+    assert (found.version, found.declares("model"), found.fault) == ("1.0", ("first",), "")
 
 
 def test_a_fault_of_a_distribution_does_not_harm_a_plugin_of_its_name(site: Path):

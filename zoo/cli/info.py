@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo import catalog, registry, weights
+from zoo import catalog, header, registry, weights
 from zoo.cli import output
 from zoo.declarations import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName
+from zoo.reading import LARGEST_DATA, text_of
 
 # Bits a parameter takes; the packed formats' scales come on top (a few per cent).
 FORMATS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
@@ -78,10 +79,12 @@ def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
 
 def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
     """Read what the manifest of a saved model says; "shape" is there when stages made the config's sizes obsolete."""
-    manifest = _read_json(path / "zoo.json")
+    from zoo import artifact
+
+    manifest = artifact.checked(path)
     try:
-        spec = ModelSpec(**manifest.get("spec", {}))
-    except TypeError as error:
+        spec = ModelSpec(**manifest["spec"])
+    except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path / 'zoo.json'} has no spec that this version of zoo can read: {error}.") from error
     stages = [stage.get("use", "?") for stage in manifest.get("lineage", []) if isinstance(stage, dict)]
     params = manifest.get("params")
@@ -102,29 +105,17 @@ def _foreign(path: Path, family: registry.Declared) -> tuple[ModelSpec, str, dic
     marks = [mark.partition(":")[0] for mark in family.recognises]
     config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))
     files = sorted(path.rglob("*.safetensors"))
-    params = sum(math.prod(entry["shape"]) for file in files for entry in _header(file).values())
+    params = sum(math.prod(entry["shape"]) for file in files for entry in header.read(file).values())
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
     spec = ModelSpec(path.name, family.name, family.modality, family.task, params=params, config=config, plugin=family.plugin, dtype=dtype)
     return spec, f"checkpoint in {path}" if files else f"no safetensors in {path}", {}
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The tensors a safetensors file lists in its header."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header: dict[str, Any] = jsonlib.loads(stream.read(min(length, 100_000_000)))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} is not a readable safetensors file.") from error
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
 def _read_json(file: Path) -> dict[str, Any]:
+    text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
     try:
-        data = jsonlib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
+        data = jsonlib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"{file} does not hold a JSON object.")
@@ -134,8 +125,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Read the sizes of a language model from its config, whatever the config calls them."""
     config = _text_part(config)
-    found = {name: next((config[key] for key in keys if isinstance(config.get(key), int)), 0)
-             for name, keys in _SHAPE.items()}  # fmt: skip
+    found = {name: next((_count(config, key) for key in keys if _count(config, key)), 0) for name, keys in _SHAPE.items()}
     if found["heads"]:
         found["kv_heads"] = found["kv_heads"] or (1 if config.get("multi_query") else found["heads"])
         found["head_dim"] = found["head_dim"] or found["width"] // found["heads"]
@@ -149,11 +139,17 @@ def cache_bytes_per_token(config: Mapping[str, Any], *, dtype: str) -> int | Non
     kinds = config.get("layer_types")
     if isinstance(kinds, list):  # hybrids: only layers with softmax attention keep keys and values
         layers = sum(kind in ("full_attention", "sliding_attention", "chunked_attention") for kind in kinds)
-    if config.get("kv_lora_rank"):  # DeepSeek-V2's latent attention caches one latent and one rotary key
-        entries = int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim", 0))
+    if _count(config, "kv_lora_rank"):  # DeepSeek-V2's latent attention caches one latent and one rotary key
+        entries = _count(config, "kv_lora_rank") + _count(config, "qk_rope_head_dim")
     else:
         entries = _entries(shape)
     return layers * entries * _BYTES.get(dtype, 2) or None
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    """A size in a config, 0 where it says none that a model can have."""
+    value = config.get(key)
+    return value if type(value) is int and 0 < value < 10**9 else 0
 
 
 def _entries(shape: Mapping[str, int]) -> int:

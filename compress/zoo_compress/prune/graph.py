@@ -116,13 +116,18 @@ def rebuild(model: Model, record: Record) -> None:
         old = owner._parameters.get(name, owner._buffers.get(name))
         if old is None:
             raise ArtifactError(f"{path} was pruned to {shape}, but {type(module).__name__} has no such tensor.")
+        if len(shape) != old.dim() or not all(type(new) is int and 0 < new <= was for new, was in zip(shape, old.shape, strict=True)):
+            raise ArtifactError(f"{path} cannot have been pruned from {tuple(old.shape)} to {shape}.")
         new = torch.empty(shape, dtype=old.dtype, device=old.device)
         if name in owner._parameters:
             owner._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
         else:
             owner._buffers[name] = new
     for path, numbers in graph["numbers"].items():
+        known = _numbers_of(module.get_submodule(path))
         for name, value in numbers.items():
+            if type(value) is not type(known.get(name)) or not all(type(number) is int for number in (value if isinstance(value, list) else [value])):
+                raise ArtifactError(f"{path} has no number {name!r} that pruning could have made {value!r}.")
             setattr(module.get_submodule(path), name, tuple(value) if isinstance(value, list) else value)
     _tie_again(module, ties)
 
@@ -247,18 +252,19 @@ def _shapes(module: nn.Module) -> dict[str, list[int]]:
 
 
 def _numbers(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Whole numbers, and tuples of them, that modules keep as plain attributes."""
+    return {path: _numbers_of(part) for path, part in module.named_modules()}
+
+
+def _numbers_of(part: nn.Module) -> dict[str, Any]:
+    """Whole numbers, and tuples of them, that a module keeps as plain attributes."""
 
     def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
 
     return {
-        path: {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(part).items()
-            if not name.startswith("_") and (whole(value) or (isinstance(value, tuple) and all(map(whole, value))))
-        }
-        for path, part in module.named_modules()
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(part).items()
+        if not name.startswith("_") and (whole(value) or (isinstance(value, tuple) and all(map(whole, value))))
     }
 
 

@@ -122,6 +122,10 @@ class PruneStructured(Compressor):
         if plan.record() != record:
             found = plan.record()["found"]
             raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {found}.")
+        for name, left in record["kept"].items():
+            pairs = zip(left, record["found"][name], strict=True) if isinstance(left, list) else [(left, record["found"][name])]
+            if not all(type(new) is int and 0 < new <= was for new, was in pairs):
+                raise ArtifactError(f"{self.name} cannot have cut {name} from {record['found'][name]} to {left}.")
         carry_out(model.module, model.anatomy, plan, first(plan), stage=self.name)
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:

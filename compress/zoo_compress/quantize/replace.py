@@ -27,7 +27,7 @@ from zoo.compressor import (
     Trait,
     require_dense,
 )
-from zoo.errors import Refused, UnknownName, ZooError, nearest
+from zoo.errors import ArtifactError, Refused, UnknownName, ZooError, nearest
 from zoo.model import Model
 from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows, weight_out_in
 from zoo_compress.share import places, require_sharers
@@ -116,6 +116,9 @@ class Quantize(Compressor):
     def _replace(self, model: Model, record: Record, *, empty: bool, progress: Progress) -> None:
         """Swap the packed layers in, a module at several places once, the token table before the head it is tied to."""
         kinds: dict[str, str] = record["modules"]
+        for path, kind in kinds.items():
+            if kind not in BITS:
+                raise ArtifactError(f"{self.name}: {path} is packed as {kind!r}, which this version does not know.")
         tables = _tied_tables(model.module, kinds)
         groups = sorted(places(model.module, kinds), key=lambda group: kinds[group[0]] != EMBEDDING)
         for group in progress.track(groups, total=len(groups), label=self.name):
