@@ -143,7 +143,7 @@ def test_info_of_a_damaged_manifest_is_one_sentence(tmp_path: Path):
     (tmp_path / "zoo.json").write_text("{")
     done = zoo("info", str(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
-    assert re.fullmatch(rf"error: {tmp_path}/zoo\.json is not valid JSON: .*\.\n", done.stderr)
+    assert re.fullmatch(rf"error: {tmp_path}/zoo\.json is damaged: .*\.\n", done.stderr)
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_a_dict_is_as_good_as_a_file(file: Path):
     assert parsed.base == Path() and [s.options for s in parsed.stages] == [s.options for s in Recipe.load(file).stages]
 
 
-@pytest.mark.parametrize("example", sorted((Path(__file__).parents[2] / "examples").rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", sorted(path for path in (Path(__file__).parents[2] / "examples").rglob("*.toml") if "third_party" not in path.parts), ids=lambda path: path.stem)
 def test_every_example_is_a_good_recipe(example: Path):
     if "pyproject" in example.name or "registry" in example.name:
         pytest.skip("not a recipe")
@@ -126,7 +126,7 @@ def test_every_example_is_a_good_recipe(example: Path):
          "small.toml, line 28, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'? Options: max_tokens, length."),
         ("[[stage]]\nuse = \"inherit\"", "[stage]\nuse = \"inherit\"", "small.toml is not valid TOML: "),
         ("seed = 3", "seed = ", "small.toml is not valid TOML: Invalid value (at line 3, column 8)."),
-        ("seed = 3", "seed = " + "[" * 5000, "small.toml is not valid TOML: "),
+        ("seed = 3", "seed = " + "[" * 5000, "small.toml is nested too deeply to be read."),
         ("seed = 3", "seed = " + "9" * 5000, "small.toml is not valid TOML: "),
     ],
 )  # fmt: skip
@@ -173,9 +173,9 @@ def test_a_missing_file_names_the_nearest(file: Path):
     assert str(caught.value) == f"{file.parent}/smal.toml does not exist. Did you mean 'small.toml'?"
     with pytest.raises(RecipeError, match=r"no/such\.toml does not exist\.$"):
         Recipe.load(file.parent / "no" / "such.toml")
-    with pytest.raises(RecipeError, match=r"cannot be read: Is a directory\.$"):
+    with pytest.raises(RecipeError, match=r" is not a file\.$"):
         Recipe.load(file.parent)
-    with pytest.raises(RecipeError, match=r"cannot be read: Not a directory\.$"):
+    with pytest.raises(RecipeError, match=r"x\.toml does not exist\.$"):
         Recipe.load(file / "x.toml")
 
 

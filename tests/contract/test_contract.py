@@ -79,7 +79,7 @@ def built(start: Model, stages: list[Stage]) -> Model:
 @pytest.fixture(scope="module")
 def finished(request: pytest.FixtureRequest, bases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Build and save every selected case, reload all in one process; case -> "" or what went wrong."""
-    selected = {item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")}
+    selected = {item.callspec.params.get("case") for item in request.session.items if item.path == request.path and hasattr(item, "callspec")}
     folder = tmp_path_factory.mktemp("artifacts")
     found: dict[str, Any] = {}
     here: dict[Path, tuple[str, Outputs]] = {}

@@ -53,7 +53,7 @@ def installed(projects: list[Path], site: Path) -> None:
 def _break(project: Path, things: Mapping[str, tuple[str, ...]]) -> None:
     """Add broken things to a project with a family; of a broken family, also a model."""
     package = project / project.name.replace("-", "_")
-    source = "broken_families.py" if "family" in things else "broken.py"
+    source = "broken_families.py" if "family" in things else "faulty.py"
     (package / "broken.py").write_text((HERE / source).read_text())
     registry, plugin = [(package / "registry.toml").read_text()], [(package / "plugin.py").read_text()]
     stem = project.name.removeprefix("zoo-")
