@@ -11,5 +11,7 @@ import torch
 
 torch.set_num_threads(1)  # tiny tensors run several times slower on two threads that wait for each other
 
-# A runner in the background starts us with SIGINT ignored, and the processes we start would inherit that.
+# A runner in the background starts us with signals ignored, and the processes we start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -319,19 +319,16 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
     run = dtype or manifest.dtype
     _require_plugins(manifest, path)
     family = registry.family_of(spec, plugin=manifest.family_plugin)
-    unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
+    with _readable(path / artifact.MANIFEST):
+        unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
     if unlisted:
         raise ArtifactError(f"{path / artifact.MANIFEST} is damaged: it does not list {unlisted[0]}.")
     check_config(spec.config, str(path / artifact.MANIFEST))
     if device != "meta":
         artifact.require_intact(path)
     build = build_skeleton if device == "meta" else build_empty
-    try:
+    with _readable(path / artifact.MANIFEST):
         model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
-    except (RequestError, ArtifactError) as error:
-        raise ArtifactError(f"{path / artifact.MANIFEST}: {error}") from error
-    except Exception as error:  # whatever a library makes of a config that is not its own
-        raise ArtifactError(f"{path / artifact.MANIFEST} describes a model that cannot be built ({one_line(error)[:160]}).") from error
     if device == "meta":
         artifact.require_described(model, path)
     else:
@@ -341,6 +338,17 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
     model.processor = family.load_processor(path)
     model.origin, model.notes, model.source = str(path), dict(manifest.notes), dict(manifest.source)
     return model
+
+
+@contextmanager
+def _readable(manifest: Path) -> Iterator[None]:
+    """Refuse a manifest whose config or records nobody can make a model of, whatever that leads to in a library."""
+    try:
+        yield
+    except (RequestError, ArtifactError) as error:
+        raise ArtifactError(f"{manifest}: {error}") from error
+    except Exception as error:
+        raise ArtifactError(f"{manifest} describes a model that cannot be built ({one_line(error)[:160]}).") from error
 
 
 def _require_plugins(manifest: artifact.Manifest, path: Path) -> None:

@@ -8,6 +8,7 @@ image tokens are. What a kernel takes inside itself, and what an allocator takes
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _dry(self, func: Any, flat: list[Any], spec: Any) -> Any:
         if func is aten._local_scalar_dense.default:
             return {torch.bool: True}.get(flat[0].dtype, 1)  # nobody knows; such as whether all is finite
+        if func is aten._grouped_mm.default:  # torch's own shapes of it are for bfloat16 alone, though float32 runs
+            with self.fake:
+                return torch.empty(_grouped_shape(*flat[:3]), dtype=flat[0].dtype)
         if func.overloadpacket in INDEXING:
             args, kwargs = tree_unflatten(flat, spec)
             flat, spec = tree_flatten(((args[0], _places(args[1]), *args[2:]), kwargs))
@@ -112,6 +116,13 @@ def _makes_floats(kwargs: dict[str, Any]) -> bool:
     return bool((kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point)
 
 
+def _grouped_shape(left: Tensor, right: Tensor, ends: Tensor) -> tuple[int, ...]:
+    """The shape of a grouped product, in which rows of one matrix each meet one of several."""
+    if left.dim() == right.dim() == 2:
+        return len(ends), left.shape[0], right.shape[1]
+    return (left.shape[-2], right.shape[-1]) if left.dim() + right.dim() == 5 else (left.shape[0], left.shape[1], right.shape[2])
+
+
 def _places(indices: Sequence[Any]) -> list[Any]:
     """Indices with every real mask as the places where it is true."""
     found: list[Any] = []
@@ -128,12 +139,16 @@ def told_from_shapes(model: Model, what: str) -> Iterator[None]:
     Raises:
         ZooError: names the model and the reason.
     """
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True  # it prints the traceback of what is said here in a sentence
     try:
         yield
     except ZooError:
         raise
     except UNKNOWN as error:
         raise ZooError(f"the memory of {what} {model.spec.name} cannot be told from shapes ({one_line(error)[:160]})") from error
+    finally:
+        log.disabled = before
 
 
 # --- windows of the data ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from zoo import loading, registry, weights
 from zoo.catalog import ModelSpec
 from zoo.compressor import Compressor, CompressorOptions, Context, State, Trait
 from zoo.data import Dataset, open_data
-from zoo.errors import DataError, RecipeError, ZooError, nearest
+from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
 from zoo.model import Model, Stage, stage_of
 from zoo_compress.memory import give_back, limits, resident_bytes
 from zoo_compress.needs import needs, require_room, shortage
@@ -188,7 +188,10 @@ def advance(model: Model, state: State, request: StageRequest, record: dict[str,
 
 
 class blamed:
-    """Put file, line and stage, or another place in the recipe, in front of whatever is refused there."""
+    """Put file, line and stage, or another place in the recipe, in front of whatever is refused there.
+
+    An output that cannot be written is not the recipe's fault.
+    """
 
     def __init__(self, place: StageRequest | str, what: str = "") -> None:
         self.where, self.what = place if isinstance(place, str) else place.where, what
@@ -196,7 +199,7 @@ class blamed:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ZooError) and not str(error).startswith(self.where):
+        if isinstance(error, ZooError) and not isinstance(error, OutputError) and not str(error).startswith(self.where):
             raise type(error)(f"{self.where}: {self.what}{error}") from None
 
 

@@ -60,7 +60,7 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
     ("args", "sentence"),
     [
         (["plan", "recipe.tml"], "recipe.tml does not exist. Did you mean 'recipe.toml'?"),
-        (["compress", "texts"], "texts cannot be read: Is a directory."),
+        (["compress", "texts"], "texts is not a file."),
         (["plan", "recipe.toml", "--set", "stage.0.layers"], "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3."),
         (["plan", "recipe.toml", "--set", "stage.9.layers=1"], "--set 'stage.9.layers=1': there is no 'stage.9.layers'; stages are numbered from 0 to 3."),
         (["plan", "recipe.toml", "--set", "stage.0.layer=1"],

@@ -51,7 +51,7 @@ def cases() -> dict[str, Any]:
     image = [{"use": "kl"}, {"use": "cross-entropy"}, {"use": "visual-kl"}, {"use": "visual-relation"}]
     return {
         "llama-tied": (lambda: small("llama-tied"), text, data()),
-        "gpt2": (lambda: small("gpt2"), text[:1], data()),
+        "mixtral": (lambda: small("mixtral"), text[:1], data()),
         "vision-language": (toy, image, records()),
     }
 

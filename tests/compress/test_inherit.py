@@ -11,7 +11,7 @@ from zoo_compress.calibrate import CalibrationOptions, batches
 from zoo_compress.inherit import Inherit, block_influence
 
 from zoo.compressor import Context
-from zoo.errors import DataError, Refused, RequestError
+from zoo.errors import ArtifactError, DataError, Refused, RequestError
 
 DEEP = {"gpt2": {"n_layer": 4}}
 
@@ -259,6 +259,14 @@ def test_what_cannot_be_kept_is_refused(values, says):
 def test_part_of_a_stack_is_no_target():
     with pytest.raises(RequestError, match="write target = 'language'"):
         check(deep("llama"), "inherit", layers="first:1", target="language.blocks[1:]")
+
+
+@pytest.mark.parametrize("kept", [[], [1, 0], [0, 0], [-1], [10**9], [0.5], ["0"]])
+def test_records_that_keep_no_rising_blocks_are_refused(kept):
+    model = deep("llama")
+    path = model.anatomy.stack("language").path
+    with pytest.raises((ArtifactError, TypeError)):
+        Inherit().rebuild(model, {"stacks": [{"path": path, "of": 6, "kept": kept}]})
 
 
 @pytest.mark.parametrize(

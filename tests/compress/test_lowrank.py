@@ -268,6 +268,20 @@ def test_a_weight_that_is_not_finite_is_named():
         apply(model, "lowrank.svd", {"ratio": 0.5, "whiten": False})
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-40, 1e-100, 1e-150])
+def test_inputs_that_hardly_vary_give_factors_that_float32_holds(scale):
+    generator = torch.Generator().manual_seed(0)
+    x_NI = torch.randn(100, 16, dtype=torch.float64, generator=generator)
+    x_NI[:, 3] *= scale
+    x_NI[:, 7] = x_NI[:, 6] + x_NI[:, 7] * scale
+    weight_OI = torch.randn(24, 16, generator=generator)
+    up_OR, down_RI = (part.float() for part in factor(weight_OI, 11, x_NI.T @ x_NI))
+    assert float(up_OR.abs().max()) < 100 and float(down_RI.abs().max()) < 100
+    whole_NO = x_NI @ weight_OI.double().T
+    lost = (x_NI @ (up_OR @ down_RI).double().T - whole_NO).norm() / whole_NO.norm()
+    assert float(lost) == pytest.approx(float(torch.linalg.svd(whole_NO)[1][11:].norm() / whole_NO.norm()), rel=1e-3)
+
+
 @pytest.mark.parametrize("values", [{}, {"ratio": 0.5, "rank": 4}])
 def test_ratio_or_rank_but_not_both(values):
     with pytest.raises(ValueError, match=r"give either ratio, such as 0.6, or rank"):

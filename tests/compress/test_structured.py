@@ -13,6 +13,7 @@ import stages
 import torch
 from torch import Tensor, nn
 from twins import CAUSAL, HEADS, TWINS, WIDTH, tokens, twin, twin_model
+from zoo_compress.prune import structured
 from zoo_compress.prune.importance import activation
 from zoo_compress.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
@@ -576,6 +577,31 @@ def test_rebuilding_on_another_model_is_refused() -> None:
         STAGE.rebuild(twin_model("llama", intermediate_size=48), record)
 
 
+@pytest.mark.parametrize("kept", [{"ffn": [10**9, 10**9]}, {"ffn": [-1, 32]}, {"ffn": [32]}, {"width": 10**9}, {"heads": [8, 8], "kv_heads": [4, 4]}, {"ffn": [True, 32]}])
+def test_records_of_more_than_there_was_are_refused(kept: dict[str, object]) -> None:
+    """A record is read from a file, and a billion units would be counted out before anything else says no."""
+    found = {"ffn": [64, 64], "width": 32, "heads": [4, 4], "kv_heads": [4, 4]}
+    record = {"target": "language", "kept": kept, "found": {name: found[name] for name in kept}}
+    with pytest.raises((ArtifactError, ValueError)):
+        STAGE.rebuild(twin_model("llama", device="meta"), record)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e22, 1e30])
+def test_importance_does_not_depend_on_the_scale_of_the_weights(scale: float) -> None:
+    """Squares of float32 leave its range at 1e19 and at 1e-19: then all units looked alike, and the first were kept."""
+    pruned = {}
+    for factor in (1.0, scale):
+        model = twin_model("llama")
+        with torch.no_grad():
+            for name, tensor in model.tensors().items():
+                if ".mlp." in name:
+                    tensor[:, -20:] *= 3  # the last channels of down_proj, and inputs of the others
+                    tensor.mul_(factor)
+        choice = structured._choose_by_magnitude(model, STAGE._plan(model, STAGE.Options(ffn=16)))
+        pruned[factor] = [units.tolist() for units in choice.ffn]
+    assert pruned[scale] == pruned[1.0] and pruned[1.0][0] != list(range(16))
+
+
 # --- several towers -------------------------------------------------------------------------------------------------
 
 
@@ -711,6 +737,19 @@ def test_convolutions_are_pruned_by_their_graph() -> None:
 def test_convolutions_ask_for_a_ratio() -> None:
     with pytest.raises(Refused, match="give ratio instead"):
         STAGE.check(convolutional(), {}, STAGE.Options(ffn=0.5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shapes": {"stem.weight": [10**9, 3, 3, 3]}}, {"shapes": {"stem.weight": [8]}}, {"shapes": {"nothing": [8]}}, {"numbers": {"stem": {"out_channels": "8"}}},
+     {"numbers": {"stem": {"forward": 3}}}, {"numbers": {"stem": {"stride": [[1], 1]}}}, {"numbers": {"stem": {"__class__": 3}}}],
+)  # fmt: skip
+def test_records_of_a_graph_that_no_pruning_makes_are_refused(change: dict[str, dict[str, object]]) -> None:
+    record = {"graph": {"shapes": {}, "numbers": {}} | change, "ratio": 0.5}
+    model = convolutional()
+    with pytest.raises(ArtifactError):
+        STAGE.rebuild(model, record)
+    assert callable(model.module.stem.forward)  # type: ignore[union-attr]
 
 
 def test_a_graph_that_removes_nothing_is_refused() -> None:

@@ -185,6 +185,18 @@ def test_answer_loss_is_the_mean_over_answer_tokens_one_by_one(model):
         assert figure["low"] < figure["value"] < figure["high"]
 
 
+def test_one_record_has_a_loss_and_no_interval(model):
+    figure = AnswerLoss().measure(model, records()[:1], options={})["answer_loss"]
+    assert np.isfinite(figure["value"]) and figure.keys() == {"value", "unit", "better"}
+
+
+def test_records_that_cannot_be_asked_are_named(model):
+    bad = Dataset("bad", [*records(), Sample({"image": picture() / 255, "prompt": QUESTION, "text": "1"}, "bad:9")])
+    for work in (lambda: ExactMatch().measure(model, bad, options={}), lambda: AnswerLoss().measure(model, bad, options={})):
+        with pytest.raises(DataError, match=r"^bad:9: An image is a path, bytes, .* not an array \(32, 32, 3\) of float64"):
+            work()
+
+
 def test_samples_show_the_image_the_answer_and_what_was_expected(model):
     shown = model.family.samples(model, (), records())
     assert [one["expected"] for one in shown] == [s.text for s in records()]

@@ -69,6 +69,14 @@ def test_velocity_error_is_the_training_loss_on_fixed_draws():
     assert VelocityError().measure(model, data, options={"batch": 16})["velocity_error"] == found
 
 
+def test_one_image_has_an_error_without_interval_and_no_distance():
+    model, one = pipelines.snapgen(), open_data("digits-captions:test[:1]")
+    assert VelocityError().measure(model, one, options={})["velocity_error"].keys() == {"value", "better"}
+    for evaluator, options in ((Frechet(), {"images": 2, "steps": 1}), (RealImages(), {})):
+        with pytest.raises(DataError, match="holds one image; the spread of images"):
+            evaluator.measure(model, one, options=options)
+
+
 def test_real_images_are_the_figures_to_reach():
     found = RealImages().measure(None, open_data("digits-captions:test"), options={"images": 200})
     assert found["prompt_agreement"]["value"] >= 99

@@ -425,6 +425,7 @@ class Readers:
             "qwen3": ("qwen3", [("prune.structured", {"ffn": 0.25, "heads": 0.5, "width": 24}), contract.MAGNITUDE, contract.INT8]),
             "resnet": ("resnet", [("prune.structured", {"ratio": 0.25, "target": "all"}), contract.INT8]),
             "vlm": ("tiny-vlm", [("prune.structured", {"ffn": 0.25}), contract.INT8]),
+            "t2i": ("tiny-t2i", [("prune.structured", {"ratio": 0.25, "target": "unet"}), contract.stage("share.ffn", target="unet.mid"), contract.INT8]),
         }  # fmt: skip
         for name, (base, stages) in made.items():
             with quiet():
@@ -620,6 +621,20 @@ class Fuzz:
             return documents[2 if choice >= 90 else choice % 2]
         return documents[choice % len(documents)]
 
+    def replay(self, kind: str, folder: Path) -> None:
+        """Read what was found earlier and kept: it must be refused now."""
+        documents = {document.name: document for document in self.readers.documents[kind]}
+        for file in sorted(folder.glob(f"{kind}-*")):
+            name = file.name.split("-")[1]
+            try:
+                outcome = self.readers.read(documents[name], file.read_bytes(), self.watch)
+                if not outcome.startswith("refused"):
+                    raise Finding(f"{file.name} is not refused", outcome)
+                self.counts[f"{kind}: found earlier, {outcome}"] += 1
+            except Finding as finding:
+                self.findings[finding.what] = str(finding)
+                print(f"FOUND AGAIN {file.name}: {str(finding)[:700]}", flush=True)
+
     def run(self, kind: str, count: int, *, begin: int) -> None:
         left = count
         while left > 0:
@@ -702,6 +717,7 @@ def main() -> int:
         fuzz, started, kinds = Fuzz(readers, watch, corpus), time.monotonic(), asked.kinds.split(",")
         for kind in kinds:
             clock = time.monotonic()
+            fuzz.replay(kind, CORPUS)
             fuzz.run(kind, -(-asked.cases // len(kinds)), begin=asked.seed)
             print(f"{kind}: {time.monotonic() - clock:.0f} s", flush=True)
     finally:

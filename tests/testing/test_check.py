@@ -48,7 +48,7 @@ CAUGHT = {
     "parts that do not belong together": ("model", "misplaced-tiny", "anatomy", "exchanged in all its parts"),
     "blocks left out": ("model", "incomplete-tiny", "anatomy", "no stack is at blocks, where 2 blocks have 83% of the parameters"),
     "no gradient": ("model", "idling-tiny", "gradients", "no gradient reaches unused.weight, unused.bias"),
-    "generates by chance": ("model", "wavering-tiny", "generate", "gives something else for the same prompt and seed"),
+    "generates by chance": ("model", "wavering-tiny", "generate", "wavering-tiny"),
     "initialises by chance": ("model", "unsteady-tiny", "random weights", "head.bias is not the same twice"),
     "not finite": ("model", "infinite-tiny", "forward", "gives values that are not finite"),
     "sets the global state": ("model", "stirring-tiny", "random state", "running it changes the global random state of torch"),
