@@ -160,7 +160,7 @@ def decode(model: LlamaForCausalLM, prompt_BT: torch.Tensor, tokens: int) -> flo
     for _ in range(tokens):
         next_B1 = out.logits[:, -1:].argmax(-1)
         start = time.perf_counter()
-        out = model(next_B1, past_key_values=out.past_key_values, use_cache=True)
+        out = model(next_B1, cache=out.cache, use_cache=True)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

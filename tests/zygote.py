@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = r"""
-import gc, json, os, sys, traceback
+import contextlib, ctypes, gc, json, os, sys, traceback
 import torch, transformers, accelerate.utils, safetensors.torch, pydantic, rich.progress, psutil, typer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 import zoo.cli, zoo.loading, zoo.generation
@@ -43,6 +43,8 @@ for line in sys.stdin:
         code = 70
         try:
             os.setpgid(0, 0)
+            with contextlib.suppress(AttributeError):
+                ctypes.CDLL(None).prctl(1, 9)  # Linux: be killed when the parent is gone
             for number, path in ((1, asked["out"]), (2, asked["err"])):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

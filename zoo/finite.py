@@ -86,7 +86,7 @@ def damage(model: Model) -> str:
     if not bad:
         return ""
     name, tensor = bad[0], model.tensors()[bad[0]].detach()
-    wrong = ~torch.isfinite(tensor.float())
+    wrong = ~torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor)
     first = wrong.nonzero()[0].tolist()
     count = int(wrong.sum())
     values = "1 value that is" if count == 1 else f"{count:,} values that are"

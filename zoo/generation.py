@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import RequestError, ZooError
 from zoo.finite import cause, damage, ends, require_finite_outputs
 
-CACHES = ("past_key_values", "cache_params")  # what an output calls the state of the tokens read; attention, state space
-
 if TYPE_CHECKING:
     import torch
 
@@ -105,15 +103,15 @@ def next_tokens(
 
     generator = torch.Generator().manual_seed(seed)
     step: torch.Tensor = torch.tensor([ids], device=model.device)
-    cache: dict[str, Any] = {}
+    cache: Any = None
     beside = first or {}
     read, looked = list(ids), False
     for _ in range(count):
         with torch.inference_mode():
-            out = model.module(input_ids=step, use_cache=True, logits_to_keep=1, **cache, **beside)
-        cache = {name: kept for name in CACHES if (kept := getattr(out, name, None)) is not None}
-        if not cache:
-            raise RequestError(f"{type(model.module).__name__} keeps none of {', '.join(CACHES)} between tokens, so it cannot be generated from.")
+            out = model.module(input_ids=step, cache=cache, use_cache=True, logits_to_keep=1, **beside)
+        cache = getattr(out, "cache", None)
+        if cache is None:
+            raise RequestError(f"{type(model.module).__name__} returns no cache of the tokens it read, so it cannot be generated from.")
         logits_V = out.logits[0, -1].float()
         lowest, highest = ends(logits_V)
         if not math.isfinite(highest) or (lowest == -math.inf and not looked):
@@ -154,9 +152,9 @@ def greedy(
     for _ in range(count):
         with torch.inference_mode():
             out = model.module(
-                input_ids=step_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **beside
+                input_ids=step_BT, attention_mask=mask_BT, cache=cache, use_cache=True, logits_to_keep=1, **beside
             )
-        cache, beside = out.past_key_values, {}
+        cache, beside = out.cache, {}
         require_finite_outputs(model, out.logits[:, -1].float().amax(-1), asked, of=of or "the prompts")
         step_BT = out.logits[:, -1:].float().argmax(-1)
         found.append(step_BT[:, 0])

@@ -119,7 +119,7 @@ class Model:
         compressor.check(self, self.state(), options)
         require_finite(self, what=compressor.name)
         inputs = Inputs(compressor, options, context)
-        record = json.loads(json.dumps(compressor.apply(self, options, inputs.context)))
+        record = as_json(compressor.apply(self, options, inputs.context), stage=compressor.name)
         require_finite(self, what=f"{compressor.name} left the model damaged", remedy="Nothing was saved; other options may help.")
         self.round()
         done = stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed)
@@ -217,6 +217,19 @@ def stage_of(compressor: Compressor, options: Mapping[str, Any], record: Record,
     declared = owner("compressor", compressor, compressor.name)
     canonical = json.loads(json.dumps(options, sort_keys=True))  # as a manifest gives them back: a card is the same either way
     return Stage(compressor.name, compressor.version, canonical, record, declared.plugin, seed)
+
+
+def as_json(record: Record, *, stage: str) -> Record:
+    """Return a record as a manifest will give it back.
+
+    Raises:
+        ZooError: it holds what JSON cannot, such as nan.
+    """
+    try:
+        found: Record = json.loads(json.dumps(record, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"{stage} gave a record that no manifest can hold ({error}), so the model could not be saved.") from error
+    return found
 
 
 def lineage_of(stages: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:

@@ -168,9 +168,9 @@ def _example(results: dict[str, Any], folder: Path) -> str:
     """The command that runs the result, with what its family takes and a prompt it was sampled with."""
     import shlex
 
-    from zoo import registry
+    from zoo.loading import family_of
 
-    family = registry.family(results["model"]["family"])
+    family = family_of(folder)
     samples = results["stages"][-1].get("samples") or [{}]
     prompt = str(samples[0].get("prompt") or "def ").splitlines()[0][:60]
     prompt = shlex.quote(prompt) if set(prompt) & set('"$`!\\') else f'"{prompt}"'

@@ -27,7 +27,7 @@ class Output:
 
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: Any = None
+    cache: Any = None
 
 
 class H2OVL(nn.Module):
@@ -77,18 +77,18 @@ class H2OVL(nn.Module):
 
     def body(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None,
-        past_key_values: Any = None, use_cache: bool | None = None,
+        cache: Any = None, use_cache: bool | None = None,
     ) -> Output:
         """Run up to the head: hidden states (B, T, D)."""
         found = self.language.model(
             inputs_embeds=self.embed(input_ids, pixel_values), attention_mask=attention_mask,
-            position_ids=positions(attention_mask, input_ids.shape[1]), past_key_values=past_key_values, use_cache=use_cache,
+            position_ids=positions(attention_mask, input_ids.shape[1]), cache=cache, use_cache=use_cache,
         )  # fmt: skip
-        return Output(last_hidden_state=found.last_hidden_state, past_key_values=found.past_key_values)
+        return Output(last_hidden_state=found.last_hidden_state, cache=found.cache)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None,
-        past_key_values: Any = None, use_cache: bool | None = None, logits_to_keep: int = 0,
+        cache: Any = None, use_cache: bool | None = None, logits_to_keep: int = 0,
     ) -> Output:
         """Run on tokens (B, T) and the tiles of all samples (N, 3, height, width), in the order of their <IMG_CONTEXT> tokens.
 
@@ -96,10 +96,10 @@ class H2OVL(nn.Module):
             attention_mask: (B, T), 0 where a token is padding, on either side; with a cache, of all tokens so far.
             logits_to_keep: only the last so many positions; 0: all.
         """
-        found = self.body(input_ids, attention_mask, pixel_values, past_key_values, use_cache)
+        found = self.body(input_ids, attention_mask, pixel_values, cache, use_cache)
         assert found.last_hidden_state is not None
         kept = found.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else found.last_hidden_state
-        return Output(logits=self.get_output_embeddings()(kept), past_key_values=found.past_key_values)
+        return Output(logits=self.get_output_embeddings()(kept), cache=found.cache)
 
 
 def has_values(tensor: torch.Tensor) -> bool:

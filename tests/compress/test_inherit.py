@@ -57,7 +57,7 @@ def test_cached_equals_uncached_after_dropping_blocks(name):
     with torch.no_grad():
         whole = model.module(input_ids=ids).logits
         prompt = model.module(input_ids=ids[:, :9], use_cache=True)
-        rest = model.module(input_ids=ids[:, 9:], past_key_values=prompt.past_key_values, use_cache=True)
+        rest = model.module(input_ids=ids[:, 9:], cache=prompt.cache, use_cache=True)
     torch.testing.assert_close(rest.logits, whole[:, 9:], rtol=1e-4, atol=1e-5)
 
 

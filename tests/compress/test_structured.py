@@ -215,7 +215,7 @@ def test_cached_logits_equal_uncached(name: str, kind: str) -> None:
         steps = [prefill.logits]
         for position in range(7, 10):
             step = model.module(
-                ids[:, position : position + 1], past_key_values=prefill.past_key_values, use_cache=True
+                ids[:, position : position + 1], cache=prefill.cache, use_cache=True
             )
             steps.append(step.logits)
     torch.testing.assert_close(torch.cat(steps, 1), logits(model.module, ids), **CLOSE)

@@ -38,7 +38,7 @@ from zoo.errors import ZooError
 from zoo.model import Model
 
 BASES = ("tiny-code", "qwen3", "gpt2", "tiny-vlm", "tiny-t2i", "vit", "resnet")
-DTYPES = {"qwen3": "bfloat16"}  # the others run in float32
+DTYPES = {"qwen3": "bfloat16", "gpt2": "float16"}  # the others run in float32
 MOST = 1000  # characters of a sentence
 EVALUATORS = {
     "text": {"perplexity": {"max_tokens": 200}}, "vision-language": {"exact-match": {"max_new_tokens": 4}, "answer-loss": {}},

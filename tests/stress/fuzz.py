@@ -551,7 +551,7 @@ class Watch:
         before, peak = _random_state(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.seen.clear()
         self.on = True
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 8)  # again, where a callback of the collector swallows it
         try:
             outcome = work()
         except ZooError as error:

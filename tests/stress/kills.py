@@ -1,9 +1,10 @@
 """SIGKILL at random moments over the three quickstarts: every rerun completes, redoes only what was unfinished, and ends
 with the same bytes as a run left alone.
 
-    python tests/stress/kills.py [--kills 20] [--recipes quickstart,quickstart-vlm] [--seed N] [--json FILE]
+    python tests/stress/kills.py [--kills 20] [--recipes quickstart,quickstart-vlm] [--signal TERM] [--seed N] [--json FILE]
 
-The whole process group is killed. Moments are spread over planning (also of fresh processes, while they import),
+The whole process group is killed. With another signal it must end within seconds, with a sentence and nothing half-written,
+or as a Python that was just starting. Moments are spread over planning (also of fresh processes, while they import),
 calibration, training, saving, measuring and reporting; what was really hit is read from the disk and printed.
 The same bytes: every file of the output, stages included, but for report.html, and in results.json and the logs of
 stages the figures of time, speed and memory.
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,8 +58,8 @@ RECIPES = {
         "stage.3.steps=20", "stage.3.batch=4",
     ],
     "quickstart-t2i": [
-        "data.train=digits-captions:train[:64]", "stage.2.steps=20", "stage.2.batch=4",
-        'evaluate={tasks = ["prompt-agreement"], prompts = ["a seven"], prompt-agreement = {images = 4, steps = 2}}',
+        "data.train=digits-captions:train[:64]", "data.test=digits-captions:test[:32]", "stage.2.steps=20", "stage.2.batch=4",
+        'evaluate={tasks = ["velocity-error"], prompts = [], velocity-error = {draws = 1}}',
     ],
 }  # fmt: skip
 
@@ -96,6 +97,7 @@ class Kill:
     hit: str
     stages: int = 0  # that were finished, and not run again
     step: int = 0  # from which training went on
+    ending: float = 0.0  # seconds from the signal to the end
     again: float = 0.0  # seconds of the rerun
     wrong: list[str] = field(default_factory=list)
 
@@ -301,7 +303,7 @@ def undisturbed(case: Case, zygote: Zygote, *, speeds: tuple[str, ...] = (SPEED,
     shutil.rmtree(case.place / "alone")
 
 
-def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random) -> Kill | None:
+def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: int = signal.SIGKILL) -> Kill | None:
     """Start, kill, rerun, compare; None where the run was over before the kill."""
     out, scratch = case.place / "out", case.place / "tmp"
     for folder in (out, scratch):
@@ -311,13 +313,18 @@ def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random) -> Kill | N
     args, env = case.args("out", speed), {"TMPDIR": str(scratch)}
     process: Any = Fresh(args, cwd=case.place, env=env) if kind.startswith("fresh") else zygote.start(*args, cwd=case.place, setup=OFTEN, env=env)
     aim(name, case, process, out, draw)
+    begun = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
-        process.kill(signal.SIGKILL, group=True)
+        process.kill(number, group=number != signal.SIGTERM)
     done = process.wait()
-    if done.code != -signal.SIGKILL:
-        assert done.code == 0, done.err
+    if done.code == 0:
         return None
-    found = Kill(case.recipe.stem, kind, hit(out, done.err.splitlines()))
+    said = [line for line in done.err.splitlines() if not line.startswith("error: ")]
+    found = Kill(case.recipe.stem, kind, hit(out, said), ending=time.monotonic() - begun)
+    if number == signal.SIGKILL:
+        assert done.code == -number, done.err
+    else:
+        found.wrong += unclean(done, number, found.ending, drafts(out))
     if kind == "fresh planning" and found.hit.startswith("planning"):
         found.hit = "importing or planning"
     rerun(case, found, args, zygote, expected=case.expected[speed], env=env)
@@ -325,6 +332,17 @@ def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random) -> Kill | N
     scraps = [place for place in scratch.iterdir() if not place.name.startswith("torchinductor_")]  # torch's cache, made on import
     found.wrong += [f"{place} is left" for place in (*drafts(out), *scraps, *out.glob("work"))]
     return found
+
+
+def unclean(done: Done, number: int, ending: float, left: list[Path]) -> list[str]:
+    """What is wrong with how a signal other than SIGKILL ended a run."""
+    last = done.err.splitlines()[-1] if done.err else ""
+    wrong = [] if ending < 15 else [f"it took {ending:.0f} s to end"]
+    if done.code == -number and not done.out and not last:
+        return wrong  # a Python that was starting
+    if done.code != 128 + number or "same command goes on from there" not in last or "Traceback" in done.err or left:
+        wrong.append(f"it ended with {done.code}, left {left}, and said: {done.err[-600:]}")
+    return wrong
 
 
 def rerun(case: Case, found: Kill, args: list[str], zygote: Zygote, *, expected: dict[str, Any], env: dict[str, str]) -> None:
@@ -352,13 +370,15 @@ def rerun(case: Case, found: Kill, args: list[str], zygote: Zygote, *, expected:
     found.wrong += [f"{name} differs" for name in sorted(ended.keys() | expected.keys()) if ended.get(name) != expected.get(name)]
 
 
-def kills(case: Case, zygote: Zygote, *, count: int, seed: int, aims: tuple[str, ...] = AIMS) -> Iterator[Kill]:
+def kills(
+    case: Case, zygote: Zygote, *, count: int, seed: int, aims: tuple[str, ...] = AIMS, signals: Sequence[int] = (signal.SIGKILL,)
+) -> Iterator[Kill]:
     """Kill a recipe's run `count` times, each time a new one."""
     draw = random.Random(f"{seed} {case.recipe.stem}")
     for number in range(count):
         kind = aims[number % len(aims)]
         for _ in range(5):
-            found = kill(case, kind, zygote, draw)
+            found = kill(case, kind, zygote, draw, number=signals[number % len(signals)])
             if found is not None:
                 yield found
                 break
@@ -369,7 +389,7 @@ def kills(case: Case, zygote: Zygote, *, count: int, seed: int, aims: tuple[str,
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
-def attack(name: str, folder: Path, *, count: int, seed: int) -> list[Kill]:
+def attack(name: str, folder: Path, *, count: int, seed: int, signals: Sequence[int]) -> list[Kill]:
     """Everything about one recipe."""
     place = folder / name
     place.mkdir()
@@ -378,9 +398,9 @@ def attack(name: str, folder: Path, *, count: int, seed: int) -> list[Kill]:
     with Zygote("diffusers", "zoo_h2ovl.family", "zoo_snapgen.family") as zygote:
         undisturbed(case, zygote)
         print(f"{name}: left alone {case.seen[-1][0]:.0f} s, {len(case.expected[QUIET])} files compared", flush=True)
-        for one in kills(case, zygote, count=count, seed=seed):
+        for one in kills(case, zygote, count=count, seed=seed, signals=signals):
             found.append(one)
-            print(f"  {name:14} {one.aim:14} hit {one.hit:26} {one.stages} stages kept, step {one.step:2}, rerun {one.again:4.1f} s"
+            print(f"  {name:14} {one.aim:14} hit {one.hit:26} {one.stages} stages kept, step {one.step:2}, ended in {one.ending:3.1f} s, rerun {one.again:4.1f} s"
                   + (f"  WRONG: {'; '.join(one.wrong)}" if one.wrong else ""), flush=True)  # fmt: skip
     return found
 
@@ -390,12 +410,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each recipe")
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--jobs", type=int, default=2, help="recipes at the same time")
+    parser.add_argument("--signal", default="KILL", help="KILL, or of INT,TERM,HUP one or several in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="zoo-kills-") as folder, ThreadPoolExecutor(asked.jobs) as pool:
-        work = partial(attack, folder=Path(folder), count=asked.kills, seed=asked.seed)
+        signals = [signal.Signals[f"SIG{name}"] for name in asked.signal.split(",")]
+        work = partial(attack, folder=Path(folder), count=asked.kills, seed=asked.seed, signals=signals)
         found = [one for some in pool.map(work, reversed(asked.recipes.split(","))) for one in some]
     wrong = [one for one in found if one.wrong]
     print("\nhit by a kill:")
@@ -403,7 +425,7 @@ def main() -> int:
         print(f"  {times:3} {what}")
     kept, steps = sum(one.stages for one in found), sum(one.step > 0 for one in found)
     print(f"{len(found)} kills, {len(found) - len(wrong)} reruns right, {len(wrong)} wrong; {kept} finished stages kept, "
-          f"training went on {steps} times; {time.monotonic() - begun:.0f} s")  # fmt: skip
+          f"training went on {steps} times, the slowest end took {max(one.ending for one in found):.1f} s; {time.monotonic() - begun:.0f} s")  # fmt: skip
     if asked.json:
         asked.json.write_text(json.dumps([vars(one) for one in found], indent=1) + "\n")
     return 1 if wrong else 0

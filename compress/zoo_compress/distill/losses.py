@@ -61,7 +61,7 @@ class ForwardKL(RowLoss):
     """KL(teacher || student) at a temperature t, times t² (Hinton et al. 2015, 1503.02531, section 2)."""
 
     class Options(LossOptions):
-        temperature: float = Field(1.0, gt=0, description="divides both logits")
+        temperature: float = Field(1.0, gt=0, le=1000, description="divides both logits")
 
     def __call__(
         self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Options

@@ -42,8 +42,8 @@ def test_token_by_token_is_the_same_as_at_once():
         at_once = model.module(ids).logits
         state, one_by_one = None, []
         for t in range(ids.shape[1]):
-            out = model.module(ids[:, t : t + 1], cache_params=state, use_cache=True)
-            state = out.cache_params
+            out = model.module(ids[:, t : t + 1], cache=state, use_cache=True)
+            state = out.cache
             one_by_one.append(out.logits)
     torch.testing.assert_close(torch.cat(one_by_one, dim=1), at_once, rtol=1e-4, atol=1e-4)
 

@@ -36,7 +36,7 @@ class Output:
 
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    cache_params: list[torch.Tensor] | None = None  # log h (B, D) of each block after the last token
+    cache: list[torch.Tensor] | None = None  # log h (B, D) of each block after the last token
 
 
 class MinGRU(nn.Module):
@@ -116,25 +116,25 @@ class MinGRULM(nn.Module):
         self.lm_head.weight = self.embed_tokens.weight
 
     def body(
-        self, input_ids: torch.Tensor, cache_params: Sequence[torch.Tensor] | None = None, use_cache: bool = False
+        self, input_ids: torch.Tensor, cache: Sequence[torch.Tensor] | None = None, use_cache: bool = False
     ) -> Output:
-        """Run tokens (B, T), after those that left the states `cache_params`, up to the head."""
+        """Run tokens (B, T), after those that left the states `cache`, up to the head."""
         x_BTD, states = self.embed_tokens(input_ids), []
         for index, block in enumerate(self.blocks):
-            x_BTD, state = block(x_BTD, cache_params[index] if cache_params else None)
+            x_BTD, state = block(x_BTD, cache[index] if cache else None)
             states.append(state)
-        return Output(last_hidden_state=self.norm(x_BTD), cache_params=states if use_cache else None)
+        return Output(last_hidden_state=self.norm(x_BTD), cache=states if use_cache else None)
 
     def forward(
         self,
         input_ids: torch.Tensor,
-        cache_params: Sequence[torch.Tensor] | None = None,
+        cache: Sequence[torch.Tensor] | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
     ) -> Output:
         """Return logits, of all positions or of the last `logits_to_keep`."""
-        found = self.body(input_ids, cache_params, use_cache)
+        found = self.body(input_ids, cache, use_cache)
         assert found.last_hidden_state is not None
         return Output(
-            logits=self.lm_head(found.last_hidden_state[:, -logits_to_keep:]), cache_params=found.cache_params
+            logits=self.lm_head(found.last_hidden_state[:, -logits_to_keep:]), cache=found.cache
         )
