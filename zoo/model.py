@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.catalog import ModelSpec
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait
+from zoo.errors import ZooError
 from zoo.finite import require_finite, require_finite_once, require_fitting
 
 if TYPE_CHECKING:

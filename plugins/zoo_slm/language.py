@@ -25,6 +25,7 @@ from zoo.family import TextFamily
 from zoo.loading import CODE_KEYS, DTYPES, cast_parameters, check_config
 from zoo.model import Model
 from zoo.reading import LARGEST_DATA, text_of
+from zoo_slm import models
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
@@ -46,7 +47,8 @@ class TransformersText(TextFamily):
         """
         import transformers
 
-        values = {key: value for key, value in config.items() if key not in CODE_KEYS}
+        own = models.own_type(config)
+        values = models.adopted(config) if own else {key: value for key, value in config.items() if key not in CODE_KEYS}
         model_type = values.pop("model_type", None)
         try:
             parsed = transformers.AutoConfig.for_model(model_type, **values)
@@ -94,7 +96,10 @@ class TransformersText(TextFamily):
         import transformers
 
         config, task = _read_config(path)
-        auto = getattr(transformers, TASKS[task])
+        auto, beside = getattr(transformers, TASKS[task]), {}
+        if models.own_type(config):
+            models.require_sound(config, path)
+            beside = {"config": transformers.AutoConfig.for_model(**config)}
         spec = ModelSpec(name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config)
         if device == "meta":
             kept = str(dtype or _own_dtype(path, config)).removeprefix("torch.")
@@ -115,7 +120,7 @@ class TransformersText(TextFamily):
             with _quiet():
                 module, report = auto.from_pretrained(
                     path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                    ignore_mismatched_sizes=True, output_loading_info=True,
+                    ignore_mismatched_sizes=True, output_loading_info=True, **beside,
                 )
         except (*UNFIT, OSError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be loaded: {_first_line(error)}") from None
@@ -178,6 +183,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         named = " ".join(config.get("architectures") or [])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{place} is not a transformers config with a model_type and architectures.") from None
+    if models.own_type(config):
+        config = models.adopted(config)
+        named = config["architectures"][0]
     check_config(config, str(place))
     if "MaskedLM" in named:
         return config, "masked-lm"
