@@ -1,20 +1,25 @@
 """Loading: `zoo.load` against transformers' `from_pretrained` on the same weights, each in fresh processes, interleaved.
 
-python benchmarks/load.py [MODEL_DIR] [--repeats 5] [--json FILE]
+python benchmarks/load.py [MODEL_DIR] [--shapes smollm2-135m,smollm2-1.7b] [--repeats 5] [--json FILE]
 
-Without MODEL_DIR: the packaged tiny-code, and a random model of SmolLM2-135M's shape saved by zoo. Time is from after the
-imports to the first logits of an 8-token prompt; memory is the peak resident set above what it was after the imports.
+Without MODEL_DIR: the packaged tiny-code, and random weights in the shapes of --shapes, saved by zoo (which checks every
+file's sha256 when it loads) and saved by transformers. Time is from after the imports to the first logits of an 8-token
+prompt; memory is the peak resident set above what it was after the imports, and its ratio to the size of the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import zoo
 
 CHILD = """
 import json, sys, time
@@ -42,18 +47,21 @@ print(json.dumps({"seconds": seconds, "peak": peak_bytes() - base, "sum": float(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("--shapes", default="smollm2-135m,smollm2-1.7b")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, path, dtype in [(args.model.name, args.model, "float32")] if args.model else _defaults(Path(folder)):
+        for name, path, dtype in [(args.model.name, args.model, "float32")] if args.model else _made(Path(folder), args.shapes.split(",")):
             found[name] = compare(path, dtype, args.repeats)
             ours, theirs = found[name]["zoo"], found[name]["transformers"]
             print(f"{name} ({dtype}): same logits: {found[name]['same']}")
             for key, unit, scale in (("seconds", "s", 1.0), ("peak", "MB", 1e6)):
                 print(f"  {key:8} zoo {ours[key] / scale:9.3f} {unit}   from_pretrained {theirs[key] / scale:9.3f} {unit}"
                       f"   ratio {ours[key] / theirs[key]:.2f}")  # fmt: skip
+            size = found[name]["bytes"]
+            print(f"  peak over size of the files ({size / 1e6:.0f} MB): zoo {ours['peak'] / size:.2f}, from_pretrained {theirs['peak'] / size:.2f}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 
@@ -65,25 +73,26 @@ def compare(path: Path, dtype: str, repeats: int) -> dict:
             out = subprocess.run([sys.executable, "-c", CHILD, how, str(path), dtype], check=True, capture_output=True, text=True)
             done.append(json.loads(out.stdout.splitlines()[-1]))
     medians = {how: {key: statistics.median(run[key] for run in done[1:]) for key in ("seconds", "peak")} for how, done in runs.items()}
-    return {**medians, "same": runs["zoo"][0]["sum"] == runs["transformers"][0]["sum"]}
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return {**medians, "bytes": size, "same": runs["zoo"][0]["sum"] == runs["transformers"][0]["sum"]}
 
 
-def _defaults(folder: Path) -> list[tuple[str, Path, str]]:
+def _made(folder: Path, names: list[str]) -> Iterator[tuple[str, Path, str]]:
+    """The packaged tiny-code, and random models of catalogued shapes, each as zoo and as transformers save it."""
     from zoo import catalog, weights
-    from zoo.catalog import ModelSpec
-    from zoo.loading import build_random
-    from zoo.registry import family
 
-    config = {
-        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-        "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-    }  # fmt: skip
-    spec = ModelSpec(name="smollm2-135m-shape", family="llama", modality="text", task="causal-lm", plugin="zoo_slm", config=config)
-    saved = build_random(family("llama"), spec, dtype="bfloat16").save(folder / "smollm2-135m-shape")
     packaged = weights.packaged_at(catalog.info("tiny-code"))
     assert packaged is not None
-    return [("tiny-code", packaged, "float32"), ("smollm2-135m-shape", saved, "bfloat16")]
+    yield "tiny-code", packaged, "float32"
+    for name in names:
+        model = zoo.load(name, weights="random", dtype="bfloat16")
+        model.save(folder / f"{name}-zoo")
+        model.module.save_pretrained(folder / f"{name}-transformers")
+        del model
+        for form in ("zoo", "transformers"):
+            place = folder / f"{name}-{form}"
+            yield f"{name}, saved by {form}", place, "bfloat16"
+            shutil.rmtree(place)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 MKL rounds an fp32 matrix-vector product (one token through a linear layer) differently when the matrix begins off a
 16-byte boundary, and safetensors files map tensors to any multiple of 8. So that a saved model computes what the model
-in memory computed, to the last bit, every tensor of a model begins where torch's own allocator would put it.
+in memory computed, to the last bit, tensors of a model begin where torch's own allocator would put them. The kernels for
+weights of 16 bits give the same wherever a matrix lies (tests/zoo/test_alignment.py), so those stay mapped.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ def aligned(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def align(module: nn.Module) -> None:
-    """Align every tensor of a module in place; what is shared stays shared."""
+    """Align the tensors of a module in place, but for weights of 16 bits; what is shared stays shared."""
     for parameter in module.parameters():
-        parameter.data = aligned(parameter.data)
+        if parameter.dtype not in (torch.bfloat16, torch.float16):
+            parameter.data = aligned(parameter.data)
     buffers: dict[int, Tensor] = {}
     for owner in module.modules():
         for name, buffer in owner._buffers.items():

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class Part:
     """The units of one projection along one axis of one parameter.
 
-    Unit i owns the entries [offset + i * stride, offset + i * stride + width) of `axis`.
+    Unit i owns the entries [start, start + width) of `axis`, where start = offset + i * stride. Where units come in groups
+    with something between (queries of several groups, each before its own key and value), `group` says how many make one
+    and `leap` how far the next begins: start = offset + i // group * leap + i % group * stride.
     `path` names a module with a `weight`, or a parameter itself (stacked experts).
     """
 
@@ -33,12 +35,16 @@ class Part:
     width: int = 1
     offset: int = 0
     stride: int = 1
+    group: int = 0  # 0: one stride throughout
+    leap: int = 0
 
     def indices(self, units: torch.Tensor) -> torch.Tensor:
         """Return the entries along `axis` that `units` (n,) own: (n * width,), int64."""
         import torch
 
-        starts = self.offset + units.long() * self.stride
+        units = units.long()
+        among = units % self.group if self.group else units
+        starts = self.offset + among * self.stride + (units // self.group * self.leap if self.group else 0)
         return (starts[:, None] + torch.arange(self.width)).flatten()
 
 

@@ -185,7 +185,7 @@ def _problem(data: Mapping[str, Any]) -> str:
 
 
 def _problem_of_spec(spec: Mapping[str, Any]) -> str:
-    kinds: dict[str, type] = {"params": int, "config": dict, "sha256": dict}
+    kinds: dict[str, type] = {"params": int, "params_non_embedding": int, "config": dict, "sha256": dict}
     for key, value in spec.items():
         if not isinstance(value, kinds.get(key, str)):
             return f"{key!r} of the spec is {type(value).__name__}, not {kinds.get(key, str).__name__}"
@@ -325,7 +325,7 @@ def _write_files(model: Model, path: Path) -> None:
     }
     manifest = {
         "format": FORMAT,
-        "spec": {**asdict(model.spec), "packaged": "", "params": model.params},
+        "spec": {**asdict(model.spec), "packaged": "", "params": model.params, "params_non_embedding": 0},
         "lineage": [asdict(stage) for stage in model.lineage],
         "dtype": model.dtype,
         "stored": model.stored,
@@ -399,7 +399,7 @@ def _storable(model: Model) -> dict[str, Any]:
 
 def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     with path.open("wb") as file:
-        file.writelines(pieces_of(tensors, {"format": "pt"}))
+        file.writelines(pieces_of(tensors, {"format": "pt", "manifest": MANIFEST}))
 
 
 def pieces_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[Buffer]:

@@ -33,7 +33,8 @@ def models(
     """Return the models that fit every filter given, in the catalogue's order.
 
     Args:
-        max_params: the largest parameter count, as a number or as text such as "1.5B".
+        max_params: the largest parameter count, as a number or as text such as "1.5B"; a model whose count is not known
+            does not fit.
     """
     return list(fitting(modality=modality, family=family, max_params=max_params, license=license).values())
 
@@ -52,7 +53,7 @@ def fitting(
         for name, spec in catalogue().items()
         if (modality is None or spec.modality.casefold() == modality.casefold())
         and (family is None or spec.family.casefold() == family.casefold())
-        and (limit is None or spec.params <= limit)
+        and (limit is None or 0 < spec.params <= limit)  # an unknown count is not known to be small
         and (license is None or spec.license.casefold() == license.casefold())
     }
 

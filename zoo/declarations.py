@@ -41,6 +41,7 @@ class ModelSpec:
     modality: str
     task: str
     params: int = 0  # exact; 0: not known
+    params_non_embedding: int = 0  # without token table, untied head and learned positions; 0: not counted
     license: str = ""
     hub: str = ""
     revision: str = ""
@@ -51,6 +52,7 @@ class ModelSpec:
     config: dict[str, Any] = field(default_factory=dict, hash=False)
     dtype: str = ""  # how it is run; empty: as stored
     packaged: str = ""  # where its weights are
+    unknown: str = ""  # what is not known of it, and why; without a config it cannot be built
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; `ModelSpec(**data)` gives the same spec back."""
@@ -198,7 +200,7 @@ def _folder(value: Any) -> str:
 _MODEL: dict[str, Check] = {
     "name": _name, "family": _full_name, "modality": _name, "task": _name, "params": _count, "license": _text,
     "summary": _text, "plugin": _name, "hub": _text, "revision": _text, "sha256": _hashes, "paper": _text,
-    "config": _table, "dtype": _dtype, "packaged": _folder,
+    "config": _table, "dtype": _dtype, "packaged": _folder, "params_non_embedding": _count, "unknown": _text,
 }  # fmt: skip
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
@@ -233,13 +235,19 @@ def read(path: Path, *, plugin: str, distribution: str = "") -> Declarations:
     if not covers(api):  # then nothing else in the file need mean what it means here
         raise PluginError(_misfit(api, distribution or plugin))
     _require_tables(tables, path)
-    models = tuple(ModelSpec(**{"plugin": plugin, **table}) for table in _tables(tables, "model", path=path))
+    models = tuple(ModelSpec(**{"plugin": plugin, **_nulled(table)}) for table in _tables(tables, "model", path=path))
     names: list[Declared] = []
     for kind in KINDS:
         for table in _tables(tables, kind, path=path):
             listed: dict[str, Any] = {key: tuple(table.pop(key)) for key in ("needs", "recognises") if key in table}
             names.append(Declared(kind=kind, plugin=plugin, **table, **listed))
     return Declarations(api, models, tuple(names))
+
+
+def _nulled(table: dict[str, Any]) -> dict[str, Any]:
+    """Write None where the config of a model says "null": TOML has no word for it, and a default is not the same."""
+    config = table.get("config", {})
+    return {**table, "config": {k: None if v == "null" else v for k, v in config.items()}} if "null" in config.values() else table
 
 
 def _made_for(tables: Mapping[str, Any], path: Path) -> str:

@@ -11,7 +11,7 @@ Only shapes are read: the module may be on the meta device, and a projection may
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -330,7 +330,7 @@ def _attention(owner: _Owner, owners: Sequence[_Owner], config: Any) -> Attentio
         return None
     q, k, v = parts
     norms = _head_norms(owner, heads, k.units, head_dim)
-    if norms is None or _has_more(owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path}):
+    if norms is None or _has_more(owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path} | _distances(owner, head_dim)):
         return None
     o_part = Part(o_path, 1 - output_axis(o), heads, head_dim, stride=head_dim)
     path = owner.path if inside(o_path, owner.path) else owner.path.rpartition(".")[0]
@@ -403,8 +403,14 @@ def _fused(owner: _Owner, heads: int, head_dim: int, config: Any) -> tuple[Part,
         if kv_heads == heads:  # GPT-NeoX, BLOOM, Falcon: q, k, v of head 0, then of head 1, ...
             q, k, v = (Part(path, axis, heads, size, offset=i * size, stride=3 * size) for i in range(3))
             return q, k, v
-        if kv_heads > 1:  # Falcon 40B: grouped, the queries of a group have no single stride
-            return None
+        if kv_heads > 1:  # Falcon 40B, Phi-3-small: the queries that share a key, that key, its value, and the next group
+            shared = heads // kv_heads
+            leap = (shared + 2) * size
+            return (
+                Part(path, axis, heads, size, stride=size, group=shared, leap=leap),
+                Part(path, axis, kv_heads, size, offset=shared * size, stride=leap),
+                Part(path, axis, kv_heads, size, offset=(shared + 1) * size, stride=leap),
+            )
     if getattr(config, "model_type", None) == "gpt_bigcode" and kv_heads > 1:  # without multi-query it interleaves
         return None
     k_start = heads * size
@@ -431,6 +437,11 @@ def _head_norms(owner: _Owner, heads: int, kv_heads: int, head_dim: int) -> tupl
             elif shape != (head_dim,):
                 return None
     return tuple(parts)
+
+
+def _distances(owner: _Owner, head_dim: int) -> set[str]:
+    """Tables as wide as one head, which all heads read (relative positions): no cut of heads changes them."""
+    return {owner.at(name) for name, part in owner.module.named_children() if _is_embedding(part) and getattr(part, "embedding_dim", 0) == head_dim}
 
 
 def is_head_norm(path: str) -> bool:
@@ -461,7 +472,7 @@ def _ffn(owner: _Owner, block: nn.Module) -> FFN | None:
     found: FFN | None = None
     for names in (*GATED_FFN, *FUSED_FFN, *PLAIN_FFN):
         if all(owner.child(name) is not None for name in names):
-            found = _read_ffn(owner, names, fused=names in FUSED_FFN)
+            found = _read_ffn(owner, names, fused=names in FUSED_FFN or hasattr(owner.module, "interleaved"))
             if found:
                 break
     if found is None:
@@ -481,6 +492,8 @@ def _read_ffn(owner: _Owner, names: Sequence[str], *, fused: bool) -> FFN | None
     up_axis = output_axis(parts[-2])
     down = Part(owner.at(names[-1]), 1 - output_axis(parts[-1]), inner)
     up = Part(owner.at(names[-2]), up_axis, inner)
+    if fused and getattr(owner.module, "interleaved", False):  # of ours (Phi-3-small): gate and up by turns
+        return FFN(owner.path, replace(up, offset=1, stride=2), down, replace(up, stride=2))
     if fused:  # first half gate, second half up
         return FFN(owner.path, Part(up.path, up_axis, inner, offset=inner), down, up)
     gate = Part(owner.at(names[0]), output_axis(parts[0]), inner) if len(names) == 3 else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
@@ -16,30 +17,77 @@ if TYPE_CHECKING:
     from zoo.model import Model
 
 
-def stream_text(
-    family: TextFamily, model: Model, prompt: Any, *, max_new_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0,
-    seed: int = 0, stop: Sequence[str] = (),
-) -> Iterator[str]:
-    """Check the request, then return an iterator over the pieces of text that follow `prompt`.
+@dataclass(frozen=True)
+class Written:
+    """A prompt in a format of the model's own (a chat, a gap to fill), which brings its special tokens along."""
+
+    text: str
+    ends: tuple[int, ...] = ()  # tokens of the format that end the answer, beside those that end every text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a text is continued, and where it ends.
 
     Raises:
-        RequestError: the family cannot read the prompt, it leaves no room in the model's context, or an option is out of range.
+        RequestError: a value is of the wrong kind or out of range.
     """
-    for name, value in {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}.items():
-        whole = name == "max_new_tokens"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
-    if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
-        raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
-    require_seed(seed)
-    stop = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
-        raise RequestError("A stop string is some text; an empty one would stop before the first character.")
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "temperature", "top_p"):
+            value, whole = getattr(self, name), name == "max_new_tokens"
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
+        if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
+        require_seed(self.seed)
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise RequestError("A stop string is some text; an empty one would stop before the first character.")
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "temperature", float(min(self.temperature, 1e300)))
+
+
+def stream_text(family: TextFamily, model: Model, prompt: Any, how: Sampling) -> Iterator[str]:
+    """Check the prompt, then return an iterator over the pieces of text that follow it.
+
+    Raises:
+        RequestError: the family cannot read the prompt, or it leaves no room in the model's context.
+    """
     ids, first = family.inputs(model, prompt)
-    room = family.context_length(model) - len(ids)
-    if room < 1:
-        raise RequestError(f"The prompt has {len(ids)} tokens; {model.spec.name} takes {family.context_length(model)} in all.")
-    return _pieces(family, model, ids, first, min(max_new_tokens, room), float(min(temperature, 1e300)), top_p, seed, list(stop))
+    count = min(how.max_new_tokens, _room(family, model, ids))
+    return _pieces(family, model, ids, first, count, how, _ends(family, model, prompt))
+
+
+def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: Sampling) -> list[str]:
+    """Continue several prompts together, each as if it were alone: with its own draws from the same seed.
+
+    Raises:
+        RequestError: as for one prompt.
+    """
+    read = [family.inputs(model, prompt)[0] for prompt in prompts]
+    counts = [min(how.max_new_tokens, _room(family, model, ids)) for ids in read]
+    if not _together(family, model, read, max(counts)):
+        return ["".join(stream_text(family, model, prompt, how)) for prompt in prompts]
+    texts = [_Text(family, model, ids, how.stop) for ids in read]
+    last = [_ends(family, model, prompt) for prompt in prompts]
+    written, done = [""] * len(prompts), [False] * len(prompts)
+    steps = next_together(model, read, max(counts), temperature=how.temperature, top_p=how.top_p, seed=how.seed, done=done)
+    for step, tokens in enumerate(steps, 1):
+        for i, token in enumerate(tokens):
+            if done[i]:
+                continue
+            done[i] = token in last[i] or step == counts[i]
+            if token not in last[i]:
+                written[i] += texts[i].add(token)
+                done[i] |= texts[i].stopped
+    return [start + text.rest() for start, text in zip(written, texts, strict=True)]
 
 
 def require_seed(seed: Any) -> None:
@@ -50,35 +98,88 @@ def require_seed(seed: Any) -> None:
         raise RequestError(f"seed {seed} is not between 0 and 2**63.")
 
 
+def end_tokens(model: Model) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and those of the config and the generation config (a chat's end of turn)."""
+    kept = getattr(model.module, "generation_config", None)
+    own = getattr(getattr(model.module, "config", None), "eos_token_id", None)
+    named = getattr(kept, "eos_token_id", None)
+    found = [getattr(model.processor, "eos_token_id", None), model.spec.config.get("eos_token_id")]
+    if named != own:  # else it repeats the config, or what its class takes where a checkpoint names none
+        found.append(named)
+    return {int(token) for some in found if some is not None for token in (some if isinstance(some, list | tuple) else [some])}
+
+
+def _ends(family: TextFamily, model: Model, prompt: Any) -> Container[Any]:
+    if (own := family.ends(model)) is not None:
+        return own
+    return end_tokens(model) | set(prompt.ends if isinstance(prompt, Written) else ())
+
+
+def _room(family: TextFamily, model: Model, ids: list[int]) -> int:
+    """How many tokens may follow a prompt; what an encoder reads takes no room of what the decoder writes."""
+    context = family.context_length(model)
+    room = context - 1 if reads_apart(model) and len(ids) <= context else context - len(ids)
+    if room < 1:
+        raise RequestError(f"The prompt has {len(ids)} tokens; {model.spec.name} takes {context} in all.")
+    return room
+
+
+def _together(family: TextFamily, model: Model, prompts: Sequence[list[int]], count: int) -> bool:
+    """Whether the module can read these prompts in one batch: it masks what is padding, and the longest leaves room for all."""
+    if len(prompts) == 1 or "attention_mask" not in _names(model):
+        return False
+    return reads_apart(model) or max(map(len, prompts)) + count <= family.context_length(model)
+
+
+def reads_apart(model: Model) -> bool:
+    """Whether an encoder reads the prompt and a decoder writes the answer."""
+    return bool(getattr(getattr(model.module, "config", None), "is_encoder_decoder", False))
+
+
 def _pieces(
-    family: TextFamily, model: Model, ids: list[int], first: Batch, count: int, temperature: float, top_p: float, seed: int,
-    stop: list[str],
+    family: TextFamily, model: Model, ids: list[int], first: Batch, count: int, how: Sampling, last: Container[Any]
 ) -> Iterator[str]:
-    tokenizer = family.tokenizer(model)
-    lead = _lead(tokenizer, ids)
-    skipped = len(tokenizer.decode(lead, skip_special_tokens=True))
-
-    def decoded() -> str:
-        return str(tokenizer.decode(lead + new, skip_special_tokens=True))[skipped:]
-
-    new: list[int] = []
-    shown = 0
-    for token in next_tokens(model, ids, count, first=first, temperature=temperature, top_p=top_p, seed=seed):
-        if token == tokenizer.eos_token_id:
+    text = _Text(family, model, ids, how.stop)
+    for token in next_tokens(model, ids, count, first=first, temperature=how.temperature, top_p=how.top_p, seed=how.seed):
+        if token in last:
             break
-        new.append(token)
-        text = decoded()
-        ended = min((at for at in (text.find(s) for s in stop) if at >= 0), default=-1)
-        if ended >= 0:
-            if ended > shown:
-                yield text[shown:ended]
+        if piece := text.add(token):
+            yield piece
+        if text.stopped:
             return
-        safe = len(text) - _unfinished(text, stop)
-        if safe > shown:
-            yield text[shown:safe]
-            shown = safe
-    if rest := decoded()[shown:]:
+    if rest := text.rest():
         yield rest
+
+
+class _Text:
+    """A text that grows token by token, and gives away what can no longer change."""
+
+    def __init__(self, family: TextFamily, model: Model, ids: list[int], stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop, self.stopped = family.tokenizer(model), list(stop), False
+        self.lead = [] if reads_apart(model) else _lead(self.tokenizer, ids)
+        self.skipped = len(self.tokenizer.decode(self.lead, skip_special_tokens=True)) if self.lead else 0
+        self.new: list[int] = []
+        self.shown = 0
+
+    def add(self, token: int) -> str:
+        """Take one more token; return the text that is certain now, which ends before a stop string."""
+        self.new.append(token)
+        text = self._decoded()
+        ended = min((at for at in (text.find(s) for s in self.stop) if at >= 0), default=-1)
+        self.stopped = ended >= 0
+        return self._given(text, ended if self.stopped else len(text) - _unfinished(text, self.stop))
+
+    def rest(self) -> str:
+        """The text held back so far, where no more tokens come."""
+        return "" if self.stopped else self._given(text := self._decoded(), len(text))
+
+    def _given(self, text: str, end: int) -> str:
+        piece = text[self.shown : end]
+        self.shown = max(self.shown, end)
+        return piece
+
+    def _decoded(self) -> str:
+        return str(self.tokenizer.decode(self.lead + self.new, skip_special_tokens=True))[self.skipped :]
 
 
 def _lead(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -91,49 +192,23 @@ def next_tokens(
     model: Model, ids: list[int], count: int, *, first: Batch | None = None, temperature: float = 0.0, top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield up to `count` token ids after `ids`, with a key-value cache; sampling draws from its own generator.
+    """Yield up to `count` token ids after `ids`, with a cache; sampling draws from its own generator.
 
     Args:
         first: what the module takes beside the ids on their pass (images); later passes read it from the cache.
 
     Raises:
+        RequestError: the module keeps no cache of what it read, as encoders do not.
         ZooError: the model gives nan or infinity; names the tensor or the layer that is to blame.
     """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    step: torch.Tensor = torch.tensor([ids], device=model.device)
-    cache: Any = None
-    beside = first or {}
-    read, looked = list(ids), False
-    for _ in range(count):
-        with torch.inference_mode():
-            out = model.module(input_ids=step, cache=cache, use_cache=True, logits_to_keep=1, **beside)
-        cache = getattr(out, "cache", None)
-        if cache is None:
-            raise RequestError(f"{type(model.module).__name__} returns no cache of the tokens it read, so it cannot be generated from.")
-        logits_V = out.logits[0, -1].float()
-        lowest, highest = ends(logits_V)
-        if not math.isfinite(highest) or (lowest == -math.inf and not looked):
-            _require_meant(model, highest, {"input_ids": torch.tensor([read], device=model.device), **(first or {})})
-            looked = True
-        token = _pick(logits_V, temperature, top_p, generator)
+    for (token,) in next_together(model, [ids], count, first=first, temperature=temperature, top_p=top_p, seed=seed):
         yield token
-        read.append(token)
-        beside = {}
-        step = torch.tensor([[token]], device=model.device)
-
-
-def _require_meant(model: Model, highest: float, batch: Batch) -> None:
-    """Refuse logits of nan or infinity; -infinity in a sound model means a token that cannot come."""
-    if not math.isfinite(highest) or damage(model):
-        raise ZooError(f"{model.spec.name} gives nan or infinity after {batch['input_ids'].shape[1]} tokens: {cause(model, batch)}.")
 
 
 def greedy(
     model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch, end: int, pad: int = 0, of: Sequence[str] = ()
 ) -> list[list[int]]:
-    """Continue several prompts together, padded on the left: up to `count` likeliest tokens each, without `end`.
+    """Continue several prompts together: up to `count` likeliest tokens each, without `end`.
 
     Args:
         of: what to call each prompt in an error.
@@ -141,35 +216,184 @@ def greedy(
     Raises:
         ZooError: the model gives nan or infinity; names the tensor or the layer that is to blame.
     """
+    found: list[list[int]] = [[] for _ in prompts]
+    done = [False] * len(prompts)
+    for tokens in next_together(model, prompts, count, first=first, pad=pad, done=done, of=of):
+        for i, token in enumerate(tokens):
+            done[i] |= token == end
+            if not done[i]:
+                found[i].append(token)
+    return found
+
+
+def next_together(
+    model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch | None = None, temperature: float = 0.0,
+    top_p: float = 1.0, seed: int = 0, pad: int = 0, done: list[bool] | None = None, of: Sequence[str] = (),
+) -> Iterator[list[int]]:
+    """Yield the next token of every prompt, up to `count` times; each prompt draws from a generator of its own.
+
+    Args:
+        first: what the module takes beside the ids on their pass (images).
+        pad: the token that fills shorter prompts up; what it is makes no difference.
+        done: marked by the caller where a text has ended: its tokens mean nothing then, and it ends when all have.
+        of: what to call each prompt in an error.
+
+    Raises:
+        RequestError: the module keeps no cache of what it read, as encoders do not.
+        ZooError: the model gives nan or infinity; names the tensor or the layer that is to blame.
+    """
     import torch
 
-    longest = max(len(ids) for ids in prompts)
-    step_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=model.device)
-    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    cache, beside, asked = None, first, {"input_ids": step_BT, "attention_mask": mask_BT, **first}
-    found: list[torch.Tensor] = []
-    ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    done = [False] * len(prompts) if done is None else done
+    draws = [torch.Generator().manual_seed(seed) for _ in prompts]
+    reader = (_Decoder if reads_apart(model) else _Reader)(model, prompts, first or {}, pad)
+    looked = False
     for _ in range(count):
+        logits_BV = reader.logits()
+        lowest, highest = ends(logits_BV)
+        if not math.isfinite(highest) or (lowest == -math.inf and not looked):
+            _require_meant(model, logits_BV, reader.seen(), of)
+            looked = True
+        tokens = [_pick(logits_V, temperature, top_p, draw) for logits_V, draw in zip(logits_BV, draws, strict=True)]
+        yield tokens
+        if all(done):
+            return
+        reader.append(tokens, done)
+
+
+class _Reader:
+    """A module that reads prompts, padded on the left, and then token after token.
+
+    Legend: B prompts, T tokens, V vocabulary.
+    """
+
+    def __init__(self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int) -> None:
+        import torch
+
+        self.model, self.names = model, _names(model)
+        if self.names and "cache" not in self.names:
+            raise _keeps_nothing(model)
+        longest = max(map(len, prompts))
+        self.step_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
+        kept_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+        self.mask_BT = None if bool(kept_BT.all()) else kept_BT
+        self.read, self.first, self.beside, self.cache = [self.step_BT], first, first, None
+
+    def logits(self) -> torch.Tensor:
+        """Read what has not been read yet; return the logits of the next tokens (B, V)."""
+        import torch
+
         with torch.inference_mode():
-            out = model.module(
-                input_ids=step_BT, attention_mask=mask_BT, cache=cache, use_cache=True, logits_to_keep=1, **beside
+            out = self.model.module(
+                input_ids=self.step_BT, cache=self.cache, use_cache=True, logits_to_keep=1, **self.beside, **self._padding()
             )
-        cache, beside = out.cache, {}
-        require_finite_outputs(model, out.logits[:, -1].float().amax(-1), asked, of=of or "the prompts")
-        step_BT = out.logits[:, -1:].float().argmax(-1)
-        found.append(step_BT[:, 0])
-        ended_B |= step_BT[:, 0] == end
-        if bool(ended_B.all()):
-            break
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(prompts), 1)], dim=1)
-    answers: list[list[int]] = torch.stack(found, dim=1).tolist()
-    return [ids[: ids.index(end)] if end in ids else ids for ids in answers]
+        self.cache, self.beside = getattr(out, "cache", None), {}
+        if self.cache is None:
+            raise _keeps_nothing(self.model)
+        logits_BV: torch.Tensor = out.logits[:, -1].float()
+        return logits_BV
+
+    def append(self, tokens: list[int], done: list[bool]) -> None:
+        """Say which tokens come next. Those of an ended text are padding, so that its positions stay where they are."""
+        import torch
+
+        self.step_BT = torch.tensor(tokens, device=self.model.device)[:, None]
+        self.read.append(self.step_BT)
+        if self.mask_BT is None and any(done):
+            self.mask_BT = torch.ones_like(torch.cat(self.read[:-1], dim=1))
+        if self.mask_BT is not None:
+            alive_BT = self.mask_BT.new_tensor([[0 if ended else 1] for ended in done])
+            self.mask_BT = torch.cat([self.mask_BT, alive_BT], dim=1)
+
+    def seen(self) -> Batch:
+        """All that was read, as a batch of one pass."""
+        import torch
+
+        mask = {} if self.mask_BT is None else {"attention_mask": self.mask_BT}
+        return {"input_ids": torch.cat(self.read, dim=1), **mask, **self.first}
+
+    def _padding(self) -> Batch:
+        """The mask, and positions where the module takes any: else some count padding along (GPT-2)."""
+        if self.mask_BT is None or (self.cache is not None and all(getattr(self.cache, "is_linear", [False]))):
+            return {}  # a state (Mamba's) holds no padding to leave out
+        if "position_ids" not in self.names:
+            return {"attention_mask": self.mask_BT}
+        places_BT = (self.mask_BT.cumsum(-1) - 1).clamp_min(0)[:, -self.step_BT.shape[1] :]
+        return {"attention_mask": self.mask_BT, "position_ids": places_BT}
 
 
-def _pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """Greedy at temperature 0, otherwise nucleus sampling (Holtzman et al. 2020, 1904.09751, section 3.1)."""
+class _Decoder(_Reader):
+    """An encoder that reads the prompts once, padded on the right, and a decoder that writes from its start token on."""
+
+    def __init__(self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int) -> None:
+        import torch
+
+        from zoo.family.text import start_token
+
+        self.model, self.first, self.cache = model, first, None
+        longest = max(map(len, prompts))
+        ids_BT = torch.tensor([list(ids) + [pad] * (longest - len(ids)) for ids in prompts], device=model.device)
+        kept_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=model.device)
+        module: Any = model.module
+        with torch.inference_mode():
+            encoded = module.get_encoder()(input_ids=ids_BT, attention_mask=kept_BT)
+        self.encoder = {"input_ids": ids_BT, "attention_mask": kept_BT}
+        self.known = {"encoder_outputs": encoded, "attention_mask": kept_BT}
+        self.step_BT = torch.full((len(prompts), 1), start_token(model), device=model.device)
+        self.read = [self.step_BT]
+
+    def logits(self) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            out = self.model.module(decoder_input_ids=self.step_BT, cache=self.cache, use_cache=True, **self.known)
+        self.cache = out.cache
+        logits_BV: torch.Tensor = out.logits[:, -1].float()
+        return logits_BV
+
+    def append(self, tokens: list[int], done: list[bool]) -> None:
+        import torch
+
+        self.step_BT = torch.tensor(tokens, device=self.model.device)[:, None]
+        self.read.append(self.step_BT)
+
+    def seen(self) -> Batch:
+        import torch
+
+        return {**self.encoder, "decoder_input_ids": torch.cat(self.read, dim=1)}
+
+
+def _names(model: Model) -> set[str]:
+    """What the module takes by name; nothing where it takes anything."""
+    from inspect import Parameter, signature
+
+    found = signature(type(model.module).forward).parameters.values()
+    return {one.name for one in found if one.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)} - {"self"}
+
+
+def _keeps_nothing(model: Model) -> RequestError:
+    return RequestError(f"{type(model.module).__name__} returns no cache of the tokens it read, so it cannot be generated from.")
+
+
+def _require_meant(model: Model, logits_BV: torch.Tensor, batch: Batch, of: Sequence[str]) -> None:
+    """Refuse logits of nan or infinity; -infinity in a sound model means a token that cannot come."""
+    highest_B = logits_BV.amax(-1)
+    if of:
+        require_finite_outputs(model, highest_B, batch, of=of)
+    if not math.isfinite(ends(highest_B)[1]) or damage(model):
+        read = batch.get("decoder_input_ids", batch["input_ids"])
+        raise ZooError(f"{model.spec.name} gives nan or infinity after {read.shape[1]} tokens: {cause(model, batch)}.")
+
+
+def _pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Any:
+    """Greedy at temperature 0, otherwise nucleus sampling (Holtzman et al. 2020, 1904.09751, section 3.1).
+
+    Of tokens in slots (slots, V) each slot is picked for itself.
+    """
     import torch
 
+    if logits_V.dim() > 1:
+        return tuple(_pick(slot_V, temperature, top_p, generator) for slot_V in logits_V)
     if temperature == 0:
         return int(logits_V.argmax())
     scaled_V = (logits_V - logits_V.max()).cpu().double() / temperature  # at most 0: no temperature is too low

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zoo.family import Family
 
 DTYPES = artifact.PRECISIONS
+SCALES = ("tiny",)
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")  # of configs, by which checkpoints bring code of their own
 # The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
 MOST = {"layer": 10_000, "depth": 10_000, "expert": 10_000, **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24)}
@@ -30,7 +32,8 @@ _global_state = threading.RLock()  # of torch, which building a model changes fo
 
 
 def load(
-    name_or_path: str | Path, *, weights: str | Path = "auto", device: str | None = None, dtype: str | torch.dtype | None = None
+    name_or_path: str | Path, *, weights: str | Path = "auto", device: str | None = None, dtype: str | torch.dtype | None = None,
+    scale: str | None = None,
 ) -> Model:
     """Load a model by catalogue name, or from a directory: one of ours, or a plain transformers checkpoint.
 
@@ -39,6 +42,9 @@ def load(
         weights: "auto" (packaged, else the hub cache, else the hub), "random" (seed 0), or a directory or safetensors file.
         device: "cpu", "cuda", ...; "meta" builds the skeleton only, whatever the size.
         dtype: of the parameters in memory; by default the one the model is meant to run in.
+        scale: "tiny" builds a twin for tests: the same architecture with a few layers and heads, and every ratio and quirk
+            of it (heads per key/value head, FFN to width, tied or not, kinds of layers, windows, experts, rotary settings).
+            It has random weights and no tokenizer: give it one as `model.processor`, or train one with `vocabulary.bpe`.
 
     Raises:
         UnknownName: neither a catalogued name nor a directory.
@@ -49,8 +55,12 @@ def load(
     wanted = _dtype_name(dtype)
     _require_device(device)
     spec, path = _locate(name_or_path)
+    if scale is not None:
+        spec, path = _twin(spec, path, scale, weights=weights, device=device), None
     weights = _checked_weights(weights, path)
     model = _loaded(spec, path, weights, device=device, dtype=wanted)
+    if scale is not None:
+        model.spec = replace(model.spec, params=model.params)
     if spec is not None or not model.source:
         model.source = source(name_or_path, weights=weights, dtype=wanted, stages=len(model.lineage))
     return model
@@ -60,6 +70,7 @@ def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, d
     """Load what was located: a catalogued model, or what is in a directory."""
     if path is None:
         assert spec is not None
+        _require_known(spec)
         family = registry.family_of(spec)
         spec = family.complete(spec)
         if device == "meta":
@@ -83,6 +94,41 @@ def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, d
     if spec is not None and model.spec.name != spec.name:
         _rename(model, spec, path)
     return model
+
+
+def _twin(spec: ModelSpec | None, path: Path | None, scale: str, *, weights: str | Path, device: str | None) -> ModelSpec:
+    """The spec of a located model's twin.
+
+    Raises:
+        RequestError: there is no such scale, weights were asked for, or the architecture cannot be shrunk.
+    """
+    if scale not in SCALES:
+        raise RequestError(f"{scale!r} is no scale.{nearest(scale, SCALES)} Scales: {', '.join(SCALES)}.")
+    if weights != "random" and device != "meta":
+        raise RequestError(f"scale={scale!r} makes a model that nobody has trained: add weights='random'.")
+    if spec is None:
+        assert path is not None
+        skeleton = load(path, device="meta")
+        if skeleton.lineage:
+            raise RequestError(f"{path} was changed by {len(skeleton.lineage)} stages, and a twin has the shape of an original; take the twin of that.")
+        spec = skeleton.spec
+    _require_known(spec)
+    family = registry.family_of(spec)
+    spec = family.complete(spec)
+    return replace(
+        spec, name=f"{spec.name}-{scale}", config=family.shrunk(spec), params=0, params_non_embedding=0, hub="", revision="",
+        sha256={}, packaged="", dtype="", summary=f"{spec.name} at test size, untrained", plugin=spec.plugin,
+    )  # fmt: skip
+
+
+def _require_known(spec: ModelSpec) -> None:
+    """Refuse a model of the catalogue whose shape is not known.
+
+    Raises:
+        RequestError: says what is missing.
+    """
+    if spec.unknown and not spec.config:
+        raise RequestError(f"{spec.name} cannot be built, for this is not known of it: {spec.unknown}.")
 
 
 def family_of(name_or_path: str | Path) -> Family:
@@ -297,6 +343,9 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
             raise ArtifactError(f"{place} is not a file.")
     if (path / artifact.MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
+    for file in path.rglob(f"*{Path(artifact.WEIGHTS).suffix}"):
+        if header.metadata(file).get("manifest") == artifact.MANIFEST:
+            raise ArtifactError(f"{path / artifact.MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again.")
     import torch
 
     from zoo.alignment import align

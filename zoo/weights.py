@@ -88,4 +88,6 @@ def describe(spec: ModelSpec) -> str:
         return f"packaged with {spec.plugin}"
     if spec.hub:
         return f"hub: {spec.hub}" + (f" at {spec.revision[:12]}" if spec.revision else "")
+    if spec.unknown and not spec.config:
+        return "none published"
     return "none published; weights='random' builds untrained ones"

@@ -10,6 +10,7 @@ from zoo.errors import Refused
 from zoo.model import Model
 
 END_OF_TEXT = "<|endoftext|>"
+MASK, PAD = "<mask>", "<pad>"  # of masked-lm models
 
 
 class TrainBPE(Compressor):
@@ -50,18 +51,20 @@ class TrainBPE(Compressor):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
 
-        size = int(model.spec.config["vocab_size"])
+        size, masks = int(model.spec.config["vocab_size"]), model.spec.task == "masked-lm"
+        special = [END_OF_TEXT, PAD, MASK] if masks else [END_OF_TEXT]
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False,
+            vocab_size=size, special_tokens=special, show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         texts = [sample.text for sample in context.dataset(options.data, self.name)]
         tokenizer.train_from_iterator(texts, trainer=trainer, length=len(texts))
+        named = {"mask_token": MASK, "pad_token": PAD} if masks else {}
         model.processor = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+            tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False, **named
         )
         return {"vocabulary": tokenizer.get_vocab_size()}
 

@@ -115,13 +115,13 @@ def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) ->
     return windows
 
 
-def _lead_token(family: TextFamily, model: Model) -> int:
+def _lead_token(family: TextFamily, model: Model) -> Any:
     """The token that leads every window, or refuse a tokenizer that has none."""
     if model.spec.task == "seq2seq":
         return start_token(model)
     tokenizer = family.tokenizer(model)
     ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
-    lead = next((int(token) for token in ends if token is not None), None)
+    lead = next((token for token in ends if token is not None), None)
     if lead is None:
         raise RequestError(f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none.")
     return lead
@@ -142,12 +142,12 @@ def _nats(model: Model, window: Window) -> float:
     split = family.body_and_head(model.module)
     if split is None:
         logits = family.forward(model, _batch(model, window))[0, :-1]
-        return float(F.cross_entropy(logits.float(), ids_T[0, 1:], reduction="sum"))
+        return float(F.cross_entropy(logits.float().flatten(0, -2), ids_T[0, 1:].flatten(), reduction="sum"))
     body, head = split
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
     size = max(1, CHUNK_BYTES // (4 * int(family.text_config(model)["vocab_size"])))
     pieces = zip(torch.split(hidden_TD, size), torch.split(ids_T[0, 1:], size), strict=True)
-    return sum(float(F.cross_entropy(head(part).float(), label, reduction="sum")) for part, label in pieces)
+    return sum(float(F.cross_entropy(head(part).float().flatten(0, -2), label.flatten(), reduction="sum")) for part, label in pieces)
 
 
 def _batch(model: Model, window: Window) -> dict[str, torch.Tensor]:

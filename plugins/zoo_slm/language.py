@@ -6,8 +6,10 @@ is never run, and only safetensors are read.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +22,7 @@ from torch import nn
 from zoo import header
 from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, RequestError
+from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.family import TextFamily
 from zoo.loading import CODE_KEYS, DTYPES, cast_parameters, check_config
 from zoo.model import Model
@@ -39,6 +41,13 @@ class TransformersText(TextFamily):
 
     tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
 
+    def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
+        from zoo_slm.scale import tiny
+
+        with _unfit(spec.config):
+            parsed = _parsed(spec.config)
+        return tiny(parsed.to_dict(), spec.config, name=spec.name)
+
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
         """Build the native class for `config` (its `model_type` decides) and `task`.
 
@@ -47,22 +56,21 @@ class TransformersText(TextFamily):
         """
         import transformers
 
-        own = models.own_type(config)
-        values = models.adopted(config) if own else {key: value for key, value in config.items() if key not in CODE_KEYS}
-        model_type = values.pop("model_type", None)
-        try:
-            parsed = transformers.AutoConfig.for_model(model_type, **values)
+        with _unfit(config, task):
+            parsed = _parsed(config)
             for size in SIZES:
                 if isinstance(found := getattr(parsed, size, 1), int) and found < 1:
                     raise ValueError(f"{size} is {found}")
             module: nn.Module = getattr(transformers, TASKS[task]).from_config(parsed)
-        except UNFIT as error:
-            raise RequestError(f"transformers cannot build a {task} of type {model_type!r}: {_first_line(error)}") from None
+        _tell_apart(module, config)
         return module.eval()
 
     def initialise(self, module: nn.Module) -> None:
         for part in module.modules():
             module._init_weights(part)  # type: ignore[operator]
+        config: Any = module.config
+        if "T5" in type(config).__name__ and not _tied(module):  # its class takes the head for the table, see _tell_apart
+            nn.init.normal_(module.lm_head.weight, std=config.initializer_factor)  # type: ignore[union-attr, arg-type]
 
     def anatomy(self, module: nn.Module) -> Anatomy:
         from zoo.detect import detect
@@ -77,10 +85,12 @@ class TransformersText(TextFamily):
         if getattr(module.config, "is_encoder_decoder", False):  # T5 scales between the two, BART adds a bias after
             return None
         read: Any = head
-        cap = getattr(module.config, "final_logit_softcapping", None)
+        config: Any = module.config
+        cap: float | None = getattr(config, "final_logit_softcapping", None)
+        scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)  # Cohere, Granite
 
         def logits(hidden: torch.Tensor) -> torch.Tensor:
-            raw: torch.Tensor = read(hidden)
+            raw: torch.Tensor = read(hidden) * scale if scale != 1 else read(hidden)
             return torch.tanh(raw / cap) * cap if cap else raw
 
         return body, logits
@@ -99,7 +109,8 @@ class TransformersText(TextFamily):
         auto, beside = getattr(transformers, TASKS[task]), {}
         if models.own_type(config):
             models.require_sound(config, path)
-            beside = {"config": transformers.AutoConfig.for_model(**config)}
+            with _unfit(config, task):
+                beside = {"config": _parsed(config)}
         spec = ModelSpec(name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config)
         if device == "meta":
             kept = str(dtype or _own_dtype(path, config)).removeprefix("torch.")
@@ -123,8 +134,11 @@ class TransformersText(TextFamily):
                     ignore_mismatched_sizes=True, output_loading_info=True, **beside,
                 )
         except (*UNFIT, OSError, SafetensorError) as error:
-            raise ArtifactError(f"{path} cannot be loaded: {_first_line(error)}") from None
+            raise ArtifactError(f"{path} cannot be loaded: {_odd_expert(files) or _first_line(error)}") from None
         _require_complete(path, report, module)
+        _tell_apart(module, config)
+        if "eos_token_id" in config:
+            module.config.eos_token_id = config["eos_token_id"]
         module = module.eval().to(device or "cpu")
         kept = str(module.dtype).removeprefix("torch.")
         return Model(
@@ -137,6 +151,7 @@ class TransformersText(TextFamily):
         with torch.device("meta"):
             try:
                 plain = type(model.module)(type(config)(**config.to_diff_dict()))
+                _tell_apart(plain, model.spec.config)
             except UNFIT as error:
                 return f"no plain config describes it: {_first_line(error)}"
         difference = _first_difference(model.module, plain)
@@ -145,6 +160,8 @@ class TransformersText(TextFamily):
         values = {**config.to_dict(), "architectures": [type(model.module).__name__], "dtype": model.stored}
         for key in ("transformers_version", "_name_or_path"):
             values.pop(key, None)
+        if _says_apart(model.spec.config):
+            values["tie_word_embeddings"] = False
         (path / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return ""
 
@@ -170,6 +187,51 @@ class TransformersText(TextFamily):
         processor.save_pretrained(path)
 
 
+@contextmanager
+def _unfit(config: Mapping[str, Any], task: str = "model") -> Iterator[None]:
+    """Refuse a config that no model can be made of, in a sentence."""
+    try:
+        yield
+    except UNFIT as error:
+        if isinstance(error, ZooError):
+            raise
+        raise RequestError(f"transformers cannot build a {task} of type {config.get('model_type')!r}: {_first_line(error)}") from None
+
+
+def _parsed(config: Mapping[str, Any]) -> Any:
+    """The config as its class in transformers, or here, reads it."""
+    import transformers
+
+    own = models.own_type(config)
+    values = models.adopted(config) if own else {key: value for key, value in config.items() if key not in CODE_KEYS}
+    values = copy.deepcopy(values)  # config classes write into nested tables
+    return transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
+
+
+def _tell_apart(module: Any, config: Mapping[str, Any]) -> None:
+    """Give the head a weight of its own where a config says so and its class does not listen.
+
+    T5's class ties head and table always, and reads tie_word_embeddings = false, which T5 1.1 has, only as "the decoder's
+    output is not scaled". Checkpoints hold both tensors; transformers leaves them apart when it reads them, and not when
+    it builds from a config.
+    """
+    if _says_apart(config) and _tied(module):
+        module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
+        for known in ("_tied_weights_keys", "all_tied_weights_keys"):
+            setattr(module, known, {name: of for name, of in getattr(module, known).items() if name != "lm_head.weight"})
+
+
+def _says_apart(config: Mapping[str, Any]) -> bool:
+    """Whether head and token table are two weights; a T5 1.1 written by transformers 5 says so in other words."""
+    return config.get("tie_word_embeddings") is False or config.get("scale_decoder_outputs") is False
+
+
+def _tied(module: Any) -> bool:
+    """Whether the head is the token table."""
+    head, table = getattr(module, "lm_head", None), module.get_input_embeddings()
+    return getattr(head, "weight", None) is getattr(table, "weight", module)
+
+
 def _damaged_tokenizer(path: Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{path / 'tokenizer.json'} is damaged: {_first_line(error).rstrip('.')}.")
 
@@ -179,7 +241,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     text = text_of(place, error=ArtifactError, most=LARGEST_DATA)
     try:
         config = json.loads(text)
-        model_type = config["model_type"]
+        model_type = models.own_type(config) or config["model_type"]
         named = " ".join(config.get("architectures") or [])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{place} is not a transformers config with a model_type and architectures.") from None
@@ -187,6 +249,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         config = models.adopted(config)
         named = config["architectures"][0]
     check_config(config, str(place))
+    if ends := _ends(path):
+        config["eos_token_id"] = ends
     if "MaskedLM" in named:
         return config, "masked-lm"
     if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
@@ -194,6 +258,19 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     if named and "CausalLM" not in named and "LMHead" not in named:
         raise RequestError(f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head.")
     return config, "causal-lm"
+
+
+def _ends(path: Path) -> int | list[int] | None:
+    """The tokens that end a text, where `generation_config.json` says so: of chat models often more than the config says."""
+    place = path / "generation_config.json"
+    if not place.is_file():
+        return None
+    try:
+        found = json.loads(text_of(place, error=ArtifactError, most=LARGEST_DATA)).get("eos_token_id")
+    except (ValueError, AttributeError, RecursionError):
+        raise ArtifactError(f"{place} is not a JSON object.") from None
+    ids = found if isinstance(found, list) else [found]
+    return found if found and all(type(one) is int and one >= 0 for one in ids) else None
 
 
 def _own_dtype(path: Path, config: dict[str, Any]) -> str:
@@ -230,6 +307,22 @@ def _require_shards(path: Path, there: set[str]) -> None:
             raise ArtifactError(f"{place} is not an index of weight files.") from None
         for name in sorted(named - there, key=str):
             raise ArtifactError(f"{place}: {str(name)[:80]!r} is not a file of this directory.")
+
+
+def _odd_expert(files: list[Path]) -> str:
+    """Say which tensor of an expert is missing or of another shape than those of its neighbours; transformers only says that there is one."""
+    found: dict[str, dict[int, tuple[int, ...]]] = {}
+    for file in files:
+        for name, about in header.read(file).items():
+            if part := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", name):
+                found.setdefault(f"{part[1]}{{}}{part[3]}", {})[int(part[2])] = tuple(about["shape"])
+    count = max((max(shapes) + 1 for shapes in found.values()), default=0)
+    for place, shapes in sorted(found.items()):
+        for index in range(count):
+            first = shapes[min(shapes)]
+            if shapes.get(index) != first:
+                return f"{place.format(index)!r} is {shapes.get(index, 'missing')}, where other experts have {first}."
+    return ""
 
 
 def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from zoo.hooks import Register, hookimpl
 def register_families(register: Register) -> None:
     register("llama", "zoo_slm.language:TransformersText")
     register("transformers", "zoo_slm.language:TransformersText")
+    register("bytes", "zoo_slm.byte_text:ByteText")
 
 
 @hookimpl

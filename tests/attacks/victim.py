@@ -46,6 +46,11 @@ def all_of(folder: Path, says: str, *, runs: bool = True) -> Commands:
     return [(["run", str(folder), "--prompt", "w5 w6", "--max-new-tokens", "2"], says)] if runs else [(["info", str(folder)], says)]
 
 
+def chats(folder: Path, says: str) -> Commands:
+    """The command that renders the chat template of a model folder."""
+    return [(["run", str(folder), "--chat", "--prompt", "w5 w6", "--max-new-tokens", "2"], says)]
+
+
 def change(path: Path, **values: Any) -> None:
     """Set top-level keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

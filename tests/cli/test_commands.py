@@ -62,14 +62,14 @@ def test_list_json_has_every_key():
 
 @pytest.mark.parametrize(
     ("args", "found"),
-    [(["--max-params", "10k"], {"small"}), (["--license", "mit"], {"small", "large"}), (["--family", "none"], set()),
-     (["--modality", "TEXT", "--family", "LLAMA", "--license", "mit"], {"small", "large"}),
-     (["--license", "MIT", "--max-params", "1.5B"], {"small"}),
-     (["--modality", "text", "--license", "MIT"], {"small", "large"})],
+    [(["--max-params", "10k"], {"small"}), (["--license", "mit-0"], {"small", "large"}), (["--family", "none"], set()),
+     (["--modality", "TEXT", "--family", "LLAMA", "--license", "mit-0"], {"small", "large"}),
+     (["--license", "MIT-0", "--max-params", "1.5B"], {"small"}),
+     (["--modality", "text", "--license", "MIT-0"], {"small", "large"})],
 )  # fmt: skip
 def test_list_filters(tmp_path: Path, args: list[str], found: set[str]):
-    install(tmp_path, "out_small", registry=MODEL.format(name="small", params=1_000))
-    install(tmp_path, "out_large", registry=MODEL.format(name="large", params=2_000_000_000))
+    for name, params in (("small", 1_000), ("large", 2_000_000_000)):
+        install(tmp_path, f"out_{name}", registry=MODEL.format(name=name, params=params).replace('"MIT"', '"MIT-0"'))
     done = zoo("list", "--json", *args, site=tmp_path)
     assert done.returncode == 0
     assert {model["name"] for model in json.loads(done.stdout)} == found

@@ -297,13 +297,15 @@ def test_one_block_used_twice_is_two_blocks() -> None:
     assert [block.path for block in language(module).blocks] == ["model.layers.0", "model.layers.1"]
 
 
+def test_grouped_fused_attention_is_read_group_by_group() -> None:
+    """Falcon 40B and Phi-3-small store the queries that share a key, that key, its value, and then the next group."""
+    attention = language(twin("falcon", new_decoder_architecture=True, num_kv_heads=2)).blocks[0].attention
+    assert attention is not None and (attention.heads, attention.kv_heads) == (4, 2)
+    rows = {name: getattr(attention, name).indices(torch.arange(getattr(attention, name).units)).tolist() for name in "qkv"}
+    assert rows == {"q": [*range(16), *range(32, 48)], "k": [*range(16, 24), *range(48, 56)], "v": [*range(24, 32), *range(56, 64)]}
+
+
 # --- never guess ----------------------------------------------------------------------------------------------------
-
-
-def test_grouped_fused_attention_is_left_out() -> None:
-    """Falcon 40B stores [queries of a group, k, v] group by group, which no single stride describes."""
-    block = language(twin("falcon", new_decoder_architecture=True, num_kv_heads=2)).blocks[0]
-    assert block.attention is None and block.ffn is not None
 
 
 def test_attention_with_more_parameters_is_left_out() -> None:

@@ -249,7 +249,7 @@ EVALUATE = '\n[evaluate]\ntasks = ["perplexity"]\n'
     [
         ("llama-tied", 'prompts = ["a", ""]', "line 21, [evaluate] prompts: The prompt is empty: pass some text to continue."),
         ("llama-tied", f'prompts = ["{"def f(): " * 40}"]', "line 21, [evaluate] prompts: The prompt has "),
-        ("bert", 'prompts = ["a"]', "line 21, [evaluate] prompts: bert is a masked-lm model; only causal-lm models continue a text."),
+        ("bert", 'prompts = ["a"]', "line 21, [evaluate] prompts: bert fills in no words: its tokenizer has no mask token."),
         ("bert", "", "line 20, [evaluate] tasks: perplexity of a masked-lm model needs a mask token, and the tokenizer of bert has none."),
     ],
     ids=["empty prompt", "long prompt", "prompt of a masked model", "no mask token"],
@@ -271,7 +271,9 @@ def test_data_shorter_than_one_window_is_refused_before_any_work(place: Path, us
 
 def test_a_damaged_header_is_named(place: Path):
     (place / "model/model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{]......")
-    assert refusal(place, RECIPE, ArtifactError).startswith("model/model.safetensors is damaged: its safetensors header cannot be read (")
+    assert refusal(place, RECIPE, ArtifactError).startswith(
+        "recipe.toml, line 7, [model] name: model/model.safetensors is damaged: its safetensors header cannot be read ("
+    )
 
 
 def test_paths_start_at_the_recipe(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from stages import apply, data, tokenizer
-from twins import FFN, HEADS, VOCABULARY, WIDTH
+from twins import FFN, HEADS, VOCABULARY, WIDTH, _shake
 from zoo_slm.evaluate import Perplexity
 from zoo_slm.language import TransformersText
 
 import zoo
+from zoo import generation
 from zoo.catalog import ModelSpec
 from zoo.compressor import Context
 from zoo.errors import Refused, RequestError
-from zoo.generation import next_tokens
+from zoo.generation import _pick, next_tokens
 from zoo.model import Model
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
@@ -42,6 +43,15 @@ def small(name: str) -> Model:
     task = "causal-lm" if name == "mamba" else "seq2seq"
     spec = ModelSpec(name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=known)
     return Model(module, TransformersText(), spec, processor=tokenizer(), origin="random")
+
+
+def lively(name: str) -> Model:
+    """A twin whose answer depends on what it reads."""
+    model = small(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        _shake(model.module)
+    return model
 
 
 def words(original: Model) -> Context:
@@ -99,9 +109,61 @@ def test_speed_of_a_seq2seq_model_is_that_of_one_pass():
     assert small("t5").family.speeds(small("t5"), prefill=8, decode=4).keys() == {"prefill_tokens_per_s"}
 
 
-def test_a_seq2seq_model_continues_no_text():
-    with pytest.raises(RequestError, match="t5 is a seq2seq model; only causal-lm models continue a text"):
-        small("t5").generate("w3 w4")
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_seq2seq_model_reads_the_prompt_and_writes_what_transformers_writes(name: str):
+    model = lively(name)
+    ids = torch.tensor([model.processor("w5 w6 w7")["input_ids"]])
+    model.module.generation_config.forced_eos_token_id = None  # type: ignore[union-attr]  # BART's: the last of max_new_tokens
+    with torch.no_grad():
+        plain = model.module.generate(input_ids=ids, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:]  # type: ignore[operator]
+    expected = model.processor.decode(plain, skip_special_tokens=True)
+    assert expected and model.generate("w5 w6 w7", max_new_tokens=12) == expected
+    assert "".join(model.generate("w5 w6 w7", max_new_tokens=12, stream=True)) == expected
+    assert model.generate("w5 w6 w7", max_new_tokens=12) != model.generate("w8", max_new_tokens=12)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_decoder_with_a_cache_writes_what_one_without_writes(name: str):
+    model = lively(name)
+    found = list(next_tokens(model, [5, 9, 40], 6, temperature=1.5, seed=3))
+    read = [int(model.spec.config["decoder_start_token_id"])]
+    draw = torch.Generator().manual_seed(3)
+    for token in found:
+        with torch.no_grad():
+            logits = model.module(input_ids=torch.tensor([[5, 9, 40]]), decoder_input_ids=torch.tensor([read])).logits[0, -1]
+        assert _pick(logits, 1.5, 1.0, draw) == token
+        read.append(token)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "mamba"])
+def test_several_prompts_get_what_each_gets_alone(name: str):
+    model = lively(name)
+    prompts = ["w5 w6 w7 w8 w9 w10 w11 w12", "w20", "w30 w31 w32"]
+    for how in ({}, {"temperature": 1.5, "seed": 2}, {"temperature": 1.0, "stop": ["w7", "w1"]}):
+        together = model.generate(prompts, max_new_tokens=12, **how)
+        assert together == [model.generate(prompt, max_new_tokens=12, **how) for prompt in prompts]
+    assert len(set(together)) > 1
+
+
+def test_the_encoder_reads_what_its_tokenizer_adds(monkeypatch: pytest.MonkeyPatch):
+    """T5's adds </s>, and was trained so."""
+    from tokenizers.processors import TemplateProcessing
+
+    model, seen = small("t5"), []
+    model.processor.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    monkeypatch.setattr(generation, "next_tokens", lambda _model, ids, *_, **__: seen.append(ids) or iter(()))
+    model.generate("w5 w6")
+    assert seen == [[5, 6, 2]]
+
+
+def test_what_a_seq2seq_model_is_not_asked():
+    model = small("bart")
+    with pytest.raises(RequestError, match=r"^The prompt has 70 tokens; bart takes 64 in all\.$"):
+        model.generate("w5 " * 70)
+    assert len(list(next_tokens(model, [5], 63))) == 63 and isinstance(model.generate("w5 " * 64, max_new_tokens=10**6), str)
+    for options in ({"messages": [{"role": "user", "content": "w5"}]}, {"suffix": "w5"}, {"count": 1}):
+        with pytest.raises(RequestError, match=rf"^'{next(iter(options))}' is not an option of generate for bart, a seq2seq model\. Options: max_new_tokens, "):
+            model.generate(None if "messages" in options else "w5", **options)
 
 
 def test_packed_layers_that_the_architecture_reads_itself_are_refused_by_name():

@@ -59,7 +59,7 @@ RECIPES = {
     ],
     "quickstart-t2i": [
         "data.train=digits-captions:train[:64]", "data.test=digits-captions:test[:32]", "stage.2.steps=20", "stage.2.batch=4",
-        'evaluate={tasks = ["velocity-error"], prompts = [], velocity-error = {draws = 1}}',
+        'evaluate={tasks = ["velocity-error"], prompts = [], control = true, velocity-error = {draws = 1}}',
     ],
 }  # fmt: skip
 
@@ -242,12 +242,12 @@ def lines(process: Any) -> list[str]:
     return process.err.read_text(errors="replace").splitlines() if process.err.exists() else []
 
 
-def aim(kind: str, case: Case, process: Any, out: Path, draw: random.Random) -> None:
-    """Wait for the moment a kill of this kind is aimed at."""
+def aim(kind: str, case: Case, process: Any, out: Path, draw: random.Random, *, share: float) -> None:
+    """Wait for the moment a kill of this kind is aimed at: up to that share of what the undisturbed run took there."""
 
     def after(mark: str, *, count: int = 1) -> None:
         until(lambda: sum(mark in line for line in lines(process)) >= count, process)
-        time.sleep(draw.random() * case.span(mark) * 0.7)
+        time.sleep(draw.random() * case.span(mark) * share)
 
     def when(pattern: str, *, delay: float, count: int = 1) -> None:
         seen: set[str] = set()
@@ -261,7 +261,7 @@ def aim(kind: str, case: Case, process: Any, out: Path, draw: random.Random) -> 
 
     stages = len([line for _, line in case.seen if ": running" in line])
     if kind == "planning":
-        time.sleep(draw.random() * case.span("") * 0.7)
+        time.sleep(draw.random() * case.span("") * share)
     elif kind == "calibration":
         after("stage 1 (inherit): running")
     elif kind == "training":
@@ -303,7 +303,7 @@ def undisturbed(case: Case, zygote: Zygote, *, speeds: tuple[str, ...] = (SPEED,
     shutil.rmtree(case.place / "alone")
 
 
-def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: int = signal.SIGKILL) -> Kill | None:
+def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: int = signal.SIGKILL, share: float = 0.7) -> Kill | None:
     """Start, kill, rerun, compare; None where the run was over before the kill."""
     out, scratch = case.place / "out", case.place / "tmp"
     for folder in (out, scratch):
@@ -312,7 +312,7 @@ def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: 
     name, speed = kind.removeprefix("fresh "), SPEED if kind in ("speed", "reporting") else QUIET
     args, env = case.args("out", speed), {"TMPDIR": str(scratch)}
     process: Any = Fresh(args, cwd=case.place, env=env) if kind.startswith("fresh") else zygote.start(*args, cwd=case.place, setup=OFTEN, env=env)
-    aim(name, case, process, out, draw)
+    aim(name, case, process, out, draw, share=share)
     begun = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         process.kill(number, group=number != signal.SIGTERM)
@@ -377,8 +377,8 @@ def kills(
     draw = random.Random(f"{seed} {case.recipe.stem}")
     for number in range(count):
         kind = aims[number % len(aims)]
-        for _ in range(5):
-            found = kill(case, kind, zygote, draw, number=signals[number % len(signals)])
+        for share in (0.7, 0.4, 0.2, 0.1, 0.05):  # this run may be faster than the undisturbed one was
+            found = kill(case, kind, zygote, draw, number=signals[number % len(signals)], share=share)
             if found is not None:
                 yield found
                 break
@@ -398,7 +398,9 @@ def attack(name: str, folder: Path, *, count: int, seed: int, signals: Sequence[
     with Zygote("diffusers", "zoo_h2ovl.family", "zoo_snapgen.family") as zygote:
         undisturbed(case, zygote)
         print(f"{name}: left alone {case.seen[-1][0]:.0f} s, {len(case.expected[QUIET])} files compared", flush=True)
-        for one in kills(case, zygote, count=count, seed=seed, signals=signals):
+        calibrates = any("(inherit): running" in line for _, line in case.seen)
+        aims = tuple(kind for kind in AIMS if calibrates or kind != "calibration")
+        for one in kills(case, zygote, count=count, seed=seed, aims=aims, signals=signals):
             found.append(one)
             print(f"  {name:14} {one.aim:14} hit {one.hit:26} {one.stages} stages kept, step {one.step:2}, ended in {one.ending:3.1f} s, rerun {one.again:4.1f} s"
                   + (f"  WRONG: {'; '.join(one.wrong)}" if one.wrong else ""), flush=True)  # fmt: skip

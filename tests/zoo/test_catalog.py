@@ -41,7 +41,7 @@ def test_every_builtin_model_has_what_the_catalogue_promises():
     assert "tiny-code" in catalog.catalogue()
     for name, spec in catalog.catalogue().items():
         assert name == spec.name
-        assert spec.license and spec.summary and spec.params > 0
+        assert spec.license and spec.summary and (spec.params > 0 or spec.unknown)
         assert spec.family in registry.names("family")
 
 
@@ -62,14 +62,15 @@ def test_info_suggests_the_nearest_name():
 
 
 def test_models_filters(site: Path):
-    install(site, "fam_small", registry=MODEL.format(name="small", params=1_000))
-    install(site, "fam_large", registry=MODEL.format(name="large", params=2_000_000_000))
+    for name, params in (("small", 1_000), ("large", 2_000_000_000)):
+        install(site, f"fam_{name}", registry=MODEL.format(name=name, params=params).replace('"MIT"', '"MIT-0"'))
     names = {spec.name for spec in zoo.models(max_params="1.5B")}
     assert "small" in names and "large" not in names
-    assert {spec.name for spec in zoo.models(license="mit")} == {"small", "large"}
+    assert {spec.name for spec in zoo.models(license="mit-0")} == {"small", "large"}
     assert {"small", "large"} <= {spec.name for spec in zoo.models(modality="text", family="llama")}
     assert zoo.models(modality="smell") == []
-    assert {spec.name for spec in zoo.models(license="MIT", max_params=1_000)} == {"small"}
+    assert {spec.name for spec in zoo.models(license="MIT-0", max_params=1_000)} == {"small"}
+    assert {"slimlm-270m", "smollm2-135m"} & {spec.name for spec in zoo.models(max_params="1B")} == {"smollm2-135m"}  # unknown is not few
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,8 @@ API = 'api = ">=1,<2"\n'
     [
         (GOOD + 'licence = "MIT"\n',
          "registry.toml, [[model]] 1 (m): 'licence' is not a key. Did you mean 'license'? Keys: name, family, "
-         "modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged."),
+         "modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged, "
+         "params_non_embedding, unknown."),
         (GOOD.replace("params = 1", ""),
          "registry.toml, [[model]] 1 (m): 'params' is missing. Needed keys: name, family, modality, task, params, "
          "license, summary."),
@@ -267,11 +269,12 @@ def test_every_key_of_a_spec_can_be_written(tmp_path: Path):
         API
         + GOOD
         + 'plugin = "p"\nhub = "org/m"\nrevision = "abc"\npaper = "arXiv:1"\ndtype = "bfloat16"\npackaged = "w/m"\n'
-        f'[model.sha256]\n"model.safetensors" = "{"0" * 64}"\n[model.config]\nhidden_size = 3\n'
+        'params_non_embedding = 1\nunknown = "the licence"\n'
+        f'[model.sha256]\n"model.safetensors" = "{"0" * 64}"\n[model.config]\nhidden_size = 3\nsliding_window = "null"\n'
     )
     (spec,) = read(file, plugin="other").models
     assert all(value for value in spec.to_json().values())
-    assert spec.plugin == "p" and spec.sha256 == {"model.safetensors": "0" * 64} and spec.config == {"hidden_size": 3}
+    assert spec.plugin == "p" and spec.sha256 == {"model.safetensors": "0" * 64} and spec.config == {"hidden_size": 3, "sliding_window": None}
 
 
 def test_all_packaged_weights_together_stay_small() -> None:

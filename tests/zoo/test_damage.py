@@ -6,11 +6,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from stress.damage import problems
 from twins import VOCABULARY, twin
 from zoo_compress import apply
 
 import zoo
+from zoo.errors import ArtifactError
 
 
 def saved(folder: Path, *, width: int) -> Path:
@@ -26,3 +28,11 @@ def test_every_damage_of_every_file_is_refused_by_name(tmp_path: Path):
     found = list(problems(made, other, cuts=8, flips=60, draw=random.Random(0), counts=counts))
     assert not found, found[:3]
     assert {"zoo.json flipped", "model.safetensors truncated", "README.md deleted", "zoo.json swapped"} <= counts.keys()
+
+
+def test_what_plain_transformers_would_load_is_refused_without_its_manifest(tmp_path: Path):
+    twin("llama").save_pretrained(tmp_path / "plain")
+    saved = zoo.load(tmp_path / "plain").save(tmp_path / "saved")
+    (saved / "zoo.json").unlink()
+    with pytest.raises(ArtifactError, match=r"saved/zoo\.json is missing, the manifest that model\.safetensors was saved with"):
+        zoo.load(saved)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stages import small
 from tiny import checkpoint
-from twins import CAUSAL, tokens, twin_model
+from twins import CAUSAL, TABLE, tokens, twin, twin_model
 
 import zoo
 from zoo import generation
 from zoo.errors import RequestError
-from zoo.generation import next_tokens
+from zoo.generation import end_tokens, next_tokens
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: 
      ("x", {"temperature": float("nan")}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
      ("x", {"top_p": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
      ("x", {"seed": -1}, "seed -1 is not between 0 and 2**63."), ("x", {"stop": [""]}, "A stop string is some text; an empty one would stop before the first character."),
-     ("x", {"temprature": 1}, "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, stream.")],
+     ("x", {"temprature": 1}, "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, messages, suffix, files, repo, path, stream.")],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_wrong_request_is_refused_before_anything_is_generated(model: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str, stream: bool):
@@ -140,14 +141,71 @@ def test_a_prompt_that_fills_the_context_is_refused(model: zoo.Model):
 
 
 def test_a_prompt_without_tokens_and_a_model_without_words_are_refused():
-    from stages import small
-
     with pytest.raises(RequestError, match=r"^The prompt ' ' has no token that llama knows: pass some text to continue\.$"):
         small("llama").generate(" ")
-    with pytest.raises(RequestError, match=r"^bert is a masked-lm model; only causal-lm models continue a text\.$"):
-        small("bert").generate("w5")
     with pytest.raises(RequestError, match=r"^llama has no tokenizer: put tokenizer\.json beside its weights\.$"):
         twin_model("llama").generate("w5")
+
+
+# --- several prompts ---------------------------------------------------------------------------------------------------
+
+SEVERAL = ["w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15", "w20", "w30 w31 w32", "w20"]
+HOW: list[dict[str, Any]] = [{}, {"temperature": 1.3, "seed": 4}, {"temperature": 1.0, "top_p": 0.8, "seed": 1, "stop": ["w7", "w3 "]}]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_several_prompts_get_what_each_gets_alone(name: str):
+    """Left padding is nothing to a model: positions learned (GPT-2, OPT) or rotary, windows of 8 (Gemma 2), ALiBi, experts."""
+    model = small(name)
+    for how in HOW:
+        together = model.generate(SEVERAL, max_new_tokens=14, **how)
+        assert together == [model.generate(prompt, max_new_tokens=14, **how) for prompt in SEVERAL]
+        assert together[1] == together[3] and len(set(together)) == 3
+
+
+MORE = {
+    "mistral": ("MistralConfig", "MistralForCausalLM", {**TABLE["llama-gqa"][2], "sliding_window": 8}),
+    "mpt": ("MptConfig", "MptForCausalLM", {"vocab_size": 96, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}),
+    "gpt-neo": ("GPTNeoConfig", "GPTNeoForCausalLM",
+                {"vocab_size": 96, "hidden_size": 32, "num_heads": 4, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
+                 "window_size": 8, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}),
+    "mamba2": ("Mamba2Config", "Mamba2ForCausalLM",
+               {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1,
+                "chunk_size": 8}),
+    "bert-decoder": ("BertConfig", "BertLMHeadModel", {**TABLE["bert"][2], "is_decoder": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_several_prompts_of_architectures_beside_the_twins(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TABLE, name, MORE[name])
+    model = small(name)
+    together = model.generate(SEVERAL, max_new_tokens=14, temperature=1.3)
+    assert together == [model.generate(prompt, max_new_tokens=14, temperature=1.3) for prompt in SEVERAL]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_prompts_that_fill_the_context_differently(name: str):
+    model, prompts = small(name), ["w5 " * 60, "w6 w7", "w8 " * 63]
+    together = model.generate(prompts, max_new_tokens=30)
+    assert together == [model.generate(prompt, max_new_tokens=30) for prompt in prompts]
+    assert [len(text.split()) for text in together] == [4, 30, 1]
+    assert model.generate(prompts[1:2], max_new_tokens=3) == [model.generate(prompts[1], max_new_tokens=3)]
+
+
+def test_several_prompts_are_several_texts(monkeypatch: pytest.MonkeyPatch):
+    model = small("llama")
+    asked: list[int] = []
+    monkeypatch.setattr(generation._Reader, "logits", lambda self, plain=generation._Reader.logits: asked.append(len(self.step_BT)) or plain(self))
+    model.generate(SEVERAL, max_new_tokens=5)
+    assert set(asked) == {4} and len(asked) <= 5
+    for prompts, sentence in (([], "The prompt is empty: pass some text to continue."), (["w5", ""], "The prompt is empty: pass some text to continue."),
+                              (["w5", "w6 " * 70], "The prompt has 70 tokens; llama takes 64 in all.")):  # fmt: skip
+        with pytest.raises(RequestError) as caught:
+            model.generate(prompts)
+        assert str(caught.value) == sentence
+    with pytest.raises(RequestError, match=r"^stream=True gives the pieces of one text; pass one prompt, or leave it out\.$"):
+        model.generate(SEVERAL, stream=True)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -197,3 +255,10 @@ def test_greedy_with_a_cache_is_greedy_without(name: str):
 def test_generation_reads_a_saved_model(model: zoo.Model, tmp_path: Path):
     again = zoo.load(model.save(tmp_path / "saved"))
     assert again.generate("def add", max_new_tokens=20) == model.generate("def add", max_new_tokens=20)
+
+
+def test_the_ends_of_a_generation_config_stay_when_saved(tmp_path: Path):
+    twin("llama").save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    model = zoo.load(tmp_path / "plain")
+    assert end_tokens(model) == end_tokens(zoo.load(model.save(tmp_path / "saved"))) == {2, 7}

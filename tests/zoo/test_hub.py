@@ -72,7 +72,11 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.c
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with weights, a pickle and code beside them that nobody should fetch."""
-    folder = tmp_path_factory.mktemp("repository")
+    return published(tmp_path_factory.mktemp("repository"))
+
+
+def published(folder: Path) -> Path:
+    """The model that `MODEL` describes, and what lies beside it."""
     twin("llama", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
          tie_word_embeddings=False).save_pretrained(folder)  # fmt: skip
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
@@ -95,7 +99,7 @@ def site(folder: Path, repository: Path, *, revision: str = COMMIT, sha256: str 
 def load(site: Path, address: str, *, code: str = RESOLVE, **env: str) -> subprocess.CompletedProcess[str]:
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"), "")
     offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "0"}
-    return python("-c", code, site=site, HF_HOME=str(site / "hf"), HF_ENDPOINT=address, **{**proxies, **offline, **env})
+    return python("-c", code, site=site, HF_ENDPOINT=address, **{"HF_HOME": str(site / "hf"), **proxies, **offline, **env})
 
 
 def test_the_pinned_revision_is_fetched_checked_and_kept(hub: Hub, repository: Path, tmp_path: Path):

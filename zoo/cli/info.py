@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ _SHAPE = {
     "width": ("hidden_size", "n_embd", "d_model", "dim"),
     "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
     "kv_heads": ("num_key_value_heads", "multi_query_group_num"),
-    "head_dim": ("head_dim",),
-    "ffn": ("intermediate_size", "n_inner", "ffn_dim", "d_ff"),
+    "head_dim": ("head_dim", "d_kv"),
+    "ffn": ("intermediate_size", "ff_intermediate_size", "n_inner", "ffn_dim", "d_ff"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "active_experts": ("num_experts_per_tok",),
     "vocabulary": ("vocab_size",),
-    "context": ("max_position_embeddings", "n_positions", "n_ctx"),
+    "context": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+    "decoder_layers": ("num_decoder_layers", "decoder_layers"),
 }
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -38,25 +41,63 @@ def info(model: output.ModelArgument, json: output.JsonOption = False) -> None:
     shape = extra.pop("shape", None)  # of a saved model whose stages changed it
     dtype = spec.dtype or "bfloat16"
     if shape is None:
-        shape, cache = shape_of(spec.config), cache_bytes_per_token(spec.config, dtype=dtype)
+        shape, cache = shape_of(spec.config), cache_of(spec.config, dtype=dtype)
     else:
-        cache = shape.get("layers", 0) * _entries(shape) * _BYTES.get(dtype, 2) or None
+        cache = Cache(shape.get("layers", 0) * _entries(shape) * _BYTES.get(dtype, 2))
+    if spec.task == "masked-lm":  # reads a text as a whole, and keeps nothing of it
+        cache = Cache()
     packed = extra.get("bytes", math.inf) < spec.params * _BYTES.get(str(extra.get("stored")), 0)
     memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
     if json:
         output.print_json({**spec.to_json(), **extra, "shape": shape, "weights": source, "memory_bytes": memory,
-                           "kv_cache_bytes_per_token": cache, "kv_cache_dtype": dtype if cache else None})  # fmt: skip
+                           "kv_cache_bytes_per_token": cache.per_token or None, "kv_cache_dtype": dtype if cache.per_token else None,
+                           "kv_cache_window": cache.window or None, "kv_cache_bytes_per_token_in_window": cache.in_window or None,
+                           "kv_cache_bytes_per_token_read": cache.read or None,
+                           "kv_cache_bytes_at_context": cache.at(shape.get("context", 0)) or None})  # fmt: skip
         return
     hub = f"{spec.hub} at {spec.revision}" if spec.revision else spec.hub
     output.print_facts([
         ("name", spec.name), ("summary", spec.summary), ("modality", spec.modality), ("task", spec.task),
         ("family", spec.family), ("plugin", spec.plugin), ("licence", spec.license), ("paper", spec.paper),
-        ("hub", hub), ("params", f"{spec.params:,}" if spec.params else "unknown"),
+        ("hub", hub), ("params", _params(spec)),
         ("shape", ", ".join(f"{key} {value}" for key, value in shape.items())),
         ("memory", ", ".join(f"{name} {output.size(size)}" for name, size in memory.items())),
-        ("KV cache", f"{output.size(cache)} per token in {dtype}" if cache else ""),
-        ("weights", source), *((key, str(value)) for key, value in extra.items()),
+        ("KV cache", cache.said(dtype, shape.get("context", 0))),
+        ("weights", source), ("unknown", spec.unknown), *((key, str(value)) for key, value in extra.items()),
     ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The bytes of keys and values that a model keeps while it generates."""
+
+    per_token: int = 0  # of the text that it writes, in all layers
+    in_window: int = 0  # those of them in layers that only see a window
+    window: int = 0  # tokens, of which those layers keep no more
+    read: int = 0  # per token of the text that an encoder read, for the cross-attention
+
+    def at(self, tokens: int) -> int:
+        """The bytes after that many tokens."""
+        return (self.per_token - self.in_window) * tokens + self.in_window * min(tokens, self.window or tokens)
+
+    def said(self, dtype: str, context: int) -> str:
+        """Say it in a line; "" where nothing is kept, or the config does not say."""
+        if not self.per_token:
+            return ""
+        parts = [f"{output.size(self.per_token)} per token in {dtype}"]
+        if self.window:
+            part = "all" if self.in_window == self.per_token else output.size(self.in_window)
+            parts[0] += f" ({part} of it only for the last {self.window} tokens)"
+        if self.read:
+            parts.append(f"and {output.size(self.read)} per token read")
+        if context:
+            parts.append(f"{output.size(self.at(context))} at {context} tokens")
+        return ", ".join(parts)
+
+
+def _params(spec: ModelSpec) -> str:
+    inner = f" ({spec.params_non_embedding:,} without embeddings)" if spec.params_non_embedding else ""
+    return f"{spec.params:,}{inner}" if spec.params else "unknown"
 
 
 def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
@@ -129,21 +170,32 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
     if found["heads"]:
         found["kv_heads"] = found["kv_heads"] or (1 if config.get("multi_query") else found["heads"])
         found["head_dim"] = found["head_dim"] or found["width"] // found["heads"]
+    if "n_embd" in config or "expansion_ratio" in config:  # GPT-2 and MPT, whose FFN is a multiple of the width
+        found["ffn"] = found["ffn"] or (_count(config, "expansion_ratio") or 4) * found["width"]
+    if not found["experts"]:
+        found["active_experts"] = 0
     return {name: size for name, size in found.items() if size}
 
 
-def cache_bytes_per_token(config: Mapping[str, Any], *, dtype: str) -> int | None:
-    """Count the bytes one token adds to the key-value cache, or None where the config does not say."""
+def cache_of(config: Mapping[str, Any], *, dtype: str) -> Cache:
+    """Count the bytes that tokens leave in the key-value cache; none where the config does not say."""
     shape, config = shape_of(config), _text_part(config)
-    layers = shape.get("layers", 0)
+    window = _count(config, "sliding_window") if config.get("use_sliding_window") is not False else 0
     kinds = config.get("layer_types")
     if isinstance(kinds, list):  # hybrids: only layers with softmax attention keep keys and values
         layers = sum(kind in ("full_attention", "sliding_attention", "chunked_attention") for kind in kinds)
+        windowed = sum(kind == "sliding_attention" for kind in kinds)
+    else:
+        layers = windowed = shape.get("decoder_layers", 0) or shape.get("layers", 0)
+    if not 0 < window < shape.get("context", window + 1):
+        windowed = 0
     if _count(config, "kv_lora_rank"):  # DeepSeek-V2's latent attention caches one latent and one rotary key
         entries = _count(config, "kv_lora_rank") + _count(config, "qk_rope_head_dim")
     else:
         entries = _entries(shape)
-    return layers * entries * _BYTES.get(dtype, 2) or None
+    each = entries * _BYTES.get(dtype, 2)
+    reads = bool(shape.get("decoder_layers"))
+    return Cache(layers * each, windowed * each, window if windowed else 0, layers * each if reads else 0)
 
 
 def _count(config: Mapping[str, Any], key: str) -> int:

@@ -27,6 +27,8 @@ class Settings:
 
 settings = Settings()
 
+ENOUGH = 40  # characters of a column that is cut
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 
@@ -66,11 +68,15 @@ def print_json(data: Any) -> None:
     print(json.dumps(_plain(data), indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), cut: str = "", spare: Sequence[str] = ()
+) -> None:
     """Print rows under column names: a rich table on a terminal, aligned text of full width when piped.
 
     Args:
         right: the columns to align on the right.
+        cut: the column of which a terminal shows as much as fits in one line.
+        spare: the columns that a terminal too narrow to show enough of that does without, the first one first.
     """
     rows = [tuple(map(plain, row)) for row in rows]
     if not sys.stdout.isatty():
@@ -81,12 +87,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    console, table = Console(), Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    widths = {name: 3 + max(len(row[i]) for row in [columns, *rows]) for i, name in enumerate(columns) if name != cut}
+    for name in spare:
+        if sum(widths.values()) + ENOUGH > console.width:
+            del widths[name]
+    shown = [i for i, name in enumerate(columns) if name in widths or name == cut]
+    for i in shown:
+        table.add_column(columns[i], justify="right" if columns[i] in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(row[i], no_wrap=True, overflow="ellipsis") if columns[i] == cut else Text(row[i]) for i in shown))
+    console.print(table)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from zoo.family import Family
 
 # What `generate` calls an option, where the command line calls it something else.
-FLAGS = {"images": "--image"}
+FLAGS = {"images": "--image", "messages": "--chat", "files": "--file"}
 
 
 def run(
     model: output.ModelArgument,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat format; without a prompt on a terminal, converse.")] = False,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before a chat.")] = None,
+    suffix: Annotated[str | None, typer.Option(metavar="TEXT", help="Code after the gap that follows the prompt.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Another file of the code's repository; may be given several times.")] = None,
+    repo: Annotated[str | None, typer.Option(metavar="NAME", help="The name of the code's repository.")] = None,
+    path: Annotated[str | None, typer.Option(metavar="PATH", help="The path in it of the code itself.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image to look at; may be given several times.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")] = None,
@@ -35,7 +41,7 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="How many images, or classes.  [default: the model's]")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many images, classes or words for a mask.  [default: the model's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ...")
@@ -47,6 +53,7 @@ def run(
     asked: dict[str, Any] = {
         "prompt": prompt, "images": image or None, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
         "stop": stop or None, "steps": steps, "guidance": guidance, "count": count, "seed": seed,
+        "messages": [] if chat or system is not None else None, "suffix": suffix, "files": file or None, "repo": repo, "path": path,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     with output.status(f"Loading {model}"):
@@ -55,11 +62,20 @@ def run(
 
         family = family_of(model)
         _require_taken(model, family, given)
-        if "prompt" in family.takes and prompt is None:
+        converse = "messages" in given and prompt is None and sys.stdin.isatty() and not json
+        if "prompt" in family.takes and prompt is None and not converse:
             given["prompt"] = _piped_prompt()
         files = _files(model, family, given, out=out, force=force)
+        if "files" in given:
+            given["files"] = {str(place): _text(place) for place in given["files"]}
         loaded = zoo.load(model)
     prompt = given.pop("prompt", None)
+    if "messages" in given:
+        given["messages"] = [] if system is None else [{"role": "system", "content": system}]
+        if converse:
+            return _converse(loaded, **given)
+        given["messages"].append({"role": "user", "content": prompt})
+        prompt = None
     if not json and not files:
         for piece in loaded.generate(prompt, **given, stream=True):
             print(piece, end="", flush=True)
@@ -69,7 +85,8 @@ def run(
         start = time.perf_counter()
         made = loaded.generate(prompt, **given)
         seconds = time.perf_counter() - start
-    about = {"model": model, "prompt": prompt, **given, "seconds": seconds}
+    asked_for = {} if "messages" in given else {"prompt": prompt}
+    about = {"model": model, **asked_for, **given, "seconds": seconds}
     if files:
         about["files"] = [_write(picture, path) for picture, path in zip(made, files, strict=True)]
     else:
@@ -78,6 +95,33 @@ def run(
         output.print_json(about)
     else:
         print(*files, sep="\n")
+
+
+def _converse(model: Any, *, messages: list[dict[str, str]], **options: Any) -> None:
+    """Answer what is typed, line by line, until the end of input (Ctrl-D)."""
+    print("Type a message; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            said = input("> ")
+        except EOFError:
+            print()
+            return
+        if not said.strip():
+            continue
+        messages.append({"role": "user", "content": said})
+        answer = ""
+        for piece in model.generate(messages=messages, **options, stream=True):
+            print(piece, end="", flush=True)
+            answer += piece
+        print()
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _text(path: Path) -> str:
+    from zoo.errors import DataError
+    from zoo.reading import text_of
+
+    return text_of(path, error=DataError)
 
 
 def _require_taken(model: str, family: Family, given: Mapping[str, Any]) -> None:

@@ -68,6 +68,16 @@ class Family(ABC):
         """Add what only the family's own library knows of a name such as "timm:resnet18"; other specs are left as they are."""
         return spec
 
+    def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return the config of a twin: the same architecture at test size, with every ratio and quirk of it.
+
+        Raises:
+            RequestError: this family, or this architecture, has none.
+        """
+        from zoo.errors import RequestError
+
+        raise RequestError(f"{spec.name} cannot be shrunk: its family {spec.family} does not say how, as that of language models does.")
+
     @abstractmethod
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
         """Build the module from a JSON config, under whatever device context is active; no weights are read."""

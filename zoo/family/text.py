@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Batch, Family, Rows
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from zoo.data import Dataset, Sample
     from zoo.model import Model
 TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 bytes for each token until it is done
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
 LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
+# What `generate` takes beside a prompt, where a task takes only some of it.
+OF_TASK = {
+    "causal-lm": (*SAMPLING, "messages", "suffix", "files", "repo", "path"), "seq2seq": SAMPLING, "masked-lm": ("count",),
+}  # fmt: skip
 
 
 class TextFamily(Family):
@@ -30,7 +35,7 @@ class TextFamily(Family):
     losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "cross-entropy"},)
     distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "kl"},)
     evaluation: ClassVar[tuple[str, str]] = ("perplexity", "stdlib:test")
-    takes: ClassVar[tuple[str, ...]] = ("prompt", "max_new_tokens", "temperature", "top_p", "seed", "stop")
+    takes: ClassVar[tuple[str, ...]] = ("prompt", *SAMPLING, "messages", "suffix", "files", "repo", "path", "count")
 
     def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Any] | None:
         """Split a causal model into body (ids -> hidden (B, T, D)) and head (hidden -> logits), or None if it does not split."""
@@ -57,6 +62,11 @@ class TextFamily(Family):
         hidden_BTD, head = self.hidden(model, batch)
         keep = batch["labels"] >= 0
         return {"label": Rows(hidden_BTD[keep], head, keep.nonzero()[:, 0], batch["labels"][keep])}
+
+    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
+        """For a masked-lm model with a mask token: hide some tokens anew, which become the labels."""
+        mask = getattr(model.processor, "mask_token_id", None) if model.spec.task == "masked-lm" else None
+        return batch if mask is None else masked(model, batch, int(mask), generator)
 
     def hidden(self, model: Model, batch: Batch) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
         """Run up to the head: hidden (B, T, D) and the head."""
@@ -118,12 +128,30 @@ class TextFamily(Family):
             RequestError: the prompt is not text or holds nothing that the model knows, or the model continues no text.
         """
         from zoo.errors import RequestError
+        from zoo.generation import Written
 
-        _require_continuable(model, prompt)
-        ids = self.tokens(model, prompt)[0]
+        if isinstance(prompt, Written):
+            prompt = prompt.text
+            ids = self.tokens(model, prompt)[0]
+        else:
+            require_text(prompt)
+            ids = self._marked(model, prompt)
         if not ids:
             raise RequestError(f"The prompt {prompt!r} has no token that {model.spec.name} knows: pass some text to continue.")
         return ids, {}
+
+    def _marked(self, model: Model, prompt: str) -> list[int]:
+        """Tokenise a prompt with the special tokens that the tokenizer sets; before what goes on, only those at its start."""
+        bare = self.tokens(model, prompt)[0]
+        whole: list[int] = self.tokenizer(model)(prompt, verbose=False)["input_ids"]
+        if model.spec.task == "seq2seq":
+            return whole if bare else []
+        start = next((whole[:at] for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), [])
+        return bare if not bare or bare[: len(start)] == start else start + bare
+
+    def ends(self, model: Model) -> Container[Any] | None:
+        """The tokens that end a text, where they are no single ids; None: `zoo.generation.end_tokens` says."""
+        return None
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut the records, joined by end-of-text tokens, into windows of `length` tokens, at most the context, with labels (T,)."""
@@ -131,27 +159,83 @@ class TextFamily(Family):
         return Halves(windows, start_token(model)) if model.spec.task == "seq2seq" else windows
 
     def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
-        """Continue a text.
+        """Continue a text, answer in a chat, fill a gap in code, or name the likeliest words for each mask of a text.
 
         Args:
-            prompt: the text to continue.
+            prompt: the text, or several of them: each then gets the answer it would get alone.
             options: `max_new_tokens` (128), `temperature` (0 is greedy), `top_p` (1), `seed` (0), `stop` (strings that
-                end the text), `stream` (True: an iterator over pieces of text instead of one string).
+                end the text), `stream` (True: an iterator over pieces of text instead of one string); instead of a prompt
+                `messages` (a chat: [{"role": "user", "content": "Hello"}, ...]); of code `suffix` (what follows the gap
+                after the prompt), `files` (others of the repository, path -> text), `repo` and `path` (its name, and the
+                path of the file itself); of a masked-lm model `count` (5; how many words).
 
         Raises:
-            RequestError: the prompt leaves no room in the model's context, or an option is unknown.
+            RequestError: the prompt leaves no room in the model's context, or an option is unknown or does not fit the model.
         """
-        from inspect import signature
-
-        from zoo.errors import RequestError, nearest
-        from zoo.generation import stream_text
+        from zoo.errors import RequestError
+        from zoo.filling import shown
+        from zoo.generation import Sampling, stream_text, write_texts
 
         stream = options.pop("stream", False)
-        known = list(signature(stream_text).parameters)[3:]
+        self._require_options(model, options)
+        several = isinstance(prompt, list) and bool(prompt)
+        if several and stream:
+            raise RequestError("stream=True gives the pieces of one text; pass one prompt, or leave it out.")
+        if model.spec.task == "masked-lm":
+            made = [shown(self._fills(model, one, **options)) for one in (prompt if several else [prompt])]
+            return made[0] if stream else ["".join(pieces) for pieces in made] if several else "".join(made[0])
+        how = Sampling(**{name: options.pop(name) for name in SAMPLING if name in options})
+        prompt = self._written(model, prompt, **options)
+        if several:
+            return write_texts(self, model, prompt, how)
+        found = stream_text(self, model, prompt, how)
+        return found if stream else "".join(found)
+
+    def _require_options(self, model: Model, options: Mapping[str, Any]) -> None:
+        from zoo.errors import RequestError, nearest
+
+        known = [name for name in self.takes if name not in ("prompt", "images")]
+        known = [name for name in known if name in OF_TASK.get(model.spec.task, known)]
         for name in options.keys() - known:
-            raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join([*known, 'stream'])}.")
-        pieces = stream_text(self, model, prompt, **options)
-        return pieces if stream else "".join(pieces)
+            of = f" for {model.spec.name}, a {model.spec.task} model" if name in self.takes else ""
+            near = "" if of else nearest(name, known)
+            raise RequestError(f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}.")
+
+    def _written(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
+        """The prompt, or what messages or parts of code become in the model's own format."""
+        from zoo.errors import RequestError
+        from zoo.generation import Written
+
+        code = {name: value for name, value in code.items() if value is not None}
+        if messages is None and not code:
+            return prompt
+        if messages is not None and (prompt is not None or code):
+            raise RequestError(f"messages take the place of a prompt: leave out {', '.join(['the prompt'] * (prompt is not None) + list(code))}.")
+        if isinstance(prompt, list):
+            raise RequestError(f"Several prompts are plain texts: leave out {', '.join(code)}, or pass one prompt.")
+        if messages is None:
+            from zoo.infill import code_prompt
+
+            return code_prompt(self.tokenizer(model), prompt, name=model.spec.name, **code)
+        from zoo.chat import check_messages, render
+
+        check_messages(messages)
+        most = LONGEST_TOKEN * self.context_length(model)
+        return Written(render(self.tokenizer(model), messages, name=model.spec.name, most=most))
+
+    def fill(self, model: Model, prompt: str, *, count: int = 5) -> list[list[tuple[str, float]]]:
+        """Return the likeliest words for each mask of a text, each with its probability.
+
+        Raises:
+            RequestError: the model fills in no words, or the text has no mask or is too long.
+        """
+        return list(self._fills(model, prompt, count=count))
+
+    def _fills(self, model: Model, prompt: Any, *, count: Any = 5) -> Iterator[list[tuple[str, float]]]:
+        from zoo.filling import fills
+
+        require_text(prompt)
+        return fills(self, model, prompt, count)
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
         """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
@@ -161,12 +245,13 @@ class TextFamily(Family):
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         for prompt in prompts:
             if model.processor is None:
-                _require_continuable(model, prompt)
+                require_text(prompt)
             else:
                 self.generate(model, prompt, stream=True)  # checks, and runs nothing until it is asked for a piece
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
-        return [{"prompt": p, "output": self.generate(model, p, max_new_tokens=64)} for p in prompts]
+        most = {} if model.spec.task == "masked-lm" else {"max_new_tokens": 64}
+        return [{"prompt": p, "output": self.generate(model, p, **most)} for p in prompts]
 
     def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
         import time
@@ -198,15 +283,13 @@ class TextFamily(Family):
         return int(config.get("max_position_embeddings") or config.get("n_positions") or 1024)
 
 
-def _require_continuable(model: Model, prompt: Any) -> None:
+def require_text(prompt: Any) -> None:
     from zoo.errors import RequestError
 
     if not isinstance(prompt, str) or not prompt:
         raise RequestError("The prompt is empty: pass some text to continue.")
     if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
-    if model.spec.task != "causal-lm":
-        raise RequestError(f"{model.spec.name} is a {model.spec.task} model; only causal-lm models continue a text.")
 
 
 def _other_token(student: Model, teacher: Model) -> str:
@@ -304,6 +387,22 @@ class Halves(Sequence[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))
+
+
+def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) -> Batch:
+    """Hide some tokens of each window: most become the mask, some another token, some stay (Devlin et al. 2019, 1810.04805, section 3.1).
+
+    The share is the config's `mlm_probability`, 0.15 where it has none, and at least one of each window.
+    """
+    import torch
+
+    ids_BT = batch["input_ids"]
+    draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
+    share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
+    hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
+    other_BT = torch.randint(0, int(model.spec.config["vocab_size"]), ids_BT.shape, generator=generator).to(ids_BT.device)
+    shown_BT = torch.where(kind_BT < 0.8, mask, torch.where(kind_BT < 0.9, other_BT, ids_BT))
+    return {**batch, "input_ids": torch.where(hidden_BT, shown_BT, ids_BT), "labels": ids_BT.masked_fill(~hidden_BT, -1)}
 
 
 def start_token(model: Model) -> int:

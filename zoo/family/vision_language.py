@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Batch, Rows
-from zoo.family.text import TextFamily
+from zoo.family.text import SAMPLING, TextFamily
 from zoo.family.vision import SHOWN, spread
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class VisionLanguageFamily(TextFamily):
     modality: ClassVar[str] = "vision-language"
     tasks: ClassVar[tuple[str, ...]] = ("image-text-to-text",)
     kinds: ClassVar[tuple[str, ...]] = ("label", "visual")
-    takes: ClassVar[tuple[str, ...]] = ("prompt", "images", *TextFamily.takes[1:])
+    takes: ClassVar[tuple[str, ...]] = ("prompt", "images", *SAMPLING)
 
     # --- what an architecture says --------------------------------------------------------------------------------
 

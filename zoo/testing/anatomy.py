@@ -140,7 +140,7 @@ def _part_faults(module: nn.Module, part: Part) -> Iterator[str]:
     if weight is None:
         yield f"there is a weight at {part.path}, but there is none"
         return
-    last = part.offset + (part.units - 1) * part.stride + part.width
+    last = int(part.indices(torch.tensor([part.units - 1]))[-1]) + 1
     size = weight.shape[part.axis] if part.axis < weight.dim() else 0
     if last > size:
         yield f"units of {part.path} reach to {last} along axis {part.axis}, but its weight is {tuple(weight.shape)}"

@@ -191,6 +191,8 @@ class _Subject:
 def request(model: Model) -> tuple[Any, dict[str, Any]]:
     """A prompt and a few options that the family takes."""
     takes = model.family.takes
+    if model.spec.task == "masked-lm":
+        return f"{LINES[0]} {model.processor.mask_token}", {}
     options: dict[str, Any] = {name: value for name, value in GENERATED.items() if name in takes}
     if "images" in takes:
         options["images"] = [picture()]

@@ -225,6 +225,10 @@ def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:
             f"{stage}: each head of {type(module).__name__} has a position slope fixed by its number (ALiBi), so heads "
             "cannot go; prune ffn instead."
         )
+    if getattr(config, "blocksparse_vert_stride", 0) and not getattr(config, "blocksparse_homo_head_pattern", False):
+        raise Refused(
+            f"{stage}: which blocks a head of {type(module).__name__} sees is fixed by its number, so heads cannot go; prune ffn instead."
+        )
 
 
 def _norms(plan: Plan) -> list[str]:

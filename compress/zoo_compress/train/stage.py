@@ -15,7 +15,7 @@ from zoo_compress.train.loop import TrainingOptions, fit, require_parts
 class Train(Compressor):
     """Train on data alone (AdamW, warmup-stable-decay: MiniCPM, 2404.06395, section 4).
 
-    A language model learns the next token, an image model what its family says. Weights that an earlier stage made
+    A language model learns the next token, a masked one those that were hidden, an image model what its family says. Weights that an earlier stage made
     sparse keep their zeros; packed weights stay as they are.
     """
 
@@ -67,8 +67,8 @@ def check_training(
                 f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models do not have; "
                 f"theirs are {', '.join(model.family.kinds)}."
             )
-        if loss.needs_target and model.spec.task == "masked-lm":
+        if loss.needs_target and model.spec.task == "masked-lm" and getattr(model.processor, "mask_token_id", 0) is None:
             raise Refused(
-                f"{stage} trains on the next token, but {model.spec.name} is a masked-lm model, which reads it beforehand. "
+                f"{stage} hides tokens of a masked-lm model, and the tokenizer of {model.spec.name} has no mask token. "
                 'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'
             )

@@ -40,15 +40,16 @@ PUBLISHED = {
 
 def own_type(config: Mapping[str, Any]) -> str:
     """The model_type of ours that a config describes, whatever it calls itself; "" where it is none of ours."""
-    if config.get("model_type") in OWN:
-        return str(config["model_type"])
+    kind = str(config.get("model_type")).lower()  # Tele-FLM's files say "TeleFLM"
+    if kind in OWN:
+        return kind
     named = config.get("architectures")
-    kind = PUBLISHED.get(str(named[0])) if isinstance(named, list) and named else None
-    if kind == "slimlm" and not config.get("learned_pos_emb"):
+    kind = next((PUBLISHED[name] for name in map(str, named) if name in PUBLISHED), "") if isinstance(named, list) else ""
+    if kind == "slimlm" and (not config.get("learned_pos_emb") or (config.get("attn_config") or config).get("alibi")):
         return ""
     if kind == "bebeshka" and config.get("position_embedding_type") != "relative_key_query":
         return ""
-    return kind or ""
+    return kind
 
 
 def adopted(config: Mapping[str, Any]) -> dict[str, Any]:

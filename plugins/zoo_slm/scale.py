@@ -1,0 +1,155 @@
+"""Twins: a model's architecture at test size, with every ratio and quirk of it.
+
+One set of rules over the sizes in a config, whatever it calls them; there is no table of models. Kept are: query heads per
+key/value head, the FFN's and the heads' share of the width, tied or not, which layers are of which kind (at least two of
+each), experts per token, the share of a head that rotates, the rotary settings, windows shorter than the context, and the
+constants that belong to a width. Small are: layers, heads, head width, context, vocabulary, experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.errors import RequestError
+
+LAYERS, HEADS, GROUPS, HEAD, WIDEST = 4, 4, 2, 8, 8  # above WIDEST heads, a head is half as wide
+VOCABULARY, CONTEXT, WINDOW, EXPERTS = 512, 64, 8, 4
+
+# What configs call each size, the usual name first.
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
+QUERIES = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
+KEYS = ("num_key_value_heads", "num_kv_heads")
+HEAD_WIDTHS = ("head_dim", "d_kv")
+INNER = ("intermediate_size", "ff_intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim",
+         "ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")  # fmt: skip
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+POOLS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Sizes that stand for themselves: the most that a twin has of each.
+MOST = {"vocab_size": VOCABULARY, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "blocksparse_block_size": 4,
+        "blocksparse_num_local_blocks": 2, "blocksparse_vert_stride": 4, "byte_embedding_dim": 16, "byte_heads": 4,
+        "embedder_blocks": 3, "decoder_blocks": 2}  # fmt: skip
+# Sizes of architectures that these rules do not know.
+STRANGE = ("kv_lora_rank", "state_size", "ssm_state_size", "linear_num_value_heads", "text_config", "vision_config")
+
+
+def tiny(config: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
+    """Shrink a config.
+
+    Args:
+        config: all values of it, those that its class adds too.
+        given: the values that were written down; what is returned has these, and those that differ from the class's.
+
+    Raises:
+        RequestError: it is none of a transformer of blocks with attention.
+    """
+    strange = [key for key in STRANGE if config.get(key)]
+    width, heads, depth = _first(config, WIDTHS), _first(config, QUERIES), _first(config, DEPTHS)
+    if strange or not (width and heads and depth):
+        why = f"it has {strange[0]}" if strange else "its config does not say how many heads of what width it has"
+        raise RequestError(f"{name} cannot be shrunk: {why}, and scale = 'tiny' shrinks language models of attention blocks.")
+    groups = _first(config, KEYS) or heads
+    head = _first(config, HEAD_WIDTHS) or width // heads
+    rope = config.get("rope_parameters") or {}
+
+    small: dict[str, Any] = {}
+    small_heads, small_groups = _heads(heads, groups)
+    small_head = _head(small_heads, float(rope.get("partial_rotary_factor") or config.get("rotary_pct") or 1))
+    small_width = _width(small_heads, small_head, width / (heads * head))
+    layers = _depth(config, depth)
+    share = small_width / width
+    context = _first(config, CONTEXTS)
+    shorter = min(context, CONTEXT) / context if context else 1.0
+
+    small |= _set(config, DEPTHS, lambda found: min(found, layers))
+    small |= _set(config, WIDTHS, lambda found: small_width if found == width else _even(found * share))
+    small |= _set(config, QUERIES, lambda _: small_heads) | _set(config, KEYS, lambda _: small_groups)
+    small |= _set(config, HEAD_WIDTHS, lambda _: small_head)
+    small |= _set(config, INNER, lambda found: max(8, round(found * share / 8) * 8))
+    small |= _set(config, CONTEXTS, lambda found: min(found, CONTEXT)) | _set(config, POOLS, lambda found: min(found, EXPERTS))
+    small |= _set(config, MOST, None)
+    small |= _set(config, ("sliding_window", "window_size"), lambda found: WINDOW if found < (context or found + 1) else 2 * CONTEXT)
+    small |= _set(config, ("original_max_position_embeddings",), lambda found: max(2, round(found * shorter)))
+    small |= _set(config, ("max_window_layers",), lambda found: round(found * layers / depth))
+    small |= _set(config, ("query_pre_attn_scalar",), lambda found: round(found * small_head / head))
+    for key, power in {"dim_model_base": 1.0, "initializer_range": -0.5}.items():  # a matrix this wide gives values as large
+        if isinstance(found := config.get(key), int | float):
+            small[key] = found * share**power
+    for key, found in config.items():
+        if isinstance(found, list) and len(found) == depth and "layer" in key:
+            small[key] = found[:layers]
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(given.get(key), Mapping):
+            small[key] = _rotary(given[key], shorter, int(small_head * float(rope.get("partial_rotary_factor") or 1)) // 2)
+    small |= _ids(config)
+    return {**given, **{key: value for key, value in small.items() if key in given or value != config.get(key)}}
+
+
+def _first(config: Mapping[str, Any], names: Sequence[str]) -> int:
+    """The first size of these names that a config has, or 0."""
+    return next((config[name] for name in names if type(config.get(name)) is int and config[name] > 0), 0)
+
+
+def _set(config: Mapping[str, Any], names: Any, rule: Any) -> dict[str, int]:
+    """What a rule makes of those of these sizes that a config has; without a rule, no more than `names` says."""
+    there = {name: config[name] for name in names if type(config.get(name)) is int and config[name] > 0}
+    return {name: min(found, names[name]) if rule is None else rule(found) for name, found in there.items()}
+
+
+def _heads(heads: int, groups: int) -> tuple[int, int]:
+    """Few heads, as many to a key/value head as before."""
+    if groups == heads:
+        return min(heads, HEADS), min(heads, HEADS)
+    few = min(groups, GROUPS)
+    return few * (heads // groups), few
+
+
+def _head(heads: int, rotating: float) -> int:
+    """A head so wide that the share of it that rotates is made of pairs."""
+    least = HEAD if heads <= WIDEST else HEAD // 2
+    fits = (width for width in range(least, 128, 2) if rotating * width % 2 < 1e-6 and rotating * width >= 2)
+    return next(fits, least)
+
+
+def _width(heads: int, head: int, share: float) -> int:
+    """The width, which is that of all heads or, as before, is not."""
+    all_heads = heads * head
+    if share == 1:
+        return all_heads
+    steps = max(1, round(all_heads * share / heads))
+    return heads * (steps if steps != head else steps + (1 if share > 1 else -1))
+
+
+def _depth(config: Mapping[str, Any], depth: int) -> int:
+    """The fewest layers, from the first on, with two of each kind that the model has."""
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list) and (every := _first(config, ("dense_attention_every_n_layers",))):
+        kinds = [(layer + 1) % every == 0 for layer in range(depth)]
+    if not isinstance(kinds, list):
+        return min(depth, LAYERS)
+    enough = (n for n in range(min(LAYERS, depth), depth) if all(kinds[:n].count(kind) >= 2 for kind in kinds))
+    return next(enough, depth)
+
+
+def _even(size: float) -> int:
+    return max(2, round(size / 2) * 2)
+
+
+def _rotary(given: Mapping[str, Any], shorter: float, pairs: int) -> dict[str, Any]:
+    """Rotary settings for a shorter context, and as many factors as there are pairs."""
+    made = dict(given)
+    for key, found in given.items():
+        if key == "original_max_position_embeddings":
+            made[key] = max(2, round(found * shorter))
+        elif key.endswith("_factor") and isinstance(found, list):
+            made[key] = [found[place * len(found) // pairs] for place in range(pairs)]
+    return made
+
+
+def _ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Special tokens beyond the vocabulary, the last ones of it, those that were different still so."""
+    named = {key: found for key, found in config.items() if key.endswith("token_id") and found is not None}
+    beyond = sorted({one for found in named.values() for one in (found if isinstance(found, list) else [found]) if one >= VOCABULARY})
+    number = {one: VOCABULARY - 1 - place for place, one in enumerate(beyond)}
+    return {key: [number.get(one, one) for one in found] if isinstance(found, list) else number.get(found, found) for key, found in named.items()}
