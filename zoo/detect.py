@@ -330,7 +330,7 @@ def _attention(owner: _Owner, owners: Sequence[_Owner], config: Any) -> Attentio
         return None
     q, k, v = parts
     norms = _head_norms(owner, heads, k.units, head_dim)
-    if norms is None or _has_more(owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path} | _distances(owner, head_dim)):
+    if norms is None or _has_more(owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path} | _position_tables(owner, heads, head_dim)):
         return None
     o_part = Part(o_path, 1 - output_axis(o), heads, head_dim, stride=head_dim)
     path = owner.path if inside(o_path, owner.path) else owner.path.rpartition(".")[0]
@@ -439,9 +439,10 @@ def _head_norms(owner: _Owner, heads: int, kv_heads: int, head_dim: int) -> tupl
     return tuple(parts)
 
 
-def _distances(owner: _Owner, head_dim: int) -> set[str]:
-    """Tables as wide as one head, which all heads read (relative positions): no cut of heads changes them."""
-    return {owner.at(name) for name, part in owner.module.named_children() if _is_embedding(part) and getattr(part, "embedding_dim", 0) == head_dim}
+def _position_tables(owner: _Owner, heads: int, head_dim: int) -> set[str]:
+    """Tables of relative positions: as wide as one head, which all heads read, or with a number for each head (T5)."""
+    children = owner.module.named_children()
+    return {owner.at(name) for name, part in children if _is_embedding(part) and getattr(part, "embedding_dim", 0) in (heads, head_dim)}
 
 
 def is_head_norm(path: str) -> bool:

@@ -155,7 +155,7 @@ def test_a_wrong_request_for_images_is_one_sentence(site: Path, args: list[str],
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [(["tiny-code", "-p", "x", "--steps", "3"],
-      "tiny-code is a text model and takes no --steps. It takes: --prompt, --max-new-tokens, --temperature, --top-p, --seed, --stop."),
+      "tiny-code is a text model and takes no --steps. It takes: --prompt, --max-new-tokens, --temperature, --top-p, --seed, --stop, --chat, --suffix, --file, --repo, --path, --count."),
      (["tiny-code", "-p", "x", "-o", "x.png"], "tiny-code makes text, which goes to stdout; leave out --out, or redirect it: > x.png"),
      (["timm:resnet18", "-p", "x"], "timm:resnet18 is a vision model and takes no --prompt. It takes: --image, --count."),
      (["timm:resnet18?x", "--image", "x.png"], "'timm:resnet18?x': 'x' is not of the form")],

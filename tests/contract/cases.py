@@ -74,7 +74,8 @@ DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
     **{(name, "inherit"): {"layers": "first:1"} for name in ("tiny-t2i", "stable-diffusion")},
     **{(name, "prune.structured"): {"ffn": 0.25} for name in ("tiny-t2i", "stable-diffusion")},
     ("resnet", "prune.structured"): {"ratio": 0.25},
-    ("phi-3-small-8k-instruct, tiny", "prune.structured"): {"ffn": 0.25},  # what a head sees is fixed by its number
+    # what a head sees, or how far, is fixed by its number
+    **{(f"{name}, tiny", "prune.structured"): {"ffn": 0.25} for name in ("phi-3-small-8k-instruct", "flan-t5-small")},
     # T5's code asks for the weight of the last matrix of each FFN
     **{("flan-t5-small, tiny", use): {"skip": ["*.wo"]} for use in ("quantize.int8", "quantize.nf4")},
     ("flan-t5-small, tiny", "lowrank.svd"): {**OPTIONS["lowrank.svd"], "target": "language.attention"},
@@ -87,7 +88,6 @@ REFUSED: dict[tuple[str, str], str] = {
     **{(name, "lowrank.svd"): r"holds 4 experts in one tensor.* aim at the attention alone" for name in ("mixtral", "minicpm-moe-8x2b, tiny")},
     **{(name, "share.ffn"): r"holds 4 experts .* experts are not shared between blocks" for name in ("mixtral", "minicpm-moe-8x2b, tiny")},
     (TINY, "vocabulary.bpe"): r"the weights of tiny-code are trained on the tokens .* Begin with weights = \"random\"",
-    ("flan-t5-small, tiny", "prune.structured"): r"no attention that can be cut was recognised in decoder\.block\.0",
     **{(f"{name}, tiny", "share.ffn"): r"model\.layers\.1\.mlp\.gate_proj already is model\.layers\.0\.mlp\.gate_proj"
        for name in ("mobillama-0.5b", "stlm-ffn-sharing")},
     **{(name, "vocabulary.bpe"): rf"{name} has 96 tokens.* choose a model with a larger vocab_size" for name in TWINS},

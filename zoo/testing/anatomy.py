@@ -136,6 +136,8 @@ def _ffn_faults(module: nn.Module, ffn: FFN) -> Iterator[str]:
 
 
 def _part_faults(module: nn.Module, part: Part) -> Iterator[str]:
+    import torch
+
     weight = _tensor(module, part.path)
     if weight is None:
         yield f"there is a weight at {part.path}, but there is none"

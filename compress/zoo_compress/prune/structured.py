@@ -219,16 +219,16 @@ def _require_whole_rows(model: Model, plan: Plan, *, stage: str) -> None:
 
 
 def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:
-    config = config_of(module, path)
+    config, name = config_of(module, path), type(module).__name__
+    fixed = ""
     if getattr(config, "alibi", False) or getattr(config, "model_type", "") in PER_HEAD_SLOPES:
-        raise Refused(
-            f"{stage}: each head of {type(module).__name__} has a position slope fixed by its number (ALiBi), so heads "
-            "cannot go; prune ffn instead."
-        )
-    if getattr(config, "blocksparse_vert_stride", 0) and not getattr(config, "blocksparse_homo_head_pattern", False):
-        raise Refused(
-            f"{stage}: which blocks a head of {type(module).__name__} sees is fixed by its number, so heads cannot go; prune ffn instead."
-        )
+        fixed = f"each head of {name} has a position slope fixed by its number (ALiBi)"
+    elif getattr(config, "relative_attention_num_buckets", 0):
+        fixed = f"each head of {name} has its own column in a table of relative positions, which all blocks read"
+    elif getattr(config, "blocksparse_vert_stride", 0) and not getattr(config, "blocksparse_homo_head_pattern", False):
+        fixed = f"which blocks a head of {name} sees is fixed by its number"
+    if fixed:
+        raise Refused(f"{stage}: {fixed}, so heads cannot go; prune ffn instead.")
 
 
 def _norms(plan: Plan) -> list[str]:

@@ -15,8 +15,8 @@ from zoo_compress.train.loop import TrainingOptions, fit, require_parts
 class Train(Compressor):
     """Train on data alone (AdamW, warmup-stable-decay: MiniCPM, 2404.06395, section 4).
 
-    A language model learns the next token, a masked one those that were hidden, an image model what its family says. Weights that an earlier stage made
-    sparse keep their zeros; packed weights stay as they are.
+    A language model learns the next token, a masked one those that were hidden, an image model what its family says.
+    Weights that an earlier stage made sparse keep their zeros; packed weights stay as they are.
     """
 
     name = "train"
