@@ -31,19 +31,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, initialization
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
-from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel, MixtralSparseMoeBlock
-from transformers.utils.generic import can_return_tuple
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts, MixtralPreTrainedModel, MixtralSparseMoeBlock
 
 from zoo.errors import RequestError
+from zoo_slm.models.parts import ScaledLlama
 
 
 class MiniCPMConfig(LlamaConfig):  # type: ignore[misc]
@@ -133,19 +131,22 @@ class MiniCPMPreTrained(MixtralPreTrainedModel):  # type: ignore[misc]  # which 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw as Llama does, but matrices between hidden states narrower the wider they are (the paper's table)."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and module is not self.get_output_embeddings():
+        matrices = [module.weight] if isinstance(module, nn.Linear) and module is not self.get_output_embeddings() else []
+        if isinstance(module, MixtralExperts):
+            matrices = [module.gate_up_proj, module.down_proj]
+        for matrix in matrices:
             wider = self.config.hidden_size / self.config.dim_model_base
-            initialization.normal_(module.weight, std=self.config.initializer_range / wider**0.5)
+            initialization.normal_(matrix, std=self.config.initializer_range / wider**0.5)
 
 
-class MiniCPMModel(MiniCPMPreTrained, LlamaModel):  # type: ignore[misc]
-    """The decoder up to what the head reads: the division of the logits is done here, on the hidden states."""
+class MiniCPMModel(MiniCPMPreTrained, ScaledLlama):
+    """The decoder up to what the head reads."""
 
     def __init__(self, config: MiniCPMConfig) -> None:
         super(LlamaModel, self).__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embedding_scale = config.scale_emb
+        self.input_scale = config.scale_emb
         self.head_divisor = config.hidden_size / config.dim_model_base
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(MiniCPMLayer(config, index) for index in range(config.num_hidden_layers))
@@ -154,20 +155,6 @@ class MiniCPMModel(MiniCPMPreTrained, LlamaModel):  # type: ignore[misc]
         self.gradient_checkpointing = False
         self.post_init()
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """As `LlamaModel`; embeddings that are given are taken as they are, without `scale_emb`."""
-        if input_ids is not None and inputs_embeds is None:
-            input_ids, inputs_embeds = None, self.embed_tokens(input_ids) * self.embedding_scale
-        found = super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
-        found.last_hidden_state = found.last_hidden_state / self.head_divisor
-        return found
 
 
 class MiniCPMForCausalLM(MiniCPMPreTrained, LlamaForCausalLM):  # type: ignore[misc]
@@ -199,7 +186,7 @@ def fold(model: MiniCPMForCausalLM) -> LlamaForCausalLM:
         raise RequestError("A Llama has no fatrelu gate, so this MiniCPM cannot be folded into one.")
     tensors = dict(model.state_dict())
     tensors["lm_head.weight"] = tensors["lm_head.weight"] / body.head_divisor
-    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] * body.embedding_scale
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"] * body.input_scale
     for index, layer in enumerate(body.layers):
         for name in ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight"):
             place = f"model.layers.{index}.{name}"

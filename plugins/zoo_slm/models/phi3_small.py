@@ -50,17 +50,18 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from zoo.errors import RequestError
+from zoo_slm.models.parts import CausalHead
 
 
 @strict
@@ -286,7 +287,7 @@ def block_pattern(places_BS: Tensor, config: Phi3SmallConfig, *, first: int, que
     return near_BQS[:, None] | column_BHS[:, :, None]
 
 
-class Phi3SmallForCausalLM(Phi3SmallPreTrained, GenerationMixin):  # type: ignore[misc]
+class Phi3SmallForCausalLM(CausalHead, Phi3SmallPreTrained, GenerationMixin):  # type: ignore[misc]
     """The decoder and its head, which is the token table."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -296,20 +297,3 @@ class Phi3SmallForCausalLM(Phi3SmallPreTrained, GenerationMixin):  # type: ignor
         self.model = Phi3SmallModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
-        use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Run on tokens (B, T): logits of all places, or of the last `logits_to_keep`, and the loss where `labels` are given."""
-        found = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
-        logits = self.lm_head(slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, cache=found.cache, hidden_states=found.hidden_states, attentions=found.attentions
-        )

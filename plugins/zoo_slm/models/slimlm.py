@@ -29,13 +29,14 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from zoo.errors import RequestError
+from zoo_slm.models.parts import CausalHead
 
 # llm-foundry's name -> ours
 NAMES = {
@@ -227,7 +228,7 @@ def _places(attention_mask: Tensor | None, length: int, device: torch.device) ->
     return (attention_mask[:, :length].long().cumsum(-1) - 1).clamp_min(0)
 
 
-class SlimLMForCausalLM(SlimLMPreTrained, GenerationMixin):  # type: ignore[misc]
+class SlimLMForCausalLM(CausalHead, SlimLMPreTrained, GenerationMixin):  # type: ignore[misc]
     """The decoder and its head, which is the token table."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
@@ -237,20 +238,3 @@ class SlimLMForCausalLM(SlimLMPreTrained, GenerationMixin):  # type: ignore[misc
         self.transformer = SlimLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
-        use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Run on tokens (B, T): logits of all places, or of the last `logits_to_keep`, and the loss where `labels` are given."""
-        found = self.transformer(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
-        logits = self.lm_head(slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, cache=found.cache, hidden_states=found.hidden_states, attentions=found.attentions
-        )

@@ -16,13 +16,10 @@ Legend: B batch, T tokens, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaPreTrainedModel
 
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from zoo_slm.models.parts import ScaledLlama
 
 
 class TeleFLMConfig(LlamaConfig):  # type: ignore[misc]
@@ -47,28 +44,14 @@ class TeleFLMPreTrained(LlamaPreTrainedModel):  # type: ignore[misc]
     config_class = TeleFLMConfig
 
 
-class TeleFLMModel(TeleFLMPreTrained, LlamaModel):  # type: ignore[misc]
-    """The decoder up to what the head reads: the logits' scale is applied here, to the hidden states."""
+class TeleFLMModel(TeleFLMPreTrained, ScaledLlama):
+    """The decoder up to what the head reads."""
 
     def __init__(self, config: TeleFLMConfig) -> None:
         super().__init__(config)
         self.input_scale = config.input_mult if config.use_mup else 1.0
-        self.output_scale = config.output_mult / config.mup_scale_factor if config.use_mup else 1.0
+        self.head_divisor = config.mup_scale_factor / config.output_mult if config.use_mup else 1.0
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """As `LlamaModel`; hidden states are (B, T, D). Embeddings that are given are taken as they are."""
-        if input_ids is not None and inputs_embeds is None:
-            input_ids, inputs_embeds = None, self.embed_tokens(input_ids) * self.input_scale
-        found = super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
-        found.last_hidden_state = found.last_hidden_state * self.output_scale
-        return found
 
 
 class TeleFLMForCausalLM(TeleFLMPreTrained, LlamaForCausalLM):  # type: ignore[misc]
