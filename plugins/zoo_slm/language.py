@@ -31,7 +31,7 @@ from zoo_slm import models
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
-FIXED = (".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")  # tables that old checkpoints store
+FIXED = (".version", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")  # tables that old checkpoints store
 # What a config class or a model class raises for values that do not go together; the last is no ValueError.
 UNFIT = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, RuntimeError, StrictDataclassError)
 
@@ -66,7 +66,7 @@ class TransformersText(TextFamily):
         return module.eval()
 
     def initialise(self, module: nn.Module) -> None:
-        for part in module.modules():
+        for part in reversed(list(module.modules())):  # parts before what holds them, which may draw for them (T5, GPT-2)
             module._init_weights(part)  # type: ignore[operator]
         config: Any = module.config
         if "T5" in type(config).__name__ and not _tied(module):  # its class takes the head for the table, see _tell_apart
@@ -137,6 +137,8 @@ class TransformersText(TextFamily):
             raise ArtifactError(f"{path} cannot be loaded: {_odd_expert(files) or _first_line(error)}") from None
         _require_complete(path, report, module)
         _tell_apart(module, config)
+        if not _tied(module) and getattr(module.config, "tie_word_embeddings", False) and not _says_apart(config):
+            config["tie_word_embeddings"] = module.config.tie_word_embeddings = False  # both are in the file, and differ
         if "eos_token_id" in config:
             module.config.eos_token_id = config["eos_token_id"]
         module = module.eval().to(device or "cpu")
@@ -227,9 +229,9 @@ def _says_apart(config: Mapping[str, Any]) -> bool:
 
 
 def _tied(module: Any) -> bool:
-    """Whether the head is the token table."""
-    head, table = getattr(module, "lm_head", None), module.get_input_embeddings()
-    return getattr(head, "weight", None) is getattr(table, "weight", module)
+    """Whether the head is the token table, or there is none."""
+    head, table = module.get_output_embeddings(), module.get_input_embeddings()
+    return head is None or getattr(head, "weight", None) is getattr(table, "weight", module)
 
 
 def _damaged_tokenizer(path: Path, error: Exception) -> ArtifactError:
@@ -246,7 +248,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{place} is not a transformers config with a model_type and architectures.") from None
     if models.own_type(config):
-        config = models.adopted(config)
+        with _unfit(config):
+            config = models.adopted(config)
         named = config["architectures"][0]
     check_config(config, str(place))
     if ends := _ends(path):
@@ -328,16 +331,19 @@ def _odd_expert(files: list[Path]) -> str:
 def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:
     """Refuse what transformers would fill with random numbers, tensors that are missing or of another shape, or leave out.
 
-    A head of another task may be left out; a tensor of the blocks may not, unless it only holds positions or a mask.
+    A head of another task may be left out; a tensor of the body or of its own head may not, unless it only holds positions
+    or a mask.
     """
     for name, found, expected in sorted(report["mismatched_keys"]):
         raise ArtifactError(f"{path}: {name!r} has shape {tuple(found)}, the model of its config.json expects {tuple(expected)}.")
     for name in sorted(report["missing_keys"]):
         raise ArtifactError(f"{path}: tensor {name!r} is missing; the model of its config.json has it.")
     stem = f"{getattr(module, 'base_model_prefix', '')}."
+    head = next((f"{name}." for name, part in module.named_modules() if part is module.get_output_embeddings()), stem)  # type: ignore[operator]
     lists = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.ModuleList))
     for name in sorted(report["unexpected_keys"]):
-        if (name.startswith(lists) or (stem + name).startswith(lists)) and not name.endswith(FIXED):
+        within = name.startswith((stem, head, *lists)) or (stem + name).startswith(lists)
+        if within and not name.endswith(FIXED) and ".pooler." not in name:
             raise ArtifactError(f"{path}: tensor {name!r} is not part of the model of its config.json.")
 
 

@@ -55,7 +55,7 @@ class DiffusersPipeline(TextToImageFamily):
     def initialise(self, module: nn.Module) -> None:
         """Draw every component's weights: by its own rule where it has one, else as its layers come."""
         for component in module.children():
-            for part in component.modules():
+            for part in reversed(list(component.modules())):  # parts before what holds them, which may draw for them (CLIP)
                 if hasattr(component, "_init_weights"):
                     component._init_weights(part)  # type: ignore[operator]
                 elif hasattr(part, "reset_parameters"):

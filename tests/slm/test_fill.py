@@ -71,7 +71,7 @@ def test_each_mask_gets_its_likeliest_words(masked: zoo.Model):
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
     [("a", {}, "bert fills in words, and the prompt leaves none out: write <mask> in place of one."),
-     ("", {}, "The prompt is empty: pass some text to continue."), (5, {}, "The prompt is empty: pass some text to continue."),
+     ("", {}, "The prompt is empty: pass some text to continue."), (5, {}, "The prompt is of type int: pass some text, or a list of texts."),
      ("\ud800", {}, "The prompt is not text: it holds half of a character (a lone surrogate)."),
      ("<mask>" + " a" * 70, {}, "The prompt has 73 tokens; bert takes 64 in all."),
      ("<mask>", {"count": 0}, "count = 0 is not a number of words from 1."), ("<mask>", {"count": True}, "count = True is not a number of words from 1."),

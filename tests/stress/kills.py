@@ -416,6 +416,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # as nohup and a shell's background jobs leave them
+        signal.signal(ignored, signal.SIG_DFL)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="zoo-kills-") as folder, ThreadPoolExecutor(asked.jobs) as pool:
         signals = [signal.Signals[f"SIG{name}"] for name in asked.signal.split(",")]

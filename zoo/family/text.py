@@ -286,7 +286,9 @@ class TextFamily(Family):
 def require_text(prompt: Any) -> None:
     from zoo.errors import RequestError
 
-    if not isinstance(prompt, str) or not prompt:
+    if prompt and not isinstance(prompt, str):
+        raise RequestError(f"The prompt is of type {type(prompt).__name__}: pass some text, or a list of texts.")
+    if not prompt:
         raise RequestError("The prompt is empty: pass some text to continue.")
     if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
         raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")

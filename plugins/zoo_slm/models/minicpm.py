@@ -28,6 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, initialization
 from transformers.activations import ACT2FN
@@ -44,6 +45,7 @@ from zoo.errors import RequestError
 from zoo_slm.models.parts import ScaledLlama
 
 
+@strict
 class MiniCPMConfig(LlamaConfig):  # type: ignore[misc]
     """A Llama config, the three constants, and what the versions add; by default that of the 1B model.
 
@@ -179,6 +181,8 @@ def fold(model: MiniCPMForCausalLM) -> LlamaForCausalLM:
     Raises:
         RequestError: a plain Llama has no such layers (experts, fatrelu, layers cut to different sizes).
     """
+    if not isinstance(model, MiniCPMForCausalLM):
+        raise RequestError(f"fold takes a MiniCPM module, such as model.module, not a {type(model).__name__}.")
     config, body = model.config, model.model
     if config.num_experts:
         raise RequestError(f"A Llama has one FFN in a layer; this MiniCPM has {config.num_experts} experts, which cannot be folded into it.")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from safetensors import safe_open
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
@@ -39,6 +40,7 @@ from zoo.reading import LARGEST_DATA, text_of
 FFN = re.compile(r"(?:model\.)?layers\.(\d+)\.mlp\.(.+)")
 
 
+@strict
 class MobiLlamaConfig(LlamaConfig):  # type: ignore[misc]
     """A Llama config and `shared_ffn`; by default that of the 0.5B model."""
 
@@ -134,7 +136,10 @@ def _first_other(copies: list[tuple[int, str, Path]]) -> tuple[int, str, str] | 
     _, first, file = copies[0]
     kept = _tensor(file, first)
     for layer, name, place in copies[1:]:
-        if not torch.equal(_tensor(place, name), kept):
+        other = _tensor(place, name)
+        if other.shape != kept.shape:
+            raise ArtifactError(f"{place}: {name!r} has shape {tuple(other.shape)}, and {first!r}, which should be the same, {tuple(kept.shape)}.")
+        if not torch.equal(other, kept):
             return layer, name, first
     return None
 

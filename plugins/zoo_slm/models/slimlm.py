@@ -41,7 +41,7 @@ from zoo_slm.models.parts import CausalHead
 # llm-foundry's name -> ours
 NAMES = {
     "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers", "max_seq_len": "max_position_embeddings",
-    "attn_pdrop": "attention_dropout",
+    "attn_pdrop": "attention_dropout", "norm_eps": "layer_norm_epsilon",
 }  # fmt: skip
 # What llm-foundry can also build, and what such an option says where a model does without it.
 ABSENT: dict[str, tuple[Any, ...]] = {
@@ -49,6 +49,8 @@ ABSENT: dict[str, tuple[Any, ...]] = {
     "softmax_scale": (None,), "prefix_lm": (False, None), "attn_uses_sequence_id": (False, None), "sliding_window_size": (-1, None),
     "attn_type": ("multihead_attention",), "learned_pos_emb": (True,), "logit_scale": (None,), "embedding_fraction": (1, 1.0),
     "norm_type": ("low_precision_layernorm", "layernorm"), "norm": ("low_precision_layernorm", "layernorm"), "ffn_type": ("mptmlp",),
+    "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
+    "ffn_act_fn": (None, {"name": "gelu"}, {"name": "gelu", "approximate": "none"}),
 }  # fmt: skip
 # Nested tables, and what only matters to the other library or repeats the above in words.
 TABLES = ("attn_config", "ffn_config")
@@ -100,14 +102,21 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {key: value for key, value in config.items() if key not in TABLES}
     for table in TABLES:
-        values |= config.get(table) or {}
+        if not isinstance(found := config.get(table) or {}, dict):
+            raise RequestError(f"This MPT config has {table} = {found!r}, which should be a table of options.")
+        values |= found
     for option, allowed in ABSENT.items():
         if option in values and (found := values.pop(option)) not in allowed:
             raise RequestError(f"This MPT config has {option} = {found!r}; SlimLM does without, and no other MPT with learned positions is known here.")
     values = {NAMES.get(key, key): value for key, value in values.items() if key not in UNREAD}
     if "hidden_size" not in values and {"num_hidden_layers", "num_attention_heads"} & values.keys():
         raise RequestError("This MPT config does not say how wide the model is (d_model); for SlimLM 270M and 450M that is not public.")
+    heads, groups = values.get("num_attention_heads"), values.pop("kv_n_heads", None)
+    if groups not in (None, heads):
+        raise RequestError(f"This MPT config has kv_n_heads = {groups!r} beside {heads!r} heads; every head of SlimLM has its own key and value.")
     ratio = values.pop("expansion_ratio", None) if "hidden_size" in values else None
+    if not isinstance(ratio, int | float | None):
+        raise RequestError(f"This MPT config has expansion_ratio = {ratio!r}, which is not a number.")
     if ratio is not None:
         values.setdefault("intermediate_size", int(ratio * values["hidden_size"]))
     return values

@@ -16,12 +16,14 @@ Legend: B batch, T tokens, D width.
 
 from __future__ import annotations
 
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaPreTrainedModel
 
 from zoo_slm.models.parts import ScaledLlama
 
 
+@strict
 class TeleFLMConfig(LlamaConfig):  # type: ignore[misc]
     """A Llama config and the scales, which `use_mup = false` switches off; by default that of the 52B model."""
 

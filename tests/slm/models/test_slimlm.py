@@ -196,6 +196,11 @@ def test_a_config_of_ours_is_left_as_it_is() -> None:
     ({"ffn_config": {"ffn_type": "mptglu"}}, "ffn_type = 'mptglu'"),
     ({"logit_scale": "inv_sqrt_d_model"}, "logit_scale = 'inv_sqrt_d_model'"),
     ({"norm": "rmsnorm"}, "norm = 'rmsnorm'"),
+    ({"ffn_config": {"ffn_act_fn": {"name": "relu"}}}, "ffn_act_fn = {'name': 'relu'}"),
+    ({"ffn_config": "mptmlp"}, "ffn_config = 'mptmlp', which should be a table of options"),
+    ({"attn_config": {"kv_n_heads": 2}}, "kv_n_heads = 2 beside"),
+    ({"attn_config": {"attn_logit_softcapping": 30.0}}, "attn_logit_softcapping = 30.0"),
+    ({"expansion_ratio": "4"}, "expansion_ratio = '4', which is not a number"),
 ])  # fmt: skip
 def test_other_kinds_of_mpt_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says):
