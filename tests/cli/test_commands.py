@@ -278,6 +278,17 @@ def test_an_interrupt_is_a_sentence_and_130(tmp_path: Path):
     assert (process.returncode, err) == (130, "error: interrupted before the work was done.\n")
 
 
+def test_an_interrupt_that_python_makes_another_error_of_is_one(tmp_path: Path):
+    """As what is raised while a class is made: in an import, for example."""
+    body = (
+        "import os, signal\n\nclass Field:\n    def __set_name__(self, owner, name):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        '        [None for _ in range(1000)]\n\ndef command() -> None:\n    "Make."\n    type("Made", (), {"field": Field()})\n'
+    )
+    add_command(tmp_path, "make", body)
+    done = zoo("make", site=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted before the work was done.\n")
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
     body = 'def command() -> None:\n    "Print much."\n    for i in range(200000):\n        print(i)\n'
     add_command(tmp_path, "much", body)

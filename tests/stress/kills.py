@@ -38,6 +38,7 @@ from zygote import Done, Zygote
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OFTEN = "import zoo_compress.train.loop\nzoo_compress.train.loop.CHECKPOINT_SECONDS = 0.1\n"
+ENDINGS = ("same command goes on from there.", "before the work was done.")  # with something to go on from, and without
 TIMING = {"seconds", "started", "peak_bytes", "speed", "peak_rss_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "images_per_s"}
 SPEED = "evaluate.speed={prefill = 4, decode = 2, repeats = 1}"
 QUIET = "evaluate.speed=false"
@@ -340,7 +341,7 @@ def unclean(done: Done, number: int, ending: float, left: list[Path]) -> list[st
     wrong = [] if ending < 15 else [f"it took {ending:.0f} s to end"]
     if done.code == -number and not done.out and not last:
         return wrong  # a Python that was starting
-    if done.code != 128 + number or "same command goes on from there" not in last or "Traceback" in done.err or left:
+    if done.code != 128 + number or not last.endswith(ENDINGS) or "Traceback" in done.err or left:
         wrong.append(f"it ended with {done.code}, left {left}, and said: {done.err[-600:]}")
     return wrong
 

@@ -236,6 +236,7 @@ def _run(args: Sequence[str] | None) -> int:
         output.error(f"the output cannot be written: {error.strerror}.")
         return OutputError.exit_code
     except BaseException as error:  # not only Exception: whatever a plugin thinks of
+        signals.check()  # Python turns what a signal raises in some places, such as a class that is being made, into another error
         return _explain(error)
 
 
