@@ -339,8 +339,8 @@ def unclean(done: Done, number: int, ending: float, left: list[Path]) -> list[st
     """What is wrong with how a signal other than SIGKILL ended a run."""
     last = done.err.splitlines()[-1] if done.err else ""
     wrong = [] if ending < 15 else [f"it took {ending:.0f} s to end"]
-    if done.code == -number and not done.out and not last:
-        return wrong  # a Python that was starting
+    if done.code == -number and not done.out and (not last or "KeyboardInterrupt" in done.err):
+        return wrong  # a Python that was starting, or making the imports above, before zoo's own main
     if done.code != 128 + number or not last.endswith(ENDINGS) or "Traceback" in done.err or left:
         wrong.append(f"it ended with {done.code}, left {left}, and said: {done.err[-600:]}")
     return wrong
