@@ -36,7 +36,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
 # not taken as loaded: tests/slm/test_catalogue_twins.py saves and reloads them.
 SHRUNK: dict[str, str] = {f"{name}, tiny": name for name in (
     "orca-math-7b", "qwen2.5-0.5b", "gemma-2b", "gemma-2-2b", "phi-2", "starcoder2-3b", "olmo-1b", "flan-t5-small", "mobillama-0.5b",
-    "phonelm-0.5b", "minicpm-1b", "minicpm-moe-8x2b", "tele-flm-52b", "phi-3-small-8k-instruct", "slimlm-125m", "stlm-ffn-sharing", "bebeshka",
+    "phonelm-0.5b", "minicpm-1b", "minicpm-moe-8x2b", "tele-flm-52b", "phi-3-small-8k-instruct", "slimlm-125m", "stlm-ffn-sharing", "stlm-byte-level", "bebeshka",
 )}  # fmt: skip
 # The other modalities: name -> what `zoo.load` takes; a pipeline directory is made by diffusers.
 IMAGES: dict[str, str] = {
@@ -185,7 +185,7 @@ def base(name: str, folder: Path) -> Model:
         return zoo.load(checkpoint(name, folder))
     if name in SHRUNK:
         model = awake(zoo.load(SHRUNK[name], scale="tiny", weights="random"))
-        model.processor = tokenizer_for(model.spec.task)
+        model.processor = zoo.load(TINY).processor if model.spec.family == "bytes" else tokenizer_for(model.spec.task)
         return model
     if name == RANDOM:
         return zoo.load(TINY, weights="random")
