@@ -344,7 +344,8 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
     if (path / artifact.MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
     for file in path.rglob(f"*{Path(artifact.WEIGHTS).suffix}"):
-        if header.metadata(file).get("manifest") == artifact.MANIFEST:
+        within_another = any((place / artifact.MANIFEST).exists() for place in file.parents if place.is_relative_to(path))
+        if not within_another and header.metadata(file).get("manifest") == artifact.MANIFEST:
             raise ArtifactError(f"{path / artifact.MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again.")
     import torch
 

@@ -62,14 +62,14 @@ class TransformersText(TextFamily):
                 if isinstance(found := getattr(parsed, size, 1), int) and found < 1:
                     raise ValueError(f"{size} is {found}")
             module: nn.Module = getattr(transformers, TASKS[task]).from_config(parsed)
-        _tell_apart(module, config)
+        _untie(module, config)
         return module.eval()
 
     def initialise(self, module: nn.Module) -> None:
         for part in reversed(list(module.modules())):  # parts before what holds them, which may draw for them (T5, GPT-2)
             module._init_weights(part)  # type: ignore[operator]
         config: Any = module.config
-        if "T5" in type(config).__name__ and not _tied(module):  # its class takes the head for the table, see _tell_apart
+        if "T5" in type(config).__name__ and not _tied(module):  # its class takes the head for the table, see _untie
             nn.init.normal_(module.lm_head.weight, std=config.initializer_factor)  # type: ignore[union-attr, arg-type]
 
     def anatomy(self, module: nn.Module) -> Anatomy:
@@ -136,8 +136,8 @@ class TransformersText(TextFamily):
         except (*UNFIT, OSError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be loaded: {_odd_expert(files) or _first_line(error)}") from None
         _require_complete(path, report, module)
-        _tell_apart(module, config)
-        if not _tied(module) and getattr(module.config, "tie_word_embeddings", False) and not _says_apart(config):
+        _untie(module, config)
+        if not _tied(module) and getattr(module.config, "tie_word_embeddings", False) and not _asks_untied(config):
             config["tie_word_embeddings"] = module.config.tie_word_embeddings = False  # both are in the file, and differ
         if "eos_token_id" in config:
             module.config.eos_token_id = config["eos_token_id"]
@@ -153,7 +153,7 @@ class TransformersText(TextFamily):
         with torch.device("meta"):
             try:
                 plain = type(model.module)(type(config)(**config.to_diff_dict()))
-                _tell_apart(plain, model.spec.config)
+                _untie(plain, model.spec.config)
             except UNFIT as error:
                 return f"no plain config describes it: {_first_line(error)}"
         difference = _first_difference(model.module, plain)
@@ -162,7 +162,7 @@ class TransformersText(TextFamily):
         values = {**config.to_dict(), "architectures": [type(model.module).__name__], "dtype": model.stored}
         for key in ("transformers_version", "_name_or_path"):
             values.pop(key, None)
-        if _says_apart(model.spec.config):
+        if _asks_untied(model.spec.config):
             values["tie_word_embeddings"] = False
         (path / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return ""
@@ -210,20 +210,20 @@ def _parsed(config: Mapping[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
 
 
-def _tell_apart(module: Any, config: Mapping[str, Any]) -> None:
+def _untie(module: Any, config: Mapping[str, Any]) -> None:
     """Give the head a weight of its own where a config says so and its class does not listen.
 
     T5's class ties head and table always, and reads tie_word_embeddings = false, which T5 1.1 has, only as "the decoder's
     output is not scaled". Checkpoints hold both tensors; transformers leaves them apart when it reads them, and not when
     it builds from a config.
     """
-    if _says_apart(config) and _tied(module):
+    if _asks_untied(config) and _tied(module):
         module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
         for known in ("_tied_weights_keys", "all_tied_weights_keys"):
             setattr(module, known, {name: of for name, of in getattr(module, known).items() if name != "lm_head.weight"})
 
 
-def _says_apart(config: Mapping[str, Any]) -> bool:
+def _asks_untied(config: Mapping[str, Any]) -> bool:
     """Whether head and token table are two weights; a T5 1.1 written by transformers 5 says so in other words."""
     return config.get("tie_word_embeddings") is False or config.get("scale_decoder_outputs") is False
 

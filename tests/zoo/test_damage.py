@@ -33,6 +33,9 @@ def test_every_damage_of_every_file_is_refused_by_name(tmp_path: Path):
 def test_what_plain_transformers_would_load_is_refused_without_its_manifest(tmp_path: Path):
     twin("llama").save_pretrained(tmp_path / "plain")
     saved = zoo.load(tmp_path / "plain").save(tmp_path / "saved")
+    saved.rename(tmp_path / "plain" / "saved")  # a whole model below a plain one is not a part of it
+    assert zoo.load(tmp_path / "plain").params
+    (tmp_path / "plain" / "saved").rename(saved)
     (saved / "zoo.json").unlink()
     with pytest.raises(ArtifactError, match=r"saved/zoo\.json is missing, the manifest that model\.safetensors was saved with"):
         zoo.load(saved)

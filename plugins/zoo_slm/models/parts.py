@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import LlamaModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
@@ -38,6 +38,22 @@ class ScaledLlama(LlamaModel):  # type: ignore[misc]
         )  # fmt: skip
         found.last_hidden_state = found.last_hidden_state / self.head_divisor
         return found
+
+
+def begun(
+    body: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, cache: Cache | None, use_cache: bool | None
+) -> tuple[Tensor, Cache | None, int]:
+    """What the pass of a body begins with: embeddings (B, T, D), the cache if there is to be one, and the tokens it holds.
+
+    Raises:
+        ValueError: both tokens and embeddings are given, or neither.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either input_ids or inputs_embeds.")
+    embedded_BTD = body.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+    if use_cache and cache is None:
+        cache = DynamicCache(config=body.config)
+    return embedded_BTD, cache, int(cache.get_seq_length()) if cache is not None else 0
 
 
 class CausalHead:

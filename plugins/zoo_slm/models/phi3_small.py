@@ -47,7 +47,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -61,7 +61,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from zoo.errors import RequestError
-from zoo_slm.models.parts import CausalHead
+from zoo_slm.models.parts import CausalHead, begun
 
 
 @strict
@@ -242,12 +242,7 @@ class Phi3SmallModel(Phi3SmallPreTrained):
         cache: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run on tokens (B, T), or on rows of the table (B, T, D), which are scaled as the tokens' are."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds.")
-        e_BTD: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        past = cache.get_seq_length() if cache is not None else 0
+        e_BTD, cache, past = begun(self, input_ids, inputs_embeds, cache, use_cache)
         if position_ids is None:
             position_ids = torch.arange(e_BTD.shape[1], device=e_BTD.device)[None] + past
         masks = self._masks(e_BTD, attention_mask, cache, past)

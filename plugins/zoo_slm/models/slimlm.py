@@ -26,7 +26,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -36,7 +36,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from zoo.errors import RequestError
-from zoo_slm.models.parts import CausalHead
+from zoo_slm.models.parts import CausalHead, begun
 
 # llm-foundry's name -> ours
 NAMES = {
@@ -212,12 +212,7 @@ class SlimLMModel(SlimLMPreTrained):
         Raises:
             RequestError: the text is longer than the table of positions.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds.")
-        e_BTD: Tensor = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
-        past = cache.get_seq_length() if cache is not None else 0
+        e_BTD, cache, past = begun(self, input_ids, inputs_embeds, cache, use_cache)
         length, most = past + e_BTD.shape[1], self.wpe.num_embeddings
         if length > most:
             raise RequestError(f"This model has learned {most} positions; with this call the text is {length} tokens long.")

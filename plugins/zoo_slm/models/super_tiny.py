@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
+
+from zoo_slm.models.parts import begun
 
 PAD, END = 256, 257  # byte values are 0 to 255
 FFN_TYPES = ("swiglu", "gelu")
@@ -307,14 +309,10 @@ class SuperTinyModel(SuperTinyPreTrainedModel):
         inputs_embeds: Tensor | None, use_cache: bool | None,
     ) -> BaseModelOutputWithPast:
         """Run the core: hidden states (B, T, D)."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass either input_ids or inputs_embeds.")
-        x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if cache is None and (self.config.use_cache if use_cache is None else use_cache) and not self.training:
-            cache = DynamicCache(config=self.config)
+        wanted = (self.config.use_cache if use_cache is None else use_cache) and not self.training
+        x_BTD, cache, past = begun(self, input_ids, inputs_embeds, cache, wanted)
         if position_ids is None:
-            start = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)[None]
+            position_ids = torch.arange(past, past + x_BTD.shape[1], device=x_BTD.device)[None]
         mask = create_causal_mask(
             config=self.config, inputs_embeds=x_BTD, attention_mask=attention_mask, cache=cache, position_ids=position_ids
         )
