@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("zoo")
+        return version("zoo-compress")
     if name not in __all__:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES.get(name, "zoo.errors")), name)

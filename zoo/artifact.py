@@ -29,6 +29,7 @@ from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
 from zoo.files import sha256_of, sync, why_unwritable, writing
 from zoo.finite import require_finite
+from zoo.installed import DISTRIBUTION
 from zoo.origin import problem_of_made, problem_of_source, sealed
 from zoo.reading import LARGEST_DATA, text_of
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
+FORMER = "zoo"  # how DISTRIBUTION was called when it was first recorded; an unrelated project has that name on the index
 FORMAT = 2  # 1 had no seal; it is still read
 MOST = 10**15  # no model has so many parameters or bytes
 ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
@@ -116,12 +118,25 @@ def read(path: Path) -> Manifest:
     data = checked(path)
     try:
         return Manifest(
-            spec=ModelSpec(**data["spec"]), lineage=lineage_of(data["lineage"]), dtype=str(data["dtype"]),
+            spec=ModelSpec(**data["spec"]), lineage=lineage_of(map(_with_present_names, data["lineage"])), dtype=str(data["dtype"]),
             stored=str(data["stored"]), files=data["files"], notes=data["notes"], plain=str(data["plain"]),
-            family_plugin=data.get("family_plugin", ""), plugins=data.get("plugins", {}), source=data.get("source", {}),
+            family_plugin=data.get("family_plugin", ""), source=data.get("source", {}),
+            plugins={name: _with_present_distribution(about) for name, about in data.get("plugins", {}).items()},
         )
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged: {error}.") from None
+
+
+def _with_present_names(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage of a lineage with the versions it was made with under the names that pip knows today."""
+    if FORMER not in stage.get("made", {}).get("with", {}):
+        return stage
+    versions = {DISTRIBUTION if name == FORMER else name: text for name, text in stage["made"]["with"].items()}
+    return {**stage, "made": {**stage["made"], "with": versions}}
+
+
+def _with_present_distribution(about: Mapping[str, str]) -> Mapping[str, str]:
+    return {**about, "distribution": DISTRIBUTION} if about.get("distribution") == FORMER else about
 
 
 def checked(path: Path) -> dict[str, Any]:
@@ -142,7 +157,7 @@ def checked(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] < 1:
         raise ArtifactError(f"{place} is damaged: no format version.")
     if data["format"] > FORMAT:
-        raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo.")
+        raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress.")
     if problem := _problem(data) or _broken_seal(data, text):
         raise ArtifactError(f"{place} is damaged: {problem}.")
     return data

@@ -258,7 +258,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path} needs the pyarrow package: pip install 'zoo[data]'.") from None
+        raise DataError(f"{path} needs the pyarrow package: pip install 'zoo-compress[data]'.") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
@@ -297,7 +297,7 @@ def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{where} needs the datasets package: pip install 'zoo[data]'.") from None
+        raise DataError(f"{where} needs the datasets package: pip install 'zoo-compress[data]'.") from None
     try:
         data = load(datasets)
     except Exception as error:

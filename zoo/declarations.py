@@ -260,11 +260,11 @@ def _made_for(tables: Mapping[str, Any], path: Path) -> str:
 
 
 def _misfit(api: str, distribution: str) -> str:
-    from importlib.metadata import version
+    from zoo import __version__
 
     newer = any(int(number) > API or sign == ">" for sign, number in _BOUND.findall(api))
     remedy = f"upgrade zoo, or install a version of {distribution} made for it" if newer else f"install a newer version of {distribution}, or an older zoo"
-    return f"needs plugin API {api}, and this zoo {version('zoo')} has {API}: {remedy}."
+    return f"needs plugin API {api}, and this zoo {__version__} has {API}: {remedy}."
 
 
 def _require_tables(tables: Mapping[str, Any], path: Path) -> None:

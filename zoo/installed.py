@@ -15,7 +15,8 @@ from pathlib import Path
 from zoo.declarations import NAME, is_name
 from zoo.errors import listed, plain
 
-CORE = "zoo"  # the framework's own catalogue and commands: always there, whatever else is left out
+CORE = "zoo"  # the plugin of the framework's own catalogue and commands: always there, whatever else is left out
+DISTRIBUTION = "zoo-compress"  # what pip calls the distribution that CORE and the other built-in plugins come with
 CATALOG, MODULE = GROUPS = ("zoo.catalog", "zoo")  # the entry-point groups
 
 
@@ -65,7 +66,7 @@ def entries() -> dict[str, Entry]:
             there = made.get(normalised(fault.name))
         said = f"{there.fault} {fault.fault}".strip() if there else fault.fault
         made[normalised(fault.name)] = replace(there or fault, fault=said)
-    return {key: made[key] for key in sorted(made, key=lambda k: (k != CORE, made[k].distribution != CORE, k))}
+    return {key: made[key] for key in sorted(made, key=lambda k: (k != CORE, made[k].distribution != DISTRIBUTION, k))}
 
 
 def _owner(rivals: dict[str, Entry], faults: dict[str, list[Entry]]) -> Entry:
@@ -73,14 +74,14 @@ def _owner(rivals: dict[str, Entry], faults: dict[str, list[Entry]]) -> Entry:
     first = next(iter(rivals.values()))
     if len(rivals) == 1:
         return first
-    if CORE not in rivals:
+    if DISTRIBUTION not in rivals:
         both = listed(sorted(entry.distribution for entry in rivals.values()))
         return Entry(first.name, fault=f"distributions {both} both take the name {first.name!r}, and are refused; uninstall one of them.")
     for distribution, thief in rivals.items():
-        if distribution != CORE:
+        if distribution != DISTRIBUTION:
             said = f"takes the plugin name {thief.name!r}, which is zoo's own, and is refused; uninstall it."
             faults[distribution].append(_fault(thief, said))
-    return rivals[CORE]
+    return rivals[DISTRIBUTION]
 
 
 def _fault(entry: Entry, said: str) -> Entry:

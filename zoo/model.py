@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,6 +233,6 @@ def as_json(record: Record, *, stage: str) -> Record:
     return found
 
 
-def lineage_of(stages: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+def lineage_of(stages: Iterable[Mapping[str, Any]]) -> tuple[Stage, ...]:
     """Read a lineage from a manifest's JSON (already validated)."""
     return tuple(Stage(**stage) for stage in stages)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.model import Model
 
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # weights, and what a tokenizer is made of
-PACKAGES = ("zoo", "torch", "transformers", "tokenizers", "timm", "diffusers")  # whose versions numbers depend on
+PACKAGES = ("zoo-compress", "torch", "transformers", "tokenizers", "timm", "diffusers")  # whose versions numbers depend on
 
 
 def source(name: str | Path, *, weights: str | Path = "auto", dtype: str | None = None, stages: int = 0, seed: int = 0) -> dict[str, Any]:

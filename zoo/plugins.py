@@ -26,6 +26,7 @@ from zoo import switches
 from zoo.declarations import KINDS, Declared, ModelSpec, label, read
 from zoo.errors import PluginError, UnknownName, listed, nearest, one_line
 from zoo.installed import CORE as CORE
+from zoo.installed import DISTRIBUTION as DISTRIBUTION
 from zoo.installed import Entry, entries, origin_of
 from zoo.installed import normalised as normalised
 
@@ -70,7 +71,7 @@ class Plugin:
     @property
     def ours(self) -> bool:
         """Whether it comes with zoo itself, so that its names stay short whatever else is installed."""
-        return self.distribution == CORE
+        return self.distribution == DISTRIBUTION
 
     @property
     def origin(self) -> str:
@@ -344,7 +345,7 @@ def _package(entry: Entry) -> Path:
         raise PluginError(f"no entry point {entry.name!r} in the group 'zoo.catalog' says where its registry.toml is.")
     if not package.isidentifier():
         raise PluginError(f"its entry point in 'zoo.catalog' must name a top-level package, not {ascii(package)[:80]}.")
-    if owner := next((e.name for e in _ours() if e.catalog == package and entry.distribution != CORE), ""):
+    if owner := next((e.name for e in _ours() if e.catalog == package and entry.distribution != DISTRIBUTION), ""):
         raise PluginError(f"its entry point in 'zoo.catalog' names {package!r}, which is the package of plugin {owner}.")
     spec = importlib.util.find_spec(package)
     if spec is None:
@@ -357,7 +358,7 @@ def _package(entry: Entry) -> Path:
 @functools.cache
 def _ours() -> tuple[Entry, ...]:
     """The plugins that come with zoo itself."""
-    return tuple(entry for entry in entries().values() if entry.distribution == CORE)
+    return tuple(entry for entry in entries().values() if entry.distribution == DISTRIBUTION)
 
 
 def _registry(plugin: Plugin) -> Path:

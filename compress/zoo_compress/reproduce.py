@@ -235,7 +235,7 @@ class _Reproduction:
             then |= {key: value for key, value in step.stage.made["with"].items() if value != here.get(key)}
         installed = {plugin.name: plugin.version for plugin in plugins.declared()}
         for name, about in self.manifest.plugins.items():
-            if about.get("distribution") != "zoo" and about.get("version", "") != installed.get(name, ""):
+            if about.get("distribution") != plugins.DISTRIBUTION and about.get("version", "") != installed.get(name, ""):
                 then[f"plugin {name}"], here[f"plugin {name}"] = str(about.get("version", "")), installed.get(name, "")
         return [{"what": key, "then": value, "here": here.get(key, "")} for key, value in then.items() if key != "threads"]
 

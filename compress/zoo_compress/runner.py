@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import zoo
 from zoo import artifact, catalog, evaluation, loading, registry, signals, weights
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset
@@ -294,7 +294,7 @@ class _Job:
         self._speed([*names, *extra])
         rows = [self._row(name, i) for i, name in enumerate(names)]
         return {
-            "zoo": version("zoo"),
+            "zoo": zoo.__version__,
             "recipe": {"name": self.recipe.about.name, "file": str(self.recipe.file or ""), "seed": self.recipe.about.seed},
             "model": {**{key: getattr(self.plan.spec, key) for key in ("name", "family", "modality", "task", "license")},
                       "params": self.plan.stages[0].params},  # the spec of a model by path does not count them
@@ -403,7 +403,7 @@ def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, An
         places = list(dict.fromkeys(sample.where for sample in test))
         more = [f"and {len(places) - LISTED} more"] if len(places) > LISTED else []
         notes["Held-out data"] = {"reference": test.name, "records": ", ".join([*places[:LISTED], *more])}
-    notes["Measured with"] = {key: results["machine"][key] for key in ("zoo", *versions(), "python")}
+    notes["Measured with"] = {key: results["machine"][key] for key in (*versions(), "python")}
     return notes
 
 

@@ -101,7 +101,7 @@ def font_files(package: str) -> tuple[Path, ...]:
     files = [file for file in files if not any(word in file.stem for word in ILLEGIBLE)]
     found = [file for file in files if file.suffix == ".ttf"] or files
     if not found:
-        raise DataError(f"The pictures of text need the fonts of {package}: pip install 'zoo[images]'.")
+        raise DataError(f"The pictures of text need the fonts of {package}: pip install 'zoo-compress[images]'.")
     return tuple(found)
 
 

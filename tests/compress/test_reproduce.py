@@ -15,7 +15,7 @@ from zoo_compress import Recipe, apply, run
 from zoo_compress.reproduce import Unreproducible, reproduce
 
 import zoo
-from zoo import cli
+from zoo import artifact, cli
 from zoo.artifact import manifest_text
 
 
@@ -64,6 +64,19 @@ def test_a_run_is_reproduced_and_kept_where_asked(place: Path):
     assert {one["name"] for one in found.files} >= {"model.safetensors", "tokenizer.json"}
     for one in found.files:
         assert (place / "again" / one["name"]).read_bytes() == (place / "run" / one["name"]).read_bytes()
+
+
+def test_the_former_name_of_the_distribution_is_read_as_todays(place: Path):
+    def recorded_before(manifest: dict[str, Any]) -> None:
+        for done in manifest["lineage"]:
+            done["made"]["with"]["zoo"] = done["made"]["with"].pop("zoo-compress")
+        for about in manifest["plugins"].values():
+            about["distribution"] = "zoo"
+
+    folder = edited(place / "run", recorded_before)
+    found = reproduce(folder, base=place)
+    assert found.identical and not found.circumstances
+    assert {about["distribution"] for about in artifact.read(folder).plugins.values()} == {"zoo-compress"}
 
 
 @pytest.mark.parametrize("name", ["distill", "control"])

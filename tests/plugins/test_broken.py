@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import pytest
 from broken import ALL, AT_WORK, KILLS, ODD, RENAMED, SLEEPS, STAGES, USED, Broken
 from wheels import Environment
 from zygote import Zygote
+
+import zoo
 
 FAULTY = [case for case in ALL if case.fault]
 
@@ -93,7 +94,7 @@ def warnings(place: Environment) -> list[str]:
 
 
 def fault(place: Environment, case: Broken) -> str:
-    return case.fault.replace("{site}", str(place.site)).replace("{version}", version("zoo"))
+    return case.fault.replace("{site}", str(place.site)).replace("{version}", zoo.__version__)
 
 
 # --- the tool goes on -------------------------------------------------------------------------------------------------

@@ -337,7 +337,7 @@ def streams(runs: Runs) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=runs.place, stdout=subprocess.PIPE, stderr=full, env=os.environ | {"OMP_NUM_THREADS": "1"})
         runs.report.check(content(runs.place / "plain") == runs.expected, f"stderr on a full disk: {done.returncode}")
-        done = subprocess.run(["zoo", "list"], cwd=runs.place, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, "-m", "zoo", "list"], cwd=runs.place, stdout=full, stderr=subprocess.PIPE, text=True)
     runs.report.check(done.returncode == 2 and done.stderr.count("\n") == 1, f"stdout on a full disk: {done.returncode} {done.stderr}")
     runs.report.tried["caches: stdout and stderr on a full disk"] += 2
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -112,4 +112,8 @@ def test_the_templates_are_in_the_wheel():
 
     shipped = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     assert {file.relative_to(TEMPLATES.parents[1]).as_posix() for file in TEMPLATES.rglob("*.tmpl")} <= shipped
-    assert len(list(TEMPLATES.rglob("*.tmpl"))) > 30 and shutil.which("zoo") is not None
+    assert len(list(TEMPLATES.rglob("*.tmpl"))) > 30
+
+
+def test_the_command_is_installed_beside_python():
+    assert list(Path(sysconfig.get_path("scripts")).glob("zoo*"))

@@ -314,7 +314,7 @@ def registry_weights() -> Path:
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [(lambda m: "{", "saved/zoo.json is damaged: "), (lambda m: json.dumps({**m, "format": 99}), "saved/zoo.json has format 99; this zoo reads up to 2: pip install --upgrade zoo."),
+    [(lambda m: "{", "saved/zoo.json is damaged: "), (lambda m: json.dumps({**m, "format": 99}), "saved/zoo.json has format 99; this zoo reads up to 2: pip install --upgrade zoo-compress."),
      (lambda m: manifest_text({k: v for k, v in m.items() if k != "spec"}), "saved/zoo.json is damaged: 'spec'."),
      (lambda m: "[]", "saved/zoo.json is damaged: no format version.")],
     ids=["half", "newer", "no spec", "list"],

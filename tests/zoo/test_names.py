@@ -232,7 +232,7 @@ def test_a_saved_model_knows_whose_stage_it_was(saved: Path):
     assert [(stage["use"], stage["plugin"]) for stage in manifest["lineage"]] == [("same", "out-two")]
     assert manifest["family_plugin"] == "zoo_slm"
     assert manifest["plugins"] == {"out-two": {"distribution": "out-two", "version": "1.0"},
-                                   "zoo_slm": {"distribution": "zoo", "version": zoo.__version__}}  # fmt: skip
+                                   "zoo_slm": {"distribution": "zoo-compress", "version": zoo.__version__}}  # fmt: skip
     again = zoo.load(saved)
     assert again.lineage[0].record == {"by": "out_two"}
     assert again.state()["lm_head"][0].stage == "stage 1 (out-two:same)"

@@ -48,7 +48,7 @@ def test_the_builtin_plugins_come_in_through_the_same_door():
     found = {plugin.name: plugin for plugin in plugins.declared()}
     assert list(found)[: len(BUILTIN)] == list(BUILTIN)
     for name in BUILTIN:
-        assert found[name].distribution == "zoo" and found[name].version and not found[name].fault
+        assert found[name].distribution == "zoo-compress" and found[name].version and not found[name].fault
 
 
 @pytest.mark.parametrize("name", BUILTIN)

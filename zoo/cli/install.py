@@ -18,7 +18,7 @@ from zoo.cli import fresh, installer, output
 from zoo.cli.installer import Change
 from zoo.cli.plugins import complete_removable, counted, milliseconds
 from zoo.errors import RequestError, UnknownName, ZooError, nearest, one_line
-from zoo.plugins import CORE, normalised
+from zoo.plugins import CORE, DISTRIBUTION, normalised
 
 Facts = Mapping[str, Any]  # of a plugin, as `fresh.look` finds them
 
@@ -279,9 +279,9 @@ def _distribution_of(name: str) -> str:
     if damaged := next((one for one in found if one.damaged), None):
         raise RequestError(f"{name} is half uninstalled, and pip cannot do the rest: delete {damaged.place} by hand.")
     distributions = sorted({one.distribution for one in found})
-    if CORE in map(normalised, distributions):
-        others = [f"`zoo plugins uninstall {other}` removes the other of that name." for other in distributions if other != CORE]
-        instead = "it cannot go." if normalised(name) == CORE else f"`zoo plugins disable {name}` leaves it out."
+    if DISTRIBUTION in map(normalised, distributions):
+        others = [f"`zoo plugins uninstall {other}` removes the other of that name." for other in distributions if other != DISTRIBUTION]
+        instead = "it cannot go." if normalised(name) in (CORE, DISTRIBUTION) else f"`zoo plugins disable {name}` leaves it out."
         raise RequestError(" ".join([f"{name} comes with zoo itself: {instead}", *others]))
     if len(distributions) > 1:
         raise RequestError(f"Distributions {' and '.join(distributions)} both take the name {name!r}: say which of them is to go.")
