@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").iterdir() if (folder / "__init__.py").exists())
 HEAVY = {"torch", "transformers", "diffusers", "timm", "accelerate", "datasets", "bitsandbytes", "torch_pruning"}

@@ -11,6 +11,8 @@ from tiny import RECIPE, texts
 
 from zoo import cli, registry
 
+pytestmark = pytest.mark.quick
+
 GOOD = RECIPE.replace("./model", "tiny-code").replace('layers = "first:1"', 'layers = "first:3"').replace("ffn = 48", "ffn = 384")
 
 

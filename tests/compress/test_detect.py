@@ -10,6 +10,8 @@ from twins import HEADS, TWINS, WIDTH, tokens, twin
 from zoo.anatomy import FFN, Anatomy, Attention, Part, Stack
 from zoo.detect import detect
 
+pytestmark = pytest.mark.quick
+
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, sums of at most 128 terms
 MLP, ATTENTION = "model.layers.1.mlp", "model.layers.1.self_attn"
 

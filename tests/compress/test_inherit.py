@@ -13,6 +13,8 @@ from zoo_compress.inherit import Inherit, block_influence
 from zoo.compressor import Context
 from zoo.errors import ArtifactError, DataError, Refused, RequestError
 
+pytestmark = pytest.mark.quick
+
 DEEP = {"gpt2": {"n_layer": 4}}
 
 

@@ -14,6 +14,8 @@ import zoo
 from zoo.errors import Refused, UnknownName, ZooError
 from zoo.loading import cast_parameters
 
+pytestmark = pytest.mark.quick
+
 DENSE = [name for name in TWINS if name != "mixtral"]
 TIED = ["llama-tied", "qwen2", "gemma2", "gpt2", "opt", "bert", "falcon"]
 

@@ -15,6 +15,8 @@ from zoo_compress.distill.objective import Objective
 
 from zoo.family import Rows
 
+pytestmark = pytest.mark.quick
+
 CE = ("cross-entropy", CrossEntropy(), LossOptions())
 
 

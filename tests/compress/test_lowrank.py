@@ -15,6 +15,8 @@ from zoo_compress.lowrank import LowRankLinear, LowRankSVD, factor
 from zoo.compressor import Context
 from zoo.errors import DataError, Refused, ZooError
 
+pytestmark = pytest.mark.quick
+
 DENSE = [name for name in TWINS if name != "mixtral"]
 QUICK = {"length": 16, "samples": 16}
 

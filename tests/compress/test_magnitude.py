@@ -13,6 +13,8 @@ from zoo.detect import resolve
 from zoo.errors import Refused
 from zoo.loading import cast_parameters
 
+pytestmark = pytest.mark.quick
+
 
 def weight(model, path):
     found = resolve(model.module, path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from stages import apply, data, options, small
 
 from zoo import registry
 from zoo.compressor import Context
 from zoo.model import Model
+
+pytestmark = pytest.mark.quick
 
 
 def bert() -> Model:

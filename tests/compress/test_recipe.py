@@ -15,6 +15,8 @@ from zoo_compress.recipe import Recipe as SameRecipe
 
 from zoo.errors import RecipeError, RequestError, UnknownName, ZooError
 
+pytestmark = pytest.mark.quick
+
 GOOD = """\
 [recipe]
 name = "small"

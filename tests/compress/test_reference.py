@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from zoo_compress.reference import reference
+
+pytestmark = pytest.mark.quick
 
 
 def test_the_reference_is_in_step_with_the_code() -> None:

@@ -23,6 +23,8 @@ from zoo_compress.report.quantities import clean, finite, measured, percent, poi
 from zoo_compress.report.samples import right
 from zoo_compress.report.summary import summary
 
+pytestmark = pytest.mark.quick
+
 VOID = {"meta", "br", "img"}
 HOSTILE = "<script>alert('x')</script>\"'><img src=http://evil.test/x onerror=alert(1)>&amp;[red]\x1b[31m\ud800"
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zoo_compress.train.schedule import wsd
 
+pytestmark = pytest.mark.quick
+
 SHAPES = ("linear", "cosine", "1-sqrt", "exponential")
 
 

@@ -11,6 +11,8 @@ from zoo_compress.share import ShareFFN
 
 from zoo.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 DENSE = [name for name in TWINS if name != "mixtral"]
 DEPTH = {"gpt2": "n_layer"}
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from cases import CASES, OPTIONS, REFUSED, TWINS, base
 from twins import TABLE
 
 import zoo
+
+pytestmark = pytest.mark.quick
 
 
 def test_directories_beyond_the_catalogue_load_and_take_part_with_every_compressor(tmp_path: Path) -> None:

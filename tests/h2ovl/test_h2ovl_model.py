@@ -11,6 +11,8 @@ from zoo_h2ovl.model import H2OVL, pixel_shuffle
 from zoo.detect import config_of
 from zoo.errors import RequestError
 
+pytestmark = pytest.mark.quick
+
 
 def shuffled_by_hand(patches_NPC):
     """Version 2 as the published code has it, view by view (facts/vision-language.md, 2.1), for any grid."""

@@ -10,6 +10,8 @@ from zoo_compress import apply
 import zoo
 from zoo.compressor import Context
 
+pytestmark = pytest.mark.quick
+
 CALIBRATION = {"samples": 4, "length": 128}
 TRAINING = {"steps": 2, "batch": 2, "length": 128, "warmup": 1}
 CHAINS = {

@@ -11,6 +11,8 @@ from PIL import Image
 
 from zoo.tiling import MEAN, STD, cut, grids, pick, tiles_of, to_pixels
 
+pytestmark = pytest.mark.quick
+
 SIDE = 448
 # width, height -> first grid, tiles; second grid, tiles with multi-scale cropping (facts/vision-language.md, 2.3)
 TABLE = [

@@ -13,6 +13,8 @@ from zoo_h2ovl.losses import VisualKL, VisualRelation
 
 from zoo.family import Rows
 
+pytestmark = pytest.mark.quick
+
 
 def rows(sample):
     sample_N = torch.tensor(sample)

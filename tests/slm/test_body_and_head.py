@@ -10,6 +10,8 @@ import transformers
 from twins import TWINS, tokens, twin
 from zoo_slm.language import TransformersText
 
+pytestmark = pytest.mark.quick
+
 SMALL: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                          "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 # architectures that scale their logits

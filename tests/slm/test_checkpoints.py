@@ -14,6 +14,8 @@ from zoo_slm.models.minicpm import fold
 import zoo
 from zoo.errors import ArtifactError, RequestError
 
+pytestmark = pytest.mark.quick
+
 
 def rewritten(folder: Path, name: str, *, add: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
     """A twin saved by transformers, with more tensors in its file."""

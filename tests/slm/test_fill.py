@@ -18,6 +18,8 @@ from zoo import cli, generation
 from zoo.errors import RequestError, ZooError
 from zoo.generation import next_tokens
 
+pytestmark = pytest.mark.quick
+
 CODE = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>", "<file_sep>", "<repo_name>")
 
 

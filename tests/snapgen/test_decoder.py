@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from zoo_snapgen.decoder import SnapGenDecoder
 
+pytestmark = pytest.mark.quick
+
 
 def small(**changes: object) -> SnapGenDecoder:
     torch.manual_seed(0)

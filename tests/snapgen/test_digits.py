@@ -10,6 +10,8 @@ from zoo_snapgen.text import word_tokenizer
 from zoo.data import open_data
 from zoo.testing import random_state_kept
 
+pytestmark = pytest.mark.quick
+
 
 def stroke(slant: float = 0.0, thick: int = 1) -> np.ndarray:
     """A line from top to bottom, moving `slant` columns right with each row up."""

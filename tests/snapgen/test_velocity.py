@@ -11,6 +11,8 @@ from zoo_snapgen.losses import Reconstruction, TimestepAware, Velocity, Velocity
 
 from zoo.family import Rows
 
+pytestmark = pytest.mark.quick
+
 
 def rows(target: torch.Tensor, time: torch.Tensor) -> Rows:
     return Rows(target, lambda hidden: hidden, torch.arange(len(target)), target, time)

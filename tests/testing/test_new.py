@@ -15,6 +15,8 @@ from zoo.cli import main
 from zoo.cli.new import KINDS, TEMPLATES
 from zoo.declarations import read
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[2]
 
 

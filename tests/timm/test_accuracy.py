@@ -12,6 +12,8 @@ from zoo import registry
 from zoo.data import Dataset, Sample
 from zoo.errors import DataError, RequestError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("hits", "count", "low", "high"),

@@ -8,6 +8,8 @@ from torch import nn
 
 from zoo.alignment import BYTES, align
 
+pytestmark = pytest.mark.quick
+
 
 def placed(matrix: torch.Tensor, *, at: int) -> torch.Tensor:
     """The same values, beginning `at` entries after a multiple of 64 bytes."""

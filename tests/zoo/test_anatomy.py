@@ -7,6 +7,8 @@ import pytest
 from zoo.anatomy import FFN, Anatomy, Block, Part, Stack
 from zoo.errors import RequestError, UnknownName
 
+pytestmark = pytest.mark.quick
+
 
 def stack(name: str, path: str, blocks: int) -> Stack:
     def ffn(at: str) -> FFN:

@@ -15,6 +15,8 @@ from zoo.catalog import ModelSpec, parse_count
 from zoo.declarations import read
 from zoo.errors import PluginError, RequestError, UnknownName
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

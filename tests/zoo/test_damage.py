@@ -14,6 +14,8 @@ from zoo_compress import apply
 import zoo
 from zoo.errors import ArtifactError
 
+pytestmark = pytest.mark.quick
+
 
 def saved(folder: Path, *, width: int) -> Path:
     twin("llama", hidden_size=width, vocab_size=VOCABULARY).save_pretrained(folder / "plain")

@@ -14,6 +14,8 @@ from zoo_slm.stdlib import LEFT_OUT
 from zoo.data import Dataset, Reference, Sample, open_data
 from zoo.errors import DataError, ZooError
 
+pytestmark = pytest.mark.quick
+
 
 def refusal(text: str, base: Path) -> str:
     """The sentence `text` is refused with; the folder left out."""

@@ -22,6 +22,8 @@ from zoo.finite import cause, damage, ends, require_finite_outputs
 from zoo.loading import cast_parameters
 from zoo.model import Model
 
+pytestmark = pytest.mark.quick
+
 UP = "model.layers.1.mlp.up_proj.weight"
 BAD = r"model.layers.1.mlp.up_proj.weight \(64, 32\) holds 1 value that is not finite, the first \(nan\) at \[3, 5\]"
 

@@ -13,6 +13,8 @@ from zoo.declarations import KINDS
 from zoo.plugins import HOOKS
 from zoo.reference import reference
 
+pytestmark = pytest.mark.quick
+
 WRITTEN = Path(__file__).parents[2] / "docs" / "hooks.md"
 
 

@@ -19,6 +19,8 @@ from PIL import Image
 from zoo.errors import DataError
 from zoo.images import LARGEST, data_uri, read_image
 
+pytestmark = pytest.mark.quick
+
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 

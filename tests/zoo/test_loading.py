@@ -22,6 +22,8 @@ from zoo import registry
 from zoo.artifact import manifest_text
 from zoo.errors import ArtifactError, RequestError, UnknownName, WeightsUnavailable
 
+pytestmark = pytest.mark.quick
+
 UP = "model.layers.0.mlp.up_proj.weight"
 
 

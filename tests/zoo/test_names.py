@@ -20,6 +20,8 @@ from zoo.artifact import manifest_text
 from zoo.data import open_data
 from zoo.errors import ArtifactError, DataError, PluginError, RequestError, UnknownName
 
+pytestmark = pytest.mark.quick
+
 EVERYTHING = "".join(
     f'[[{kind}]]\nname = "same"\nsummary = "Made up for a test"\n' for kind in ("compressor", "loss", "evaluator", "data", "command")
 ) + '[[family]]\nname = "same"\nsummary = "Made up for a test"\nmodality = "text"\nprefix = "made"\ntask = "causal-lm"\n'  # fmt: skip

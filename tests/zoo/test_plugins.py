@@ -13,6 +13,8 @@ from zoo import hooks, plugins, registry
 from zoo.declarations import KINDS
 from zoo.errors import PluginError, UnknownName
 
+pytestmark = pytest.mark.quick
+
 LOSS = '[[loss]]\nname = "{name}"\nsummary = "Made up for a test"\n'
 
 CODE = """

@@ -13,6 +13,8 @@ from zoo_slm.models.super_tiny import SuperTinyConfig, SuperTinyForCausalLM
 
 from zoo.errors import RequestError
 
+pytestmark = pytest.mark.quick
+
 TEXTS = ["the cat and the other cat", "Grüße, 猫! 🐈 <tab>\t</tab>\n\n", "  spaces  ", "\x00\x7f\u00ad\u0100"]
 END_OF_TEXT = "<|endoftext|>"
 

@@ -14,6 +14,8 @@ from zoo_slm.models.teleflm import TeleFLMConfig, TeleFLMForCausalLM
 
 import zoo
 
+pytestmark = pytest.mark.quick
+
 # The config.json of the 52B model.
 FILE: dict[str, Any] = {
     "architectures": ["TeleFLMForCausalLM"], "model_type": "TeleFLM", "attention_bias": False, "attention_dropout": 0.0,
