@@ -29,7 +29,9 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, n - 1 degrees of 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="quickstart", choices=sorted(p.stem for p in EXAMPLES.glob("quickstart*.toml")))
+    parser.add_argument(
+        "--recipe", default="quickstart", choices=sorted(p.stem for p in EXAMPLES.glob("quickstart*.toml"))
+    )
     parser.add_argument("--task", action="append", help="measure this instead of the recipe's tasks; may be repeated")
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(T_95))
     parser.add_argument("--steps", type=int, help="of the distillation; default: the recipe's")
@@ -37,7 +39,9 @@ def main() -> None:
     args = parser.parse_args()
     data = tomllib.loads((EXAMPLES / f"{args.recipe}.toml").read_text(encoding="utf-8"))
     if args.task:  # options of tasks left out would be refused
-        kept = {key: value for key, value in data["evaluate"].items() if not isinstance(value, dict) or key in args.task}
+        kept = {
+            key: value for key, value in data["evaluate"].items() if not isinstance(value, dict) or key in args.task
+        }
         data["evaluate"] = {**kept, "tasks": args.task}
     rows = [measure(variants(data, seed=seed, steps=args.steps)) for seed in range(args.seeds)]
     found: dict[str, Any] = {}
@@ -48,7 +52,9 @@ def main() -> None:
             print(f"{metric}, seed {seed}: " + ", ".join(f"{name} {row[name][metric]['value']:.4f}" for name in row))
         found[metric] = {control: ahead(rows, metric, control) for control in ("no teacher", "random")}
         for control, gap in found[metric].items():
-            print(f"{metric}: distilled ahead of {control} by {gap['mean']:.4f} ± {gap['half_width']:.4f} over {len(rows)} seeds")
+            print(
+                f"{metric}: distilled ahead of {control} by {gap['mean']:.4f} ± {gap['half_width']:.4f} over {len(rows)} seeds"
+            )
     if args.json:
         args.json.write_text(json.dumps({"recipe": args.recipe, "rows": rows, "ahead": found}, indent=1))
 
@@ -71,7 +77,10 @@ def variants(data: dict[str, Any], *, seed: int, steps: int | None) -> dict[str,
     distilled["evaluate"] |= {"speed": False, "baselines": [], "prompts": [], "control": True}
     alone = copy.deepcopy(distilled)
     kept = TrainingOptions.model_fields.keys() - {"loss"} | {"data"}
-    alone["stage"][last] = {"use": "train", **{key: value for key, value in alone["stage"][last].items() if key in kept}}
+    alone["stage"][last] = {
+        "use": "train",
+        **{key: value for key, value in alone["stage"][last].items() if key in kept},
+    }
     alone["evaluate"]["control"] = False
     return {"distilled": distilled, "no teacher": alone}
 

@@ -53,15 +53,21 @@ def main() -> None:
     args = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, path, dtype in [(args.model.name, args.model, "float32")] if args.model else _made(Path(folder), args.shapes.split(",")):
+        for name, path, dtype in (
+            [(args.model.name, args.model, "float32")] if args.model else _made(Path(folder), args.shapes.split(","))
+        ):
             found[name] = compare(path, dtype, args.repeats)
             ours, theirs = found[name]["zoo"], found[name]["transformers"]
             print(f"{name} ({dtype}): same logits: {found[name]['same']}")
             for key, unit, scale in (("seconds", "s", 1.0), ("peak", "MB", 1e6)):
-                print(f"  {key:8} zoo {ours[key] / scale:9.3f} {unit}   from_pretrained {theirs[key] / scale:9.3f} {unit}"
-                      f"   ratio {ours[key] / theirs[key]:.2f}")  # fmt: skip
+                print(
+                    f"  {key:8} zoo {ours[key] / scale:9.3f} {unit}   from_pretrained {theirs[key] / scale:9.3f} {unit}"
+                    f"   ratio {ours[key] / theirs[key]:.2f}"
+                )
             size = found[name]["bytes"]
-            print(f"  peak over size of the files ({size / 1e6:.0f} MB): zoo {ours['peak'] / size:.2f}, from_pretrained {theirs['peak'] / size:.2f}")
+            print(
+                f"  peak over size of the files ({size / 1e6:.0f} MB): zoo {ours['peak'] / size:.2f}, from_pretrained {theirs['peak'] / size:.2f}"
+            )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 
@@ -70,9 +76,14 @@ def compare(path: Path, dtype: str, repeats: int) -> dict:
     runs: dict[str, list[dict]] = {"zoo": [], "transformers": []}
     for _ in range(repeats + 1):
         for how, done in runs.items():
-            out = subprocess.run([sys.executable, "-c", CHILD, how, str(path), dtype], check=True, capture_output=True, text=True)
+            out = subprocess.run(
+                [sys.executable, "-c", CHILD, how, str(path), dtype], check=True, capture_output=True, text=True
+            )
             done.append(json.loads(out.stdout.splitlines()[-1]))
-    medians = {how: {key: statistics.median(run[key] for run in done[1:]) for key in ("seconds", "peak")} for how, done in runs.items()}
+    medians = {
+        how: {key: statistics.median(run[key] for run in done[1:]) for key in ("seconds", "peak")}
+        for how, done in runs.items()
+    }
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return {**medians, "bytes": size, "same": runs["zoo"][0]["sum"] == runs["transformers"][0]["sum"]}
 

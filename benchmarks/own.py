@@ -29,26 +29,52 @@ VOCABULARY, PREFILL, PROMPT, DECODE = 8192, 256, 16, 32
 def pairs(width: int, layers: int) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """name -> (config of ours, config of the nearest class)."""
     heads = width // 64
-    size = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "num_key_value_heads": heads, "vocab_size": VOCABULARY, "max_position_embeddings": 1024}  # fmt: skip
+    size = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 1024,
+    }
     grouped = {**size, "num_key_value_heads": max(1, heads // 4)}
     llama = {**size, "model_type": "llama"}
     encoder = {key: value for key, value in size.items() if key != "num_key_value_heads"}
     return {
         "mobillama": ({**size, "model_type": "mobillama"}, llama),
         "minicpm": ({**size, "model_type": "minicpm"}, {**llama, "tie_word_embeddings": True}),
-        "minicpm-moe": ({**size, "model_type": "minicpm", "num_experts": 8},
-                        {**size, "model_type": "mixtral", "num_local_experts": 8, "tie_word_embeddings": True}),
+        "minicpm-moe": (
+            {**size, "model_type": "minicpm", "num_experts": 8},
+            {**size, "model_type": "mixtral", "num_local_experts": 8, "tie_word_embeddings": True},
+        ),
         "phonelm": ({**size, "model_type": "phonelm"}, {**llama, "hidden_act": "relu", "tie_word_embeddings": True}),
         "teleflm": ({**size, "model_type": "teleflm"}, llama),
-        "phi3small": ({**grouped, "model_type": "phi3small", "ff_intermediate_size": 3 * width},
-                      {**grouped, "model_type": "llama", "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-        "slimlm": ({"model_type": "slimlm", **encoder}, {"model_type": "gpt2", "n_embd": width, "n_inner": 3 * width, "n_layer": layers,
-                    "n_head": heads, "n_positions": 1024, "vocab_size": VOCABULARY}),
-        "super-tiny-lm": ({**grouped, "model_type": "super-tiny-lm", "head_dim": 64, "ffn_type": "swiglu"},
-                          {**grouped, "model_type": "llama", "tie_word_embeddings": True}),
-        "bebeshka": ({**encoder, "model_type": "bebeshka"}, {**encoder, "model_type": "roberta", "hidden_act": "gelu_new"}),
-    }  # fmt: skip
+        "phi3small": (
+            {**grouped, "model_type": "phi3small", "ff_intermediate_size": 3 * width},
+            {**grouped, "model_type": "llama", "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        ),
+        "slimlm": (
+            {"model_type": "slimlm", **encoder},
+            {
+                "model_type": "gpt2",
+                "n_embd": width,
+                "n_inner": 3 * width,
+                "n_layer": layers,
+                "n_head": heads,
+                "n_positions": 1024,
+                "vocab_size": VOCABULARY,
+            },
+        ),
+        "super-tiny-lm": (
+            {**grouped, "model_type": "super-tiny-lm", "head_dim": 64, "ffn_type": "swiglu"},
+            {**grouped, "model_type": "llama", "tie_word_embeddings": True},
+        ),
+        "bebeshka": (
+            {**encoder, "model_type": "bebeshka"},
+            {**encoder, "model_type": "roberta", "hidden_act": "gelu_new"},
+        ),
+    }
 
 
 def built(config: dict[str, Any]) -> Model:
@@ -57,7 +83,12 @@ def built(config: dict[str, Any]) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = family.build({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **config}, task)
-    return Model(module, family, ModelSpec(config["model_type"], "transformers", "text", task, plugin="zoo_slm", config=config), origin="random")
+    return Model(
+        module,
+        family,
+        ModelSpec(config["model_type"], "transformers", "text", task, plugin="zoo_slm", config=config),
+        origin="random",
+    )
 
 
 def seconds(model: Model) -> dict[str, float]:
@@ -83,7 +114,7 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], repeats: int) -> dict[
         what: {name: statistics.median(run[name][what] for run in runs) for name in models}
         | {"ratio": statistics.median(run["zoo"][what] / run["native"][what] for run in runs)}
         for what in runs[0]["zoo"]
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -94,12 +125,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    chosen = {name: pair for name, pair in pairs(args.width, args.layers).items() if not args.only or name in args.only.split(",")}
+    chosen = {
+        name: pair
+        for name, pair in pairs(args.width, args.layers).items()
+        if not args.only or name in args.only.split(",")
+    }
     found = {}
     for name, (ours, theirs) in chosen.items():
         found[name] = compare(ours, theirs, args.repeats)
         for what, row in found[name].items():
-            print(f"{name:14} {what:8} {row['zoo']:8.1f} tokens/s   {theirs['model_type']:8} {row['native']:8.1f}   ratio {row['ratio']:.2f}", flush=True)
+            print(
+                f"{name:14} {what:8} {row['zoo']:8.1f} tokens/s   {theirs['model_type']:8} {row['native']:8.1f}   ratio {row['ratio']:.2f}",
+                flush=True,
+            )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

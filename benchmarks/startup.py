@@ -120,8 +120,16 @@ def main() -> None:
     if not args.llm:
         print(f"\nllm is left out; for the comparison: {MAKE_LLM}, then --llm VENV")
     if args.json:
-        found = [{"command": name, "plugins": count, "seconds": cost.wall, "cpu_seconds": cost.cpu, "modules": modules.get((name, count))}
-                 for (name, count), cost in costs.items()]  # fmt: skip
+        found = [
+            {
+                "command": name,
+                "plugins": count,
+                "seconds": cost.wall,
+                "cpu_seconds": cost.cpu,
+                "modules": modules.get((name, count)),
+            }
+            for (name, count), cost in costs.items()
+        ]
         ratio = costs["zoo list", 0].wall / costs[TORCH, 0].wall
         args.json.write_text(json.dumps({"runs": found, "zoo list / import torch": ratio}, indent=1))
 
@@ -144,7 +152,9 @@ def environment(tool: str, count: int, folder: Path) -> dict[str, str]:
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {tool}-dummy-{i}\nVersion: 1.0\n")
         (metadata / "entry_points.txt").write_text(entries)
-        (metadata / "RECORD").write_text("".join(f"{path.relative_to(site)},,\n" for path in site.rglob(f"{package.name}*/*")))
+        (metadata / "RECORD").write_text(
+            "".join(f"{path.relative_to(site)},,\n" for path in site.rglob(f"{package.name}*/*"))
+        )
     mine = {"ZOO_CONFIG_DIR": str(folder / "config"), "LLM_USER_PATH": str(folder / "llm"), "PYTHONPATH": str(site)}
     return {key: value for key, value in os.environ.items() if not key.startswith("ZOO_")} | mine
 
@@ -166,15 +176,22 @@ def measure(runs: dict[Run, tuple[list[str], dict[str, str]]], *, repeats: int) 
             wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             costs[key].append(Cost(wall, cpu))
-    return {key: Cost(*(statistics.median(values) for values in zip(*((c.wall, c.cpu) for c in found[1:]), strict=True)))
-            for key, found in costs.items()}  # fmt: skip
+    return {
+        key: Cost(*(statistics.median(values) for values in zip(*((c.wall, c.cpu) for c in found[1:]), strict=True)))
+        for key, found in costs.items()
+    }
 
 
 def show(what: str, found: dict[Run, float], *, digits: int = 0) -> None:
     """Print a row for each command: the figure with no, some and many plugins, how it grows, and its share of `import torch`."""
     few, many = COUNTS[0], COUNTS[-1]
     torch = found.get((TORCH, 0))
-    print(f"\n{what + ' with plugins:':26}" + "".join(f"{count:>9}" for count in COUNTS) + f"{f'{many} / {few}':>10}" + " of import torch" * bool(torch))
+    print(
+        f"\n{what + ' with plugins:':26}"
+        + "".join(f"{count:>9}" for count in COUNTS)
+        + f"{f'{many} / {few}':>10}"
+        + " of import torch" * bool(torch)
+    )
     for name in dict.fromkeys(name for name, _ in found):
         figures = [found.get((name, count)) for count in COUNTS]
         row = "".join(" " * 9 if figure is None else f"{figure:9.{digits}f}" for figure in figures)

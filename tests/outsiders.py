@@ -41,7 +41,7 @@ def install(
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(f'raise RuntimeError("{name} was imported")\n' if code is None else "")
     if registry is not None:
-        made_for = f"api = \"{api}\"\n" if api is not None else ""
+        made_for = f'api = "{api}"\n' if api is not None else ""
         (package / "registry.toml").write_text(made_for + registry)
     entries = f"[zoo.catalog]\n{name} = {catalog or name}\n"
     if code is not None:
@@ -65,6 +65,11 @@ def python(*args: str, site: Path | None = None, stdin: str = "", **env: str) ->
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHONPATH"))}
     path = {"PYTHONPATH": str(site)} if site else {}
     return subprocess.run(
-        [sys.executable, *args], input=stdin, capture_output=True, text=True, timeout=300, cwd=site,
+        [sys.executable, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=site,
         env={**inherited, **path, **env},
-    )  # fmt: skip
+    )

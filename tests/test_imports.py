@@ -16,12 +16,28 @@ HEAVY = {"torch", "transformers", "diffusers", "timm", "accelerate", "datasets",
 
 # Loaded by `import zoo`, `zoo --help`, `zoo list`, `zoo info` or `zoo plugins`.
 START = [
-    *(f"zoo/{name}.py" for name in ("__init__", "__main__", "catalog", "declarations", "errors", "files", "hooks",
-                                    "plugins", "registry", "weights")),
+    *(
+        f"zoo/{name}.py"
+        for name in (
+            "__init__",
+            "__main__",
+            "catalog",
+            "declarations",
+            "errors",
+            "files",
+            "hooks",
+            "plugins",
+            "registry",
+            "weights",
+        )
+    ),
     *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "zoo/cli").glob("*.py")),
-    *(f"{folder}/{name}.py" for folder in ("compress/zoo_compress", *(f"plugins/{name}" for name in PLUGINS))
-      for name in ("__init__", "plugin")),
-]  # fmt: skip
+    *(
+        f"{folder}/{name}.py"
+        for folder in ("compress/zoo_compress", *(f"plugins/{name}" for name in PLUGINS))
+        for name in ("__init__", "plugin")
+    ),
+]
 
 
 def files_of(package: str) -> list[Path]:
@@ -56,9 +72,12 @@ def at_the_top(tree: ast.Module) -> Iterator[ast.AST]:
 
 @pytest.mark.parametrize(
     ("package", "forbidden"),
-    [("zoo", {"zoo_compress", *PLUGINS}), ("zoo_compress", set(PLUGINS)),
-     *((name, set(PLUGINS) - {name}) for name in PLUGINS)],
-)  # fmt: skip
+    [
+        ("zoo", {"zoo_compress", *PLUGINS}),
+        ("zoo_compress", set(PLUGINS)),
+        *((name, set(PLUGINS) - {name}) for name in PLUGINS),
+    ],
+)
 def test_imports_point_one_way(package: str, forbidden: set[str]):
     assert files_of(package)
     for file in files_of(package):

@@ -11,7 +11,9 @@ VOCABULARY = 320
 
 # name of a file -> its text
 TEXTS = {
-    f"{name}.py": "".join(f"def {name}_{i}(a, b):\n    # größer als {i} – naïve\n    return a {sign} b ** {i}\n\n\n" for i in range(24))
+    f"{name}.py": "".join(
+        f"def {name}_{i}(a, b):\n    # größer als {i} – naïve\n    return a {sign} b ** {i}\n\n\n" for i in range(24)
+    )
     for name, sign in (("add", "+"), ("take", "-"), ("times", "*"), ("over", "/"), ("rest", "%"), ("join", "@"))
 }
 
@@ -65,9 +67,11 @@ def tokenizer(texts: list[str] | None = None) -> Any:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|end|>"], show_progress=False,
+        vocab_size=VOCABULARY,
+        special_tokens=["<|end|>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     made.train_from_iterator(texts or list(TEXTS.values()), trainer=trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", clean_up_tokenization_spaces=False)
 

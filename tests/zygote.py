@@ -115,9 +115,14 @@ class Zygote:
         self.errors = (Path(self.folder.name) / "server").open("w+")
         self.started = 0
         self.server = subprocess.Popen(
-            [str(python), "-c", SERVER, json.dumps(also)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            env={**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}, cwd=self.folder.name,
-        )  # fmt: skip
+            [str(python), "-c", SERVER, json.dumps(also)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env={**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables},
+            cwd=self.folder.name,
+        )
         assert self.answer() == "ready"
 
     def __enter__(self) -> Zygote:

@@ -120,7 +120,8 @@ class Anatomy:
     """The stacks of a module by name ("language", "vision", "unet.down.0", ...), and what lies between them."""
 
     stacks: dict[str, Stack] = field(default_factory=dict)
-    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # Linears and convolutions outside blocks, by region
+    # Linears and convolutions outside blocks, by region
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     embedding: str | None = None
     head: str | None = None
     tied: bool = False  # head and embedding share one weight
@@ -133,7 +134,9 @@ class Anatomy:
         """
         name = name or ("language" if "language" in self.stacks else next(iter(self.stacks), ""))
         if name not in self.stacks:
-            raise UnknownName(f"No stack of blocks is called {name!r}.{nearest(name, self.stacks)} Stacks: {', '.join(self.stacks) or 'none found'}.")
+            raise UnknownName(
+                f"No stack of blocks is called {name!r}.{nearest(name, self.stacks)} Stacks: {', '.join(self.stacks) or 'none found'}."
+            )
         return self.stacks[name]
 
     def sizes(self) -> dict[str, int]:
@@ -142,7 +145,10 @@ class Anatomy:
             return {}
         stack = self.stack()
         found = {"layers": len(stack.blocks), "width": stack.width}
-        heads = {block.attention and (block.attention.heads, block.attention.kv_heads, block.attention.head_dim) for block in stack.blocks}
+        heads = {
+            block.attention and (block.attention.heads, block.attention.kv_heads, block.attention.head_dim)
+            for block in stack.blocks
+        }
         if len(heads) == 1 and (same := heads.pop()):
             found |= zip(("heads", "kv_heads", "head_dim"), same, strict=True)
         channels = {block.ffn.width if block.ffn else 0 for block in stack.blocks}
@@ -209,7 +215,11 @@ class Target:
         """
         if len(self.picks) != 1:
             names = ", ".join(stack.name for stack, _ in self.picks)
-            what = f"takes in {len(self.picks)} stacks of blocks; name one of {names}" if names else "has no stack of blocks"
+            what = (
+                f"takes in {len(self.picks)} stacks of blocks; name one of {names}"
+                if names
+                else "has no stack of blocks"
+            )
             raise RequestError(f"{self.text!r} {what}.")
         return self.picks[0][0]
 

@@ -41,15 +41,26 @@ if TYPE_CHECKING:
 
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
-FORMER = "zoo"  # how DISTRIBUTION was called when it was first recorded; an unrelated project has that name on the index
+# how DISTRIBUTION was called when it was first recorded; an unrelated project has that name on the index
+FORMER = "zoo"
 FORMAT = 2  # 1 had no seal; it is still read
 MOST = 10**15  # no model has so many parameters or bytes
 ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
 DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
-    "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # as safetensors spells them  # fmt: skip
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}  # as safetensors spells them
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,10 @@ class Manifest:
     notes: Mapping[str, Any]
     plain: str  # "" when the ecosystem's own library loads the directory too, otherwise why it does not
     family_plugin: str = ""  # what provides the family; empty in what an older zoo wrote
-    plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by name: the "distribution" and "version" it was made with
-    source: Mapping[str, Any] = field(default_factory=dict)  # the original that the lineage begins with; empty in what an older zoo wrote
+    # by name: the "distribution" and "version" it was made with
+    plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # the original that the lineage begins with; empty in what an older zoo wrote
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(model: Model, path: Path, *, force: bool = False) -> Path:
@@ -102,7 +115,9 @@ def check_writable(path: Path, *, force: bool = False) -> None:
         what = "already holds a model" if MANIFEST in held else "is not empty and holds no zoo model"
         raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
     if held and MANIFEST not in held:
-        raise OutputError(f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory.")
+        raise OutputError(
+            f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory."
+        )
     if reason := why_unwritable(path):
         raise OutputError(f"{path} cannot be written: {reason}.")
 
@@ -118,9 +133,15 @@ def read(path: Path) -> Manifest:
     data = checked(path)
     try:
         return Manifest(
-            spec=ModelSpec(**data["spec"]), lineage=lineage_of(map(_with_present_names, data["lineage"])), dtype=str(data["dtype"]),
-            stored=str(data["stored"]), files=data["files"], notes=data["notes"], plain=str(data["plain"]),
-            family_plugin=data.get("family_plugin", ""), source=data.get("source", {}),
+            spec=ModelSpec(**data["spec"]),
+            lineage=lineage_of(map(_with_present_names, data["lineage"])),
+            dtype=str(data["dtype"]),
+            stored=str(data["stored"]),
+            files=data["files"],
+            notes=data["notes"],
+            plain=str(data["plain"]),
+            family_plugin=data.get("family_plugin", ""),
+            source=data.get("source", {}),
             plugins={name: _with_present_distribution(about) for name, about in data.get("plugins", {}).items()},
         )
     except (KeyError, TypeError) as error:
@@ -157,7 +178,9 @@ def checked(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] < 1:
         raise ArtifactError(f"{place} is damaged: no format version.")
     if data["format"] > FORMAT:
-        raise ArtifactError(f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress.")
+        raise ArtifactError(
+            f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress."
+        )
     if problem := _problem(data) or _broken_seal(data, text):
         raise ArtifactError(f"{place} is damaged: {problem}.")
     return data
@@ -170,19 +193,27 @@ def _problem(data: Mapping[str, Any]) -> str:
             return f"{key!r} is {type(data[key]).__name__}, not {kind.__name__}"
     if not isinstance(data.get("family_plugin", ""), str):
         return "family_plugin is no name"
-    if not isinstance(data.get("plugins", {}), dict) or not all(isinstance(about, dict) for about in data.get("plugins", {}).values()):
+    if not isinstance(data.get("plugins", {}), dict) or not all(
+        isinstance(about, dict) for about in data.get("plugins", {}).values()
+    ):
         return "'plugins' is no table of tables"
     for key in ("dtype", "stored"):
         if data.get(key, PRECISIONS[0]) not in PRECISIONS:
             return f"{key} {data[key]!r} is none of {', '.join(PRECISIONS)}"
     if problem := _problem_of_spec(data.get("spec", {})):
         return problem
-    for key, counts in {"params": [data.get("params", 0)], "bytes": [data.get("bytes", 0)], "shape": _values(data.get("shape", {}))}.items():
+    for key, counts in {
+        "params": [data.get("params", 0)],
+        "bytes": [data.get("bytes", 0)],
+        "shape": _values(data.get("shape", {})),
+    }.items():
         if not all(type(count) is int and 0 <= count < MOST for count in counts):
             return f"{key!r} is not a count that a model can have"
     for number, stage in enumerate(data.get("lineage", []), 1):
         kinds = {"use": str, "version": int, "options": dict, "record": dict}
-        wrong = [key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)]
+        wrong = [
+            key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)
+        ]
         if wrong:
             return f"stage {number} of the lineage has no {wrong[0]}"
         if not isinstance(stage.get("plugin", ""), str) or not isinstance(stage.get("seed", 0), int):
@@ -192,7 +223,11 @@ def _problem(data: Mapping[str, Any]) -> str:
     if problem := problem_of_source(data.get("source", {})):
         return problem
     for name, about in data.get("files", {}).items():
-        if not isinstance(about, dict) or not isinstance(about.get("bytes"), int) or not isinstance(about.get("sha256"), str):
+        if (
+            not isinstance(about, dict)
+            or not isinstance(about.get("bytes"), int)
+            or not isinstance(about.get("sha256"), str)
+        ):
             return f"file {name!r} has no size and hash"
     if "files" in data and not any(name.endswith(".safetensors") for name in data["files"]):
         return "it lists no weight file"
@@ -222,7 +257,9 @@ def verify(path: Path) -> list[tuple[str, str]]:
         place = path / name
         if not is_inside(name):
             problems.append((name, "is not a file of this directory"))
-        elif not place.is_file() or any(one.is_symlink() for one in (place, *place.parents) if one.is_relative_to(path) and one != path):
+        elif not place.is_file() or any(
+            one.is_symlink() for one in (place, *place.parents) if one.is_relative_to(path) and one != path
+        ):
             problems.append((name, "is missing"))
         elif place.stat().st_size != about["bytes"]:
             problems.append((name, f"has {place.stat().st_size} bytes, the manifest says {about['bytes']}"))
@@ -245,14 +282,20 @@ def fill(model: Model, path: Path) -> None:
     Raises:
         ArtifactError: names the first missing, unexpected or misshapen tensor.
     """
-    files = {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
+    files = (
+        {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
+    )
     tensors, aliases = model.tensors(), model.aliases()
     places = {name: [name] for name in tensors}
     for alias, name in aliases.items():
         places[name].append(alias)
     for prefix, names in _by_file(tensors, files).items():
-        _fill_from(model, files[prefix], {name.removeprefix(prefix): tensors[name] for name in names},
-                   {name.removeprefix(prefix): places[name] for name in names})  # fmt: skip
+        _fill_from(
+            model,
+            files[prefix],
+            {name.removeprefix(prefix): tensors[name] for name in names},
+            {name.removeprefix(prefix): places[name] for name in names},
+        )
 
 
 def require_described(model: Model, path: Path) -> None:
@@ -266,7 +309,9 @@ def require_described(model: Model, path: Path) -> None:
     for prefix, names in _by_file(tensors, files).items():
         if files[prefix].is_file():
             shapes = {name: tuple(about["shape"]) for name, about in header.read(files[prefix]).items()}
-            _require_alike(files[prefix], {name.removeprefix(prefix): tuple(tensors[name].shape) for name in names}, shapes)
+            _require_alike(
+                files[prefix], {name.removeprefix(prefix): tuple(tensors[name].shape) for name in names}, shapes
+            )
 
 
 def _require_alike(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

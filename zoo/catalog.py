@@ -19,8 +19,10 @@ def catalogue() -> dict[str, ModelSpec]:
     """Return every model by the name to write: short where that is enough, else "plugin:name"."""
     return {
         plugins.named(plugin.name, "model", spec.name): spec
-        for plugin in plugins.declared() for spec in plugin.models if not plugins.why_absent(spec.plugin)
-    }  # fmt: skip
+        for plugin in plugins.declared()
+        for spec in plugin.models
+        if not plugins.why_absent(spec.plugin)
+    }
 
 
 def models(
@@ -75,7 +77,9 @@ def info(name: str) -> ModelSpec:
         return found[name]
     if spec := _by_full_name(name) or _beyond(name):
         return spec
-    raise UnknownName(_absent(name) or f"No model named {name!r}.{nearest(name, found)} `zoo list` shows all {len(found)}.")
+    raise UnknownName(
+        _absent(name) or f"No model named {name!r}.{nearest(name, found)} `zoo list` shows all {len(found)}."
+    )
 
 
 def _by_full_name(name: str) -> ModelSpec | None:
@@ -83,7 +87,9 @@ def _by_full_name(name: str) -> ModelSpec | None:
     owner, _, short = name.partition(":")
     for plugin in plugins.declared():
         for spec in plugin.models:
-            named = spec.name == short and plugins.normalised(owner) in map(plugins.normalised, (plugin.name, spec.plugin))
+            named = spec.name == short and plugins.normalised(owner) in map(
+                plugins.normalised, (plugin.name, spec.plugin)
+            )
             if named and not plugins.why_absent(spec.plugin):
                 return spec
     return None
@@ -109,7 +115,9 @@ def _beyond(name: str) -> ModelSpec | None:
         raise UnknownName(f"{name!r} names no model: write {owner.prefix}:NAME, or {owner.prefix}:NAME?argument=value.")
     arguments = dict(_argument(name, pair) for pair in query.split("&") if pair)
     config = {"architecture": architecture} | ({"model_args": arguments} if arguments else {})
-    return ModelSpec(name, owner.name, owner.modality, owner.task, plugin=owner.plugin, summary=owner.summary, config=config)
+    return ModelSpec(
+        name, owner.name, owner.modality, owner.task, plugin=owner.plugin, summary=owner.summary, config=config
+    )
 
 
 def _family_beyond(name: str) -> tuple[Declared | None, str]:

@@ -39,21 +39,25 @@ def render(tokenizer: Any, messages: Any, *, name: str, most: int) -> str:
     goes_on = messages[-1]["role"] == "assistant"
 
     def work() -> str:
-        return str(tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        ))  # fmt: skip
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+            )
+        )
 
     kind, text = _confined(work, most)
     if kind == "text":
         return text
     why = plain(text)[:200].rstrip(". ")
-    raise RequestError({
-        "length": f"The chat has {text} characters; {name} reads at most {most:,}.",
-        "TemplateError": f"The chat template of {name} refuses these messages: {why}.",
-        "SecurityError": f"The chat template of {name} tries what no template may: {why}.",
-        "UndefinedError": f"The chat template of {name} needs what these messages lack: {why}.",
-        "": f"The chat template of {name} was stopped: it takes more than {SECONDS} seconds or {BYTES >> 20} MB.",
-    }.get(kind, f"The chat template of {name} fails: {why or kind}."))  # fmt: skip
+    raise RequestError(
+        {
+            "length": f"The chat has {text} characters; {name} reads at most {most:,}.",
+            "TemplateError": f"The chat template of {name} refuses these messages: {why}.",
+            "SecurityError": f"The chat template of {name} tries what no template may: {why}.",
+            "UndefinedError": f"The chat template of {name} needs what these messages lack: {why}.",
+            "": f"The chat template of {name} was stopped: it takes more than {SECONDS} seconds or {BYTES >> 20} MB.",
+        }.get(kind, f"The chat template of {name} fails: {why or kind}.")
+    )
 
 
 def check_messages(messages: Any) -> None:
@@ -76,7 +80,9 @@ def check_messages(messages: Any) -> None:
             if not isinstance(message[key], str):
                 raise RequestError(f"Message {number}: its {key} is a {type(message[key]).__name__}, not text.")
         if message["role"] not in ROLES:
-            raise RequestError(f"Message {number}: {message['role'][:40]!r} is no role.{nearest(message['role'], ROLES)} Roles: {', '.join(ROLES)}.")
+            raise RequestError(
+                f"Message {number}: {message['role'][:40]!r} is no role.{nearest(message['role'], ROLES)} Roles: {', '.join(ROLES)}."
+            )
         if any("\ud800" <= character <= "\udfff" for character in message["content"]):
             raise RequestError(f"Message {number} is not text: it holds half of a character (a lone surrogate).")
 
@@ -96,7 +102,8 @@ def _confined(work: Callable[[], str], most: int) -> tuple[str, str]:
     memory = psutil.Process().memory_info().vms + BYTES
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that the child does without: it runs Python alone
+        # of threads that the child does without: it runs Python alone
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         try:

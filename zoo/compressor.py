@@ -56,14 +56,15 @@ class Context:
     load: Callable[[str], Model] | None = None  # loads a teacher by name or path; "original" is the recipe's model
     progress: Progress = field(default_factory=Silent)
     checkpoint: Path | None = None  # a directory in which the stage may keep what it needs to resume
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # named (step, value) curves for the report
+    # named (step, value) curves for the report
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def dataset(self, role: str, stage: str) -> Dataset:
         """Return the data of `role`, or refuse naming the recipe key that is missing."""
         from zoo.errors import DataError
 
         if role not in self.data:
-            raise DataError(f"{stage} needs {role} data: add `{role} = \"...\"` to the recipe's [data] table.")
+            raise DataError(f'{stage} needs {role} data: add `{role} = "..."` to the recipe\'s [data] table.')
         return self.data[role]
 
 

@@ -116,11 +116,15 @@ class Reference:
             text.strip(),
         )
         if not found:
-            raise DataError(f"{text!r} is not a data reference; write for example 'stdlib:train[:128]' or 'texts.jsonl'.")
+            raise DataError(
+                f"{text!r} is not a data reference; write for example 'stdlib:train[:128]' or 'texts.jsonl'."
+            )
         wrong = re.search(r"\[[^\[\]/]*:[^\[\]/]*\]$", found["source"])
         if wrong and not found["slice"]:
             raise DataError(f"{text!r}: {wrong[0]} is not a slice; write [:128], [5:], [10:20] or [:10%].")
-        return cls(found["source"], found["split"] or "", found["field"] or "text", found["start"] or "", found["stop"] or "")
+        return cls(
+            found["source"], found["split"] or "", found["field"] or "text", found["start"] or "", found["stop"] or ""
+        )
 
     def cut(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         if not self.start and not self.stop:
@@ -139,11 +143,14 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
         path = Path(base or ".") / Path(reference.source).expanduser()
         there = path.exists()
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{text!r} is not a path that can be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise DataError(
+            f"{text!r} is not a path that can be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
     from zoo import registry
 
     samples: Sequence[Sample]
-    if registry.is_known("data", f"{reference.source}:{reference.split}"):  # a plugin and its source rather than a source and its split
+    # a plugin and its source rather than a source and its split
+    if registry.is_known("data", f"{reference.source}:{reference.split}"):
         reference = replace(reference, source=f"{reference.source}:{reference.split}", split="")
     if reference.source.startswith("hub:"):
         samples = _from_hub(reference)
@@ -192,7 +199,9 @@ def _from_path(path: Path, reference: Reference) -> list[Sample]:
             return _texts(texts, reference, path)
         if images := [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]:
             return _images(images, reference, path)
-        raise DataError(f"{path} holds neither text files ({', '.join(TEXT_SUFFIXES)}) nor images ({', '.join(IMAGE_SUFFIXES[:3])}, ...).")
+        raise DataError(
+            f"{path} holds neither text files ({', '.join(TEXT_SUFFIXES)}) nor images ({', '.join(IMAGE_SUFFIXES[:3])}, ...)."
+        )
     if path.suffix == ".jsonl":
         return _of_split(_from_jsonl(path), reference, path)
     if path.suffix == ".parquet":
@@ -208,7 +217,9 @@ def _from_path(path: Path, reference: Reference) -> list[Sample]:
 def _texts(files: Sequence[Path], reference: Reference, path: Path) -> list[Sample]:
     """One record a file; files without a visible character are left out."""
     if reference.split:
-        raise DataError(f"{path} is plain text, which has no split {reference.split!r}; use slices such as [:90%] and [90%:].")
+        raise DataError(
+            f"{path} is plain text, which has no split {reference.split!r}; use slices such as [:90%] and [90%:]."
+        )
     return [sample for file in files if (sample := _text_file(file)).text.strip()]
 
 
@@ -218,7 +229,9 @@ def _images(files: Sequence[Path], reference: Reference, path: Path) -> list[Sam
         files = [file for file in files if file.relative_to(path).parts[0] == reference.split]
         if not files:
             folders = sorted(place.name for place in path.iterdir() if place.is_dir())
-            raise DataError(f"{path} has no folder {reference.split!r} of images.{nearest(reference.split, folders)} Folders: {', '.join(folders) or 'none'}.")
+            raise DataError(
+                f"{path} has no folder {reference.split!r} of images.{nearest(reference.split, folders)} Folders: {', '.join(folders) or 'none'}."
+            )
     return [Sample({"image": f, "text": f.parent.name, "label": f.parent.name}, str(f)) for f in files]
 
 
@@ -273,12 +286,16 @@ def _of_split(records: Iterable[tuple[str, dict[str, Any]]], reference: Referenc
     for where, record in records:
         if reference.split:
             if "split" not in record:
-                raise DataError(f"{where}: no field 'split', so it is not known whether the record is of split {reference.split!r}.")
+                raise DataError(
+                    f"{where}: no field 'split', so it is not known whether the record is of split {reference.split!r}."
+                )
             found[str(record["split"])] = None
         if not reference.split or str(record["split"]) == reference.split:
             samples.append(_sample(_with_image(record, where, path.parent), where, reference.field))
     if found and not samples:
-        raise DataError(f"{path} has no split {reference.split!r}.{nearest(reference.split, found)} Splits: {', '.join(found)}.")
+        raise DataError(
+            f"{path} has no split {reference.split!r}.{nearest(reference.split, found)} Splits: {', '.join(found)}."
+        )
     return samples
 
 
@@ -305,7 +322,9 @@ def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "
     if isinstance(data, dict):
         split = reference.split or ("train" if "train" in data else next(iter(data), ""))
         if split not in data:
-            raise DataError(f"{where} has no split {split!r}.{nearest(split, data)} Splits: {', '.join(data) or 'none'}.")
+            raise DataError(
+                f"{where} has no split {split!r}.{nearest(split, data)} Splits: {', '.join(data) or 'none'}."
+            )
         data = data[split]
     elif reference.split:
         raise DataError(f"{where} has no splits; leave out ':{reference.split}'.")
@@ -328,7 +347,9 @@ def _require_unicode(sample: Sample) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{sample.where}: the text holds half a character at position {error.start}, which is not Unicode text.") from None
+            raise DataError(
+                f"{sample.where}: the text holds half a character at position {error.start}, which is not Unicode text."
+            ) from None
 
 
 def _sample(record: dict[str, Any], where: str, field: str) -> Sample:

@@ -22,6 +22,7 @@ API = 1  # the version of the hooks and of registry.toml; raised when plugins ma
 
 KINDS = ("family", "compressor", "loss", "evaluator", "data", "command")
 
+
 def label(kind: str) -> str:
     """What a kind is called in a sentence."""
     return "data source" if kind == "data" else kind
@@ -92,8 +93,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 _BOUND = re.compile(r"(>=|<=|==|<|>)\s*(\d{1,9})")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
-    ">=": operator.ge, "<=": operator.le, "==": operator.eq, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 
 
 def covers(api: str, version: int = API) -> bool:
@@ -159,7 +164,9 @@ def _is_mark(text: str) -> bool:
 
 def _is_file(name: str) -> bool:
     """Whether a name is one file or folder inside another, and no pattern."""
-    return is_inside(name) and name != "." and len(name) <= LONGEST and name.isprintable() and not set(name) & set(":*?[]")
+    return (
+        is_inside(name) and name != "." and len(name) <= LONGEST and name.isprintable() and not set(name) & set(":*?[]")
+    )
 
 
 def _hashes(value: Any) -> str:
@@ -198,10 +205,24 @@ def _folder(value: Any) -> str:
 
 
 _MODEL: dict[str, Check] = {
-    "name": _name, "family": _full_name, "modality": _name, "task": _name, "params": _count, "license": _text,
-    "summary": _text, "plugin": _name, "hub": _text, "revision": _text, "sha256": _hashes, "paper": _text,
-    "config": _table, "dtype": _dtype, "packaged": _folder, "params_non_embedding": _count, "unknown": _text,
-}  # fmt: skip
+    "name": _name,
+    "family": _full_name,
+    "modality": _name,
+    "task": _name,
+    "params": _count,
+    "license": _text,
+    "summary": _text,
+    "plugin": _name,
+    "hub": _text,
+    "revision": _text,
+    "sha256": _hashes,
+    "paper": _text,
+    "config": _table,
+    "dtype": _dtype,
+    "packaged": _folder,
+    "params_non_embedding": _count,
+    "unknown": _text,
+}
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
 _ANY_NEEDED = ("name", "summary")
@@ -247,13 +268,19 @@ def read(path: Path, *, plugin: str, distribution: str = "") -> Declarations:
 def _nulled(table: dict[str, Any]) -> dict[str, Any]:
     """Write None where the config of a model says "null": TOML has no word for it, and a default is not the same."""
     config = table.get("config", {})
-    return {**table, "config": {k: None if v == "null" else v for k, v in config.items()}} if "null" in config.values() else table
+    return (
+        {**table, "config": {k: None if v == "null" else v for k, v in config.items()}}
+        if "null" in config.values()
+        else table
+    )
 
 
 def _made_for(tables: Mapping[str, Any], path: Path) -> str:
     """The range of plugin API versions that the file is made for."""
     if "api" not in tables:
-        raise PluginError(f"{path}: 'api' is missing: write api = \"{_range()}\", {_api(None).partition(',')[0]}, as its first line.")
+        raise PluginError(
+            f"{path}: 'api' is missing: write api = \"{_range()}\", {_api(None).partition(',')[0]}, as its first line."
+        )
     if expected := _api(tables["api"]):
         raise PluginError(f"{path}: api must be {expected}, not {_shown(tables['api'])}.")
     return str(tables["api"])
@@ -263,7 +290,11 @@ def _misfit(api: str, distribution: str) -> str:
     from zoo import __version__
 
     newer = any(int(number) > API or sign == ">" for sign, number in _BOUND.findall(api))
-    remedy = f"upgrade zoo, or install a version of {distribution} made for it" if newer else f"install a newer version of {distribution}, or an older zoo"
+    remedy = (
+        f"upgrade zoo, or install a version of {distribution} made for it"
+        if newer
+        else f"install a newer version of {distribution}, or an older zoo"
+    )
     return f"needs plugin API {api}, and this zoo {__version__} has {API}: {remedy}."
 
 

@@ -330,7 +330,9 @@ def _attention(owner: _Owner, owners: Sequence[_Owner], config: Any) -> Attentio
         return None
     q, k, v = parts
     norms = _head_norms(owner, heads, k.units, head_dim)
-    if norms is None or _has_more(owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path} | _position_tables(owner, heads, head_dim)):
+    if norms is None or _has_more(
+        owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path} | _position_tables(owner, heads, head_dim)
+    ):
         return None
     o_part = Part(o_path, 1 - output_axis(o), heads, head_dim, stride=head_dim)
     path = owner.path if inside(o_path, owner.path) else owner.path.rpartition(".")[0]
@@ -403,7 +405,8 @@ def _fused(owner: _Owner, heads: int, head_dim: int, config: Any) -> tuple[Part,
         if kv_heads == heads:  # GPT-NeoX, BLOOM, Falcon: q, k, v of head 0, then of head 1, ...
             q, k, v = (Part(path, axis, heads, size, offset=i * size, stride=3 * size) for i in range(3))
             return q, k, v
-        if kv_heads > 1:  # Falcon 40B, Phi-3-small: the queries that share a key, that key, its value, and the next group
+        # Falcon 40B, Phi-3-small: the queries that share a key, that key, its value, and the next group
+        if kv_heads > 1:
             shared = heads // kv_heads
             leap = (shared + 2) * size
             return (
@@ -442,7 +445,11 @@ def _head_norms(owner: _Owner, heads: int, kv_heads: int, head_dim: int) -> tupl
 def _position_tables(owner: _Owner, heads: int, head_dim: int) -> set[str]:
     """Tables of relative positions: as wide as one head, which all heads read, or with a number for each head (T5)."""
     children = owner.module.named_children()
-    return {owner.at(name) for name, part in children if _is_embedding(part) and getattr(part, "embedding_dim", 0) in (heads, head_dim)}
+    return {
+        owner.at(name)
+        for name, part in children
+        if _is_embedding(part) and getattr(part, "embedding_dim", 0) in (heads, head_dim)
+    }
 
 
 def is_head_norm(path: str) -> bool:
@@ -590,6 +597,8 @@ def _paths_of(module: nn.Module, method: str, names: Sequence[str], paths: dict[
 
 def _same_weight(module: nn.Module, one: str, other: str) -> bool:
     """Whether two modules hold one matrix, as a parameter or packed."""
-    first, second = ({id(t) for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)) if t.dim() == 2}
-                     for part in (module.get_submodule(one), module.get_submodule(other)))  # fmt: skip
+    first, second = (
+        {id(t) for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)) if t.dim() == 2}
+        for part in (module.get_submodule(one), module.get_submodule(other))
+    )
     return bool(first & second)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from zoo.family import Batch
 
 DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("decoder", "vae")
-DROPPED = 0.1  # share of captions that training replaces by the empty prompt, for guidance (Ho and Salimans, 2207.12598)
+# share of captions that training replaces by the empty prompt, for guidance (Ho and Salimans, 2207.12598)
+DROPPED = 0.1
 JITTER = 0.1  # noise on latents while the autoencoder trains, so that it takes what a denoiser leaves
 Thing = TypeVar("Thing")
 
@@ -145,7 +146,9 @@ def without_noise(scheduler: Any, noisy: torch.Tensor, out: torch.Tensor, time_B
         return noisy - time_B[:, None, None, None] * out
     a = alphas.to(noisy.device)[(time_B * (len(alphas) - 1)).round().long()][:, None, None, None].to(noisy.dtype)
     v = scheduler.config.prediction_type == "v_prediction"
-    found: torch.Tensor = a.sqrt() * noisy - (1 - a).sqrt() * out if v else (noisy - (1 - a).sqrt() * out) / a.sqrt().clamp_min(1e-3)
+    found: torch.Tensor = (
+        a.sqrt() * noisy - (1 - a).sqrt() * out if v else (noisy - (1 - a).sqrt() * out) / a.sqrt().clamp_min(1e-3)
+    )
     return found
 
 
@@ -156,7 +159,9 @@ class CaptionedImages(Sequence["Batch"]):
     """Records as images of bytes (C, H, W) of the pipeline's size and token ids (T,)."""
 
     def __init__(self, data: Dataset, ids_NT: torch.Tensor, shape: tuple[int, int, int]) -> None:
-        self.images_NCHW = torch.stack([image_bytes(sample.fields.get("image"), shape, sample.where) for sample in data])
+        self.images_NCHW = torch.stack(
+            [image_bytes(sample.fields.get("image"), shape, sample.where) for sample in data]
+        )
         self.ids_NT, self.data = ids_NT, data
 
     def __len__(self) -> int:
@@ -212,7 +217,9 @@ def require_prompt(tokenizer: Any, prompt: Any, *, name: str) -> str:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"The prompt holds half a character at position {error.start}, which is not Unicode text.") from None
+        raise RequestError(
+            f"The prompt holds half a character at position {error.start}, which is not Unicode text."
+        ) from None
     if tokenizer is not None:
         count, most = len(tokenizer(prompt, verbose=False)["input_ids"]), tokenizer.model_max_length
         if count > most:
@@ -306,8 +313,10 @@ def _cross(unet: nn.Module, path: str) -> Attention | None:
         return None
     at = f"{path}.attn2"
     axes = [*(output_axis(one) for one in found[:3]), 1 - output_axis(found[3])]
-    to_q, to_k, to_v, to_out = (Part(f"{at}.{name}", axis, size // head_dim, head_dim, stride=head_dim)
-                                for name, axis, size in zip(names, axes, (q, k, v, o), strict=True))  # fmt: skip
+    to_q, to_k, to_v, to_out = (
+        Part(f"{at}.{name}", axis, size // head_dim, head_dim, stride=head_dim)
+        for name, axis, size in zip(names, axes, (q, k, v, o), strict=True)
+    )
     return Attention(at, to_q, to_k, to_v, to_out, q // head_dim, k // head_dim, head_dim)
 
 
@@ -323,14 +332,16 @@ def _below(thing: Thing, prefix: str) -> Thing:
         found = tuple(_below(one, prefix) for one in thing)
     elif is_dataclass(thing) and not isinstance(thing, type):
         values = {one.name: getattr(thing, one.name) for one in fields(thing)}
-        found = replace(found, **{
-            name: _below(value, prefix) for name, value in values.items()
-            if name in _PATHS or is_dataclass(value) or isinstance(value, tuple)
-        })  # fmt: skip
+        found = replace(
+            found,
+            **{
+                name: _below(value, prefix)
+                for name, value in values.items()
+                if name in _PATHS or is_dataclass(value) or isinstance(value, tuple)
+            },
+        )
     return cast(Thing, found)
 
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}".strip(".")
-
-

@@ -1,15 +1,15 @@
 """Every error a user can meet, and the sentence it prints.
 
-    ZooError                 the work failed (exit code 1)
-    ├── ArtifactError        a saved model is damaged, incomplete or of another format
-    ├── WeightsUnavailable   the weights are not on this machine and cannot be fetched
-    ├── PluginError          a plugin cannot be used
-    └── RequestError         the request was wrong (exit code 2)
-        ├── UnknownName      no model, stage, option or target of that name
-        ├── RecipeError      a recipe cannot be read or does not fit its stages
-        ├── DataError        data is missing, empty or malformed
-        ├── Refused          a stage cannot follow what came before
-        └── OutputError      the output cannot be written, or holds something else
+ZooError                 the work failed (exit code 1)
+├── ArtifactError        a saved model is damaged, incomplete or of another format
+├── WeightsUnavailable   the weights are not on this machine and cannot be fetched
+├── PluginError          a plugin cannot be used
+└── RequestError         the request was wrong (exit code 2)
+    ├── UnknownName      no model, stage, option or target of that name
+    ├── RecipeError      a recipe cannot be read or does not fit its stages
+    ├── DataError        data is missing, empty or malformed
+    ├── Refused          a stage cannot follow what came before
+    └── OutputError      the output cannot be written, or holds something else
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def one_line(error: BaseException) -> str:
     except Exception:  # it cannot even say what it is
         text = ""
     if isinstance(error, ZooError):
-        return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]} ... {text[-LONGEST // 2:]}"  # what helps is said at the end
+        # what helps is said at the end
+        return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]} ... {text[-LONGEST // 2 :]}"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

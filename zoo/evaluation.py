@@ -20,11 +20,15 @@ class Evaluator(Protocol):
     in a plan what `measure` would refuse later; and `label`, which makes it a baseline that is measured without a model.
     """
 
-    def measure(self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def measure(
+        self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
         """Return figures by name: a "value", and where they apply "low" and "high", a "unit", and which is "better"."""
 
 
-def measure(task: str, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def measure(
+    task: str, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Run the evaluator `task`; baselines take no model.
 
     Raises:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (*FULL, errno.EROFS, errno.EFBIG)
-IN_RUST = re.compile(r"os error (\d+)|Os \{ code: (\d+)")  # how tokenizers and safetensors say which error the system gave
+# how tokenizers and safetensors say which error the system gave
+IN_RUST = re.compile(r"os error (\d+)|Os \{ code: (\d+)")
 
 
 def replace_file(path: Path, content: bytes | str | Iterable[Buffer], *, size: int = 0) -> None:

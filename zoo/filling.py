@@ -31,7 +31,9 @@ def fills(family: TextFamily, model: Model, prompt: str, count: Any) -> Iterator
     ids = tokenizer(prompt, verbose=False)["input_ids"]
     family.require_known(model, ids)
     if tokenizer.mask_token_id not in ids:
-        raise RequestError(f"{name} fills in words, and the prompt leaves none out: write {tokenizer.mask_token} in place of one.")
+        raise RequestError(
+            f"{name} fills in words, and the prompt leaves none out: write {tokenizer.mask_token} in place of one."
+        )
     if len(ids) > (most := family.context_length(model)):
         raise RequestError(f"The prompt has {len(ids)} tokens; {name} takes {most} in all.")
     return _likeliest(family, model, ids, count)

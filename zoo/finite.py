@@ -44,12 +44,16 @@ def require_fitting(values: torch.Tensor, rounded: torch.Tensor, *, name: str) -
     if rounded.dtype != values.dtype and not all_finite(rounded) and all_finite(values):
         dtype = str(rounded.dtype).removeprefix("torch.")
         largest = max(map(abs, ends(values)))
-        raise ZooError(f"{name} holds {largest:.4g}, which is too large for {dtype}. Store the model in another: stored = \"float32\" in [model].")
+        raise ZooError(
+            f'{name} holds {largest:.4g}, which is too large for {dtype}. Store the model in another: stored = "float32" in [model].'
+        )
 
 
 def require_finite_once(model: Model, *, what: str) -> None:
     """As `require_finite`, but look at weights that have not changed since only once."""
-    state = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in model.tensors().values() if not t.is_meta)
+    state = tuple(
+        (t.data_ptr(), 0 if t.is_inference() else t._version) for t in model.tensors().values() if not t.is_meta
+    )
     if _seen_sound.get(model.module) != state:
         require_finite(model, what=what)
         _seen_sound[model.module] = state
@@ -115,7 +119,11 @@ def blame(model: Model, batch: Batch | None = None) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return f"its weights are finite, and the first layer whose output is not is {seen[0]} (in {model.dtype})" if seen else ""
+    return (
+        f"its weights are finite, and the first layer whose output is not is {seen[0]} (in {model.dtype})"
+        if seen
+        else ""
+    )
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -78,7 +78,9 @@ def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: S
     texts = [_Text(family, model, ids, how.stop) for ids in read]
     last = [_ends(family, model, prompt) for prompt in prompts]
     written, done = [""] * len(prompts), [False] * len(prompts)
-    steps = next_together(model, read, max(counts), temperature=how.temperature, top_p=how.top_p, seed=how.seed, done=done)
+    steps = next_together(
+        model, read, max(counts), temperature=how.temperature, top_p=how.top_p, seed=how.seed, done=done
+    )
     for step, tokens in enumerate(steps, 1):
         for i, token in enumerate(tokens):
             if done[i]:
@@ -106,7 +108,12 @@ def end_tokens(model: Model) -> set[int]:
     found = [getattr(model.processor, "eos_token_id", None), model.spec.config.get("eos_token_id")]
     if named != own:  # else it repeats the config, or what its class takes where a checkpoint names none
         found.append(named)
-    return {int(token) for some in found if some is not None for token in (some if isinstance(some, list | tuple) else [some])}
+    return {
+        int(token)
+        for some in found
+        if some is not None
+        for token in (some if isinstance(some, list | tuple) else [some])
+    }
 
 
 def _ends(family: TextFamily, model: Model, prompt: Any) -> Container[Any]:
@@ -140,7 +147,9 @@ def _pieces(
     family: TextFamily, model: Model, ids: list[int], first: Batch, count: int, how: Sampling, last: Container[Any]
 ) -> Iterator[str]:
     text = _Text(family, model, ids, how.stop)
-    for token in next_tokens(model, ids, count, first=first, temperature=how.temperature, top_p=how.top_p, seed=how.seed):
+    for token in next_tokens(
+        model, ids, count, first=first, temperature=how.temperature, top_p=how.top_p, seed=how.seed
+    ):
         if token in last:
             break
         if piece := text.add(token):
@@ -189,7 +198,13 @@ def _lead(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 def next_tokens(
-    model: Model, ids: list[int], count: int, *, first: Batch | None = None, temperature: float = 0.0, top_p: float = 1.0,
+    model: Model,
+    ids: list[int],
+    count: int,
+    *,
+    first: Batch | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[int]:
     """Yield up to `count` token ids after `ids`, with a cache; sampling draws from its own generator.
@@ -206,7 +221,14 @@ def next_tokens(
 
 
 def greedy(
-    model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch, end: int, pad: int = 0, of: Sequence[str] = ()
+    model: Model,
+    prompts: Sequence[list[int]],
+    count: int,
+    *,
+    first: Batch,
+    end: int,
+    pad: int = 0,
+    of: Sequence[str] = (),
 ) -> list[list[int]]:
     """Continue several prompts together: up to `count` likeliest tokens each, without `end`.
 
@@ -227,8 +249,17 @@ def greedy(
 
 
 def next_together(
-    model: Model, prompts: Sequence[list[int]], count: int, *, first: Batch | None = None, temperature: float = 0.0,
-    top_p: float = 1.0, seed: int = 0, pad: int = 0, done: list[bool] | None = None, of: Sequence[str] = (),
+    model: Model,
+    prompts: Sequence[list[int]],
+    count: int,
+    *,
+    first: Batch | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    pad: int = 0,
+    done: list[bool] | None = None,
+    of: Sequence[str] = (),
 ) -> Iterator[list[int]]:
     """Yield the next token of every prompt, up to `count` times; each prompt draws from a generator of its own.
 
@@ -285,7 +316,12 @@ class _Reader:
 
         with torch.inference_mode():
             out = self.model.module(
-                input_ids=self.step_BT, cache=self.cache, use_cache=True, logits_to_keep=1, **self.beside, **self._padding()
+                input_ids=self.step_BT,
+                cache=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self.beside,
+                **self._padding(),
             )
         self.cache, self.beside = getattr(out, "cache", None), {}
         if self.cache is None:
@@ -368,11 +404,15 @@ def _names(model: Model) -> set[str]:
     from inspect import Parameter, signature
 
     found = signature(type(model.module).forward).parameters.values()
-    return {one.name for one in found if one.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)} - {"self"}
+    return {one.name for one in found if one.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)} - {
+        "self"
+    }
 
 
 def _keeps_nothing(model: Model) -> RequestError:
-    return RequestError(f"{type(model.module).__name__} returns no cache of the tokens it read, so it cannot be generated from.")
+    return RequestError(
+        f"{type(model.module).__name__} returns no cache of the tokens it read, so it cannot be generated from."
+    )
 
 
 def _require_meant(model: Model, logits_BV: torch.Tensor, batch: Batch, of: Sequence[str]) -> None:

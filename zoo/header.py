@@ -35,7 +35,9 @@ def require_whole(path: Path) -> None:
     size = path.stat().st_size
     for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"][1]):
         if start + about["data_offsets"][1] > size:
-            raise ArtifactError(f"{path} is cut short at {size} bytes: tensor {name!r} ends at byte {start + about['data_offsets'][1]}.")
+            raise ArtifactError(
+                f"{path} is cut short at {size} bytes: tensor {name!r} ends at byte {start + about['data_offsets'][1]}."
+            )
 
 
 def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:

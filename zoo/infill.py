@@ -37,14 +37,20 @@ def code_prompt(
     """
     files = {} if files is None else files
     if not isinstance(files, Mapping):
-        raise RequestError(f"files is a {type(files).__name__}; give the text of each file by its path: files={{\"a.py\": \"import b\"}}.")
+        raise RequestError(
+            f'files is a {type(files).__name__}; give the text of each file by its path: files={{"a.py": "import b"}}.'
+        )
     texts = {"prompt": "" if prompt is None else prompt, "suffix": suffix, "repo": repo, "path": path}
-    texts |= {f"path {where!r}": where for where in files} | {f"files[{where!r}]": text for where, text in files.items()}
+    texts |= {f"path {where!r}": where for where in files} | {
+        f"files[{where!r}]": text for where, text in files.items()
+    }
     for what, text in texts.items():
         if text is not None:
             _require_plain(text, what)
     if (repo is None) != (path is None):
-        raise RequestError("repo and path come together: a model is shown the paths of files where it is shown the name of their repository.")
+        raise RequestError(
+            "repo and path come together: a model is shown the paths of files where it is shown the name of their repository."
+        )
     start = f"{path}\n{texts['prompt']}" if path is not None else texts["prompt"]
     before = "" if repo is None else f"{REPOSITORY}{repo}"
     before += "".join(FILE + (f"{where}\n" if repo is not None else "") + text for where, text in files.items())

@@ -76,7 +76,10 @@ def _owner(rivals: dict[str, Entry], faults: dict[str, list[Entry]]) -> Entry:
         return first
     if DISTRIBUTION not in rivals:
         both = listed(sorted(entry.distribution for entry in rivals.values()))
-        return Entry(first.name, fault=f"distributions {both} both take the name {first.name!r}, and are refused; uninstall one of them.")
+        return Entry(
+            first.name,
+            fault=f"distributions {both} both take the name {first.name!r}, and are refused; uninstall one of them.",
+        )
     for distribution, thief in rivals.items():
         if distribution != DISTRIBUTION:
             said = f"takes the plugin name {thief.name!r}, which is zoo's own, and is refused; uninstall it."
@@ -109,7 +112,9 @@ def _claims(source: Distribution) -> tuple[list[Entry], list[Entry]]:
         key, had = normalised(name), found.get(normalised(name), replace(about, name=name))
         taken = had.catalog if group == CATALOG else had.module
         if not is_name(name):
-            wrong.append(_fault(about, f"its entry point {ascii(name)[:80]} in {group!r} is no name for a plugin: {NAME}."))
+            wrong.append(
+                _fault(about, f"its entry point {ascii(name)[:80]} in {group!r} is no name for a plugin: {NAME}.")
+            )
         elif taken not in ("", value):
             found[key] = replace(had, fault=f"it has two entry points {name!r} in the group {group!r}; one is enough.")
         else:
@@ -166,10 +171,18 @@ def _shield() -> None:
 def _identified(source: Distribution) -> Entry:
     """A distribution's name and version, and what is wrong with its metadata."""
     head = (source.read_text("METADATA") or source.read_text("PKG-INFO") or "").partition("\n\n")[0]
-    name, version = (re.search(rf"^{key}:[ \t]*([A-Za-z0-9][\w.+!-]*)[ \t]*$", head, re.M | re.I) for key in ("Name", "Version"))
+    name, version = (
+        re.search(rf"^{key}:[ \t]*([A-Za-z0-9][\w.+!-]*)[ \t]*$", head, re.M | re.I) for key in ("Name", "Version")
+    )
     missing = listed([word for word, match in (("name", name), ("version", version)) if not match] or [""])
     fault = f"its metadata says no {missing}, as if it were half uninstalled: install it again, or delete {_folder(source)}."
-    return Entry("", name[1] if name else _folder_name(source), version[1] if version else "", fault=plain(fault) if missing else "", source=source)
+    return Entry(
+        "",
+        name[1] if name else _folder_name(source),
+        version[1] if version else "",
+        fault=plain(fault) if missing else "",
+        source=source,
+    )
 
 
 def _folder_name(source: Distribution) -> str:

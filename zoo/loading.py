@@ -23,16 +23,27 @@ if TYPE_CHECKING:
 
 DTYPES = artifact.PRECISIONS
 SCALES = ("tiny",)
-CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")  # of configs, by which checkpoints bring code of their own
+# of configs, by which checkpoints bring code of their own
+CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 # The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
-MOST = {"layer": 10_000, "depth": 10_000, "expert": 10_000, **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24)}
-UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)  # what a record of another model causes
+MOST = {
+    "layer": 10_000,
+    "depth": 10_000,
+    "expert": 10_000,
+    **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24),
+}
+# what a record of another model causes
+UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 
 _global_state = threading.RLock()  # of torch, which building a model changes for a moment: one thread at a time
 
 
 def load(
-    name_or_path: str | Path, *, weights: str | Path = "auto", device: str | None = None, dtype: str | torch.dtype | None = None,
+    name_or_path: str | Path,
+    *,
+    weights: str | Path = "auto",
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
     scale: str | None = None,
 ) -> Model:
     """Load a model by catalogue name, or from a directory: one of ours, or a plain transformers checkpoint.
@@ -66,7 +77,9 @@ def load(
     return model
 
 
-def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, device: str | None, dtype: str | None) -> Model:
+def _loaded(
+    spec: ModelSpec | None, path: Path | None, weights: str | Path, *, device: str | None, dtype: str | None
+) -> Model:
     """Load what was located: a catalogued model, or what is in a directory."""
     if path is None:
         assert spec is not None
@@ -74,7 +87,9 @@ def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, d
         family = registry.family_of(spec)
         spec = family.complete(spec)
         if device == "meta":
-            skeleton = build_skeleton(family, spec, (), dtype=dtype or spec.dtype or "float32", stored=_stored(spec, weights))
+            skeleton = build_skeleton(
+                family, spec, (), dtype=dtype or spec.dtype or "float32", stored=_stored(spec, weights)
+            )
             skeleton.origin = "random" if weights == "random" else ""
             return skeleton
         if weights == "random":
@@ -85,7 +100,9 @@ def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, d
         skeleton.origin = "random"
         if device == "meta":
             return skeleton
-        model = build_random(skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=dtype or skeleton.dtype, device=device)
+        model = build_random(
+            skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=dtype or skeleton.dtype, device=device
+        )
         model.processor = skeleton.processor
         return model
     if path.is_file() and spec is not None:
@@ -96,7 +113,9 @@ def _loaded(spec: ModelSpec | None, path: Path | None, weights: str | Path, *, d
     return model
 
 
-def _twin(spec: ModelSpec | None, path: Path | None, scale: str, *, weights: str | Path, device: str | None) -> ModelSpec:
+def _twin(
+    spec: ModelSpec | None, path: Path | None, scale: str, *, weights: str | Path, device: str | None
+) -> ModelSpec:
     """The spec of a located model's twin.
 
     Raises:
@@ -110,15 +129,27 @@ def _twin(spec: ModelSpec | None, path: Path | None, scale: str, *, weights: str
         assert path is not None
         skeleton = load(path, device="meta")
         if skeleton.lineage:
-            raise RequestError(f"{path} was changed by {len(skeleton.lineage)} stages, and a twin has the shape of an original; take the twin of that.")
+            raise RequestError(
+                f"{path} was changed by {len(skeleton.lineage)} stages, and a twin has the shape of an original; take the twin of that."
+            )
         spec = skeleton.spec
     _require_known(spec)
     family = registry.family_of(spec)
     spec = family.complete(spec)
     return replace(
-        spec, name=f"{spec.name}-{scale}", config=family.shrunk(spec), params=0, params_non_embedding=0, hub="", revision="",
-        sha256={}, packaged="", dtype="", summary=f"{spec.name} at test size, untrained", plugin=spec.plugin,
-    )  # fmt: skip
+        spec,
+        name=f"{spec.name}-{scale}",
+        config=family.shrunk(spec),
+        params=0,
+        params_non_embedding=0,
+        hub="",
+        revision="",
+        sha256={},
+        packaged="",
+        dtype="",
+        summary=f"{spec.name} at test size, untrained",
+        plugin=spec.plugin,
+    )
 
 
 def _require_known(spec: ModelSpec) -> None:
@@ -161,8 +192,14 @@ def build_skeleton(
 
 
 def build_random(
-    family: Family, spec: ModelSpec, *, lineage: Sequence[Stage] = (), dtype: str = "float32", stored: str = "",
-    device: str | None = None, seed: int = 0,
+    family: Family,
+    spec: ModelSpec,
+    *,
+    lineage: Sequence[Stage] = (),
+    dtype: str = "float32",
+    stored: str = "",
+    device: str | None = None,
+    seed: int = 0,
 ) -> Model:
     """Build a model with the architecture's own random initialisation, drawn from `seed`.
 
@@ -177,7 +214,9 @@ def build_random(
             module = family.build(spec.config, spec.task)
         model = _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype, origin="random"), lineage)
         if any(hasattr(part, "zoo_packed") for part in model.module.modules()):
-            raise RequestError(f"{spec.name} has packed weights, which cannot be drawn at random; start from the model it was made of.")
+            raise RequestError(
+                f"{spec.name} has packed weights, which cannot be drawn at random; start from the model it was made of."
+            )
         family.initialise(model.module)
     cast_parameters(model.module, getattr(torch, dtype))
     model.module.to(device or "cpu")
@@ -230,10 +269,16 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         if key in CODE_KEYS and value:
             raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
         if key.lstrip("_").endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
-            raise ArtifactError(f"{where} asks for compiled code of a hub ({key!r}); zoo never runs code from a checkpoint.")
+            raise ArtifactError(
+                f"{where} asks for compiled code of a hub ({key!r}); zoo never runs code from a checkpoint."
+            )
         most = next((most for ending, most in MOST.items() if key.rstrip("s").endswith(ending)), None)
         if most and isinstance(value, int) and value > most:
-            raise ArtifactError(f"{where}: {key} is {value:.3g}, and no model has more than {most:,}." if value < 1e300 else f"{where}: {key} is no size.")
+            raise ArtifactError(
+                f"{where}: {key} is {value:.3g}, and no model has more than {most:,}."
+                if value < 1e300
+                else f"{where}: {key} is no size."
+            )
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, dict):
                 check_config(inner, where)
@@ -268,7 +313,9 @@ def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
         path = Path(text).expanduser()
         there, is_folder = bool(text) and path.exists(), path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnknownName(f"{text[:80]!r} is no model and no path: {getattr(error, 'strerror', None) or error}.") from None
+        raise UnknownName(
+            f"{text[:80]!r} is no model and no path: {getattr(error, 'strerror', None) or error}."
+        ) from None
     if isinstance(name_or_path, str) and not text.startswith((".", "/", "~")):
         try:
             return catalog.info(text), None
@@ -277,7 +324,9 @@ def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
                 raise
     if not is_folder:
         what = "is a file, not a model directory" if path.exists() else "does not exist"
-        raise UnknownName(f"{path} {what}.{nearest(path.name, catalog.catalogue())} `zoo list` shows the models that load by name.")
+        raise UnknownName(
+            f"{path} {what}.{nearest(path.name, catalog.catalogue())} `zoo list` shows the models that load by name."
+        )
     return None, path
 
 
@@ -293,12 +342,18 @@ def _checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
         place = Path(weights_at).expanduser()
         there = place.exists()
     except (OSError, ValueError, RuntimeError) as error:
-        raise RequestError(f"weights={str(weights_at)[:80]!r} is no path: {getattr(error, 'strerror', None) or error}.") from None
+        raise RequestError(
+            f"weights={str(weights_at)[:80]!r} is no path: {getattr(error, 'strerror', None) or error}."
+        ) from None
     if not there:
         hint = nearest(str(weights_at), ("auto", "random"))
-        raise RequestError(f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.{hint}")
+        raise RequestError(
+            f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.{hint}"
+        )
     if path is not None:
-        raise RequestError(f"weights={str(weights_at)!r} goes with a name of `zoo list`; {path} is a directory with weights of its own.")
+        raise RequestError(
+            f"weights={str(weights_at)!r} goes with a name of `zoo list`; {path} is a directory with weights of its own."
+        )
     return place
 
 
@@ -307,7 +362,12 @@ def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
     if weights_at == "auto":
         return weights.resolve(spec)
     path = Path(weights_at)
-    if path.is_dir() and not (path / artifact.MANIFEST).exists() and not registry.recognise(path) and (path / artifact.WEIGHTS).exists():
+    if (
+        path.is_dir()
+        and not (path / artifact.MANIFEST).exists()
+        and not registry.recognise(path)
+        and (path / artifact.WEIGHTS).exists()
+    ):
         return path / artifact.WEIGHTS
     return path
 
@@ -318,7 +378,9 @@ def stored_in(place: Path) -> str:
         return artifact.read(place).stored
     files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
     kinds = {tensor["dtype"] for file in files for tensor in header.read(file).values()}
-    return next((name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else "")
+    return next(
+        (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else ""
+    )
 
 
 def _stored(spec: ModelSpec, weights_at: str | Path) -> str:
@@ -329,11 +391,15 @@ def _stored(spec: ModelSpec, weights_at: str | Path) -> str:
 
 def _rename(model: Model, spec: ModelSpec, path: Path) -> None:
     """Take weights found in a directory as those of `spec`, which they must fit."""
-    found, expected = ({n: tuple(t.shape) for n, t in m.tensors().items()}
-                       for m in (model, build_skeleton(model.family, spec, model.lineage)))  # fmt: skip
+    found, expected = (
+        {n: tuple(t.shape) for n, t in m.tensors().items()}
+        for m in (model, build_skeleton(model.family, spec, model.lineage))
+    )
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
-            raise ArtifactError(f"{path} does not hold {spec.name}: {name} is {found.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}.")
+            raise ArtifactError(
+                f"{path} does not hold {spec.name}: {name} is {found.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}."
+            )
     model.spec = spec
 
 
@@ -344,14 +410,20 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
     if (path / artifact.MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
     for file in path.rglob(f"*{Path(artifact.WEIGHTS).suffix}"):
-        within_another = any((place / artifact.MANIFEST).exists() for place in file.parents if place.is_relative_to(path))
+        within_another = any(
+            (place / artifact.MANIFEST).exists() for place in file.parents if place.is_relative_to(path)
+        )
         if not within_another and header.metadata(file).get("manifest") == artifact.MANIFEST:
-            raise ArtifactError(f"{path / artifact.MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again.")
+            raise ArtifactError(
+                f"{path / artifact.MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
+            )
     import torch
 
     from zoo.alignment import align
 
-    model = registry.family(_recognised(path)).read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    model = registry.family(_recognised(path)).read_foreign(
+        path, device=device, dtype=getattr(torch, dtype) if dtype else None
+    )
     align(model.module)
     return model
 
@@ -360,7 +432,9 @@ def _recognised(path: Path) -> str:
     """The family whose checkpoint directory `path` is."""
     for name in registry.recognise(path):
         return name
-    raise RequestError(f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json.")
+    raise RequestError(
+        f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json."
+    )
 
 
 def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:
@@ -407,7 +481,11 @@ def _require_plugins(manifest: artifact.Manifest, path: Path) -> None:
     Raises:
         ArtifactError: names what needs which plugin, and what to do.
     """
-    spec, what, plugin = manifest.spec, f"its family {manifest.spec.family!r}", manifest.family_plugin or manifest.spec.plugin
+    spec, what, plugin = (
+        manifest.spec,
+        f"its family {manifest.spec.family!r}",
+        manifest.family_plugin or manifest.spec.plugin,
+    )
     try:
         registry.family_declared(spec, plugin=manifest.family_plugin)
         for number, stage in enumerate(manifest.lineage, 1):
@@ -424,7 +502,9 @@ def _missing(plugin: str, manifest: artifact.Manifest) -> str:
     made = manifest.plugins.get(plugin, {})
     if reason := plugins.why_absent(plugin):
         known = str(made.get("distribution", ""))
-        remedy = f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
+        remedy = (
+            f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
+        )
         return f"needs plugin {plugin}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
     found = plugins.find(plugin)
     if found.fault and not found.names:
@@ -464,5 +544,7 @@ def _dtype_name(dtype: Any) -> str | None:
         return None
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise RequestError(f"dtype {name!r} is not one models run in.{nearest(name, DTYPES)} Dtypes: {', '.join(DTYPES)}.")
+        raise RequestError(
+            f"dtype {name!r} is not one models run in.{nearest(name, DTYPES)} Dtypes: {', '.join(DTYPES)}."
+        )
     return name

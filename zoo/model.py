@@ -32,7 +32,8 @@ class Stage:
     record: Record
     plugin: str = ""
     seed: int = 0
-    made: dict[str, Any] = field(default_factory=dict)  # data, teachers, circumstances, and a hash of the tensors it left
+    # data, teachers, circumstances, and a hash of the tensors it left
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Model:
     stored: str = "float32"
     origin: str = ""  # what the weights came from: a path, a repository at a revision, "random"
     notes: dict[str, Any] = field(default_factory=dict)  # figures and lists the card shows; written by programs only
-    source: dict[str, Any] = field(default_factory=dict)  # the original that the lineage begins with: see `zoo.origin.source`
+    # the original that the lineage begins with: see `zoo.origin.source`
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def anatomy(self) -> Anatomy:
@@ -121,7 +123,9 @@ class Model:
         require_finite(self, what=compressor.name)
         inputs = Inputs(compressor, options, context)
         record = as_json(compressor.apply(self, options, inputs.context), stage=compressor.name)
-        require_finite(self, what=f"{compressor.name} left the model damaged", remedy="Nothing was saved; other options may help.")
+        require_finite(
+            self, what=f"{compressor.name} left the model damaged", remedy="Nothing was saved; other options may help."
+        )
         self.round()
         done = stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed)
         self.lineage = (*self.lineage, replace(done, made=inputs.made(self)))
@@ -185,7 +189,9 @@ class Model:
         if self.device.type == "meta":
             from zoo.errors import RequestError
 
-            raise RequestError(f"{self.spec.name} is on the meta device, which holds no weights; to {what} it, load it without device=\"meta\".")
+            raise RequestError(
+                f'{self.spec.name} is on the meta device, which holds no weights; to {what} it, load it without device="meta".'
+            )
 
     def _named(self) -> list[tuple[list[str], torch.Tensor]]:
         groups: dict[int, tuple[list[str], torch.Tensor]] = {}
@@ -199,8 +205,11 @@ class Model:
         from torch import nn
 
         stored = getattr(torch, self.stored)
-        packed = {f"{path}.{name}": factor for path, module in self.module.named_modules()
-                  for name, factor in getattr(module, "zoo_packed", {}).items()}
+        packed = {
+            f"{path}.{name}": factor
+            for path, module in self.module.named_modules()
+            for name, factor in getattr(module, "zoo_packed", {}).items()
+        }
         sizes: list[tuple[int, int]] = []
         for names, tensor in self._named():
             itemsize = tensor.element_size()
@@ -216,7 +225,8 @@ def stage_of(compressor: Compressor, options: Mapping[str, Any], record: Record,
     from zoo.registry import owner
 
     declared = owner("compressor", compressor, compressor.name)
-    canonical = json.loads(json.dumps(options, sort_keys=True))  # as a manifest gives them back: a card is the same either way
+    # as a manifest gives them back: a card is the same either way
+    canonical = json.loads(json.dumps(options, sort_keys=True))
     return Stage(compressor.name, compressor.version, canonical, record, declared.plugin, seed)
 
 
@@ -229,7 +239,9 @@ def as_json(record: Record, *, stage: str) -> Record:
     try:
         found: Record = json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ZooError(f"{stage} gave a record that no manifest can hold ({error}), so the model could not be saved.") from error
+        raise ZooError(
+            f"{stage} gave a record that no manifest can hold ({error}), so the model could not be saved."
+        ) from error
     return found
 
 

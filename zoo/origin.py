@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from zoo.model import Model
 
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # weights, and what a tokenizer is made of
-PACKAGES = ("zoo-compress", "torch", "transformers", "tokenizers", "timm", "diffusers")  # whose versions numbers depend on
+# whose versions numbers depend on
+PACKAGES = ("zoo-compress", "torch", "transformers", "tokenizers", "timm", "diffusers")
 
 
-def source(name: str | Path, *, weights: str | Path = "auto", dtype: str | None = None, stages: int = 0, seed: int = 0) -> dict[str, Any]:
+def source(
+    name: str | Path, *, weights: str | Path = "auto", dtype: str | None = None, stages: int = 0, seed: int = 0
+) -> dict[str, Any]:
     """Describe the original of a model, as a manifest holds it.
 
     Args:
@@ -33,7 +36,15 @@ def source(name: str | Path, *, weights: str | Path = "auto", dtype: str | None 
     Returns:
         Also `rounded`, the dtype its weights were rounded to before the first stage, if any, and the hash of its files.
     """
-    return {"name": str(name), "weights": str(weights), "dtype": dtype or "", "rounded": "", "stages": stages, "seed": seed, "sha256": ""}
+    return {
+        "name": str(name),
+        "weights": str(weights),
+        "dtype": dtype or "",
+        "rounded": "",
+        "stages": stages,
+        "seed": seed,
+        "sha256": "",
+    }
 
 
 def sealed(model: Model) -> dict[str, Any]:
@@ -81,9 +92,13 @@ def circumstances(device: str) -> dict[str, str]:
     import torch
 
     return {
-        "device": device, "cpu": cpu(), "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions(),
-    }  # fmt: skip
+        "device": device,
+        "cpu": cpu(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **versions(),
+    }
 
 
 @functools.cache
@@ -101,8 +116,11 @@ class Inputs:
 
     def __init__(self, compressor: Compressor, options: Any, context: Context) -> None:
         self.teachers: dict[str, str] = {}
-        self.data = {role: {"reference": context.data[role].name, "fingerprint": context.data[role].fingerprint}
-                     for role in compressor.roles(options) if role in context.data}  # fmt: skip
+        self.data = {
+            role: {"reference": context.data[role].name, "fingerprint": context.data[role].fingerprint}
+            for role in compressor.roles(options)
+            if role in context.data
+        }
         self.context = replace(context, load=self._load if context.load else None)
         self._loads = context.load
 
@@ -114,7 +132,12 @@ class Inputs:
 
     def made(self, model: Model) -> dict[str, Any]:
         """What the lineage says of how a stage was made; `model` is what it left."""
-        return {"data": self.data, "teachers": self.teachers, "with": circumstances(model.device.type), "sha256": tensors_digest(model)}
+        return {
+            "data": self.data,
+            "teachers": self.teachers,
+            "with": circumstances(model.device.type),
+            "sha256": tensors_digest(model),
+        }
 
 
 def problem_of_source(found: Any) -> str:
@@ -136,7 +159,9 @@ def problem_of_made(found: Any) -> str:
     if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
         return "what it was made with is no table of data, teachers, with and sha256"
     data = found["data"].values()
-    if not all(isinstance(one, dict) and {type(one.get(key)) for key in ("reference", "fingerprint")} == {str} for one in data):
+    if not all(
+        isinstance(one, dict) and {type(one.get(key)) for key in ("reference", "fingerprint")} == {str} for one in data
+    ):
         return "its data has no reference and fingerprint"
     texts = (*found["teachers"].values(), *found["with"].values())
     return "" if all(isinstance(text, str) for text in texts) else "a teacher or a circumstance is no text"

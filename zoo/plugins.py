@@ -110,7 +110,9 @@ def declared(*, disabled: bool = False) -> tuple[Plugin, ...]:
     if not disabled:
         return found
     used, off = _in_use().by_name, _switched_off()
-    everything = {key: replace(_read(entry), disabled=True) if key in off else used.get(key) for key, entry in entries().items()}
+    everything = {
+        key: replace(_read(entry), disabled=True) if key in off else used.get(key) for key, entry in entries().items()
+    }
     return tuple(plugin for plugin in {**everything, **used}.values() if plugin)
 
 
@@ -166,7 +168,11 @@ def why_absent(plugin: str) -> str:
         return ""
     if normalised(plugin) not in entries():
         return "is not installed"
-    return f"is disabled: `zoo plugins enable {plugin}`" if normalised(plugin) in _switched_off() else "ZOO_PLUGINS leaves out"
+    return (
+        f"is disabled: `zoo plugins enable {plugin}`"
+        if normalised(plugin) in _switched_off()
+        else "ZOO_PLUGINS leaves out"
+    )
 
 
 def unused(kind: str, name: str) -> Plugin | None:
@@ -204,7 +210,10 @@ def _used(admitted: str | None, off: frozenset[str]) -> _Used:
     wanted = {normalised(name): name for name in map(str.strip, admitted.split(",")) if name}
     found = [_read(entry) for key, entry in there.items() if key in (CORE, *wanted)]
     missing = [name for key, name in wanted.items() if key not in there]
-    found += [Plugin(name, fault=f"ZOO_PLUGINS names it, but it is not installed.{nearest(name, installed())}") for name in missing]
+    found += [
+        Plugin(name, fault=f"ZOO_PLUGINS names it, but it is not installed.{nearest(name, installed())}")
+        for name in missing
+    ]
     return _without_clashes(found)
 
 
@@ -233,7 +242,9 @@ def _told(plugin: Plugin, shared: list[tuple[str, str]], held: dict[tuple[str, s
         if others:
             notes.append(f"{label(kind)} {_ambiguity(name, held[kind, name])}")
         elif first != plugin.name:
-            faults.append(f"{label(kind)} {name!r} is already declared by plugin {first}; {plugin.name}'s is reached as '{plugin.name}:{name}'.")
+            faults.append(
+                f"{label(kind)} {name!r} is already declared by plugin {first}; {plugin.name}'s is reached as '{plugin.name}:{name}'."
+            )
     return replace(plugin, fault=" ".join(faults), notes=tuple(notes)) if faults or notes else plugin
 
 
@@ -304,7 +315,9 @@ def _switched_off() -> frozenset[str]:
 @functools.cache
 def _read(entry: Entry) -> Plugin:
     """Read one plugin's declarations; whatever is wrong becomes its fault."""
-    plugin = Plugin(entry.name, entry.distribution, entry.version, module=entry.module, fault=entry.fault, source=entry.source)
+    plugin = Plugin(
+        entry.name, entry.distribution, entry.version, module=entry.module, fault=entry.fault, source=entry.source
+    )
     if entry.fault:
         return plugin
     try:
@@ -328,14 +341,20 @@ def _read(entry: Entry) -> Plugin:
 
 def _require_module(entry: Entry) -> None:
     if entry.module and not re.fullmatch(r"\w+(\.\w+)*(:\w+(\.\w+)*)?", entry.module):
-        raise PluginError(f"its entry point in 'zoo' must name a module such as 'package.plugin', not {ascii(entry.module)[:80]}.")
+        raise PluginError(
+            f"its entry point in 'zoo' must name a module such as 'package.plugin', not {ascii(entry.module)[:80]}."
+        )
 
 
 def _require_kin(entry: Entry, spec: ModelSpec) -> None:
     """A model's `plugin` says whose package holds its weights: its own, or one that comes with the same distribution."""
     other = entries().get(normalised(spec.plugin))
-    if normalised(spec.plugin) != normalised(entry.name) and (other is None or other.distribution != entry.distribution):
-        raise PluginError(f"model {spec.name!r}: plugin must be left out, or be another of {entry.distribution}'s, not {spec.plugin!r}.")
+    if normalised(spec.plugin) != normalised(entry.name) and (
+        other is None or other.distribution != entry.distribution
+    ):
+        raise PluginError(
+            f"model {spec.name!r}: plugin must be left out, or be another of {entry.distribution}'s, not {spec.plugin!r}."
+        )
 
 
 def _package(entry: Entry) -> Path:
@@ -346,10 +365,14 @@ def _package(entry: Entry) -> Path:
     if not package.isidentifier():
         raise PluginError(f"its entry point in 'zoo.catalog' must name a top-level package, not {ascii(package)[:80]}.")
     if owner := next((e.name for e in _ours() if e.catalog == package and entry.distribution != DISTRIBUTION), ""):
-        raise PluginError(f"its entry point in 'zoo.catalog' names {package!r}, which is the package of plugin {owner}.")
+        raise PluginError(
+            f"its entry point in 'zoo.catalog' names {package!r}, which is the package of plugin {owner}."
+        )
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise PluginError(f"its package {package!r} is not there: install distribution {entry.distribution} again, or uninstall it.")
+        raise PluginError(
+            f"its package {package!r} is not there: install distribution {entry.distribution} again, or uninstall it."
+        )
     for location in spec.submodule_search_locations or ():
         return Path(location)
     raise PluginError(f"{package!r} is a single module; a registry.toml needs a package to lie in.")
@@ -432,7 +455,11 @@ def _manager() -> pluggy.PluginManager:
 def _require_known(manager: pluggy.PluginManager) -> None:
     """Refuse a misspelt hook, which pluggy would never call."""
     for name, hook in vars(manager.hook).items():
-        if not name.startswith("_") and not hook.has_spec() and not all(found.optionalhook for found in hook.get_hookimpls()):
+        if (
+            not name.startswith("_")
+            and not hook.has_spec()
+            and not all(found.optionalhook for found in hook.get_hookimpls())
+        ):
             raise PluginError(f"unknown hook {name!r}.{nearest(name, HOOKS.values())}")
 
 

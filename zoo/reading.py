@@ -42,7 +42,9 @@ def toml_of(text: str, path: Path, *, error: type[ZooError]) -> dict[str, Any]:
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.count(".") > DOTS:
-            raise error(f"{path}, line {number}: more than {DOTS} dots in one line; write long lists over several lines.")
+            raise error(
+                f"{path}, line {number}: more than {DOTS} dots in one line; write long lists over several lines."
+            )
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -16,7 +16,7 @@ from zoo.plugins import HOOKS
 
 PROTOCOLS: dict[str, type] = {"evaluator": evaluation.Evaluator, "data": Source}  # of what needs no base class
 
-INTRODUCTION = f'''# Hooks
+INTRODUCTION = f"""# Hooks
 
 Written by `python -m zoo.reference > docs/hooks.md`; a test keeps it in step with the code.
 
@@ -46,7 +46,7 @@ short names whatever is installed. A saved model keeps the plugins of its family
 
 **needs.** Distributions that a thing cannot work without, as pip spells them (`needs = ["torchao>=0.18"]`), can be left out of the
 package's own dependencies: using the thing says what to install.
-'''
+"""
 
 
 def reference() -> str:
@@ -62,20 +62,45 @@ def _hook(kind: str) -> str:
     signature = _source(function).body[0]
     assert isinstance(signature, ast.FunctionDef)
     lines = [
-        f"## {name}", "", f"{sentence}.", "", "```python", "@hookimpl", f"def {_signature(signature, skip=())}:",
-        "    " + call.removesuffix(" for each"), "```", "",
-        "### What is registered", "", *_contract(kind, users), "",
-        f"### `[[{kind}]]` in registry.toml", "", *_keys(kind), "",
-        "### Used by", "", *(f"- {found.plugin}: `{found.name}`, `{_target(found)}`" for found in users), "",
-    ]  # fmt: skip
+        f"## {name}",
+        "",
+        f"{sentence}.",
+        "",
+        "```python",
+        "@hookimpl",
+        f"def {_signature(signature, skip=())}:",
+        "    " + call.removesuffix(" for each"),
+        "```",
+        "",
+        "### What is registered",
+        "",
+        *_contract(kind, users),
+        "",
+        f"### `[[{kind}]]` in registry.toml",
+        "",
+        *_keys(kind),
+        "",
+        "### Used by",
+        "",
+        *(f"- {found.plugin}: `{found.name}`, `{_target(found)}`" for found in users),
+        "",
+    ]
     return "\n".join(lines)
 
 
 def _models() -> str:
-    return "\n".join([
-        "## Models", "", "Models are only declared: a family builds them. Their weights lie in the package or on a hub.", "",
-        "### `[[model]]` in registry.toml", "", *_keys("model"), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "## Models",
+            "",
+            "Models are only declared: a family builds them. Their weights lie in the package or on a hub.",
+            "",
+            "### `[[model]]` in registry.toml",
+            "",
+            *_keys("model"),
+            "",
+        ]
+    )
 
 
 def _target(found: Declared) -> str:
@@ -112,7 +137,9 @@ def _bases(kind: str, users: list[Declared]) -> list[Any]:
 
 
 def _thing(user: Declared) -> Any:
-    return {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss}[user.kind](registry.written(user))
+    return {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss}[user.kind](
+        registry.written(user)
+    )
 
 
 def _described(base: type, what: str) -> Iterator[str]:
@@ -129,14 +156,20 @@ def _described(base: type, what: str) -> Iterator[str]:
             kind = ast.unparse(node.annotation).removeprefix("ClassVar[")
             yield f"- `{ast.unparse(node.target)}: {kind[:-1] if kind != ast.unparse(node.annotation) else kind}`{default}{_comment(node, lines)}"
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            needed = ", **needed**" if node.name in getattr(base, "__abstractmethods__", ()) or base in PROTOCOLS.values() else ""
+            needed = (
+                ", **needed**"
+                if node.name in getattr(base, "__abstractmethods__", ()) or base in PROTOCOLS.values()
+                else ""
+            )
             yield f"- `{_signature(node, skip=('self',))}`{needed}: {(ast.get_docstring(node) or '').partition(chr(10))[0]}"
         elif isinstance(node, ast.FunctionDef) and node.name == "__call__":
             yield f"- `{_signature(node, skip=('self',))}`, **needed**: {(ast.get_docstring(node) or '').partition(chr(10))[0]}"
 
 
 def _place(base: type) -> str:
-    return f"{base.__module__}.{base.__qualname__}".replace(f"zoo.family.{base.__module__.rpartition('.')[2]}.", "zoo.family.")
+    return f"{base.__module__}.{base.__qualname__}".replace(
+        f"zoo.family.{base.__module__.rpartition('.')[2]}.", "zoo.family."
+    )
 
 
 def _sentence(base: type) -> str:
@@ -170,7 +203,9 @@ def _keys(kind: str) -> Iterator[str]:
     record = ModelSpec if kind == "model" else Declared
     lines, body = inspect.getsource(record).splitlines(), _source(record).body[0]
     assert isinstance(body, ast.ClassDef)
-    said = {ast.unparse(node.target): _comment(node, lines)[2:] for node in body.body if isinstance(node, ast.AnnAssign)}
+    said = {
+        ast.unparse(node.target): _comment(node, lines)[2:] for node in body.body if isinstance(node, ast.AnnAssign)
+    }
     for key, (needed, expected) in keys_of(kind).items():
         meaning = said[key].removeprefix("families only").lstrip(": ")
         expected = expected.replace(f": {declarations.NAME}", "").replace(declarations.NAME, "a name")

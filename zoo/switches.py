@@ -59,7 +59,9 @@ def read(path: Path) -> Switches:
             raise TypeError("'disabled' is not a list of names")
         return Switches(frozenset(names), data)
     except (PluginError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return Switches(fault=f"{path} is damaged, so no plugin is disabled; mend or delete it ({one_line(error)[:200]}).")
+        return Switches(
+            fault=f"{path} is damaged, so no plugin is disabled; mend or delete it ({one_line(error)[:200]})."
+        )
 
 
 def write(names: frozenset[str]) -> None:
@@ -81,4 +83,6 @@ def write(names: frozenset[str]) -> None:
         place().parent.mkdir(parents=True, exist_ok=True)
         replace_file(place(), dumps({**found.data, "disabled": sorted(names)}, indent=1) + "\n")
     except (OSError, RuntimeError) as error:
-        raise PluginError(f"the list of disabled plugins cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+        raise PluginError(
+            f"the list of disabled plugins cannot be written: {getattr(error, 'strerror', None) or error}."
+        ) from None

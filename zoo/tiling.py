@@ -20,7 +20,9 @@ STD = (0.229, 0.224, 0.225)
 
 def grids(fewest: int, most: int) -> list[Grid]:
     """Every grid of `fewest` to `most` tiles; those of few tiles first."""
-    found = [(cols, rows) for cols in range(1, most + 1) for rows in range(1, most + 1) if fewest <= cols * rows <= most]
+    found = [
+        (cols, rows) for cols in range(1, most + 1) for rows in range(1, most + 1) if fewest <= cols * rows <= most
+    ]
     return sorted(found, key=lambda grid: grid[0] * grid[1])
 
 
@@ -44,15 +46,15 @@ def cut(image: Image, grid: Grid, *, side: int, thumbnail: bool) -> list[Image]:
 
     cols, rows = grid
     whole = image.resize((side * cols, side * rows), Images.Resampling.BICUBIC)
-    tiles = [
-        whole.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for y in range(rows) for x in range(cols)
-    ]  # fmt: skip
+    tiles = [whole.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for y in range(rows) for x in range(cols)]
     if thumbnail and len(tiles) > 1:
         tiles.append(image.resize((side, side), Images.Resampling.BICUBIC))
     return tiles
 
 
-def tiles_of(image: Image, *, side: int, most: int, fewest: int = 1, thumbnail: bool = True, msac: bool = False) -> list[Image]:
+def tiles_of(
+    image: Image, *, side: int, most: int, fewest: int = 1, thumbnail: bool = True, msac: bool = False
+) -> list[Image]:
     """Cut an RGB image into tiles of `side` x `side` pixels.
 
     Args:

@@ -11,8 +11,18 @@ from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line
 from zoo.files import sha256_of
 
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
-            "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja", "zoo.json"]  # fmt: skip
+PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+    "zoo.json",
+]
 
 
 def resolve(spec: ModelSpec) -> Path:
@@ -48,7 +58,9 @@ def resolve(spec: ModelSpec) -> Path:
             ) from None
     for name, expected in spec.sha256.items():
         if not (Path(found) / name).is_file() or sha256_of(Path(found) / name) != expected:
-            raise ArtifactError(f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again.")
+            raise ArtifactError(
+                f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
+            )
     return Path(found)
 
 
@@ -78,7 +90,9 @@ def packaged_at(spec: ModelSpec) -> Path | None:
     if package is None or folder is None or not folder.is_dir():
         return None
     if not folder.resolve().is_relative_to(package.resolve()):
-        raise PluginError(f"Plugin {spec.plugin}: {folder} leads out of its package, to {folder.resolve()}; nothing was read.")
+        raise PluginError(
+            f"Plugin {spec.plugin}: {folder} leads out of its package, to {folder.resolve()}; nothing was read."
+        )
     return folder
 
 

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Recipe", "Result", "apply", "plan", "run"]
 
-_HOMES = {"Plan": "planner", "plan": "planner", "Recipe": "recipe", "Result": "runner", "apply": "runner", "run": "runner"}
+_HOMES = {
+    "Plan": "planner",
+    "plan": "planner",
+    "Recipe": "recipe",
+    "Result": "runner",
+    "apply": "runner",
+    "run": "runner",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,12 @@ class CalibrationOptions(CompressorOptions):
 
     data: str = Field("calibration", description="which entry of the recipe's [data] table to calibrate on")
     samples: int = Field(128, ge=1, examples=[4], description="calibration windows, spread evenly over the data")
-    length: int = Field(256, ge=2, examples=[64], description="tokens in a calibration window, at most the model's context; for models that read text")
+    length: int = Field(
+        256,
+        ge=2,
+        examples=[64],
+        description="tokens in a calibration window, at most the model's context; for models that read text",
+    )
     batch: int = Field(8, ge=1, description="calibration windows that run together")
 
 

@@ -13,12 +13,20 @@ from zoo.signals import remark
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as stage.0.layers=first:3; may be given several times."),
-]  # fmt: skip
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.  [default: runs/NAME]")]
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, such as stage.0.layers=first:3; may be given several times.",
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.  [default: runs/NAME]")
+]
 
 
-def plan(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, json: output.JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, json: output.JsonOption = False
+) -> None:
     """Say what a recipe would do, cost and need, without doing it."""
     from zoo_compress import Recipe
     from zoo_compress import plan as make_plan
@@ -39,10 +47,16 @@ def compress(
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: OutOption = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage: its number (from 1) or name.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage, on what the earlier ones left.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage: its number (from 1) or name.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run only this stage, on what the earlier ones left.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into DIR even if it holds something else.")] = False,
-    ignore_memory: Annotated[bool, typer.Option("--ignore-memory", help="Begin even if the plan needs more memory than there is.")] = False,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="Begin even if the plan needs more memory than there is.")
+    ] = False,
     json: output.JsonOption = False,
 ) -> None:
     """Run a recipe: plan, compress stage by stage, measure, save, report.
@@ -66,8 +80,16 @@ def compress(
         if not quiet:
             show_plan(planned)
         with Terminal(quiet=output.settings.quiet) as progress:
-            result = run(parsed, out=folder, until=until, only=only, force=force, ignore_memory=ignore_memory,
-                         progress=progress, planned=planned)  # fmt: skip
+            result = run(
+                parsed,
+                out=folder,
+                until=until,
+                only=only,
+                force=force,
+                ignore_memory=ignore_memory,
+                progress=progress,
+                planned=planned,
+            )
     if json:
         output.print_json(result.results)
     elif not quiet:
@@ -83,7 +105,13 @@ def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> Non
     if json:
         output.print_json(found)
         return
-    output.print_facts([(key.replace("_", " "), str(value)) for key, value in found.items() if value is not None and not isinstance(value, list)])
+    output.print_facts(
+        [
+            (key.replace("_", " "), str(value))
+            for key, value in found.items()
+            if value is not None and not isinstance(value, list)
+        ]
+    )
     columns = ("block", "heads", "kv heads", "head dim", "ffn", "traits")
     for stack in found["stacks"]:
         width = f" of width {stack['width']}" if stack["width"] else ""
@@ -92,15 +120,33 @@ def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> Non
         output.print_table(columns, rows, right=columns[:-1])
     if found["layers"]:
         print("\nlayers outside blocks, by the name a target may have")
-        output.print_table(("part", "layers", "traits"), [[one["name"], str(one["count"]), one["traits"]] for one in found["layers"]], right=("layers",))
+        output.print_table(
+            ("part", "layers", "traits"),
+            [[one["name"], str(one["count"]), one["traits"]] for one in found["layers"]],
+            right=("layers",),
+        )
     for number, stage in enumerate(found["lineage"], 1):
         print(f"{number}. {stage['use']}  {stage['options']}")
 
 
 def reproduce(
-    path: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The directory of a saved model: a run's, a stage's, or one saved from Python.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the model that is made again here.")] = None,
-    base: Annotated[Path | None, typer.Option("--base", metavar="DIR", help="Where relative paths of data and models start.  [default: the folder of the run's recipe, else the current one]")] = None,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT", help="The directory of a saved model: a run's, a stage's, or one saved from Python."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Keep the model that is made again here.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            metavar="DIR",
+            help="Where relative paths of data and models start.  [default: the folder of the run's recipe, else the current one]",
+        ),
+    ] = None,
     json: output.JsonOption = False,
 ) -> None:
     """Make a saved model again from its own manifest, and name the first stage and tensor that differ, if any.
@@ -135,14 +181,20 @@ def show_plan(found: Any) -> None:
         [str(number), stage.use, f"{stage.params:,}", output.size(stage.bytes), output.size(stage.peak_bytes)]
         for number, stage in enumerate(found.stages)
     ]
-    output.print_table(("stage", "use", "parameters", "on disk", "peak memory"), rows, right=("stage", "parameters", "on disk", "peak memory"))
+    output.print_table(
+        ("stage", "use", "parameters", "on disk", "peak memory"),
+        rows,
+        right=("stage", "parameters", "on disk", "peak memory"),
+    )
     for number, stage in enumerate(found.stages):
         if stage.note:
             print(f"  {number} {stage.use}: {stage.note}")
     for role, data in found.data.items():
         print(f"  {role}: {data.name}, {len(data):,} records")
-    print(f"  needs {output.size(found.disk_bytes)} of disk ({output.size(found.free_disk_bytes)} free); "
-          f"{output.size(found.free_memory_bytes)} of memory free")  # fmt: skip
+    print(
+        f"  needs {output.size(found.disk_bytes)} of disk ({output.size(found.free_disk_bytes)} free); "
+        f"{output.size(found.free_memory_bytes)} of memory free"
+    )
     if found.shortage:
         output.warn(found.shortage)
     if found.disk_bytes > found.free_disk_bytes:
@@ -161,7 +213,7 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
     console.print(table(results))
     print(f"Model: {folder}    Report: {folder / 'report.html'}    Took {results['seconds']:.0f} s")
     runs = results["model"]["task"] not in ("masked-lm", "seq2seq")  # these continue no text
-    print((f"Try it: {_example(results, folder)}    " if runs else "") + f"Load it: zoo.load(\"{folder}\")")
+    print((f"Try it: {_example(results, folder)}    " if runs else "") + f'Load it: zoo.load("{folder}")')
 
 
 def _example(results: dict[str, Any], folder: Path) -> str:

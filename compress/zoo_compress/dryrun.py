@@ -27,8 +27,16 @@ from zoo.family import Batch
 from zoo.model import Model
 
 aten: Any = torch.ops.aten
-MAKERS = {aten.empty, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.empty_strided}  # of tensors, from nothing
-INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index, aten._unsafe_index_put}
+# of tensors, from nothing
+MAKERS = {aten.empty, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.empty_strided}
+INDEXING = {
+    aten.index,
+    aten.index_put,
+    aten.index_put_,
+    aten._index_put_impl_,
+    aten._unsafe_index,
+    aten._unsafe_index_put,
+}
 UNKNOWN = (RuntimeError, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)  # what a forward pass
 # raises that asks for a value where there is none
 
@@ -57,7 +65,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def batch(self, batch: Batch) -> Batch:
         """A batch whose floats are dry."""
-        return {name: self._counted(self.fake.from_tensor(t)) if t.is_floating_point() else t for name, t in batch.items()}
+        return {
+            name: self._counted(self.fake.from_tensor(t)) if t.is_floating_point() else t for name, t in batch.items()
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # half of all calls
@@ -85,7 +95,10 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket in INDEXING:
             args, kwargs = tree_unflatten(flat, spec)
             flat, spec = tree_flatten(((args[0], _places(args[1]), *args[2:]), kwargs))
-        flat = [self.fake.from_tensor(one) if isinstance(one, Tensor) and not isinstance(one, FakeTensor) else one for one in flat]
+        flat = [
+            self.fake.from_tensor(one) if isinstance(one, Tensor) and not isinstance(one, FakeTensor) else one
+            for one in flat
+        ]
         args, kwargs = tree_unflatten(flat, spec)
         return func(*args, **kwargs)
 
@@ -120,7 +133,11 @@ def _grouped_shape(left: Tensor, right: Tensor, ends: Tensor) -> tuple[int, ...]
     """The shape of a grouped product, in which rows of one matrix each meet one of several."""
     if left.dim() == right.dim() == 2:
         return len(ends), left.shape[0], right.shape[1]
-    return (left.shape[-2], right.shape[-1]) if left.dim() + right.dim() == 5 else (left.shape[0], left.shape[1], right.shape[2])
+    return (
+        (left.shape[-2], right.shape[-1])
+        if left.dim() + right.dim() == 5
+        else (left.shape[0], left.shape[1], right.shape[2])
+    )
 
 
 def _places(indices: Sequence[Any]) -> list[Any]:
@@ -146,7 +163,9 @@ def told_from_shapes(model: Model, what: str) -> Iterator[None]:
     except ZooError:
         raise
     except UNKNOWN as error:
-        raise ZooError(f"the memory of {what} {model.spec.name} cannot be told from shapes ({one_line(error)[:160]})") from error
+        raise ZooError(
+            f"the memory of {what} {model.spec.name} cannot be told from shapes ({one_line(error)[:160]})"
+        ) from error
     finally:
         log.disabled = before
 
@@ -175,7 +194,10 @@ def windows_of(model: Model, data: Dataset | None, *, batch: int, length: int) -
         windows = model.family.windows(model, records, length=length)
         most = min(4, -(-len(windows) // batch))
         groups = [[windows[(start + i * most) % len(windows)] for i in range(batch)] for start in range(most)]
-        batches = [model.family.draw(model, model.family.collate(model, group), torch.Generator().manual_seed(0)) for group in groups]
+        batches = [
+            model.family.draw(model, model.family.collate(model, group), torch.Generator().manual_seed(0))
+            for group in groups
+        ]
     except ZooError:
         made = model.family.example(model, batch=batch, size=length)
         return Windows({"labels": made["input_ids"], **made} if "input_ids" in made else made, 0)
@@ -232,4 +254,6 @@ def calibration(model: Model, options: Any, context: Any) -> Calibration:
     windows = windows_of(model, context.data.get(options.data), batch=options.batch, length=options.length)
     one = sum(tensor.nbytes for tensor in windows.batch.values())
     held = -(-options.samples // options.batch) * one + windows.kept_bytes
-    return Calibration(held + forward_bytes(model, windows.batch), max(t.shape[:2].numel() for t in windows.batch.values()))
+    return Calibration(
+        held + forward_bytes(model, windows.batch), max(t.shape[:2].numel() for t in windows.batch.values())
+    )

@@ -1,12 +1,12 @@
 """The output directory of a run: who may write into it, what is where, and how a result appears in it.
 
-    OUT/zoo.json, model.safetensors, ...   the result, an artifact; its manifest is written last
-    OUT/results.json, report.html          every figure, and the same to look at
-    OUT/recipe.toml                        the recipe as it was run
-    OUT/run.json                           which recipe's run this is, which files of the result are its own, who writes now
-    OUT/stages/01-inherit-<fingerprint>/   the artifact of a stage, there only when complete
-    OUT/stages/01-inherit-<fingerprint>.json   its log: seconds, peak memory, curves, metrics, samples
-    OUT/work/<fingerprint>/                checkpoints of an unfinished stage
+OUT/zoo.json, model.safetensors, ...   the result, an artifact; its manifest is written last
+OUT/results.json, report.html          every figure, and the same to look at
+OUT/recipe.toml                        the recipe as it was run
+OUT/run.json                           which recipe's run this is, which files of the result are its own, who writes now
+OUT/stages/01-inherit-<fingerprint>/   the artifact of a stage, there only when complete
+OUT/stages/01-inherit-<fingerprint>.json   its log: seconds, peak memory, curves, metrics, samples
+OUT/work/<fingerprint>/                checkpoints of an unfinished stage
 """
 
 from __future__ import annotations
@@ -63,9 +63,13 @@ class RunFolder:
         if occupied and not force:
             mine = self._marker().get("recipe")
             if mine is None:
-                raise OutputError(f"{folder} is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.")
+                raise OutputError(
+                    f"{folder} is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it."
+                )
             if mine != self.recipe:
-                raise OutputError(f"{folder} holds a run of {mine!r}, not of {self.recipe!r}; choose another --out, or pass --force to replace it.")
+                raise OutputError(
+                    f"{folder} holds a run of {mine!r}, not of {self.recipe!r}; choose another --out, or pass --force to replace it."
+                )
         if reason := why_unwritable(folder):
             raise OutputError(f"{folder} cannot be written: {reason}.")
 
@@ -81,7 +85,11 @@ class RunFolder:
             self.handle = os.open(self.path, os.O_RDONLY)
         try:
             self._lock()
-            self.by = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().astimezone().isoformat(timespec="seconds")}
+            self.by = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            }
             self._begin()
             yield
         finally:
@@ -99,8 +107,14 @@ class RunFolder:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             by = self._marker().get("by")
-            who = f" (process {by.get('pid')} on {by.get('host')}, since {by.get('since')})" if isinstance(by, dict) else ""
-            raise OutputError(f"Another run is writing into {self.path}{who}; wait for it, or choose another --out.") from None
+            who = (
+                f" (process {by.get('pid')} on {by.get('host')}, since {by.get('since')})"
+                if isinstance(by, dict)
+                else ""
+            )
+            raise OutputError(
+                f"Another run is writing into {self.path}{who}; wait for it, or choose another --out."
+            ) from None
         except (ImportError, OSError):  # a system or a file system without locks
             pass
 
@@ -111,7 +125,9 @@ class RunFolder:
             OutputError: says so.
         """
         if self.handle >= 0 and not self._is_there():
-            raise OutputError(f"{self.path} was removed or replaced while the run was writing into it; nothing more was written.")
+            raise OutputError(
+                f"{self.path} was removed or replaced while the run was writing into it; nothing more was written."
+            )
 
     def _is_there(self) -> bool:
         try:
@@ -151,7 +167,9 @@ class RunFolder:
             place.parent.mkdir(exist_ok=True)
         replace_file(place, json.dumps(log) + "\n")
 
-    def publish(self, name: str, notes: dict[str, Any], *, extra: Mapping[str, bytes], beside: Mapping[str, str]) -> None:
+    def publish(
+        self, name: str, notes: dict[str, Any], *, extra: Mapping[str, bytes], beside: Mapping[str, str]
+    ) -> None:
         """Put a stage's artifact into the directory, with `notes` on its card and `extra` files, and `beside` it the rest.
 
         Everything is written in full before the first file of an older result goes. Killed anywhere, the directory
@@ -164,7 +182,9 @@ class RunFolder:
             model = loading.load(source, device="meta")
         model.notes = manifest["notes"] = notes
         made = {**extra, "README.md": card(model, manifest["plain"]).encode()}
-        manifest["files"] |= {file: {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)} for file, held in made.items()}
+        manifest["files"] |= {
+            file: {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)} for file, held in made.items()
+        }
         final = artifact.manifest_text(manifest)
         self.require_there()
         if self._holds(final):
@@ -174,7 +194,11 @@ class RunFolder:
         with self._drafts() as draft:
             for file in manifest["files"].keys() - made.keys():
                 _fill(draft / file, source / file)
-            for file, held in {**made, **{file: text.encode() for file, text in beside.items()}, artifact.MANIFEST: final.encode()}.items():
+            for file, held in {
+                **made,
+                **{file: text.encode() for file, text in beside.items()},
+                artifact.MANIFEST: final.encode(),
+            }.items():
                 _fill(draft / file, held)
             self._exchange(draft, sorted(manifest["files"]))
 
@@ -259,7 +283,9 @@ def repairable(stage: Path) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        raise ArtifactError(f"{error} Remove {stage} and run again: only that stage and those after it are made anew.") from error
+        raise ArtifactError(
+            f"{error} Remove {stage} and run again: only that stage and those after it are made anew."
+        ) from error
 
 
 def _remove(place: Path) -> None:

@@ -26,13 +26,20 @@ def describe(name_or_path: str) -> dict[str, Any]:
         "head": anatomy.head,
         "tied": anatomy.tied,
         "stacks": [
-            {"name": stack.name, "path": stack.path, "width": stack.width,
-             "blocks": [_block(i, block, state) for i, block in enumerate(stack.blocks)]}
+            {
+                "name": stack.name,
+                "path": stack.path,
+                "width": stack.width,
+                "blocks": [_block(i, block, state) for i, block in enumerate(stack.blocks)],
+            }
             for stack in anatomy.stacks.values()
         ],
-        "layers": [{"name": name, "count": len(paths), "traits": _traits(paths, state)} for name, paths in anatomy.layers.items()],
+        "layers": [
+            {"name": name, "count": len(paths), "traits": _traits(paths, state)}
+            for name, paths in anatomy.layers.items()
+        ],
         "lineage": [{"use": stage.use, "options": stage.options} for stage in model.lineage],
-    }  # fmt: skip
+    }
 
 
 def _block(index: int, block: Block, state: State) -> dict[str, Any]:
@@ -47,4 +54,6 @@ def _block(index: int, block: Block, state: State) -> dict[str, Any]:
 
 
 def _traits(paths: Iterable[str], state: State) -> str:
-    return ", ".join(dict.fromkeys(f"{t.kind} ({t.detail})" if t.detail else t.kind for path in paths for t in state.get(path, ())))
+    return ", ".join(
+        dict.fromkeys(f"{t.kind} ({t.detail})" if t.detail else t.kind for path in paths for t in state.get(path, ()))
+    )

@@ -75,7 +75,9 @@ class LowRankSVD(Compressor):
     leaves = "factored"
 
     class Options(CalibrationOptions):
-        ratio: float | None = Field(None, gt=0, lt=1, examples=[0.5], description="share of each projection's weights to keep")
+        ratio: float | None = Field(
+            None, gt=0, lt=1, examples=[0.5], description="share of each projection's weights to keep"
+        )
         rank: int | None = Field(None, ge=1, description="the rank itself, instead of ratio")
         whiten: bool = Field(True, description="weigh errors by calibration data (SVD-LLM); false: plain SVD, no data")
         target: str = Field("language", description="which projections are factored")
@@ -141,7 +143,11 @@ class LowRankSVD(Compressor):
 
         calibrated = calibration(model, options, context)
         grams = [shapes[path][1] ** 2 * 8 for path in ranks]
-        watched = min(sum(grams), max(GRAM_BYTES, max(grams))) + max(grams) + 8 * calibrated.tokens * max(i for _, i in shapes.values())
+        watched = (
+            min(sum(grams), max(GRAM_BYTES, max(grams)))
+            + max(grams)
+            + 8 * calibrated.tokens * max(i for _, i in shapes.values())
+        )
         return pairs * 4 + max(watched + calibrated.bytes, min(sum(grams), GRAM_BYTES) + one)
 
     def note(self, model: Model, options: Options) -> str:

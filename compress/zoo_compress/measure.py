@@ -43,7 +43,9 @@ class Speed:
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Measure; `options` are those of `SpeedOptions`; prompt and new tokens are kept within the model's context."""
         asked = SpeedOptions(**options)
-        passes = [model.family.speeds(model, prefill=asked.prefill, decode=asked.decode) for _ in range(asked.repeats + 1)]
+        passes = [
+            model.family.speeds(model, prefill=asked.prefill, decode=asked.decode) for _ in range(asked.repeats + 1)
+        ]
         return {name: _spread([one[name] for one in passes[1:]], name) for name in passes[0]}  # the first warms up
 
 
@@ -51,7 +53,13 @@ def _spread(values: list[float], name: str) -> dict[str, Any]:
     """The median and the range; "decode_tokens_per_s" is in token/s."""
     ordered = sorted(values)
     unit = f"{name.removesuffix('_per_s').rpartition('_')[2].removesuffix('s')}/s"
-    return {"value": ordered[len(ordered) // 2], "low": ordered[0], "high": ordered[-1], "unit": unit, "better": "higher"}
+    return {
+        "value": ordered[len(ordered) // 2],
+        "low": ordered[0],
+        "high": ordered[-1],
+        "unit": unit,
+        "better": "higher",
+    }
 
 
 def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -60,7 +68,11 @@ def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) 
     alive, held = os.pipe()  # closed by the system when this process ends, however it ends
     try:
         found = subprocess.run(
-            [sys.executable, "-m", "zoo_compress.measure", request], stdin=alive, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "zoo_compress.measure", request],
+            stdin=alive,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     finally:
         os.close(alive)

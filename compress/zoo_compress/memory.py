@@ -123,7 +123,9 @@ def _mounts(mounts: list[list[str]], *, second: bool) -> Iterator[tuple[str, Pat
     """Where the memory controller is mounted, and which group lies there: lines are as in proc_pid_mountinfo(5)."""
     for fields in mounts:
         rest = fields[fields.index("-") + 1 :] if "-" in fields else []
-        if len(rest) > 2 and (rest[0] == "cgroup2" if second else rest[0] == "cgroup" and "memory" in rest[2].split(",")):
+        if len(rest) > 2 and (
+            rest[0] == "cgroup2" if second else rest[0] == "cgroup" and "memory" in rest[2].split(",")
+        ):
             yield fields[3], Path(fields[4])
 
 
@@ -136,9 +138,10 @@ def _below(path: str, root: str) -> PurePosixPath:
 
 def _cgroup_limit(place: Path, name: str, *, second: bool) -> Limit | None:
     most, held, cached = (
-        ("memory.max", "memory.current", "inactive_file") if second
+        ("memory.max", "memory.current", "inactive_file")
+        if second
         else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    )  # fmt: skip
+    )
     try:
         limit = int((place / most).read_text())  # of the second version also "max"
         used = int((place / held).read_text())

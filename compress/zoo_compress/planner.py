@@ -63,19 +63,32 @@ class Plan:
             "recipe": self.recipe.about.name,
             "model": self.spec.name,
             "licenses": dict(self.licenses),
-            "data": {role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint} for role, d in self.data.items()},
+            "data": {
+                role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint}
+                for role, d in self.data.items()
+            },
             "disk_bytes": self.disk_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "free_memory_bytes": self.free_memory_bytes,
-            "memory": {"needed_bytes": max(need.bytes for need in needs(self)), "base_bytes": self.base_bytes,
-                       "control_bytes": self.control.peak_bytes if self.control else None,
-                       "limits": [asdict(limit) for limit in limits()], "shortage": self.shortage},
+            "memory": {
+                "needed_bytes": max(need.bytes for need in needs(self)),
+                "base_bytes": self.base_bytes,
+                "control_bytes": self.control.peak_bytes if self.control else None,
+                "limits": [asdict(limit) for limit in limits()],
+                "shortage": self.shortage,
+            },
             "stages": [
-                {"use": s.use, "params": s.params, "bytes": s.bytes, "peak_bytes": s.peak_bytes, "note": s.note,
-                 "options": dict(s.options or {})}
+                {
+                    "use": s.use,
+                    "params": s.params,
+                    "bytes": s.bytes,
+                    "peak_bytes": s.peak_bytes,
+                    "note": s.note,
+                    "options": dict(s.options or {}),
+                }
                 for s in self.stages
             ],
-        }  # fmt: skip
+        }
 
 
 def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
@@ -96,31 +109,43 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     state = initial_state(model)
     for request in recipe.stages:
         _check(request, model, state, teachers, data)
-        if recipe.evaluate.control and request is next((r for r in reversed(recipe.stages) if r.compressor.trains), None):
+        if recipe.evaluate.control and request is next(
+            (r for r in reversed(recipe.stages) if r.compressor.trains), None
+        ):
             control = _control(request, model, context)
         before, (working, doubt) = weights.resident(model), _working(request, model, context)
-        note = " ".join(filter(None, (request.compressor.note(model, request.options), _untaught(recipe, request), doubt)))
+        note = " ".join(
+            filter(None, (request.compressor.note(model, request.options), _untaught(recipe, request), doubt))
+        )
         with blamed(request):
             advance(model, state, request, request.compressor.outline(model, request.options), seed=recipe.about.seed)
         if request.compressor.tokenizes:
             model.processor = None
         weights = weights.after(request)
         peak = before + (_run_bytes(model) if working is None else working)
-        stages.append(PlannedStage(request.use, model.params, model.bytes, peak, note, request.options.model_dump(mode="json")))
+        stages.append(
+            PlannedStage(request.use, model.params, model.bytes, peak, note, request.options.model_dump(mode="json"))
+        )
     base = _base_bytes(recipe)
     place = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
     import psutil
 
     return Plan(
-        recipe, model.spec, model.stored, tuple(replace(one, peak_bytes=base + one.peak_bytes) for one in stages), data,
-        licenses={model.spec.name: model.spec.license or "unknown",
-                  **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()}},
+        recipe,
+        model.spec,
+        model.stored,
+        tuple(replace(one, peak_bytes=base + one.peak_bytes) for one in stages),
+        data,
+        licenses={
+            model.spec.name: model.spec.license or "unknown",
+            **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()},
+        },
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
         free_disk_bytes=shutil.disk_usage(place).free,
         free_memory_bytes=psutil.virtual_memory().available,
         base_bytes=base,
         control=control and replace(control, peak_bytes=base + control.peak_bytes),
-    )  # fmt: skip
+    )
 
 
 def skeleton_of(recipe: Recipe) -> Model:
@@ -129,7 +154,9 @@ def skeleton_of(recipe: Recipe) -> Model:
         name = located(recipe, recipe.model.name)
         model = loading.load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
     except ZooError as error:
-        raise type(error)(f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}") from None
+        raise type(error)(
+            f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}"
+        ) from None
     model.stored = recipe.model.stored or _stored_of(recipe, model)
     folder = _weights_folder(recipe, model)
     if model.processor is None and model.origin != "random" and folder.is_dir():
@@ -172,7 +199,9 @@ def _weights_folder(recipe: Recipe, model: Model) -> Path:
 
 def initial_state(model: Model) -> State:
     """The traits a model comes with; tensors shared by construction (tied embeddings) are not counted as shared."""
-    return {path: tuple(replace(t, stage=f"an earlier {t.stage}") for t in traits) for path, traits in model.state().items()}
+    return {
+        path: tuple(replace(t, stage=f"an earlier {t.stage}") for t in traits) for path, traits in model.state().items()
+    }
 
 
 def advance(model: Model, state: State, request: StageRequest, record: dict[str, Any], *, seed: int) -> Stage:
@@ -269,7 +298,9 @@ def _open_all(recipe: Recipe) -> dict[str, Dataset]:
             raise DataError(f"{recipe.where('data', role)}: {error}") from None
     baseline = [*recipe.evaluate.tasks, *recipe.evaluate.baselines]
     if "test" not in opened and baseline and recipe.data:
-        raise RecipeError(f"{recipe.where('evaluate')}: {baseline[0]} needs test data: add `test = \"...\"` to the [data] table.")
+        raise RecipeError(
+            f'{recipe.where("evaluate")}: {baseline[0]} needs test data: add `test = "..."` to the [data] table.'
+        )
     return opened
 
 

@@ -1,10 +1,10 @@
 """Recipes: which model, which stages, where to. A short TOML file a person can read aloud.
 
-    [recipe]    name, seed
-    [model]     name (or path), weights, dtype
-    [data]      any roles; "train", "calibration" and "test" are what stages ask for
-    [[stage]]   use = "a compressor", and its options
-    [evaluate]  tasks, prompts, control, speed; a table per task for its options
+[recipe]    name, seed
+[model]     name (or path), weights, dtype
+[data]      any roles; "train", "calibration" and "test" are what stages ask for
+[[stage]]   use = "a compressor", and its options
+[evaluate]  tasks, prompts, control, speed; a table per task for its options
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class Recipe:
         tables = ("recipe", "model", "data", "stage", "evaluate")
         for key in data:
             if key not in tables:
-                raise RecipeError(f"{place(key)}: there is no table {key!r}.{nearest(key, tables)} Tables: {', '.join(tables)}.")
+                raise RecipeError(
+                    f"{place(key)}: there is no table {key!r}.{nearest(key, tables)} Tables: {', '.join(tables)}."
+                )
         for key in ("recipe", "model"):
             if not isinstance(data.get(key), dict):
                 raise RecipeError(f"{place()}: the table [{key}] is missing.")
@@ -145,12 +147,18 @@ class Recipe:
         def table(key: str, kind: type[M]) -> M:
             return validated(kind, _table(data, key, place), what=f"[{key}]", place=lambda name: place(key, name))
 
-        about, model, evaluate = table("recipe", RecipeTable), table("model", ModelTable), table("evaluate", EvaluateTable)
+        about, model, evaluate = (
+            table("recipe", RecipeTable),
+            table("model", ModelTable),
+            table("evaluate", EvaluateTable),
+        )
         _check_tasks(evaluate, place)
         roles = _table(data, "data", place)
         for role, reference in roles.items():
             if not isinstance(reference, str):
-                raise RecipeError(f"{place('data', role)}: {role} must be text such as \"stdlib:train\", not {type(reference).__name__}.")
+                raise RecipeError(
+                    f'{place("data", role)}: {role} must be text such as "stdlib:train", not {type(reference).__name__}.'
+                )
         stages = data.get("stage", [])
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             raise RecipeError(f"{place('stage')}: write every stage as its own [[stage]] table.")
@@ -176,14 +184,27 @@ def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any
         if not key:
             raise RecipeError(f"{where}: {_plainly(problem['msg'])}.") from None
         value = values.get(key)
-        message = ", or ".join(dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0]))
+        message = ", or ".join(
+            dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0])
+        )
         message = message.replace(", or input should be ", ", or ")
-        near = nearest(value, re.findall(r"'([^']*)'", message)) if isinstance(value, str) and "literal_error" in {p["type"] for p in problems} else ""
+        near = (
+            nearest(value, re.findall(r"'([^']*)'", message))
+            if isinstance(value, str) and "literal_error" in {p["type"] for p in problems}
+            else ""
+        )
         raise RecipeError(f"{where}: {key} = {_short(value)}: {message}.{near}") from None
 
 
-PLAIN = {"valid string": "text", "valid tuple": "list", "valid list": "list", "valid integer": "whole number", "valid number": "number",
-         "valid boolean": "true or false", "valid dictionary": "table"}  # what pydantic calls the types of TOML  # fmt: skip
+PLAIN = {
+    "valid string": "text",
+    "valid tuple": "list",
+    "valid list": "list",
+    "valid integer": "whole number",
+    "valid number": "number",
+    "valid boolean": "true or false",
+    "valid dictionary": "table",
+}  # what pydantic calls the types of TOML
 
 
 def _plainly(message: str) -> str:
@@ -207,7 +228,7 @@ def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest
 
     use = table.get("use")
     if not isinstance(use, str):
-        raise RecipeError(f"{here()}, stage {index + 1}: `use` is missing; it names a compressor, such as \"inherit\".")
+        raise RecipeError(f'{here()}, stage {index + 1}: `use` is missing; it names a compressor, such as "inherit".')
     try:
         compressor = registry.compressor(use)
     except RequestError as error:
@@ -218,17 +239,26 @@ def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest
 
 
 def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
-    for key, task in (*(("tasks", task) for task in evaluate.tasks), *(("baselines", task) for task in evaluate.baselines)):
+    for key, task in (
+        *(("tasks", task) for task in evaluate.tasks),
+        *(("baselines", task) for task in evaluate.baselines),
+    ):
         try:
             registry.declared("evaluator", task)
         except RequestError as error:
-            raise type(error)(f"{place('evaluate', key)}, [evaluate]: {str(error)[:1].lower()}{str(error)[1:]}") from None
+            raise type(error)(
+                f"{place('evaluate', key)}, [evaluate]: {str(error)[:1].lower()}{str(error)[1:]}"
+            ) from None
         if key == "baselines" and not hasattr(registry.evaluator(task), "label"):
-            raise RecipeError(f"{place('evaluate', key)}, [evaluate]: {task!r} measures a model, so it is no baseline; put it into tasks.")
+            raise RecipeError(
+                f"{place('evaluate', key)}, [evaluate]: {task!r} measures a model, so it is no baseline; put it into tasks."
+            )
     for key, value in evaluate.tables().items():
         if key not in (*evaluate.tasks, *evaluate.baselines, "speed") or not isinstance(value, dict):
             choices = (*EvaluateTable.model_fields, *evaluate.tasks)
-            raise RecipeError(f"{place('evaluate', key)}, [evaluate]: {key!r} is not an option.{nearest(key, choices)} Options: {', '.join(choices)}.")
+            raise RecipeError(
+                f"{place('evaluate', key)}, [evaluate]: {key!r} is not an option.{nearest(key, choices)} Options: {', '.join(choices)}."
+            )
         kind = getattr(registry.evaluator(key), "Options", None)
         if kind is not None:
             validated(kind, value, what=f"[evaluate.{key}]", place=partial(place.below, "evaluate", key))
@@ -274,7 +304,12 @@ class _Places:
                     found = found if current == table and found else number
                     if current == f"{table}.{key}":
                         return number
-            elif key and current == table and (table != "stage" or seen == index) and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
+            elif (
+                key
+                and current == table
+                and (table != "stage" or seen == index)
+                and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line)
+            ):
                 return number
         return found
 

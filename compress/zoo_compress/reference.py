@@ -38,7 +38,9 @@ def _entry(title: str, found: Any) -> list[str]:
 def _kind(annotation: Any) -> str:
     """A type as a reader of recipes says it."""
     if isinstance(annotation, type) and not get_args(annotation):
-        return {"str": "text", "float": "number", "int": "whole number", "bool": "true or false"}.get(annotation.__name__, annotation.__name__)
+        return {"str": "text", "float": "number", "int": "whole number", "bool": "true or false"}.get(
+            annotation.__name__, annotation.__name__
+        )
     parts = [_kind(part) if not isinstance(part, str) else f'"{part}"' for part in get_args(annotation)]
     if str(annotation).startswith(("tuple", "list", "dict")):
         return "table" if str(annotation).startswith("dict") else f"list of {parts[0]}"

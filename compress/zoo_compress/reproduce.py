@@ -78,11 +78,19 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
         found = asdict(self.difference) | {"sentence": str(self.difference)} if self.difference else None
-        return {"artifact": self.artifact, "identical": self.identical, "circumstances": self.circumstances,
-                "stages": self.stages, "files": self.files, "difference": found}  # fmt: skip
+        return {
+            "artifact": self.artifact,
+            "identical": self.identical,
+            "circumstances": self.circumstances,
+            "stages": self.stages,
+            "files": self.files,
+            "difference": found,
+        }
 
 
-def reproduce(path: str | Path, *, out: str | Path | None = None, base: str | Path | None = None, progress: Progress | None = None) -> Outcome:
+def reproduce(
+    path: str | Path, *, out: str | Path | None = None, base: str | Path | None = None, progress: Progress | None = None
+) -> Outcome:
     """Make a saved model again from its own manifest and compare it, to the bit.
 
     Args:
@@ -126,12 +134,18 @@ class _Reproduction:
         artifact.require_intact(path)
         loading.load(path, device="meta")  # names a plugin that is not here
         if not self.source:
-            raise Unreproducible(f"{path} cannot be made again: its manifest does not say what it was made from (an older zoo wrote it).")
+            raise Unreproducible(
+                f"{path} cannot be made again: its manifest does not say what it was made from (an older zoo wrote it)."
+            )
         if not 0 <= self.source["stages"] <= len(self.manifest.lineage):
             raise ArtifactError(f"{path / artifact.MANIFEST} is damaged: its original has more stages than it.")
         self._require_original()
         first = self.source["stages"]
-        self.steps = [self._step(place, stage, place - first + 1) for place, stage in enumerate(self.manifest.lineage) if place >= first]
+        self.steps = [
+            self._step(place, stage, place - first + 1)
+            for place, stage in enumerate(self.manifest.lineage)
+            if place >= first
+        ]
 
     def run(self, out: str | Path | None) -> Outcome:
         """Make it again, stage by stage, and compare."""
@@ -139,7 +153,9 @@ class _Reproduction:
             artifact.check_writable(Path(out))
         outcome = Outcome(str(self.path), self._other_circumstances())
         for one in outcome.circumstances:
-            self.progress.say(f"{one['what']} is {one['here'] or 'absent'}, and was {one['then'] or 'absent'} when it was made")
+            self.progress.say(
+                f"{one['what']} is {one['here'] or 'absent'}, and was {one['then'] or 'absent'} when it was made"
+            )
         model = self._original()
         for step in self.steps:
             self._again(step, model)
@@ -163,7 +179,9 @@ class _Reproduction:
         except ZooError as error:
             raise Unreproducible(f"{self.path} cannot be made again: its original is not here: {error}") from None
         if not found:
-            raise Unreproducible(f"{self.path} cannot be made again: its original {name!r} is not here{self._looked(name)}.")
+            raise Unreproducible(
+                f"{self.path} cannot be made again: its original {name!r} is not here{self._looked(name)}."
+            )
         if found != expected:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the weights of its original {name!r} are not those it was made from "
@@ -182,21 +200,29 @@ class _Reproduction:
         return str(beside) if _is_path(name) and beside.exists() else name
 
     def _looked(self, name: str) -> str:
-        return f"; looked in {self.base.absolute()} (--base names another folder)" if _is_path(name) and not Path(name).is_absolute() else ""
+        return (
+            f"; looked in {self.base.absolute()} (--base names another folder)"
+            if _is_path(name) and not Path(name).is_absolute()
+            else ""
+        )
 
     def _step(self, place: int, stage: Stage, number: int) -> _Step:
         from zoo_compress.recipe import validated
 
         label = f"stage {number} ({stage.use})"
         if not stage.made:
-            raise Unreproducible(f"{self.path} cannot be made again: the manifest does not say what {label} was made with (an older zoo wrote it).")
+            raise Unreproducible(
+                f"{self.path} cannot be made again: the manifest does not say what {label} was made with (an older zoo wrote it)."
+            )
         compressor = registry.compressor(stage.use, plugin=stage.plugin)
         compressor.require_version(stage.version)
         options = validated(compressor.Options, stage.options, what=label)
         data = {role: self._data(role, about, label) for role, about in stage.made["data"].items()}
         for role in compressor.roles(options):
             if role not in data:
-                raise Unreproducible(f"{self.path} cannot be made again: the manifest does not say which {role} data {label} was given.")
+                raise Unreproducible(
+                    f"{self.path} cannot be made again: the manifest does not say which {role} data {label} was given."
+                )
         for name, expected in stage.made["teachers"].items():
             self._require_teacher(name, expected, label)
         return _Step(place, number, stage, compressor, options, data)
@@ -206,7 +232,9 @@ class _Reproduction:
         try:
             found = open_data(reference, base=self.base)
         except ZooError as error:
-            raise Unreproducible(f"{self.path} cannot be made again: the {role} data of {label} is not here: {error}") from None
+            raise Unreproducible(
+                f"{self.path} cannot be made again: the {role} data of {label} is not here: {error}"
+            ) from None
         if found.fingerprint != expected:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the {role} data of {label}, {reference!r}, is not what it was "
@@ -220,7 +248,9 @@ class _Reproduction:
         try:
             found = weights_digest(self._weights_place(name, "auto"))
         except ZooError as error:
-            raise Unreproducible(f"{self.path} cannot be made again: the teacher {name!r} of {label} is not here: {error}") from None
+            raise Unreproducible(
+                f"{self.path} cannot be made again: the teacher {name!r} of {label} is not here: {error}"
+            ) from None
         if found != expected:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the teacher {name!r} of {label} is "
@@ -235,9 +265,13 @@ class _Reproduction:
             then |= {key: value for key, value in step.stage.made["with"].items() if value != here.get(key)}
         installed = {plugin.name: plugin.version for plugin in plugins.declared()}
         for name, about in self.manifest.plugins.items():
-            if about.get("distribution") != plugins.DISTRIBUTION and about.get("version", "") != installed.get(name, ""):
+            if about.get("distribution") != plugins.DISTRIBUTION and about.get("version", "") != installed.get(
+                name, ""
+            ):
                 then[f"plugin {name}"], here[f"plugin {name}"] = str(about.get("version", "")), installed.get(name, "")
-        return [{"what": key, "then": value, "here": here.get(key, "")} for key, value in then.items() if key != "threads"]
+        return [
+            {"what": key, "then": value, "here": here.get(key, "")} for key, value in then.items() if key != "threads"
+        ]
 
     # --- making it again ------------------------------------------------------------------------------------------
 
@@ -259,7 +293,9 @@ class _Reproduction:
         manifest, source = self.manifest, self.source
         family = registry.family_of(manifest.spec, plugin=manifest.family_plugin)
         before = manifest.lineage[: source["stages"]]
-        model = loading.build_random(family, manifest.spec, lineage=before, dtype=manifest.dtype, stored=manifest.stored, seed=source["seed"])
+        model = loading.build_random(
+            family, manifest.spec, lineage=before, dtype=manifest.dtype, stored=manifest.stored, seed=source["seed"]
+        )
         if not any(step.compressor.tokenizes for step in self.steps):
             model.processor = family.load_processor(self.path)  # went in as it came out
         return model
@@ -284,7 +320,9 @@ class _Reproduction:
             return say(detail=f"the record of what it changed is another: {_first_of(made.record, step.stage.record)}")
         if made.made["sha256"] == step.stage.made["sha256"]:
             return None
-        kept = next((place for place in self._stages() if _left(place) == (step.place + 1, step.stage.made["sha256"])), None)
+        kept = next(
+            (place for place in self._stages() if _left(place) == (step.place + 1, step.stage.made["sha256"])), None
+        )
         if kept is not None and (found := _first_tensor(model, loading.load(kept))):
             return say(**found)
         return say(detail="its tensors do not have the sha256 of the manifest")
@@ -314,7 +352,9 @@ class _Reproduction:
             what = "what was saved" if outcome.difference else "the saved weights are not those the stages left"
             outcome.add(Difference(*last, what, **found))
         else:
-            outcome.add(Difference(*last, "the saved files", detail=f"{changed[0]} is another, though every tensor is the same"))
+            outcome.add(
+                Difference(*last, "the saved files", detail=f"{changed[0]} is another, though every tensor is the same")
+            )
 
 
 def made_otherwise(step: _Step, model: Model) -> bool:
@@ -347,7 +387,12 @@ def _first_tensor(made: Model, kept: Model) -> dict[str, Any] | None:
             return {"tensor": name, "detail": f"is {_kind(new)} as made again, and {_kind(old)} as saved"}
         if count := int((_bits(new) != _bits(old)).any(-1).sum()):
             largest = float((new.double() - old.double()).abs().max())
-            return {"tensor": name, "values": new.numel(), "differing": count, "largest": largest if largest == largest else None}
+            return {
+                "tensor": name,
+                "values": new.numel(),
+                "differing": count,
+                "largest": largest if largest == largest else None,
+            }
     return None
 
 

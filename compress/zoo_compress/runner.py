@@ -49,7 +49,9 @@ class Result:
 
 
 def apply(
-    model: Model, compressor: Compressor | str, options: CompressorOptions | Mapping[str, Any] | None = None,
+    model: Model,
+    compressor: Compressor | str,
+    options: CompressorOptions | Mapping[str, Any] | None = None,
     context: Context | None = None,
 ) -> Model:
     """Apply one stage to a model in place, such as `zoo_compress.apply(model, "quantize.int8")`.
@@ -60,14 +62,23 @@ def apply(
     from zoo_compress.recipe import validated
 
     found = registry.compressor(compressor) if isinstance(compressor, str) else compressor
-    chosen = options if isinstance(options, CompressorOptions) else validated(found.Options, options or {}, what=found.name)
+    chosen = (
+        options if isinstance(options, CompressorOptions) else validated(found.Options, options or {}, what=found.name)
+    )
     model.apply(found, chosen, context or Context())
     return model
 
 
 def run(
-    recipe: Recipe, *, out: str | Path | None = None, until: str | int | None = None, only: str | int | None = None,
-    force: bool = False, ignore_memory: bool = False, progress: Progress | None = None, planned: Plan | None = None,
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    until: str | int | None = None,
+    only: str | int | None = None,
+    force: bool = False,
+    ignore_memory: bool = False,
+    progress: Progress | None = None,
+    planned: Plan | None = None,
 ) -> Result:
     """Run a recipe; finished stages found in `out` are skipped.
 
@@ -108,10 +119,14 @@ def resumable(folder: Path) -> Iterator[None]:
     except OutputError as error:
         if not folder.is_dir():
             raise
-        raise OutputError(f"{error} What is finished is kept in {folder}: the same command goes on from there.") from error
+        raise OutputError(
+            f"{error} What is finished is kept in {folder}: the same command goes on from there."
+        ) from error
 
 
-def selected(recipe: Recipe, *, until: str | int | None = None, only: str | int | None = None) -> tuple[StageRequest, ...]:
+def selected(
+    recipe: Recipe, *, until: str | int | None = None, only: str | int | None = None
+) -> tuple[StageRequest, ...]:
     """The stages a run concerns: all, or those up to and including `until` or `only`, a number from 1 or a name.
 
     Raises:
@@ -187,14 +202,24 @@ class _Job:
         self.progress.say(f"{request.label}: running")
         with blamed(request):
             apply(model, request.compressor, request.options, context)
-        model.spec = replace(model.spec, name=self.recipe.about.name, summary=self.recipe.about.summary or model.spec.summary, packaged="")
+        model.spec = replace(
+            model.spec,
+            name=self.recipe.about.name,
+            summary=self.recipe.about.summary or model.spec.summary,
+            packaged="",
+        )
         self._save(name, model, context, seconds=time.monotonic() - clock)
         return model
 
     def _save(self, name: str, model: Model, context: Context, *, seconds: float) -> None:
         """The log first, then the artifact: a stage counts as finished when its directory is there."""
-        log = {"seconds": round(seconds, 3), "peak_bytes": peak_bytes(), "params": model.params, "bytes": model.bytes,
-               "curves": context.curves}  # fmt: skip
+        log = {
+            "seconds": round(seconds, 3),
+            "peak_bytes": peak_bytes(),
+            "params": model.params,
+            "bytes": model.bytes,
+            "curves": context.curves,
+        }
         self.folder.write_log(name, log)
         artifact.write(model, self.folder.stage(name), force=True)
         shutil.rmtree(self.folder.work(name), ignore_errors=True)
@@ -217,8 +242,14 @@ class _Job:
     def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
         start = self.folder.stage(self._name(stages[request.index - 1])) if request.index else None
         before = loading.load(start, device="meta") if start else self.original()
-        model = loading.build_random(before.family, before.spec, lineage=before.lineage, dtype=before.dtype,
-                                     stored=before.stored, seed=self.recipe.about.seed)  # fmt: skip
+        model = loading.build_random(
+            before.family,
+            before.spec,
+            lineage=before.lineage,
+            dtype=before.dtype,
+            stored=before.stored,
+            seed=self.recipe.about.seed,
+        )
         model.processor = before.processor
         context = self._context(name)
         reset_peak()
@@ -230,10 +261,13 @@ class _Job:
     def original(self) -> Model:
         """Load the recipe's model, fresh."""
         asked = self.recipe.model
-        model = loading.load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
+        model = loading.load(
+            located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None
+        )
         model.stored = self.plan.stored
         model.round()
-        model.source |= {"name": asked.name, "weights": asked.weights, "rounded": model.stored}  # as written, wherever it is run
+        # as written, wherever it is run
+        model.source |= {"name": asked.name, "weights": asked.weights, "rounded": model.stored}
         return model
 
     def finished(self, stages: tuple[StageRequest, ...]) -> set[str]:
@@ -245,7 +279,9 @@ class _Job:
     def require_finished(self, stages: tuple[StageRequest, ...]) -> None:
         for request in stages:
             if not self.folder.finished(self._name(request)):
-                raise RequestError(f"--only needs the stages before it, and {request.label} is not done; run with --until {request.index + 1} first.")
+                raise RequestError(
+                    f"--only needs the stages before it, and {request.label} is not done; run with --until {request.index + 1} first."
+                )
 
     # --- measuring ----------------------------------------------------------------------------------------------
 
@@ -253,13 +289,16 @@ class _Job:
         """Measure quality and take samples, unless the log says it was done for these tasks, data and prompts."""
         evaluate = self.recipe.evaluate
         log = self.folder.log(name)
-        asked = digest([evaluate.model_dump(mode="json", exclude={"control", "speed"}), self.test and self.test.fingerprint])
+        asked = digest(
+            [evaluate.model_dump(mode="json", exclude={"control", "speed"}), self.test and self.test.fingerprint]
+        )
         if log.get("asked") == asked:
             return
         signals.check()
         model = load()
         metrics: dict[str, Any] = {}
-        untrained = model.origin == "random" and model.processor is None and model.family.needs_processor  # a recipe that trains from nothing
+        # a recipe that trains from nothing
+        untrained = model.origin == "random" and model.processor is None and model.family.needs_processor
         for task in evaluate.tasks if self.test and not untrained else ():
             self.progress.say(f"{name}: measuring {task}")
             with blamed(self.recipe.where("evaluate", "tasks")):
@@ -273,15 +312,18 @@ class _Job:
         """Measure speed and memory of all models side by side in one other process, unless all logs have them."""
         logs = {name: self.folder.log(name) for name in names}
         options = self.recipe.evaluate.options("speed")
-        if self.recipe.evaluate.speed is False or all("speed" in log and log.get("speed_asked") == options for log in logs.values()):
+        if self.recipe.evaluate.speed is False or all(
+            "speed" in log and log.get("speed_asked") == options for log in logs.values()
+        ):
             return
         self.progress.say("measuring speed and memory in a process of its own")
         asked = self.recipe.model
         models: list[tuple[str, str, str]] = [
-            (located(self.recipe, asked.name), weights_of(self.recipe), asked.dtype) if name == "00-original"
+            (located(self.recipe, asked.name), weights_of(self.recipe), asked.dtype)
+            if name == "00-original"
             else (str(self.folder.stage(name)), "auto", "")
             for name in names
-        ]  # fmt: skip
+        ]
         for (name, log), speed in zip(logs.items(), in_own_process(models, options), strict=True):
             self.folder.write_log(name, log | {"speed": speed, "speed_asked": options})
 
@@ -295,9 +337,15 @@ class _Job:
         rows = [self._row(name, i) for i, name in enumerate(names)]
         return {
             "zoo": zoo.__version__,
-            "recipe": {"name": self.recipe.about.name, "file": str(self.recipe.file or ""), "seed": self.recipe.about.seed},
-            "model": {**{key: getattr(self.plan.spec, key) for key in ("name", "family", "modality", "task", "license")},
-                      "params": self.plan.stages[0].params},  # the spec of a model by path does not count them
+            "recipe": {
+                "name": self.recipe.about.name,
+                "file": str(self.recipe.file or ""),
+                "seed": self.recipe.about.seed,
+            },
+            "model": {
+                **{key: getattr(self.plan.spec, key) for key in ("name", "family", "modality", "task", "license")},
+                "params": self.plan.stages[0].params,
+            },  # the spec of a model by path does not count them
             "machine": machine(),
             "started": started,
             "seconds": round(seconds(), 1),
@@ -316,10 +364,15 @@ class _Job:
             "bytes": log["bytes"],
             "seconds": log.get("seconds", 0.0),
             "peak_bytes": log.get("peak_bytes"),
-            "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes} if planned else None,
+            "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes}
+            if planned
+            else None,
             "options": dict(planned.options or {}) if planned else {},
             "note": planned.note if planned else "",
-            "metrics": {**log.get("metrics", {}), **(log.get("speed", {}) if self.recipe.evaluate.speed is not False else {})},
+            "metrics": {
+                **log.get("metrics", {}),
+                **(log.get("speed", {}) if self.recipe.evaluate.speed is not False else {}),
+            },
             "curves": log.get("curves", {}),
             "samples": log.get("samples", []),
         }
@@ -327,8 +380,10 @@ class _Job:
     def _baselines(self) -> list[dict[str, Any]]:
         names = self.recipe.evaluate.baselines if self.test else ()
         return [
-            {"label": registry.evaluator(n).label,
-             "metrics": evaluation.measure(n, None, self.test, options=self.recipe.evaluate.options(n))}
+            {
+                "label": registry.evaluator(n).label,
+                "metrics": evaluation.measure(n, None, self.test, options=self.recipe.evaluate.options(n)),
+            }
             for n in names
         ]
 
@@ -357,7 +412,10 @@ class _Job:
 
     def _context(self, name: str) -> Context:
         return Context(
-            seed=self.recipe.about.seed, data=self.plan.data, progress=self.progress, checkpoint=self.folder.work(name),
+            seed=self.recipe.about.seed,
+            data=self.plan.data,
+            progress=self.progress,
+            checkpoint=self.folder.work(name),
             load=lambda name: self.original() if name == "original" else loading.load(located(self.recipe, name)),
         )
 
@@ -366,19 +424,28 @@ class _Job:
         asked = self.recipe.model
         outside = registry.outside(registry.family_declared(self.plan.spec))
         return {
-            "config": self.plan.spec.config, "weights": _weights_digest(self.recipe), "asked": asked.model_dump(),
-            "name": self.recipe.about.model_dump(), "versions": {**versions(), **outside},
+            "config": self.plan.spec.config,
+            "weights": _weights_digest(self.recipe),
+            "asked": asked.model_dump(),
+            "name": self.recipe.about.model_dump(),
+            "versions": {**versions(), **outside},
         }
 
     def _inputs(self, request: StageRequest) -> dict[str, Any]:
         roles = request.compressor.roles(request.options)
         teacher = str(getattr(request.options, "teacher", "original"))
-        losses = [str(term["use"]) for term in getattr(request.options, "loss", None) or () if isinstance(term, dict) and "use" in term]
+        losses = [
+            str(term["use"])
+            for term in getattr(request.options, "loss", None) or ()
+            if isinstance(term, dict) and "use" in term
+        ]
         named = [registry.declared("loss", name) for name in losses if registry.is_known("loss", name)]
         outside = registry.outside(registry.owner("compressor", request.compressor, request.use), *named)
         return {
             **({"plugins": outside} if outside else {}),
-            "use": request.use, "version": request.compressor.version, "options": request.options.model_dump(mode="json"),
+            "use": request.use,
+            "version": request.compressor.version,
+            "options": request.options.model_dump(mode="json"),
             "data": {role: self.plan.data[role].fingerprint for role in roles},
             "teacher": "" if teacher == "original" else weights_digest(Path(located(self.recipe, teacher))) or teacher,
         }
@@ -395,8 +462,10 @@ def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, An
             if not _is_cost(metric):
                 quality[f"{name.replace('_', ' ')}, {label}"] = _figure(metric)
     for name, metric in results["stages"][-1]["metrics"].items():
-        quality |= {f"{name.replace('_', ' ')}, {group}": _figure({**found, "unit": metric.get("unit")})
-                    for group, found in metric.get("by", {}).items()}  # fmt: skip
+        quality |= {
+            f"{name.replace('_', ' ')}, {group}": _figure({**found, "unit": metric.get("unit")})
+            for group, found in metric.get("by", {}).items()
+        }
     if quality:
         notes["Quality on held-out data"] = quality
     if test is not None:

@@ -35,7 +35,9 @@ class ShareFFN(Compressor):
             "mean",
             description='what the one FFN starts as: the "mean" of all, the "first", or a block\'s, by its index',
         )
-        target: str = Field("language", description="the blocks that share, at least two; of several stacks, each for itself")
+        target: str = Field(
+            "language", description="the blocks that share, at least two; of several stacks, each for itself"
+        )
 
     def check(self, model: Model, state: State, options: Options) -> None:
         groups = self.outline(model, options)["groups"]
@@ -99,7 +101,13 @@ def _groups(target: Target) -> list[list[str]]:
         raise Refused(f"share.ffn: no feed-forward layer is recognised in {without[0]}; choose a target without it.")
     several = [[stack.blocks[i].ffn for i in indices] for stack, indices in target.picks if len(indices) > 1]
     if not several:
-        what = f"is {len(target.blocks)} stacks of one block" if len(target.blocks) > 1 else "is one block" if target.blocks else "has no block"
+        what = (
+            f"is {len(target.blocks)} stacks of one block"
+            if len(target.blocks) > 1
+            else "is one block"
+            if target.blocks
+            else "has no block"
+        )
         raise Refused(f"share.ffn: {target.text!r} {what}, and sharing takes two of one stack.")
     return [group for ffns in several for group in _stack_groups([ffn for ffn in ffns if ffn], target)]
 
@@ -123,7 +131,9 @@ def _start_index(options: ShareFFN.Options, target: Target) -> int | None:
         return 0 if options.start == "first" else None
     indices = target.picks[0][1] if target.stack else ()
     if options.start not in indices:
-        raise Refused(f"share.ffn: start = {options.start} is not among the selected blocks {indices[0]} to {indices[-1]}.")
+        raise Refused(
+            f"share.ffn: start = {options.start} is not among the selected blocks {indices[0]} to {indices[-1]}."
+        )
     return indices.index(options.start)
 
 

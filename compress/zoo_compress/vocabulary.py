@@ -30,7 +30,9 @@ class TrainBPE(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         if "vocab_size" not in model.spec.config:
-            raise Refused(f"{self.name}: {model.spec.name} ({model.spec.modality}) has no token vocabulary that could be learnt anew.")
+            raise Refused(
+                f"{self.name}: {model.spec.name} ({model.spec.modality}) has no token vocabulary that could be learnt anew."
+            )
         size = int(model.spec.config["vocab_size"])
         if size <= 256:
             raise Refused(
@@ -38,7 +40,9 @@ class TrainBPE(Compressor):
                 "choose a model with a larger vocab_size."
             )
 
-        if model.origin != "random" or any(registry.compressor(stage.use, plugin=stage.plugin).trains for stage in model.lineage):
+        if model.origin != "random" or any(
+            registry.compressor(stage.use, plugin=stage.plugin).trains for stage in model.lineage
+        ):
             raise Refused(
                 f"{self.name}: the weights of {model.spec.name} are trained on the tokens of the tokenizer they have, and a new one "
                 'would number others. Begin with weights = "random" in [model], and train afterwards.'
@@ -57,14 +61,20 @@ class TrainBPE(Compressor):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=special, show_progress=False,
+            vocab_size=size,
+            special_tokens=special,
+            show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         texts = [sample.text for sample in context.dataset(options.data, self.name)]
         tokenizer.train_from_iterator(texts, trainer=trainer, length=len(texts))
         named = {"mask_token": MASK, "pad_token": PAD} if masks else {}
         model.processor = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, clean_up_tokenization_spaces=False, **named
+            tokenizer_object=tokenizer,
+            eos_token=END_OF_TEXT,
+            bos_token=END_OF_TEXT,
+            clean_up_tokenization_spaces=False,
+            **named,
         )
         return {"vocabulary": tokenizer.get_vocab_size()}
 

@@ -82,7 +82,11 @@ def digits(split: str) -> tuple[tuple[np.ndarray[Any, Any], int], ...]:
     found = load_digits()
     images = found.images.astype("uint8")
     test = [int(hashlib.sha256(image.tobytes()).hexdigest(), 16) % BUCKETS == 0 for image in images]
-    return tuple((image, int(digit)) for image, digit, held in zip(images, found.target, test, strict=True) if held == (split == "test"))
+    return tuple(
+        (image, int(digit))
+        for image, digit, held in zip(images, found.target, test, strict=True)
+        if held == (split == "test")
+    )
 
 
 def enlarged(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -116,10 +120,14 @@ def _digit(split: str, index: int) -> Sample:
 
 
 def _handwritten(image: np.ndarray[Any, Any], digit: int, where: str) -> Sample:
-    return Sample({"image": image, "prompt": DIGIT_PROMPT, "text": str(digit), "kind": "digit", "font": "handwriting"}, where)
+    return Sample(
+        {"image": image, "prompt": DIGIT_PROMPT, "text": str(digit), "kind": "digit", "font": "handwriting"}, where
+    )
 
 
 def _glyph(split: str, index: int) -> Sample:
     image, text, font = glyphs.draw_record(split, index)
     kind = "new font" if split == "fonts" else "glyph"
-    return Sample({"image": image, "prompt": TEXT_PROMPT, "text": text, "kind": kind, "font": font}, f"glyphs:{split}:{index}")
+    return Sample(
+        {"image": image, "prompt": TEXT_PROMPT, "text": text, "kind": kind, "font": font}, f"glyphs:{split}:{index}"
+    )

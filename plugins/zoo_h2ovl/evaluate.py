@@ -24,7 +24,9 @@ DIGITS = "0123456789"
 class QuestionOptions(CompressorOptions):
     """Which records are asked about, and how many at a time; also the options of `[evaluate.answer-loss]`."""
 
-    max_samples: int = Field(0, ge=0, examples=[8], description="records to ask about, spread evenly over the data; 0: all")
+    max_samples: int = Field(
+        0, ge=0, examples=[8], description="records to ask about, spread evenly over the data; 0: all"
+    )
     batch: int = Field(32, ge=1, description="questions that run together")
 
 
@@ -60,7 +62,11 @@ class ExactMatch:
         parts = [accuracy(true, said, groups=names).get("by", {}) for names in groups.values()]
         if by := {name: share for part in parts for name, share in part.items() if name}:
             found["exact_match"]["by"] = by
-        digits = [(one, other) for one, other, sample in zip(true, said, picked, strict=True) if sample.fields.get("kind") == "digit"]
+        digits = [
+            (one, other)
+            for one, other, sample in zip(true, said, picked, strict=True)
+            if sample.fields.get("kind") == "digit"
+        ]
         if digits:
             shown = [other if len(other) == 1 and other in DIGITS else "other" for _, other in digits]
             confusion = accuracy([one for one, _ in digits], shown, order=[*DIGITS, "other"]).get("confusion")
@@ -89,7 +95,9 @@ class AnswerLoss:
         nats, tokens = torch.zeros(len(picked), dtype=torch.float64), torch.zeros(len(picked), dtype=torch.float64)
         with torch.inference_mode():
             for start in range(0, len(picked), wanted.batch):
-                joined = family.collate(model, [windows[i] for i in range(start, min(start + wanted.batch, len(picked)))])
+                joined = family.collate(
+                    model, [windows[i] for i in range(start, min(start + wanted.batch, len(picked)))]
+                )
                 batch = {name: tensor.to(model.device) for name, tensor in joined.items()}
                 rows = family.rows(model, batch, ("label",))["label"]
                 loss_N = F.cross_entropy(rows.head(rows.hidden).float(), rows.target, reduction="none").double().cpu()
@@ -97,7 +105,9 @@ class AnswerLoss:
                 nats.index_add_(0, start + rows.sample.cpu(), loss_N)
                 tokens.index_add_(0, start + rows.sample.cpu(), torch.ones_like(loss_N))
         value = float(nats.sum() / tokens.sum())
-        half = float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum()) if len(picked) > 1 else None
+        half = (
+            float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum()) if len(picked) > 1 else None
+        )
         interval = {} if half is None else {"low": value - half, "high": value + half}  # of one record there is none
         return {"answer_loss": {"value": value, **interval, "unit": "nat", "better": "lower"}}
 

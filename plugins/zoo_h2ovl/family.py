@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 class H2OVLFamily(VisionLanguageFamily):
     """H2OVL-Mississippi (2410.13611) at any width; `config` has the fields of the published config.json."""
 
-    distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "kl"}, {"use": "visual-kl"}, {"use": "visual-relation", "weight": 0.5})
+    distillation: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"use": "kl"},
+        {"use": "visual-kl"},
+        {"use": "visual-relation", "weight": 0.5},
+    )
     evaluation: ClassVar[tuple[str, str]] = ("exact-match", "reading:test")
 
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
@@ -63,10 +67,14 @@ class H2OVLFamily(VisionLanguageFamily):
         config = model.spec.config
         return to_pixels(
             tiles_of(
-                image, side=config["force_image_size"], fewest=config["min_dynamic_patch"], most=config["max_dynamic_patch"],
-                thumbnail=config["use_thumbnail"], msac=config["use_msac"],
+                image,
+                side=config["force_image_size"],
+                fewest=config["min_dynamic_patch"],
+                most=config["max_dynamic_patch"],
+                thumbnail=config["use_thumbnail"],
+                msac=config["use_msac"],
             )
-        )  # fmt: skip
+        )
 
     def chat(self, model: Model, prompt: str, tiles: Sequence[int]) -> list[int]:
         """<|prompt|>{prompt}<|end|><|answer|>, where an image is <img>, K * tiles times <IMG_CONTEXT>, </img>.
@@ -79,7 +87,9 @@ class H2OVLFamily(VisionLanguageFamily):
         first, *rest = prompt.split("<image>")
 
         def plain(text: str) -> list[int]:
-            ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+                "input_ids"
+            ]
             return ids
 
         ids = plain("<|prompt|>") + plain(first)

@@ -76,19 +76,31 @@ class H2OVL(nn.Module):
         return embedded_BTD.masked_scatter(places_BT[..., None].expand_as(embedded_BTD), features_NKD)
 
     def body(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None,
-        cache: Any = None, use_cache: bool | None = None,
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
     ) -> Output:
         """Run up to the head: hidden states (B, T, D)."""
         found = self.language.model(
-            inputs_embeds=self.embed(input_ids, pixel_values), attention_mask=attention_mask,
-            position_ids=positions(attention_mask, input_ids.shape[1]), cache=cache, use_cache=use_cache,
-        )  # fmt: skip
+            inputs_embeds=self.embed(input_ids, pixel_values),
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask, input_ids.shape[1]),
+            cache=cache,
+            use_cache=use_cache,
+        )
         return Output(last_hidden_state=found.last_hidden_state, cache=found.cache)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None,
-        cache: Any = None, use_cache: bool | None = None, logits_to_keep: int = 0,
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
     ) -> Output:
         """Run on tokens (B, T) and the tiles of all samples (N, 3, height, width), in the order of their <IMG_CONTEXT> tokens.
 
@@ -136,12 +148,19 @@ def build_tower(config: dict[str, Any]) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(  # type: ignore[no-any-return]
-        img_size=config["image_size"], patch_size=config["patch_size"], embed_dim=config["hidden_size"],
-        depth=config["num_hidden_layers"], num_heads=config["num_attention_heads"],
-        mlp_ratio=config["intermediate_size"] / config["hidden_size"], qkv_bias=config["qkv_bias"],
-        init_values=config["initializer_factor"], norm_layer=partial(nn.LayerNorm, eps=config["layer_norm_eps"]),
-        num_classes=0, global_pool="", final_norm=False,
-    )  # fmt: skip
+        img_size=config["image_size"],
+        patch_size=config["patch_size"],
+        embed_dim=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+        qkv_bias=config["qkv_bias"],
+        init_values=config["initializer_factor"],
+        norm_layer=partial(nn.LayerNorm, eps=config["layer_norm_eps"]),
+        num_classes=0,
+        global_pool="",
+        final_norm=False,
+    )
 
 
 def build_projector(width: int, out: int) -> nn.Module:

@@ -10,8 +10,17 @@ from functools import cache
 from typing import Any
 
 SPECIAL = (
-    "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>", "<|end|>",
-)  # fmt: skip
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<quad>",
+    "</quad>",
+    "<ref>",
+    "</ref>",
+    "<box>",
+    "</box>",
+    "<|end|>",
+)
 WORDS = ("<|prompt|>", "<|answer|>")  # not special: here one token each, in the published tokenizer plain text
 QUESTIONS = ("What digit is this?", "What does it say?", "\nWhat")
 SIZE = 288
@@ -25,9 +34,12 @@ def tokenizer_json() -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE - len(SPECIAL) - len(WORDS), special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1,
-    )  # fmt: skip
+        vocab_size=SIZE - len(SPECIAL) - len(WORDS),
+        special_tokens=["<unk>", "<s>", "</s>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=1,
+    )
     tokenizer.train_from_iterator(QUESTIONS, trainer=trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in WORDS])
@@ -41,7 +53,12 @@ def reading_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(tokenizer_json()), bos_token="<s>", eos_token="<|end|>", unk_token="<unk>",
-        pad_token="<unk>", additional_special_tokens=[text for text in SPECIAL if text != "<|end|>"],
-        clean_up_tokenization_spaces=False, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=Tokenizer.from_str(tokenizer_json()),
+        bos_token="<s>",
+        eos_token="<|end|>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        additional_special_tokens=[text for text in SPECIAL if text != "<|end|>"],
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )

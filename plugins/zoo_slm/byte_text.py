@@ -56,7 +56,10 @@ class ByteText(TransformersText):
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut the records into windows of `length` tokens; the labels (T, S) are the bytes of the next ones, padding included."""
-        return Spelled(TokenWindows(TransformersText(), model, data, min(length, self.context_length(model))), self.tokenizer(model))
+        return Spelled(
+            TokenWindows(TransformersText(), model, data, min(length, self.context_length(model))),
+            self.tokenizer(model),
+        )
 
     def comparable(self, student: Model, teacher: Model) -> str:
         mine, theirs = (model.spec.config.get("byte_context_window", 0) for model in (student, teacher))

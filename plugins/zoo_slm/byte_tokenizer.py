@@ -42,7 +42,9 @@ class ByteTokenizer:
     def __init__(self, bpe: Any, *, slots: int = 12) -> None:
         backend = getattr(bpe, "backend_tokenizer", None)
         if type(getattr(backend, "decoder", None)).__name__ != "ByteLevel":
-            raise RequestError("A byte-level model needs a tokenizer whose pieces are bytes, such as GPT-2's; this one's are not.")
+            raise RequestError(
+                "A byte-level model needs a tokenizer whose pieces are bytes, such as GPT-2's; this one's are not."
+            )
         self.bpe, self.slots = bpe, slots
         self.pad: Token = (PAD,) * slots
         self.end: Token = (END, *self.pad[1:])

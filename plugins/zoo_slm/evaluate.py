@@ -27,7 +27,9 @@ CHUNK_BYTES = 64 * 2**20
 class PerplexityOptions(CompressorOptions):
     """Options of `[evaluate.perplexity]`."""
 
-    max_tokens: int = Field(0, ge=0, examples=[2000], description="evenly spaced windows up to that many tokens; 0: all")
+    max_tokens: int = Field(
+        0, ge=0, examples=[2000], description="evenly spaced windows up to that many tokens; 0: all"
+    )
     length: int = Field(512, ge=2, description="tokens in a window, at most the model's context")
 
 
@@ -123,14 +125,18 @@ def _lead_token(family: TextFamily, model: Model) -> Any:
     ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
     lead = next((token for token in ends if token is not None), None)
     if lead is None:
-        raise RequestError(f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none.")
+        raise RequestError(
+            f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none."
+        )
     return lead
 
 
 def _mask_token(family: TextFamily, model: Model) -> int:
     mask = family.tokenizer(model).mask_token_id
     if mask is None:
-        raise RequestError(f"perplexity of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none.")
+        raise RequestError(
+            f"perplexity of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none."
+        )
     return int(mask)
 
 
@@ -147,12 +153,19 @@ def _nats(model: Model, window: Window) -> float:
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
     size = max(1, CHUNK_BYTES // (4 * int(family.text_config(model)["vocab_size"])))
     pieces = zip(torch.split(hidden_TD, size), torch.split(ids_T[0, 1:], size), strict=True)
-    return sum(float(F.cross_entropy(head(part).float().flatten(0, -2), label.flatten(), reduction="sum")) for part, label in pieces)
+    return sum(
+        float(F.cross_entropy(head(part).float().flatten(0, -2), label.flatten(), reduction="sum"))
+        for part, label in pieces
+    )
 
 
 def _batch(model: Model, window: Window) -> dict[str, torch.Tensor]:
     ids_T = torch.tensor([window.ids], device=model.device)
-    return {"input_ids": ids_T.new_tensor([window.read]), "decoder_input_ids": ids_T} if window.read else {"input_ids": ids_T}
+    return (
+        {"input_ids": ids_T.new_tensor([window.read]), "decoder_input_ids": ids_T}
+        if window.read
+        else {"input_ids": ids_T}
+    )
 
 
 def _require_finite(model: Model, nats: float, window: Window) -> None:

@@ -31,9 +31,19 @@ from zoo_slm import models
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
-FIXED = (".version", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")  # tables that old checkpoints store
+# tables that old checkpoints store
+FIXED = (".version", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")
 # What a config class or a model class raises for values that do not go together; the last is no ValueError.
-UNFIT = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, RuntimeError, StrictDataclassError)
+UNFIT = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
+    RuntimeError,
+    StrictDataclassError,
+)
 
 
 class TransformersText(TextFamily):
@@ -66,7 +76,8 @@ class TransformersText(TextFamily):
         return module.eval()
 
     def initialise(self, module: nn.Module) -> None:
-        for part in reversed(list(module.modules())):  # parts before what holds them, which may draw for them (T5, GPT-2)
+        # parts before what holds them, which may draw for them (T5, GPT-2)
+        for part in reversed(list(module.modules())):
             module._init_weights(part)  # type: ignore[operator]
         config: Any = module.config
         if "T5" in type(config).__name__ and not _tied(module):  # its class takes the head for the table, see _untie
@@ -87,7 +98,8 @@ class TransformersText(TextFamily):
         read: Any = head
         config: Any = module.config
         cap: float | None = getattr(config, "final_logit_softcapping", None)
-        scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)  # Cohere, Granite
+        # Cohere, Granite
+        scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
 
         def logits(hidden: torch.Tensor) -> torch.Tensor:
             raw: torch.Tensor = read(hidden) * scale if scale != 1 else read(hidden)
@@ -111,7 +123,9 @@ class TransformersText(TextFamily):
             models.require_sound(config, path)
             with _unfit(config, task):
                 beside = {"config": _parsed(config)}
-        spec = ModelSpec(name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config)
+        spec = ModelSpec(
+            name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config
+        )
         if device == "meta":
             kept = str(dtype or _own_dtype(path, config)).removeprefix("torch.")
             try:
@@ -120,7 +134,9 @@ class TransformersText(TextFamily):
             except RequestError as error:
                 raise RequestError(f"{path / 'config.json'}: {error}") from None
             cast_parameters(module, getattr(torch, kept))
-            return Model(module, self, spec, processor=self.load_processor(path), dtype=kept, stored=kept, origin=str(path))
+            return Model(
+                module, self, spec, processor=self.load_processor(path), dtype=kept, stored=kept, origin=str(path)
+            )
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise ArtifactError(f"{path} holds no .safetensors file; other weight formats are not read.")
@@ -130,21 +146,34 @@ class TransformersText(TextFamily):
         try:
             with _quiet():
                 module, report = auto.from_pretrained(
-                    path, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                    ignore_mismatched_sizes=True, output_loading_info=True, **beside,
+                    path,
+                    dtype=dtype or "auto",
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **beside,
                 )
         except (*UNFIT, OSError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be loaded: {_odd_expert(files) or _first_line(error)}") from None
         _require_complete(path, report, module)
         _untie(module, config)
         if not _tied(module) and getattr(module.config, "tie_word_embeddings", False) and not _asks_untied(config):
-            config["tie_word_embeddings"] = module.config.tie_word_embeddings = False  # both are in the file, and differ
+            # both are in the file, and differ
+            config["tie_word_embeddings"] = module.config.tie_word_embeddings = False
         if "eos_token_id" in config:
             module.config.eos_token_id = config["eos_token_id"]
         module = module.eval().to(device or "cpu")
         kept = str(module.dtype).removeprefix("torch.")
         return Model(
-            module, self, spec, processor=self.load_processor(path), dtype=kept, stored=kept, origin=str(path),
+            module,
+            self,
+            spec,
+            processor=self.load_processor(path),
+            dtype=kept,
+            stored=kept,
+            origin=str(path),
         )
 
     def write_foreign(self, model: Model, path: Path) -> str:
@@ -197,7 +226,9 @@ def _unfit(config: Mapping[str, Any], task: str = "model") -> Iterator[None]:
     except UNFIT as error:
         if isinstance(error, ZooError):
             raise
-        raise RequestError(f"transformers cannot build a {task} of type {config.get('model_type')!r}: {_first_line(error)}") from None
+        raise RequestError(
+            f"transformers cannot build a {task} of type {config.get('model_type')!r}: {_first_line(error)}"
+        ) from None
 
 
 def _parsed(config: Mapping[str, Any]) -> Any:
@@ -220,7 +251,9 @@ def _untie(module: Any, config: Mapping[str, Any]) -> None:
     if _asks_untied(config) and _tied(module):
         module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
         for known in ("_tied_weights_keys", "all_tied_weights_keys"):
-            setattr(module, known, {name: of for name, of in getattr(module, known).items() if name != "lm_head.weight"})
+            setattr(
+                module, known, {name: of for name, of in getattr(module, known).items() if name != "lm_head.weight"}
+            )
 
 
 def _asks_untied(config: Mapping[str, Any]) -> bool:
@@ -259,7 +292,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
         return config, "seq2seq"
     if named and "CausalLM" not in named and "LMHead" not in named:
-        raise RequestError(f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head.")
+        raise RequestError(
+            f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head."
+        )
     return config, "causal-lm"
 
 
@@ -282,7 +317,10 @@ def _own_dtype(path: Path, config: dict[str, Any]) -> str:
     if named in DTYPES:
         return named
     kinds = [about["dtype"] for file in sorted(path.glob("*.safetensors")) for about in header.read(file).values()]
-    return next((name for kind in kinds for short, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind == short), "float32")
+    return next(
+        (name for kind in kinds for short, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind == short),
+        "float32",
+    )
 
 
 @contextmanager
@@ -335,7 +373,9 @@ def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> 
     or a mask.
     """
     for name, found, expected in sorted(report["mismatched_keys"]):
-        raise ArtifactError(f"{path}: {name!r} has shape {tuple(found)}, the model of its config.json expects {tuple(expected)}.")
+        raise ArtifactError(
+            f"{path}: {name!r} has shape {tuple(found)}, the model of its config.json expects {tuple(expected)}."
+        )
     for name in sorted(report["missing_keys"]):
         raise ArtifactError(f"{path}: tensor {name!r} is missing; the model of its config.json has it.")
     stem = f"{getattr(module, 'base_model_prefix', '')}."

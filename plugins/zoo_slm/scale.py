@@ -17,19 +17,53 @@ LAYERS, HEADS, GROUPS, HEAD, WIDEST = 4, 4, 2, 8, 8  # above WIDEST heads, a hea
 VOCABULARY, CONTEXT, WINDOW, EXPERTS = 512, 64, 8, 4
 
 # What configs call each size, the usual name first.
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
 WIDTHS = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
-QUERIES = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
+QUERIES = (
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+)
 KEYS = ("num_key_value_heads", "num_kv_heads")
 HEAD_WIDTHS = ("head_dim", "d_kv")
-INNER = ("intermediate_size", "ff_intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim",
-         "ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")  # fmt: skip
+INNER = (
+    "intermediate_size",
+    "ff_intermediate_size",
+    "n_inner",
+    "d_ff",
+    "ffn_dim",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "ffn_hidden_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 POOLS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Sizes that stand for themselves: the most that a twin has of each.
-MOST = {"vocab_size": VOCABULARY, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "blocksparse_block_size": 4,
-        "blocksparse_num_local_blocks": 2, "blocksparse_vert_stride": 4, "byte_embedding_dim": 16, "byte_heads": 4,
-        "embedder_blocks": 3, "decoder_blocks": 2}  # fmt: skip
+MOST = {
+    "vocab_size": VOCABULARY,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "blocksparse_block_size": 4,
+    "blocksparse_num_local_blocks": 2,
+    "blocksparse_vert_stride": 4,
+    "byte_embedding_dim": 16,
+    "byte_heads": 4,
+    "embedder_blocks": 3,
+    "decoder_blocks": 2,
+}
 # Sizes of architectures that these rules do not know.
 STRANGE = ("kv_lora_rank", "state_size", "ssm_state_size", "linear_num_value_heads", "text_config", "vision_config")
 
@@ -48,7 +82,9 @@ def tiny(config: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> d
     width, heads, depth = _first(config, WIDTHS), _first(config, QUERIES), _first(config, DEPTHS)
     if strange or not (width and heads and depth):
         why = f"it has {strange[0]}" if strange else "its config does not say how many heads of what width it has"
-        raise RequestError(f"{name} cannot be shrunk: {why}, and scale = 'tiny' shrinks language models of attention blocks.")
+        raise RequestError(
+            f"{name} cannot be shrunk: {why}, and scale = 'tiny' shrinks language models of attention blocks."
+        )
     groups = _first(config, KEYS) or heads
     head = _first(config, HEAD_WIDTHS) or width // heads
     rope = config.get("rope_parameters") or {}
@@ -67,13 +103,20 @@ def tiny(config: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> d
     small |= _set(config, QUERIES, lambda _: small_heads) | _set(config, KEYS, lambda _: small_groups)
     small |= _set(config, HEAD_WIDTHS, lambda _: small_head)
     small |= _set(config, INNER, lambda found: max(8, round(found * share / 8) * 8))
-    small |= _set(config, CONTEXTS, lambda found: min(found, CONTEXT)) | _set(config, POOLS, lambda found: min(found, EXPERTS))
+    small |= _set(config, CONTEXTS, lambda found: min(found, CONTEXT)) | _set(
+        config, POOLS, lambda found: min(found, EXPERTS)
+    )
     small |= _set(config, MOST, None)
-    small |= _set(config, ("sliding_window", "window_size"), lambda found: WINDOW if found < (context or found + 1) else 2 * CONTEXT)
+    small |= _set(
+        config,
+        ("sliding_window", "window_size"),
+        lambda found: WINDOW if found < (context or found + 1) else 2 * CONTEXT,
+    )
     small |= _set(config, ("original_max_position_embeddings",), lambda found: max(2, round(found * shorter)))
     small |= _set(config, ("max_window_layers",), lambda found: round(found * layers / depth))
     small |= _set(config, ("query_pre_attn_scalar",), lambda found: round(found * small_head / head))
-    for key, power in {"dim_model_base": 1.0, "initializer_range": -0.5}.items():  # a matrix this wide gives values as large
+    # a matrix this wide gives values as large
+    for key, power in {"dim_model_base": 1.0, "initializer_range": -0.5}.items():
         if isinstance(found := config.get(key), int | float):
             small[key] = found * share**power
     for key, found in config.items():
@@ -81,7 +124,9 @@ def tiny(config: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> d
             small[key] = found[:layers]
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(given.get(key), Mapping):
-            small[key] = _rotary(given[key], shorter, int(small_head * float(rope.get("partial_rotary_factor") or 1)) // 2)
+            small[key] = _rotary(
+                given[key], shorter, int(small_head * float(rope.get("partial_rotary_factor") or 1)) // 2
+            )
     small |= _ids(config)
     return {**given, **{key: value for key, value in small.items() if key in given or value != config.get(key)}}
 
@@ -150,6 +195,16 @@ def _rotary(given: Mapping[str, Any], shorter: float, pairs: int) -> dict[str, A
 def _ids(config: Mapping[str, Any]) -> dict[str, Any]:
     """Special tokens beyond the vocabulary, the last ones of it, those that were different still so."""
     named = {key: found for key, found in config.items() if key.endswith("token_id") and found is not None}
-    beyond = sorted({one for found in named.values() for one in (found if isinstance(found, list) else [found]) if one >= VOCABULARY})
+    beyond = sorted(
+        {
+            one
+            for found in named.values()
+            for one in (found if isinstance(found, list) else [found])
+            if one >= VOCABULARY
+        }
+    )
     number = {one: VOCABULARY - 1 - place for place, one in enumerate(beyond)}
-    return {key: [number.get(one, one) for one in found] if isinstance(found, list) else number.get(found, found) for key, found in named.items()}
+    return {
+        key: [number.get(one, one) for one in found] if isinstance(found, list) else number.get(found, found)
+        for key, found in named.items()
+    }

@@ -16,8 +16,18 @@ from pathlib import Path
 
 from zoo.data import Sample
 
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data",
-            "lib2to3", "__phello__"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "encodings",
+    "pydoc_data",
+    "lib2to3",
+    "__phello__",
+}
 BUCKETS = 16
 
 

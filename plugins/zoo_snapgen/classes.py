@@ -79,7 +79,9 @@ def build_component(config: dict[str, Any], *, where: str) -> nn.Module:
         if issubclass(cls, diffusers.ModelMixin):
             module: nn.Module = cls.from_config(values)
         else:
-            module = cls(cls.config_class(**{k: v for k, v in values.items() if k not in ("model_type", "dtype", "torch_dtype")}))
+            module = cls(
+                cls.config_class(**{k: v for k, v in values.items() if k not in ("model_type", "dtype", "torch_dtype")})
+            )
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{where} does not describe a {cls.__name__}: {reason}.") from None

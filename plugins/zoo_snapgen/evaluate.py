@@ -120,7 +120,9 @@ class VelocityError:
                     rows = family.rows(model, batch, ("velocity",))["velocity"]
                     assert rows.target is not None
                     error_N = (rows.hidden - rows.target).square().mean(-1)
-                    require_finite_outputs(model, error_N, batch, of=[data[start + i].where for i in range(len(picked))])
+                    require_finite_outputs(
+                        model, error_N, batch, of=[data[start + i].where for i in range(len(picked))]
+                    )
                     errors_DN[draw, start : start + len(picked)] = error_N.cpu()
         each_N = errors_DN.mean(0)
         value, interval = float(each_N.mean()), {}
@@ -205,7 +207,9 @@ def _digits(data: Dataset | None, task: str) -> Dataset:
         raise DataError(f'{task} needs test data: add `test = "digits-captions:test"` to [data], or pass --data.')
     for sample in data:
         if sample.fields.get("digit") not in DIGITS or sample.fields.get("image") is None:
-            raise DataError(f'{sample.where}: {task} needs an "image" and its "digit" ("zero" to "nine"), as digits-captions has.')
+            raise DataError(
+                f'{sample.where}: {task} needs an "image" and its "digit" ("zero" to "nine"), as digits-captions has.'
+            )
     return data
 
 

@@ -50,12 +50,15 @@ class DiffusersPipeline(TextToImageFamily):
             ArtifactError: a component's class is not public, or its config does not describe one.
         """
         components = config["components"]
-        return PipelineParts({name: classes.build_component(dict(own), where=name) for name, own in components.items()}).eval()
+        return PipelineParts(
+            {name: classes.build_component(dict(own), where=name) for name, own in components.items()}
+        ).eval()
 
     def initialise(self, module: nn.Module) -> None:
         """Draw every component's weights: by its own rule where it has one, else as its layers come."""
         for component in module.children():
-            for part in reversed(list(component.modules())):  # parts before what holds them, which may draw for them (CLIP)
+            # parts before what holds them, which may draw for them (CLIP)
+            for part in reversed(list(component.modules())):
                 if hasattr(component, "_init_weights"):
                     component._init_weights(part)  # type: ignore[operator]
                 elif hasattr(part, "reset_parameters"):
@@ -76,7 +79,9 @@ class DiffusersPipeline(TextToImageFamily):
         parts: dict[str, Any] = {**dict(model.module.named_children()), **self.parts(model)}
         absent = [name for name in needed if name not in parts and name not in cls._optional_components]
         if absent:
-            raise RequestError(f"{model.spec.name} has no {absent[0]}, which {cls.__name__} needs; it has {', '.join(parts)}.")
+            raise RequestError(
+                f"{model.spec.name} has no {absent[0]}, which {cls.__name__} needs; it has {', '.join(parts)}."
+            )
         given = {name: parts.get(name) for name in needed} | {name: parts[name] for name in optional if name in parts}
         if "requires_safety_checker" in optional:
             given["requires_safety_checker"] = False
@@ -99,11 +104,18 @@ class DiffusersPipeline(TextToImageFamily):
     def weight_files(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Name the file of each component as its library does."""
         ours = {name: "_class_name" in own for name, own in config["components"].items()}
-        return {f"{name}.": f"{name}/{'diffusion_pytorch_model' if is_ours else 'model'}.safetensors" for name, is_ours in ours.items()}
+        return {
+            f"{name}.": f"{name}/{'diffusion_pytorch_model' if is_ours else 'model'}.safetensors"
+            for name, is_ours in ours.items()
+        }
 
     def load_processor(self, path: Path) -> Any:
         """Load every subfolder that holds a tokenizer, a scheduler or an image processor; None where there is none."""
-        readers = {"tokenizer_config.json": _tokenizer, "scheduler_config.json": _scheduler, "preprocessor_config.json": _images}
+        readers = {
+            "tokenizer_config.json": _tokenizer,
+            "scheduler_config.json": _scheduler,
+            "preprocessor_config.json": _images,
+        }
         found = {}
         for folder in sorted(place for place in path.iterdir() if place.is_dir()):
             for marker, read in readers.items():
@@ -125,7 +137,12 @@ class DiffusersPipeline(TextToImageFamily):
         configs = {name: _config(path / name) for name in index["components"]}
         config = {"pipeline": index["pipeline"], "components": configs}
         spec = ModelSpec(
-            name=path.name, family="diffusers", modality=self.modality, task=self.tasks[0], plugin="zoo_snapgen", config=config
+            name=path.name,
+            family="diffusers",
+            modality=self.modality,
+            task=self.tasks[0],
+            plugin="zoo_snapgen",
+            config=config,
         )
         kept = str(dtype or "").removeprefix("torch.") or _stored(path, configs)
         if device == "meta":
@@ -156,7 +173,11 @@ class DiffusersPipeline(TextToImageFamily):
         _write_json(path / INDEX, index)
         for name, own in config["components"].items():
             _write_json(path / name / "config.json", own)
-        return "its classes come with zoo (after `import zoo_snapgen.pipeline` it can)" if cls.__name__ in classes.own() else ""
+        return (
+            "its classes come with zoo (after `import zoo_snapgen.pipeline` it can)"
+            if cls.__name__ in classes.own()
+            else ""
+        )
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -177,7 +198,9 @@ def _index(path: Path) -> dict[str, Any]:
         if library not in ("diffusers", "transformers") and not ours:
             if part in cls._optional_components:  # such as a safety checker, whose class is the pipeline's private one
                 continue
-            raise ArtifactError(f"{where} names the library {str(library)[:80]!r}; zoo runs no code but that of diffusers and transformers.")
+            raise ArtifactError(
+                f"{where} names the library {str(library)[:80]!r}; zoo runs no code but that of diffusers and transformers."
+            )
         found = classes.find(kind, classes.COMPONENTS + classes.OTHERS, where=where)
         if not part.isidentifier():
             raise ArtifactError(f"{where} is not the name of a component.")
@@ -217,7 +240,9 @@ def _weights(folder: Path) -> list[Path]:
 
 def _stored(path: Path, configs: Mapping[str, Any]) -> str:
     """The dtype of the components' weights where they have one, else float32, which holds all."""
-    kinds = {about["dtype"] for name in configs for file in _weights(path / name) for about in header.read(file).values()}
+    kinds = {
+        about["dtype"] for name in configs for file in _weights(path / name) for about in header.read(file).values()
+    }
     floats = [STORED[kind] for kind in kinds if kind in STORED]
     return floats[0] if len(floats) == 1 else "float32"
 
@@ -235,7 +260,9 @@ def _load_component(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
         raise ArtifactError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     missing = sorted(report["missing_keys"]) + [str(one) for one in report["mismatched_keys"]]
     if missing:
-        raise ArtifactError(f"{folder}: tensor {missing[0]!r} is missing or of another shape; the model of its config.json has it.")
+        raise ArtifactError(
+            f"{folder}: tensor {missing[0]!r} is missing or of another shape; the model of its config.json has it."
+        )
     return module  # type: ignore[no-any-return]
 
 
@@ -261,7 +288,9 @@ def _tokenizer(folder: Path) -> Any:
 
     config = _json(folder / "tokenizer_config.json")
     if config.get("auto_map"):
-        raise ArtifactError(f"{folder / 'tokenizer_config.json'} asks for remote code; zoo never runs code from a checkpoint.")
+        raise ArtifactError(
+            f"{folder / 'tokenizer_config.json'} asks for remote code; zoo never runs code from a checkpoint."
+        )
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -310,7 +339,11 @@ def _tensors(module: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _numbers(module: nn.Module) -> dict[str, int | float]:
-    found = {name: value for name, value in vars(module).items() if isinstance(value, int | float) and not name.startswith("_")}
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, int | float) and not name.startswith("_")
+    }
     return {name: value for name, value in found.items() if not isinstance(value, bool)}
 
 

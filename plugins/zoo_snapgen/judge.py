@@ -33,10 +33,19 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.AvgPool2d(2), nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(768, FEATURES), nn.ReLU(),
-        )  # fmt: skip
+            nn.AvgPool2d(2),
+            nn.Conv2d(1, 24, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(24, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 48, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(768, FEATURES),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(FEATURES, 10)
 
     def forward(self, pixels_N1HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

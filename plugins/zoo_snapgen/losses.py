@@ -23,7 +23,9 @@ class SquaredError(RowLoss):
     needs_teacher: ClassVar[bool] = False
     needs_target: ClassVar[bool] = True
 
-    def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any) -> torch.Tensor:
+    def __call__(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any
+    ) -> torch.Tensor:
         assert rows.target is not None
         return _distance(student_NV, rows.target)
 
@@ -45,7 +47,9 @@ class VelocityKD(RowLoss):
 
     kind: ClassVar[str] = "velocity"
 
-    def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any) -> torch.Tensor:
+    def __call__(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any
+    ) -> torch.Tensor:
         assert teacher_NV is not None
         return _distance(student_NV, teacher_NV)
 
@@ -63,7 +67,9 @@ class TimestepAware(RowLoss):
     class Options(LossOptions):
         floor: float = Field(0.0, ge=0, le=1, description="least weight of the data, at any time")
 
-    def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Options) -> torch.Tensor:
+    def __call__(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Options
+    ) -> torch.Tensor:
         assert teacher_NV is not None and rows.target is not None and rows.time is not None
         task_N, taught_N = _distance(student_NV, rows.target), _distance(student_NV, teacher_NV)
         ratio_N = (task_N / taught_N.clamp_min(1e-12)).detach().clamp(1 / MOST, MOST)

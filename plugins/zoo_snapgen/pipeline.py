@@ -30,9 +30,13 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
     model_cpu_offload_seq = "text_encoder->unet->decoder"
 
     def __init__(
-        self, unet: SnapGenUNet, decoder: SnapGenDecoder, text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase, scheduler: FlowMatchEulerDiscreteScheduler,
-    ) -> None:  # fmt: skip
+        self,
+        unet: SnapGenUNet,
+        decoder: SnapGenDecoder,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+    ) -> None:
         super().__init__()
         self.register_modules(
             unet=unet, decoder=decoder, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
@@ -90,7 +94,9 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         states_BTD: torch.Tensor = self.text_encoder(torch.tensor(ids, device=self._execution_device))[0]
         return states_BTD
 
-    def _velocity(self, x_BCHW: torch.Tensor, time: torch.Tensor, states_BTD: torch.Tensor, guidance: float) -> torch.Tensor:
+    def _velocity(
+        self, x_BCHW: torch.Tensor, time: torch.Tensor, states_BTD: torch.Tensor, guidance: float
+    ) -> torch.Tensor:
         if guidance == 1:
             return self.unet(x_BCHW, time, states_BTD, return_dict=False)[0]  # type: ignore[no-any-return]
         both = self.unet(torch.cat((x_BCHW, x_BCHW)), time, states_BTD, return_dict=False)[0]

@@ -18,7 +18,9 @@ def word_tokenizer(words: Sequence[str], *, length: int) -> Any:
 
     tokens = (*SPECIAL, *words)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=SPECIAL[1]))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
     )
@@ -27,5 +29,10 @@ def word_tokenizer(words: Sequence[str], *, length: int) -> Any:
     )
     pad, unknown, start, end = SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, bos_token=start, eos_token=end, model_max_length=length
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        unk_token=unknown,
+        bos_token=start,
+        eos_token=end,
+        model_max_length=length,
     )

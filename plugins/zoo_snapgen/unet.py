@@ -168,9 +168,18 @@ class Transformer2D(nn.Module):
     """Transformer blocks over the positions of a feature map; the whole is added to its input."""
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, depth: int, *, context: int, inner: int, groups: int,
-        self_attention: bool, theta: float,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        depth: int,
+        *,
+        context: int,
+        inner: int,
+        groups: int,
+        self_attention: bool,
+        theta: float,
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
@@ -212,13 +221,17 @@ class Resample(nn.Module):
 class DownStage(nn.Module):
     """Residual blocks, each with its transformer, or transformers alone; then half the resolution."""
 
-    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], resample: nn.Module | None) -> None:
+    def __init__(
+        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], resample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
         self.downsamplers = nn.ModuleList([resample] if resample else [])
 
-    def forward(self, x: torch.Tensor, time_BD: torch.Tensor, text_BTD: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, time_BD: torch.Tensor, text_BTD: torch.Tensor, skips: list[torch.Tensor]
+    ) -> torch.Tensor:
         for index in range(max(len(self.resnets), len(self.attentions))):
             if index < len(self.resnets):
                 x = self.resnets[index](x, time_BD)
@@ -250,13 +263,17 @@ class MidStage(nn.Module):
 class UpStage(nn.Module):
     """Residual blocks that also read the skips of the way down, each with its transformer, then twice the resolution."""
 
-    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], resample: nn.Module | None) -> None:
+    def __init__(
+        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], resample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
         self.upsamplers = nn.ModuleList([resample] if resample else [])
 
-    def forward(self, x: torch.Tensor, time_BD: torch.Tensor, text_BTD: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, time_BD: torch.Tensor, text_BTD: torch.Tensor, skips: list[torch.Tensor]
+    ) -> torch.Tensor:
         for index, resnet in enumerate(self.resnets):
             x = resnet(torch.cat((x, skips.pop()), dim=1), time_BD)
             if index < len(self.attentions):
@@ -324,10 +341,16 @@ class SnapGenUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         def transformer(stage: int) -> Transformer2D:
             width = widths[stage]
             return Transformer2D(
-                width, attention_head_dim[stage], num_kv_heads, transformer_layers_per_block[stage],
-                context=cross_attention_dim, inner=ff_mult * width, groups=norm_num_groups,
-                self_attention=self_attention[stage], theta=rope_theta,
-            )  # fmt: skip
+                width,
+                attention_head_dim[stage],
+                num_kv_heads,
+                transformer_layers_per_block[stage],
+                context=cross_attention_dim,
+                inner=ff_mult * width,
+                groups=norm_num_groups,
+                self_attention=self_attention[stage],
+                theta=rope_theta,
+            )
 
         self.down_blocks = nn.ModuleList()
         skips, channels = [widths[0]], widths[0]
@@ -360,7 +383,11 @@ class SnapGenUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float, encoder_hidden_states: torch.Tensor, return_dict: bool = True
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = True,
     ) -> UNetOutput | tuple[torch.Tensor]:
         """Predict the velocity.
 

@@ -97,7 +97,11 @@ class TimmVision(VisionFamily):
         with torch.no_grad():
             for name, tensor in _tensors(module).items():
                 fresh = own.get(name)
-                if fresh is not None and fresh.dim() == tensor.dim() and all(a >= b for a, b in zip(fresh.shape, tensor.shape, strict=True)):
+                if (
+                    fresh is not None
+                    and fresh.dim() == tensor.dim()
+                    and all(a >= b for a, b in zip(fresh.shape, tensor.shape, strict=True))
+                ):
                     tensor.copy_(fresh[tuple(slice(size) for size in tensor.shape)])
 
     def anatomy(self, module: nn.Module) -> Anatomy:
@@ -140,8 +144,12 @@ class TimmVision(VisionFamily):
         about: Mapping[str, Any] = module.pretrained_cfg
         count = int(getattr(module, "num_classes", 0))
         if count < 1:
-            raise RequestError(f"{model.spec.name} has no classes, only features. Give it some: {model.spec.name}?num_classes=10.")
-        names = about.get("label_names") or _imagenet(str(about.get("tag") or ""), model.spec.config["architecture"], count)
+            raise RequestError(
+                f"{model.spec.name} has no classes, only features. Give it some: {model.spec.name}?num_classes=10."
+            )
+        names = about.get("label_names") or _imagenet(
+            str(about.get("tag") or ""), model.spec.config["architecture"], count
+        )
         names = [names[i] for i in sorted(names, key=int)] if isinstance(names, Mapping) else list(names)
         said = about.get("label_descriptions") or {}
         return [str(said.get(name, name)) for name in names] if len(names) == count else [str(i) for i in range(count)]
@@ -157,13 +165,24 @@ class TimmVision(VisionFamily):
         from zoo.loading import build_empty, build_skeleton
 
         config = _read_config(path)
-        spec = ModelSpec(path.name, "timm", self.modality, TASK, plugin="zoo_timm", config=config,
-                         license=str(config["pretrained_cfg"].get("license") or ""))  # fmt: skip
+        spec = ModelSpec(
+            path.name,
+            "timm",
+            self.modality,
+            TASK,
+            plugin="zoo_timm",
+            config=config,
+            license=str(config["pretrained_cfg"].get("license") or ""),
+        )
         file = path / artifact.WEIGHTS
         if not file.is_file():
             raise ArtifactError(f"{path} holds no {artifact.WEIGHTS}; pickled weights and other formats are not read.")
         kinds = [about["dtype"] for about in header.read(file).values()]
-        run = str(dtype).removeprefix("torch.") if dtype else next((DTYPES[kind] for kind in kinds if kind in DTYPES), "float32")
+        run = (
+            str(dtype).removeprefix("torch.")
+            if dtype
+            else next((DTYPES[kind] for kind in kinds if kind in DTYPES), "float32")
+        )
         if device == "meta":
             return replace(build_skeleton(self, spec, (), dtype=run), origin=str(path))
         model = build_empty(self, spec, (), dtype=run, stored=run)
@@ -186,8 +205,13 @@ class TimmVision(VisionFamily):
             return found
         about: Any = plain
         prepared = {**about.pretrained_cfg, "num_classes": about.num_classes, "custom_load": False}
-        written = {"architecture": prepared.pop("architecture"), "num_classes": about.num_classes,
-                   "num_features": about.num_features, "model_args": arguments, "pretrained_cfg": prepared}  # fmt: skip
+        written = {
+            "architecture": prepared.pop("architecture"),
+            "num_classes": about.num_classes,
+            "num_features": about.num_features,
+            "model_args": arguments,
+            "pretrained_cfg": prepared,
+        }
         (path / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return ""
 
@@ -202,7 +226,11 @@ def _published(name: str) -> Any:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown(name)
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model_pretrained(name) or name == architecture else None
+    known = (
+        timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if timm.is_model_pretrained(name) or name == architecture
+        else None
+    )
     if known is None:
         tags = timm.list_pretrained(f"{architecture}.*")
         raise UnknownName(f"timm has no weights {name!r}.{nearest(name, tags)} There is: {', '.join(tags) or 'none'}.")
@@ -213,7 +241,9 @@ def _unknown(name: str) -> UnknownName:
     import timm
 
     names = timm.list_models()
-    return UnknownName(f"timm has no architecture {name!r}.{nearest(name, names)} timm.list_models() names all {len(names)}.")
+    return UnknownName(
+        f"timm has no architecture {name!r}.{nearest(name, names)} timm.list_models() names all {len(names)}."
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -319,7 +349,9 @@ def _first_difference(module: nn.Module, plain: nn.Module) -> str:
 def _shapes(module: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape of every tensor, and the first name of the same one."""
     first: dict[int, str] = {}
-    return {name: (tuple(t.shape), first.setdefault(id(t), name)) for name, t in module.state_dict(keep_vars=True).items()}
+    return {
+        name: (tuple(t.shape), first.setdefault(id(t), name)) for name, t in module.state_dict(keep_vars=True).items()
+    }
 
 
 def _numbers(part: nn.Module) -> dict[str, int]:

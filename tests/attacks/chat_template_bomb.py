@@ -25,5 +25,7 @@ def prepare(place: Path, canary: Path) -> Commands:
         evil = Path(shutil.copytree(folder, place / f"bomb{number}"))
         change(evil / "tokenizer_config.json", chat_template=bomb)
         (evil / "chat_template.jinja").write_text(bomb)
-        commands += chats(evil, "^error: The chat template of bomb. (was stopped: it takes more than 2 seconds or 256 MB|fails: )")
+        commands += chats(
+            evil, "^error: The chat template of bomb. (was stopped: it takes more than 2 seconds or 256 MB|fails: )"
+        )
     return commands

@@ -11,5 +11,8 @@ from victim import Commands, all_of, change, checkpoint, code
 def prepare(place: Path, canary: Path) -> Commands:
     folder = checkpoint(place)
     (folder / "modeling_evil.py").write_text(code(canary))
-    change(folder / "config.json", auto_map={"AutoConfig": "modeling_evil.Config", "AutoModelForCausalLM": "modeling_evil.Model"})
+    change(
+        folder / "config.json",
+        auto_map={"AutoConfig": "modeling_evil.Config", "AutoModelForCausalLM": "modeling_evil.Model"},
+    )
     return all_of(folder, "asks for remote code")

@@ -10,7 +10,9 @@ from victim import Commands, all_of, artifact, change, checkpoint, manifest, sea
 
 def prepare(place: Path, canary: Path) -> Commands:
     commands = []
-    for number, key in enumerate(("_attn_implementation", "attn_implementation", "_attn_implementation_internal", "_experts_implementation")):
+    for number, key in enumerate(
+        ("_attn_implementation", "attn_implementation", "_attn_implementation_internal", "_experts_implementation")
+    ):
         (place / str(number)).mkdir()
         folder = checkpoint(place / str(number))
         change(folder / "config.json", **{key: "evil-org/evil-attention"})

@@ -13,7 +13,10 @@ def prepare(place: Path, canary: Path) -> Commands:
     head, body = header(folder / "model.safetensors")
     evil = f"__import__('pathlib').Path({str(canary)!r}).touch()"
     name = sorted(name for name in head if name != "__metadata__")[0]
-    head = {"__metadata__": {"format": evil, "shape": evil}, **{(evil if key == name else key): value for key, value in head.items() if key != "__metadata__"}}
+    head = {
+        "__metadata__": {"format": evil, "shape": evil},
+        **{(evil if key == name else key): value for key, value in head.items() if key != "__metadata__"},
+    }
     write(folder / "model.safetensors", head, body)
     seal(folder)
     return all_of(folder, "tensor .* is (missing|not part of the model)")

@@ -12,7 +12,11 @@ def prepare(place: Path, canary: Path) -> Commands:
     folder = artifact(place)
     head, body = header(folder / "model.safetensors")
     names = sorted(name for name in head if name != "__metadata__")
-    same = [name for name in names if head[name]["shape"] == head[names[-1]]["shape"] and head[name]["dtype"] == head[names[-1]]["dtype"]]
+    same = [
+        name
+        for name in names
+        if head[name]["shape"] == head[names[-1]]["shape"] and head[name]["dtype"] == head[names[-1]]["dtype"]
+    ]
     head[same[0]]["data_offsets"] = head[same[-1]]["data_offsets"]
     write(folder / "model.safetensors", head, body)
     seal(folder)

@@ -10,7 +10,9 @@ from victim import Commands, all_of, artifact, manifest, seal
 
 def prepare(place: Path, canary: Path) -> Commands:
     commands = []
-    for number, name in enumerate(("/etc/passwd", "../../../../../../etc/passwd", "a/../../x", "..", "", "C:\\x", "\x00")):
+    for number, name in enumerate(
+        ("/etc/passwd", "../../../../../../etc/passwd", "a/../../x", "..", "", "C:\\x", "\x00")
+    ):
         (place / str(number)).mkdir()
         folder = artifact(place / str(number))
         data = manifest(folder)

@@ -14,9 +14,13 @@ def prepare(place: Path, canary: Path) -> Commands:
     head = f'[recipe]\nname = "x"\n[model]\nname = "{folder}"\n[data]\ntrain = "words.txt"\n'
     (place / "words.txt").write_text("w5 w6 w7 " * 500)
     bodies = [
-        '[[stage]]\nuse = "evil:run"', '[[stage]]\nuse = "os.system"', '[[stage]]\nuse = "zoo_compress.share:ShareFFN"',
-        '[[stage]]\nuse = "distill"\nloss = [{ use = "evil:loss" }]', '[[stage]]\nuse = "distill"\nteacher = "evil:teacher"',
-        '[[stage]]\nuse = "inherit"\nlayers = "__import__(\'os\')"', '[evaluate]\ntasks = ["evil:task"]\n[[stage]]\nuse = "quantize.int8"',
+        '[[stage]]\nuse = "evil:run"',
+        '[[stage]]\nuse = "os.system"',
+        '[[stage]]\nuse = "zoo_compress.share:ShareFFN"',
+        '[[stage]]\nuse = "distill"\nloss = [{ use = "evil:loss" }]',
+        '[[stage]]\nuse = "distill"\nteacher = "evil:teacher"',
+        '[[stage]]\nuse = "inherit"\nlayers = "__import__(\'os\')"',
+        '[evaluate]\ntasks = ["evil:task"]\n[[stage]]\nuse = "quantize.int8"',
     ]
     commands = []
     for number, body in enumerate(bodies):

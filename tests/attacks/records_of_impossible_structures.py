@@ -11,8 +11,15 @@ from victim import Commands, all_of, artifact, manifest, seal
 def prepare(place: Path, canary: Path) -> Commands:
     commands = []
     changes = [
-        (0, {"kept": [10**9]}), (0, {"layers": {"language": list(range(100_000))}}), (0, {"language": [-1]}), (0, {}), (0, {"stacks": None}),
-        (1, {"modules": ["forward"]}), (1, {"modules": {"__class__": 8}}), (1, {"modules": ["model.layers.0.__init__"] * 1000}), (1, []),
+        (0, {"kept": [10**9]}),
+        (0, {"layers": {"language": list(range(100_000))}}),
+        (0, {"language": [-1]}),
+        (0, {}),
+        (0, {"stacks": None}),
+        (1, {"modules": ["forward"]}),
+        (1, {"modules": {"__class__": 8}}),
+        (1, {"modules": ["model.layers.0.__init__"] * 1000}),
+        (1, []),
     ]
     for number, (stage, record) in enumerate(changes):
         (place / str(number)).mkdir()

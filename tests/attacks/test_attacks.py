@@ -68,12 +68,16 @@ def test_it_is_refused_and_nothing_happens(name: str, folder: Path, zygote: Zygo
         shown = f"zoo {' '.join(args)}: {done.code}\n{done.out[-500:]}\n{done.err[-1500:]}"
         assert "Traceback" not in done.err and "unexpected" not in done.err and done.code >= 0, shown
         printed = done.err + ("" if args[0] == "run" else done.out)  # what a model writes is the model's
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed), "control characters reach the terminal: " + repr(shown)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed), (
+            "control characters reach the terminal: " + repr(shown)
+        )
         assert not canary.exists(), "code of the attack ran: " + shown
         assert not notes.exists(), notes.read_text() + shown
         if says:
             errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-            assert done.code in (1, 2) and len(errors) == 1 and re.search(says, errors[0]) and len(errors[0]) < 1000, shown
+            assert done.code in (1, 2) and len(errors) == 1 and re.search(says, errors[0]) and len(errors[0]) < 1000, (
+                shown
+            )
 
 
 def test_the_watch_sees_what_attacks_are_after(folder: Path, zygote: Zygote):
@@ -81,7 +85,9 @@ def test_the_watch_sees_what_attacks_are_after(folder: Path, zygote: Zygote):
     place, notes, outside = folder / "guard", folder / "guard.notes", folder / "outside"
     place.mkdir()
     acts = f"import pickle, subprocess; pickle.loads(pickle.dumps(subprocess.Popen)); subprocess.run(['true']); open({str(outside)!r}, 'w')"
-    done = zygote.run("list", cwd=place, setup=WATCH.format(place=str(place), notes=str(notes), memory=BYTES, seconds=SECONDS) + acts)
+    done = zygote.run(
+        "list", cwd=place, setup=WATCH.format(place=str(place), notes=str(notes), memory=BYTES, seconds=SECONDS) + acts
+    )
     assert done.code == 0, done.err
     seen = {line.split()[0] for line in notes.read_text().splitlines()}
     assert {"pickle.find_class", "subprocess.Popen", "open"} <= seen

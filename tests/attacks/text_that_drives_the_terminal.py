@@ -16,4 +16,9 @@ def prepare(place: Path, canary: Path) -> Commands:
     data["notes"] = {evil: evil}
     data["lineage"][0]["options"] = {evil: evil}
     seal(folder, data)
-    return [(["info", str(folder)], ""), (["inspect", str(folder)], ""), (["verify", str(folder)], ""), *all_of(folder, "")]
+    return [
+        (["info", str(folder)], ""),
+        (["inspect", str(folder)], ""),
+        (["verify", str(folder)], ""),
+        *all_of(folder, ""),
+    ]

@@ -12,7 +12,11 @@ from victim import Commands, all_of, change, checkpoint, code
 def prepare(place: Path, canary: Path) -> Commands:
     folder = checkpoint(place)
     (folder / "tokenization_evil.py").write_text(code(canary))
-    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_evil.Tokenizer", None]}, tokenizer_class="tokenization_evil.Tokenizer")
+    change(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["tokenization_evil.Tokenizer", None]},
+        tokenizer_class="tokenization_evil.Tokenizer",
+    )
     other = Path(shutil.copytree(folder, place / "other"))
     change(other / "tokenizer_config.json", auto_map=None, tokenizer_class="os.system")
     return [*all_of(folder, ""), *all_of(other, "")]

@@ -43,7 +43,11 @@ def checkpoint(place: Path) -> Path:
 
 def all_of(folder: Path, says: str, *, runs: bool = True) -> Commands:
     """The commands somebody would try on a model folder; `says` is expected of those that read all of it."""
-    return [(["run", str(folder), "--prompt", "w5 w6", "--max-new-tokens", "2"], says)] if runs else [(["info", str(folder)], says)]
+    return (
+        [(["run", str(folder), "--prompt", "w5 w6", "--max-new-tokens", "2"], says)]
+        if runs
+        else [(["info", str(folder)], says)]
+    )
 
 
 def chats(folder: Path, says: str) -> Commands:
@@ -67,7 +71,10 @@ def seal(folder: Path, data: dict[str, Any] | None = None) -> None:
     for name in data["files"]:
         file = folder / name
         if file.is_file():
-            data["files"][name] = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
+            data["files"][name] = {
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                "bytes": file.stat().st_size,
+            }
     (folder / "zoo.json").write_text(manifest_text(data))
 
 

@@ -62,11 +62,15 @@ def test_list_json_has_every_key():
 
 @pytest.mark.parametrize(
     ("args", "found"),
-    [(["--max-params", "10k"], {"small"}), (["--license", "mit-0"], {"small", "large"}), (["--family", "none"], set()),
-     (["--modality", "TEXT", "--family", "LLAMA", "--license", "mit-0"], {"small", "large"}),
-     (["--license", "MIT-0", "--max-params", "1.5B"], {"small"}),
-     (["--modality", "text", "--license", "MIT-0"], {"small", "large"})],
-)  # fmt: skip
+    [
+        (["--max-params", "10k"], {"small"}),
+        (["--license", "mit-0"], {"small", "large"}),
+        (["--family", "none"], set()),
+        (["--modality", "TEXT", "--family", "LLAMA", "--license", "mit-0"], {"small", "large"}),
+        (["--license", "MIT-0", "--max-params", "1.5B"], {"small"}),
+        (["--modality", "text", "--license", "MIT-0"], {"small", "large"}),
+    ],
+)
 def test_list_filters(tmp_path: Path, args: list[str], found: set[str]):
     for name, params in (("small", 1_000), ("large", 2_000_000_000)):
         install(tmp_path, f"out_{name}", registry=MODEL.format(name=name, params=params).replace('"MIT"', '"MIT-0"'))
@@ -78,7 +82,10 @@ def test_list_filters(tmp_path: Path, args: list[str], found: set[str]):
 def test_list_says_which_filter_fits_nothing():
     done = zoo("list", "--modality", "txt")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "No model has modality 'txt'. Did you mean 'text'? There is: text, text-to-image, vision-language.\n"
+    assert (
+        done.stderr
+        == "No model has modality 'txt'. Did you mean 'text'? There is: text, text-to-image, vision-language.\n"
+    )
     assert json.loads(zoo("list", "--modality", "txt", "--json").stdout) == []
 
 
@@ -122,8 +129,16 @@ def test_info_of_a_compressed_model_says_what_it_has_now(tmp_path: Path):
     model.save(place / "stages" / "01-inherit")  # as a run leaves it beside its result
     facts = json.loads(zoo("info", str(place), "--json").stdout)
     heads = model.anatomy.stack().blocks[0].attention
-    assert facts["shape"] == {"layers": 3, "width": 192, "heads": 3, "kv_heads": heads.kv_heads, "head_dim": heads.head_dim, "ffn": 384,
-                              "vocabulary": model.spec.config["vocab_size"], "context": model.spec.config["max_position_embeddings"]}  # fmt: skip
+    assert facts["shape"] == {
+        "layers": 3,
+        "width": 192,
+        "heads": 3,
+        "kv_heads": heads.kv_heads,
+        "head_dim": heads.head_dim,
+        "ffn": 384,
+        "vocabulary": model.spec.config["vocab_size"],
+        "context": model.spec.config["max_position_embeddings"],
+    }
     assert facts["bytes"] == model.bytes and facts["stages"] == "inherit, prune.structured, quantize.int8"
     assert facts["kv_cache_bytes_per_token"] == 3 * 2 * heads.kv_heads * heads.head_dim * 4
     assert facts["memory_bytes"] == {}  # the weights are packed: what they take is `bytes`
@@ -187,8 +202,10 @@ def test_plugins_info_says_what_one_adds():
 
 def test_a_broken_plugin_is_one_line_and_the_rest_goes_on(tmp_path: Path):
     package = install(tmp_path, "out_broken", registry="[[model]]\n")
-    fault = (f"{package / 'registry.toml'}, [[model]] 1: 'name' is missing. "
-             "Needed keys: name, family, modality, task, params, license, summary.")  # fmt: skip
+    fault = (
+        f"{package / 'registry.toml'}, [[model]] 1: 'name' is missing. "
+        "Needed keys: name, family, modality, task, params, license, summary."
+    )
     done = zoo("list", site=tmp_path)
     assert done.returncode == 0 and "tiny-code" in done.stdout
     assert done.stderr == f"warning: plugin out_broken: {fault}\n"
@@ -204,7 +221,10 @@ def test_no_plugins_leaves_the_shell():
     done = zoo("plugins", "--json", ZOO_PLUGINS="")
     assert [plugin["name"] for plugin in json.loads(done.stdout)] == ["zoo"]
     done = zoo("plan", ZOO_PLUGINS="")
-    assert done.returncode == 2 and done.stderr == "error: Command 'plan' comes with plugin zoo_compress, which ZOO_PLUGINS leaves out.\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: Command 'plan' comes with plugin zoo_compress, which ZOO_PLUGINS leaves out.\n"
+    )
     assert zoo("list", ZOO_PLUGINS="").stderr == "The catalogue is empty.\n"
 
 
@@ -215,37 +235,52 @@ def test_no_plugins_leaves_the_shell():
     ("args", "sentence"),
     [
         (["info", "tiny-cod"], "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}."),
-        (["run", "tiny-cod", "-p", "x"],
-         "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}."),
+        (
+            ["run", "tiny-cod", "-p", "x"],
+            "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}.",
+        ),
         (["info", "./no/such"], "There is no directory ./no/such, and no model of that name."),
         (["info", "."], ". holds no model: neither zoo.json nor config.json is in it."),
         (["run", "tiny-code"], "There is no prompt. Give one with --prompt TEXT, or pipe text in."),
-        (["eval", "tiny-code", "--task", "perplexit"],
-         "No evaluator named 'perplexit'. Did you mean 'perplexity'? Evaluators: {evaluators}."),
+        (
+            ["eval", "tiny-code", "--task", "perplexit"],
+            "No evaluator named 'perplexit'. Did you mean 'perplexity'? Evaluators: {evaluators}.",
+        ),
         (["list", "--max-params", "big"], "'big' is not a parameter count. Write it like 135000000, 135M or 1.5B."),
         (["verify", "no-such-dir"], "There is no directory no-such-dir."),
-        (["plugins", "info", "zoo_sl"],
-         "No plugin named 'zoo_sl'. Did you mean 'zoo_slm'? `zoo plugins` shows all {plugins}."),
+        (
+            ["plugins", "info", "zoo_sl"],
+            "No plugin named 'zoo_sl'. Did you mean 'zoo_slm'? `zoo plugins` shows all {plugins}.",
+        ),
         (["lst"], "No command named 'lst'. Did you mean 'list'? Commands: {commands}."),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_request_is_one_sentence(tmp_path: Path, args: list[str], sentence: str):
     found = json.loads(zoo("plugins", "--json", site=tmp_path).stdout)
     names = {kind: [name for plugin in found for name in plugin["declares"][kind]] for kind in found[0]["declares"]}
     done = zoo(*args, site=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: {}\n".format(
-        sentence.format(models=len(names["model"]), plugins=len(found), evaluators=", ".join(names["evaluator"]),
-                        commands=", ".join(names["command"]))
-    )  # fmt: skip
+        sentence.format(
+            models=len(names["model"]),
+            plugins=len(found),
+            evaluators=", ".join(names["evaluator"]),
+            commands=", ".join(names["command"]),
+        )
+    )
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
-    [(["list", "--modalty", "x"], "--modality"), (["info"], "MODEL"), (["plugins", "inf"], "'info'"),
-     (["run", "x", "--temperature", "-1"], "--temperature"), (["--nope"], "--nope"),
-     (["run", "x", "--max-new-tokens", "0"], "--max-new-tokens")],
-)  # fmt: skip
+    [
+        (["list", "--modalty", "x"], "--modality"),
+        (["info"], "MODEL"),
+        (["plugins", "inf"], "'info'"),
+        (["run", "x", "--temperature", "-1"], "--temperature"),
+        (["--nope"], "--nope"),
+        (["run", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
+    ],
+)
 def test_wrong_options_are_refused_before_any_work(args: list[str], says: str):
     done = zoo(*args)
     assert (done.returncode, done.stdout) == (2, "")
@@ -258,11 +293,16 @@ def test_an_unexpected_error_is_one_line_and_v_shows_the_traceback(tmp_path: Pat
     add_command(tmp_path, "crash", 'def command() -> None:\n    "Crash."\n    raise ValueError("two\\nlines")\n')
     done = zoo("crash", site=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: unexpected ValueError: two lines, in plugin out_crash (run again with -v for the traceback)\n"
+    assert (
+        done.stderr
+        == "error: unexpected ValueError: two lines, in plugin out_crash (run again with -v for the traceback)\n"
+    )
     for args in (["-v", "crash"], ["crash", "-v"]):
         done = zoo(*args, site=tmp_path)
         assert done.returncode == 1
-        assert done.stderr.startswith("Traceback") and done.stderr.endswith("error: unexpected ValueError: two lines, in plugin out_crash\n")
+        assert done.stderr.startswith("Traceback") and done.stderr.endswith(
+            "error: unexpected ValueError: two lines, in plugin out_crash\n"
+        )
 
 
 def test_an_interrupt_is_a_sentence_and_130(tmp_path: Path):
@@ -308,7 +348,9 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
 
 def test_a_full_disk_behind_stdout_is_a_sentence():
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "zoo", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert (done.returncode, done.stderr) == (2, "error: the output cannot be written: No space left on device.\n")
 
 
@@ -334,8 +376,9 @@ def test_help_lists_declared_commands_without_importing_them(tmp_path: Path):
         assert "..." not in done.stdout.partition("Commands:")[2]
     done = zoo("wonder", site=tmp_path)
     assert (done.returncode, done.stderr) == (
-        1, "error: Plugin out_help cannot be used: out_help.plugin cannot be imported: SystemExit: imported\n"
-    )  # fmt: skip
+        1,
+        "error: Plugin out_help cannot be used: out_help.plugin cannot be imported: SystemExit: imported\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,8 +420,13 @@ def test_colour_only_on_a_terminal_that_wants_it():
     def on_a_terminal(**env: str) -> str:
         master, slave = pty.openpty()
         inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
-        with subprocess.Popen([sys.executable, "-m", "zoo", "lst"], stderr=slave, stdin=slave, stdout=slave,
-                              env={**inherited, "TERM": "xterm", **env}):  # fmt: skip
+        with subprocess.Popen(
+            [sys.executable, "-m", "zoo", "lst"],
+            stderr=slave,
+            stdin=slave,
+            stdout=slave,
+            env={**inherited, "TERM": "xterm", **env},
+        ):
             os.close(slave)
             time.sleep(0.1)
             text = b""

@@ -23,7 +23,9 @@ from zoo.cli.installer import reason
 
 API = 'api = ">=1,<2"\n'
 LOSS = API + '[[loss]]\nname = "{name}"\nsummary = "Made up for a test"\n'
-MODEL = API + """
+MODEL = (
+    API
+    + """
 [[model]]
 name = "{name}"
 family = "llama"
@@ -33,6 +35,7 @@ license = "MIT"
 params = 1
 summary = "Made up for a test"
 """
+)
 CODE = """
 from zoo.hooks import hookimpl
 
@@ -58,19 +61,42 @@ class User:
         return self.run("-m", "zoo", *args, stdin=stdin, **env)
 
     def run(self, *args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.python, *args], input=stdin, capture_output=True, text=True, timeout=300,
-                              cwd=self.home, env={**self.env(), **env})  # fmt: skip
+        return subprocess.run(
+            [self.python, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=self.home,
+            env={**self.env(), **env},
+        )
 
     def env(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ZOO_", "PYTHONPATH", "PIP_", "UV_"))}
-        return {**kept, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull,
-                "PIP_NO_BUILD_ISOLATION": "0", "ZOO_CONFIG_DIR": str(self.home / "config"), "COLUMNS": "300"}  # fmt: skip
+        return {
+            **kept,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.wheels),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "ZOO_CONFIG_DIR": str(self.home / "config"),
+            "COLUMNS": "300",
+        }
 
     def plugins(self, *args: str) -> dict[str, dict]:
         return {plugin["name"]: plugin for plugin in json.loads(self.zoo("plugins", "list", "--json", *args).stdout)}
 
-    def wheel(self, name: str, version: str = "1.0", *, registry: str | None = None, code: str | None = "",
-              requires: tuple[str, ...] = (), metadata: str = "", entries: str | None = None) -> Path:  # fmt: skip
+    def wheel(
+        self,
+        name: str,
+        version: str = "1.0",
+        *,
+        registry: str | None = None,
+        code: str | None = "",
+        requires: tuple[str, ...] = (),
+        metadata: str = "",
+        entries: str | None = None,
+    ) -> Path:
         """Write a wheel, which is a zip with a few files of metadata: a plugin that declares one loss, if not told otherwise."""
         package = name.replace("-", "_")
         registry = LOSS.format(name=f"{name}-loss") if registry is None else registry
@@ -106,7 +132,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip())
-    for name in ("setuptools", "pkg_resources", "_distutils_hack"):  # an old one would hide the newer one that torch needs
+    # an old one would hide the newer one that torch needs
+    for name in ("setuptools", "pkg_resources", "_distutils_hack"):
         shutil.rmtree(site / name, ignore_errors=True)
     for path in [*site.glob("setuptools-*"), *site.glob("distutils-*.pth")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -134,8 +161,14 @@ def on_a_terminal(user: User, *args: str, types: str) -> tuple[int, str]:
     import pty
 
     master, slave = pty.openpty()
-    process = subprocess.Popen([user.python, "-m", "zoo", *args], stdin=slave, stdout=slave, stderr=slave,
-                               cwd=user.home, env={**user.env(), "TERM": "dumb", "NO_COLOR": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        [user.python, "-m", "zoo", *args],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=user.home,
+        env={**user.env(), "TERM": "dumb", "NO_COLOR": "1"},
+    )
     os.close(slave)
     os.write(master, types.encode())
     shown = b""
@@ -158,7 +191,10 @@ def test_list_says_where_plugins_come_from_and_what_is_wrong_without_importing_t
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert re.fullmatch(r"out-good +out-good +1\.0 +1 loss +ok", rows["out-good"])
-    assert re.fullmatch(r"out-bad +out-bad +1\.0 +- +broken: .*registry\.toml: 'los' is not a table\. Did you mean 'loss'\?.*", rows["out-bad"])
+    assert re.fullmatch(
+        r"out-bad +out-bad +1\.0 +- +broken: .*registry\.toml: 'los' is not a table\. Did you mean 'loss'\?.*",
+        rows["out-bad"],
+    )
     assert len(rows) == len(done.stdout.splitlines())  # each once
     assert user.zoo("plugins", "list").stdout == done.stdout
 
@@ -184,9 +220,12 @@ def test_list_load_gives_each_a_process_and_a_time(user: User):
         "ends": ["-", "broken: ends the process while it is imported (exit code 0)"],
         "hangs": ["-", "broken: was not imported within 8 s"],
         "crashes": ["-", "broken: crashes Python while it is imported (SIGSEGV)"],
-        "other": ["-", "broken: declares loss 'another' in its registry.toml, but register_losses in out_other.plugin does "
-                       "not register it."],
-    }  # fmt: skip
+        "other": [
+            "-",
+            "broken: declares loss 'another' in its registry.toml, but register_losses in out_other.plugin does "
+            "not register it.",
+        ],
+    }
     for name in ("zoo", "zoo_slm", "out-good"):
         assert re.fullmatch(r"\d+ ms", rows[name][1]) and rows[name][2] == "ok"
 
@@ -195,8 +234,14 @@ def test_a_list_that_loads_can_be_interrupted(user: User):
     import signal
 
     user.unpack("out-hangs", code="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(1000)\n")
-    process = subprocess.Popen([user.python, "-m", "zoo", "plugins", "--load"], cwd=user.home, env=user.env(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [user.python, "-m", "zoo", "plugins", "--load"],
+        cwd=user.home,
+        env=user.env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     pid = user.home / "pid"
     while not (pid.exists() and pid.read_text()):
         assert process.poll() is None
@@ -208,7 +253,9 @@ def test_a_list_that_loads_can_be_interrupted(user: User):
 
 
 def test_info_shows_origin_licence_parts_and_what_they_need(user: User):
-    metadata = "License-Expression: MIT\nProject-URL: Homepage, https://example.org/out\nHome-page: https://old.example.org\n"
+    metadata = (
+        "License-Expression: MIT\nProject-URL: Homepage, https://example.org/out\nHome-page: https://old.example.org\n"
+    )
     needs = 'needs = ["typer", "no-such-thing>=2"]\n'
     path = user.wheel("out-info", registry=LOSS.format(name="out-info-loss") + needs, metadata=metadata)
     assert user.run("-m", "pip", "install", str(path)).returncode == 0
@@ -216,11 +263,18 @@ def test_info_shows_origin_licence_parts_and_what_they_need(user: User):
     assert (done.returncode, done.stderr) == (0, "")
     facts = dict(re.split(r"  +", line, maxsplit=1) for line in done.stdout.splitlines() if line)
     assert facts == {
-        "name": "out-info", "status": "ok", "distribution": "out-info", "version": "1.0", "source": str(path),
-        "license": "MIT", "home page": "https://example.org/out", "plugin API": ">=1,<2",
-        "files": str(user.site / "out_info"), "module": "out_info.plugin",
+        "name": "out-info",
+        "status": "ok",
+        "distribution": "out-info",
+        "version": "1.0",
+        "source": str(path),
+        "license": "MIT",
+        "home page": "https://example.org/out",
+        "plugin API": ">=1,<2",
+        "files": str(user.site / "out_info"),
+        "module": "out_info.plugin",
         "loss out-info-loss": "Made up for a test (needs typer, no-such-thing>=2) Not installed: pip install 'no-such-thing>=2'",
-    }  # fmt: skip
+    }
     found = json.loads(user.zoo("plugins", "info", "out-info", "--load", "--json").stdout)
     assert found["load_seconds"] > 0 and found["missing"] == {"loss out-info-loss": ["no-such-thing>=2"]}
     assert found["summaries"] == {"loss out-info-loss": "Made up for a test"}
@@ -230,7 +284,11 @@ def test_info_shows_origin_licence_parts_and_what_they_need(user: User):
 def test_metadata_cannot_draw_on_the_terminal(user: User):
     user.unpack("out-paint", metadata="License: \x1b[31mred\x1b[0m\n  and more\nHome-page: " + "x" * 5000 + "\n")
     shown = user.zoo("plugins", "info", "out-paint").stdout
-    assert "\x1b" not in shown and "license       \\x1b[31mred\\x1b[0m and more\n" in shown and max(map(len, shown.splitlines())) < 300
+    assert (
+        "\x1b" not in shown
+        and "license       \\x1b[31mred\\x1b[0m and more\n" in shown
+        and max(map(len, shown.splitlines())) < 300
+    )
 
 
 # --- install ----------------------------------------------------------------------------------------------------------
@@ -251,7 +309,10 @@ def test_install_shows_what_would_change_then_installs_and_looks(user: User):
 
     refused = user.zoo("plugins", "install", "out-good")
     assert (refused.returncode, refused.stdout) == (2, done.stdout)
-    assert refused.stderr == "error: Nothing was changed, since there is no terminal to ask on: --yes goes on without asking.\n"
+    assert (
+        refused.stderr
+        == "error: Nothing was changed, since there is no terminal to ask on: --yes goes on without asking.\n"
+    )
 
     agreed = user.zoo("plugins", "install", "out-good", "--yes")
     assert (agreed.returncode, agreed.stderr) == (0, "out-dep 2.0 is installed as well.\n")
@@ -325,7 +386,10 @@ def test_a_wheel_of_the_same_version_takes_reinstall(user: User):
     user.wheel("out-good", registry=LOSS.format(name="out-good-loss").replace("Made up", "Made anew"))
     done = user.zoo("plugins", "install", str(path), "-y")
     assert done.returncode == 0 and "out-good 1.0 is installed already: plugin out-good" in done.stdout
-    assert done.stderr == "Nothing to change: --upgrade looks for a newer version, --reinstall installs the same one anew.\n"
+    assert (
+        done.stderr
+        == "Nothing to change: --upgrade looks for a newer version, --reinstall installs the same one anew.\n"
+    )
     done = user.zoo("plugins", "install", str(path), "-y", "--reinstall")
     assert done.returncode == 0 and re.search(r"^reinstall +out-good +1\.0 +1\.0 ", done.stdout, re.MULTILINE)
     assert "Made anew" in user.zoo("plugins", "info", "out-good").stdout
@@ -370,9 +434,15 @@ def test_a_directory_editable_or_not_and_a_repository(user: User):
     assert done.returncode == 0 and "The project's own files stay where they are." in done.stderr
     assert (folder / "out_source/registry.toml").exists() and "out-source" not in user.plugins()
 
-    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All of it"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "All of it"],
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
     done = user.zoo("plugins", "install", f"git+{folder.as_uri()}", "-y")
     assert (done.returncode, done.stderr) == (0, "") and f"git+{folder.as_uri()} @ {commit[:12]}" in done.stdout
     assert commit[:12] in json.loads(user.zoo("plugins", "info", "out-source", "--json").stdout)["source"]
@@ -401,14 +471,23 @@ def test_an_interruption_waits_until_pip_has_ended(user: User):
     folder, marker = project(user.home / "slow"), user.home / "building"
     (folder / "backend.py").write_text(BACKEND.format(marker=str(marker)))
     (folder / "pyproject.toml").write_text(PROJECT.replace('"hatchling.build"', '"backend"\nbackend-path = ["."]'))
-    process = subprocess.Popen([user.python, "-m", "zoo", "plugins", "install", "./slow", "-y"], cwd=user.home,
-                               env=user.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [user.python, "-m", "zoo", "plugins", "install", "./slow", "-y"],
+        cwd=user.home,
+        env=user.env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not marker.exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=200)[1]
-    assert (process.returncode, error) == (130, "error: interrupted; `zoo plugins list --load` shows what is there now.\n")
+    assert (process.returncode, error) == (
+        130,
+        "error: interrupted; `zoo plugins list --load` shows what is there now.\n",
+    )
     assert user.plugins()["out-source"]["status"] == "ok"
 
 
@@ -421,16 +500,23 @@ def test_what_is_wrong_with_what_was_installed_is_said(user: User):
     names = ["none", "raises", "ends", "other", "toml"]
     done = user.zoo("plugins", "install", *(f"out-{name}" for name in names), "-y", "-q")
     assert (done.returncode, done.stdout) == (1, "")
-    said = {re.match(r"error: out-(\w+) 1\.0 is installed, but ", line)[1]: line.partition(", but ")[2] for line in done.stderr.splitlines()}
+    said = {
+        re.match(r"error: out-(\w+) 1\.0 is installed, but ", line)[1]: line.partition(", but ")[2]
+        for line in done.stderr.splitlines()
+    }
     assert said.pop("none") == f"it brings no zoo plugin: `{user.python} -m pip uninstall out-none` removes it."
-    assert re.fullmatch(r"its plugin out-toml is broken: .*registry\.toml.* `zoo plugins uninstall out-toml` removes it\.", said.pop("toml"))
+    assert re.fullmatch(
+        r"its plugin out-toml is broken: .*registry\.toml.* `zoo plugins uninstall out-toml` removes it\.",
+        said.pop("toml"),
+    )
     reasons = {
         "raises": "out_raises.plugin cannot be imported: ZeroDivisionError: division by zero.",
         "ends": "ends the process while it is imported (exit code 5).",
         "other": "declares loss 'another' in its registry.toml, but register_losses in out_other.plugin does not register it.",
     }
     assert said == {
-        name: f"its plugin out-{name} is broken: {reason} `zoo plugins uninstall out-{name}` removes it." for name, reason in reasons.items()
+        name: f"its plugin out-{name} is broken: {reason} `zoo plugins uninstall out-{name}` removes it."
+        for name, reason in reasons.items()
     }
 
 
@@ -440,7 +526,10 @@ def test_needs_that_are_not_there_disabling_and_zoo_plugins_are_warned_of(user: 
     assert user.zoo("plugins", "disable", "out-needy").returncode == 0
     done = user.zoo("plugins", "install", "out-needy")
     need = "warning: loss out-needy-loss needs no-such-thing>=2, not installed yet: pip install 'no-such-thing>=2'"
-    assert done.stderr.splitlines()[1:] == ["warning: plugin out-needy is disabled: `zoo plugins enable out-needy`.", need]
+    assert done.stderr.splitlines()[1:] == [
+        "warning: plugin out-needy is disabled: `zoo plugins enable out-needy`.",
+        need,
+    ]
     done = user.zoo("plugins", "install", "out-needy", ZOO_PLUGINS="zoo_slm")
     assert done.returncode == 0 and "warning: ZOO_PLUGINS leaves plugin out-needy out." in done.stderr
 
@@ -459,9 +548,12 @@ def test_a_missing_dependency_is_said_with_no_deps(user: User):
         (["./no/such"], "There is no file or directory no/such."),
         (["gone-1.0-py3-none-any.whl"], "There is no file or directory gone-1.0-py3-none-any.whl."),
         (["-e", "out-x"], "--editable takes the directory of a project, and out-x is not one."),
-        (["https://example.org/a/b.git"], "https://example.org/a/b.git is a repository: write git+https://example.org/a/b.git"),
+        (
+            ["https://example.org/a/b.git"],
+            "https://example.org/a/b.git is a repository: write git+https://example.org/a/b.git",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_installed_is_refused_before_pip_runs(user: User, specs: list[str], says: str):
     done = user.zoo("plugins", "install", *specs)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {says}\n")
@@ -488,13 +580,15 @@ def test_pip_refuses_in_one_sentence(user: User):
         "out-x[": r"Invalid requirement: 'out-x\['.*",
         "./broken": r".*no_such_backend.*",
         f"git+{(user.home / 'nowhere').as_uri()}": r"git clone .* did not run successfully: '.*nowhere' does not appear to be a git repository",
-    }.items():  # fmt: skip
+    }.items():
         done = user.zoo("plugins", "install", spec, "-y")
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert re.fullmatch(f"error: pip cannot install this: {says}{hint}\n", done.stderr), done.stderr
     done = user.zoo("plugins", "install", "out-old", "out-new", "-v")
-    assert done.stderr.endswith("error: pip cannot install this: the requirements do not go together: out-old 1.0 depends on "
-                                "out-dep<2; out-new 1.0 depends on out-dep>=2.\n")  # fmt: skip
+    assert done.stderr.endswith(
+        "error: pip cannot install this: the requirements do not go together: out-old 1.0 depends on "
+        "out-dep<2; out-new 1.0 depends on out-dep>=2.\n"
+    )
     assert "Processing" in done.stderr or "Looking in links" in done.stderr  # -v: what pip said
 
 
@@ -503,8 +597,12 @@ def test_when_zoo_itself_no_longer_starts_it_says_how_to_go_back(user: User):
     user.wheel("out-x", requires=("typer>=99",))
     done = user.zoo("plugins", "install", "out-x", "-y")
     assert done.returncode == 1
-    assert re.search(r"^error: zoo itself does not start any more in a fresh process: .*typer.*$", done.stderr, re.MULTILINE)
-    assert re.search(rf"^What was installed before: `{user.python} -m pip install typer==\d\S+`\.$", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^error: zoo itself does not start any more in a fresh process: .*typer.*$", done.stderr, re.MULTILINE
+    )
+    assert re.search(
+        rf"^What was installed before: `{user.python} -m pip install typer==\d\S+`\.$", done.stderr, re.MULTILINE
+    )
 
 
 def test_a_directory_of_that_name_is_offered(user: User):
@@ -528,19 +626,33 @@ def test_an_environment_without_pip_says_what_to_type(user: User):
     without_pip(user, bare / user.site.relative_to(user.python.parents[1]))
     python = bare / "bin/python"
     for words in (["install", "out-x"], ["uninstall", "out-x"]):
-        done = subprocess.run([python, "-m", "zoo", "plugins", *words], capture_output=True, text=True, cwd=user.home,
-                              env={**user.env(), "PATH": ""})  # fmt: skip
+        done = subprocess.run(
+            [python, "-m", "zoo", "plugins", *words],
+            capture_output=True,
+            text=True,
+            cwd=user.home,
+            env={**user.env(), "PATH": ""},
+        )
         if words[0] == "install":
             assert (done.returncode, done.stderr) == (
-                2, f"error: There is no pip in this environment ({bare}): `{python} -m ensurepip` gets it.\n"
-            )  # fmt: skip
+                2,
+                f"error: There is no pip in this environment ({bare}): `{python} -m ensurepip` gets it.\n",
+            )
         else:
-            assert (done.returncode, done.stderr) == (2, "error: No plugin named 'out-x'. `zoo plugins` shows what there is.\n")
+            assert (done.returncode, done.stderr) == (
+                2,
+                "error: No plugin named 'out-x'. `zoo plugins` shows what there is.\n",
+            )
     uv = user.home / "uv"
     uv.write_text("#!/bin/sh\n")
     uv.chmod(0o755)
-    done = subprocess.run([python, "-m", "zoo", "plugins", "install", "out-x"], capture_output=True, text=True,
-                          cwd=user.home, env={**user.env(), "PATH": str(user.home)})  # fmt: skip
+    done = subprocess.run(
+        [python, "-m", "zoo", "plugins", "install", "out-x"],
+        capture_output=True,
+        text=True,
+        cwd=user.home,
+        env={**user.env(), "PATH": str(user.home)},
+    )
     assert f"`uv pip install --python {python} out-x`" in done.stderr
 
 
@@ -589,11 +701,15 @@ def test_uninstall_takes_the_plugins_or_the_distributions_name_and_imports_nothi
     assert done.returncode == 0
     facts = [re.split(r"  +", line.strip(), maxsplit=1) for line in done.stdout.splitlines()]
     assert facts == [
-        ["distribution", "out-dist 1.0"], ["plugin out-plugin", "1 loss"], ["loss", "out-dist-loss"], ["out-dist 1.0 is uninstalled."],
-    ]  # fmt: skip
+        ["distribution", "out-dist 1.0"],
+        ["plugin out-plugin", "1 loss"],
+        ["loss", "out-dist-loss"],
+        ["out-dist 1.0 is uninstalled."],
+    ]
     assert done.stderr.splitlines() == [
-        "warning: out-user needs out-dist.", "Artifacts made with it will need it again to be loaded.",
-    ]  # fmt: skip
+        "warning: out-user needs out-dist.",
+        "Artifacts made with it will need it again to be loaded.",
+    ]
     assert "out-plugin" not in user.plugins() and not (user.site / "out_dist").exists()
 
 
@@ -620,14 +736,21 @@ def test_a_plugin_that_was_disabled_or_left_out_can_go_and_is_not_disabled_when_
 def test_what_cannot_be_uninstalled_says_why(user: User, name: str, says: str):
     user.unpack("out-x")
     done = user.zoo("plugins", "uninstall", "--yes", "--", name)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {says.replace('{python}', str(user.python))}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        f"error: {says.replace('{python}', str(user.python))}\n",
+    )
 
 
 def test_names_that_several_take(user: User):
     user.unpack("out-one", entries="[zoo.catalog]\nout-both = out_one\n")
     user.unpack("out-two", entries="[zoo.catalog]\nout_both = out_two\nzoo_slm = out_two\n")
     done = user.zoo("plugins", "uninstall", "out-both", "-y")
-    assert done.stderr == "error: Distributions out-one and out-two both take the name 'out-both': say which of them is to go.\n"
+    assert (
+        done.stderr
+        == "error: Distributions out-one and out-two both take the name 'out-both': say which of them is to go.\n"
+    )
     done = user.zoo("plugins", "uninstall", "zoo_slm", "-y")
     assert done.stderr == (
         "error: zoo_slm comes with zoo itself: `zoo plugins disable zoo_slm` leaves it out. `zoo plugins uninstall out-two` "
@@ -651,8 +774,9 @@ def test_half_uninstalled_without_its_metadata(user: User):
     done = user.zoo("plugins", "uninstall", "out-half", "-y")
     place = user.site / "out_half"
     assert (done.returncode, done.stderr) == (
-        2, f"error: out-half is half uninstalled: no distribution owns {place} any more. Delete that folder by hand.\n"
-    )  # fmt: skip
+        2,
+        f"error: out-half is half uninstalled: no distribution owns {place} any more. Delete that folder by hand.\n",
+    )
 
 
 def test_half_uninstalled_with_a_part_of_its_metadata(user: User):
@@ -661,13 +785,16 @@ def test_half_uninstalled_with_a_part_of_its_metadata(user: User):
     (info / "RECORD").unlink()
     done = user.zoo("plugins", "uninstall", "out-half", "-y")
     assert done.returncode == 1
-    assert re.fullmatch(r"error: pip could not uninstall out-half: .*RECORD.*\n", done.stderr.splitlines(keepends=True)[-1])
+    assert re.fullmatch(
+        r"error: pip could not uninstall out-half: .*RECORD.*\n", done.stderr.splitlines(keepends=True)[-1]
+    )
     assert str(info) in done.stderr and str(user.site / "out_half") in done.stderr  # what to delete by hand
     (info / "METADATA").unlink()
     done = user.zoo("plugins", "uninstall", "out-half", "-y")
     assert (done.returncode, done.stderr) == (
-        2, f"error: out-half is half uninstalled, and pip cannot do the rest: delete {info} by hand.\n"
-    )  # fmt: skip
+        2,
+        f"error: out-half is half uninstalled, and pip cannot do the rest: delete {info} by hand.\n",
+    )
 
 
 def test_what_lies_outside_the_environment_stays(user: User):
@@ -677,7 +804,9 @@ def test_what_lies_outside_the_environment_stays(user: User):
     (user.site / "elsewhere.pth").write_text(f"{elsewhere}\n")
     done = user.zoo("plugins", "uninstall", "out-x", "-y", "-q")
     assert done.returncode == 1
-    assert re.fullmatch(r"error: out-x is still there: pip says: Not uninstalling out-x at .*, outside environment .*\.\n", done.stderr)
+    assert re.fullmatch(
+        r"error: out-x is still there: pip says: Not uninstalling out-x at .*, outside environment .*\.\n", done.stderr
+    )
 
 
 def test_files_that_pip_did_not_install_are_pointed_out(user: User):
@@ -685,7 +814,10 @@ def test_files_that_pip_did_not_install_are_pointed_out(user: User):
     (user.site / "out_x/weights.bin").write_text("downloaded later")
     done = user.zoo("plugins", "uninstall", "out-x", "-y")
     assert done.returncode == 0
-    assert f"warning: {user.site / 'out_x'} is left, with files that pip did not install; delete it by hand.\n" in done.stderr
+    assert (
+        f"warning: {user.site / 'out_x'} is left, with files that pip did not install; delete it by hand.\n"
+        in done.stderr
+    )
 
 
 # --- enable and disable -----------------------------------------------------------------------------------------------
@@ -716,7 +848,10 @@ def test_disabling_is_all_or_nothing_and_names_the_nearest(user: User):
         assert done.stderr.startswith("error: No plugin named 'zoo_sln'. Did you mean 'zoo_slm'?")
     done = user.zoo("plugins", "disable", "zoo_timm", "zoo")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: Plugin zoo cannot be disabled: the catalogue and the commands of zoo itself come with it.\n"
+    assert (
+        done.stderr
+        == "error: Plugin zoo cannot be disabled: the catalogue and the commands of zoo itself come with it.\n"
+    )
     assert {plugin["status"] for plugin in user.plugins().values()} == {"ok"}
 
 
@@ -744,7 +879,9 @@ def test_completion_knows_what_each_command_takes(user: User):
     assert user.zoo("plugins", "disable", "out-y").returncode == 0
 
     def complete(words: str) -> list[str]:
-        return user.run("-m", "zoo", _ZOO_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))).stdout.split()
+        return user.run(
+            "-m", "zoo", _ZOO_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
+        ).stdout.split()
 
     assert complete("zoo plugins unin") == ["uninstall"]
     assert complete("zoo plugins info out") == ["out-x", "out-y"]
@@ -759,18 +896,36 @@ def test_completion_knows_what_each_command_takes(user: User):
 def test_help_shows_an_example(user: User, command: str):
     done = user.zoo("plugins", command, "--help", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"Usage: zoo plugins {command} " in done.stdout and re.search(rf"^    zoo plugins {command}\b", done.stdout, re.MULTILINE)
+    assert f"Usage: zoo plugins {command} " in done.stdout and re.search(
+        rf"^    zoo plugins {command}\b", done.stdout, re.MULTILINE
+    )
     assert "--quiet" in done.stdout
 
 
 def test_the_group_lists_its_commands_in_full_and_imports_none(user: User):
     done = user.zoo("plugins", "--help", COLUMNS="80")
     listed = done.stdout.partition("Commands:")[2]
-    assert re.findall(r"^  (\w+) ", listed, re.MULTILINE) == ["list", "info", "install", "uninstall", "enable", "disable", "new", "check"]
+    assert re.findall(r"^  (\w+) ", listed, re.MULTILINE) == [
+        "list",
+        "info",
+        "install",
+        "uninstall",
+        "enable",
+        "disable",
+        "new",
+        "check",
+    ]
     assert "..." not in listed
-    code = ("import sys; from zoo.cli import main; main(sys.argv[1:]); "
-            "print([m for m in ('zoo.cli.install', 'zoo.cli.new', 'zoo.cli.check', 'packaging', 'torch') if m in sys.modules])")  # fmt: skip
-    for words in (["plugins"], ["plugins", "--help"], ["plugins", "info", "zoo_slm"], ["plugins", "disable", "nothing"]):
+    code = (
+        "import sys; from zoo.cli import main; main(sys.argv[1:]); "
+        "print([m for m in ('zoo.cli.install', 'zoo.cli.new', 'zoo.cli.check', 'packaging', 'torch') if m in sys.modules])"
+    )
+    for words in (
+        ["plugins"],
+        ["plugins", "--help"],
+        ["plugins", "info", "zoo_slm"],
+        ["plugins", "disable", "nothing"],
+    ):
         assert user.run("-c", code, *words).stdout.splitlines()[-1] == "[]"
 
 
@@ -798,13 +953,20 @@ error: metadata-generation-failed
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        (BUILD, "Preparing metadata (pyproject.toml) did not run successfully: ValueError: Unable to determine which files to ship"),
-        ("ERROR: Exception:\nTraceback\n  File x\nModuleNotFoundError: No module named 'nope'\n",
-         "ModuleNotFoundError: No module named 'nope'"),
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n",
-         "Could not install packages due to an OSError: [Errno 28] No space left on device"),
+        (
+            BUILD,
+            "Preparing metadata (pyproject.toml) did not run successfully: ValueError: Unable to determine which files to ship",
+        ),
+        (
+            "ERROR: Exception:\nTraceback\n  File x\nModuleNotFoundError: No module named 'nope'\n",
+            "ModuleNotFoundError: No module named 'nope'",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n",
+            "Could not install packages due to an OSError: [Errno 28] No space left on device",
+        ),
         ("", "it said nothing"),
     ],
-)  # fmt: skip
+)
 def test_the_reason_in_pips_words(said: str, sentence: str):
     assert reason(said) == f"{sentence} (-v shows all that pip says)."

@@ -125,7 +125,10 @@ def test_several_images_are_numbered_and_json_says_what_they_are(site: Path):
 def test_nothing_is_replaced_without_force(site: Path):
     (site / "x-1.png").write_text("mine")
     done = zoo("run", "painted", "-p", "a", "--count", "2", "-o", "x.png", site=site)
-    assert (done.returncode, done.stderr) == (2, "error: x-1.png is there already; choose another --out, or pass --force to replace it.\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: x-1.png is there already; choose another --out, or pass --force to replace it.\n",
+    )
     assert (site / "x-1.png").read_text() == "mine" and not (site / "x-0.png").exists()
     assert zoo("run", "painted", "-p", "a", "--count", "2", "-o", "x.png", "--force", site=site).returncode == 0
     assert (site / "x-1.png").read_bytes().startswith(b"\x89PNG")
@@ -134,16 +137,21 @@ def test_nothing_is_replaced_without_force(site: Path):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["-p", "a thin seven"], "painted makes images; say where they go: zoo run painted --prompt 'a thin seven' --out image.png"),
-        (["-p", "a", "--temperature", "1", "-o", "x.png"],
-         "painted is a paint model and takes no --temperature. It takes: --prompt, --steps, --count, --seed."),
+        (
+            ["-p", "a thin seven"],
+            "painted makes images; say where they go: zoo run painted --prompt 'a thin seven' --out image.png",
+        ),
+        (
+            ["-p", "a", "--temperature", "1", "-o", "x.png"],
+            "painted is a paint model and takes no --temperature. It takes: --prompt, --steps, --count, --seed.",
+        ),
         (["-p", "a", "--image", "x.png", "-o", "x.png"], "painted is a paint model and takes no --image. It takes: "),
         (["-p", "a", "-o", "x.jpg"], "x.jpg: images are written as PNG; name it x.png."),
         (["-p", "a", "-o", "folder.png"], "folder.png is a directory; name a file."),
         (["-p", "a", "-o", "/proc/no/x.png"], "/proc/no/x.png cannot be written: "),
         (["-o", "x.png"], "There is no prompt. Give one with --prompt TEXT, or pipe text in."),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_request_for_images_is_one_sentence(site: Path, args: list[str], sentence: str):
     (site / "folder.png").mkdir()
     done = zoo("run", "painted", *args, site=site)
@@ -154,12 +162,22 @@ def test_a_wrong_request_for_images_is_one_sentence(site: Path, args: list[str],
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
-    [(["tiny-code", "-p", "x", "--steps", "3"],
-      "tiny-code is a text model and takes no --steps. It takes: --prompt, --max-new-tokens, --temperature, --top-p, --seed, --stop, --chat, --suffix, --file, --repo, --path, --count."),
-     (["tiny-code", "-p", "x", "-o", "x.png"], "tiny-code makes text, which goes to stdout; leave out --out, or redirect it: > x.png"),
-     (["timm:resnet18", "-p", "x"], "timm:resnet18 is a vision model and takes no --prompt. It takes: --image, --count."),
-     (["timm:resnet18?x", "--image", "x.png"], "'timm:resnet18?x': 'x' is not of the form")],
-)  # fmt: skip
+    [
+        (
+            ["tiny-code", "-p", "x", "--steps", "3"],
+            "tiny-code is a text model and takes no --steps. It takes: --prompt, --max-new-tokens, --temperature, --top-p, --seed, --stop, --chat, --suffix, --file, --repo, --path, --count.",
+        ),
+        (
+            ["tiny-code", "-p", "x", "-o", "x.png"],
+            "tiny-code makes text, which goes to stdout; leave out --out, or redirect it: > x.png",
+        ),
+        (
+            ["timm:resnet18", "-p", "x"],
+            "timm:resnet18 is a vision model and takes no --prompt. It takes: --image, --count.",
+        ),
+        (["timm:resnet18?x", "--image", "x.png"], "'timm:resnet18?x': 'x' is not of the form"),
+    ],
+)
 def test_options_of_another_kind_of_model_are_refused_before_it_is_loaded(args: list[str], sentence: str):
     done = zoo("run", *args)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"error: {sentence}"), done.stderr
@@ -167,14 +185,19 @@ def test_options_of_another_kind_of_model_are_refused_before_it_is_loaded(args: 
 
 def test_eval_takes_what_suits_the_model(site: Path):
     done = zoo("eval", "painted", site=site)
-    assert done.stdout == "colour redness value       3\ncolour redness unit        %\ncolour redness by a value  1\n", done.stderr
+    assert (
+        done.stdout == "colour redness value       3\ncolour redness unit        %\ncolour redness by a value  1\n"
+    ), done.stderr
     found = json.loads(zoo("eval", "painted", "--data", "walls:train[:2]", "--json", site=site).stdout)
     assert found["data"] == "walls:train[:2]" and found["tasks"]["colour"]["redness"]["value"] == 2
 
 
 def test_eval_without_data_of_its_own_says_so():
     done = zoo("eval", "timm:resnet18")
-    assert (done.returncode, done.stderr) == (2, "error: timm:resnet18 comes without data to measure on; name some with --data.\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: timm:resnet18 comes without data to measure on; name some with --data.\n",
+    )
 
 
 def test_a_classifier_looks_at_images(tmp_path: Path):

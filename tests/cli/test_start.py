@@ -29,11 +29,11 @@ opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 """ + COUNTED.replace("import json\n", 'print(*opened, sep="\\t", file=sys.stderr)\nimport json\n')
 
-COMMAND = '''
+COMMAND = """
 [[command]]
 name = "{name}"
 summary = "Made up for a test"
-'''
+"""
 
 
 def modules_of(*args: str, **options) -> list[str]:
@@ -44,9 +44,19 @@ def modules_of(*args: str, **options) -> list[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "list", "list --json", "info tiny-code", "info tiny-code --json", "plugins", "plugins --json",
-     "plugins info zoo_compress", "--version", "list --max-params 1B --modality text"],
-)  # fmt: skip
+    [
+        "--help",
+        "list",
+        "list --json",
+        "info tiny-code",
+        "info tiny-code --json",
+        "plugins",
+        "plugins --json",
+        "plugins info zoo_compress",
+        "--version",
+        "list --max-params 1B --modality text",
+    ],
+)
 def test_light_commands_import_nothing_heavy(command: str):
     modules = modules_of(*command.split())
     assert not HEAVY & {name.partition(".")[0] for name in modules}

@@ -13,7 +13,11 @@ from zoo import cli, registry
 
 pytestmark = pytest.mark.quick
 
-GOOD = RECIPE.replace("./model", "tiny-code").replace('layers = "first:1"', 'layers = "first:3"').replace("ffn = 48", "ffn = 384")
+GOOD = (
+    RECIPE.replace("./model", "tiny-code")
+    .replace('layers = "first:1"', 'layers = "first:3"')
+    .replace("ffn = 48", "ffn = 384")
+)
 
 
 @pytest.fixture
@@ -27,24 +31,88 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('name = "tiny-code"', 'name = "tiny-cod"', "recipe.toml, line 7, [model] name: No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all"),
-        ('use = "inherit"', 'use = "inherti"', "recipe.toml, line 15, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: "),
-        ("layers =", "layer =", "recipe.toml, line 16, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? Options: "),
+        (
+            'name = "tiny-code"',
+            'name = "tiny-cod"',
+            "recipe.toml, line 7, [model] name: No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all",
+        ),
+        (
+            'use = "inherit"',
+            'use = "inherti"',
+            "recipe.toml, line 15, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: ",
+        ),
+        (
+            "layers =",
+            "layer =",
+            "recipe.toml, line 16, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? Options: ",
+        ),
         ('layers = "first:3"', 'layers = "first:3"\ntarget = "langauge"', "recipe.toml, line 14, stage 1 (inherit): "),
-        ("steps = 6", 'steps = "six"', "recipe.toml, line 24, stage 3 (distill): steps = 'six': input should be a whole number"),
-        ("steps = 6", "steps = 0", "recipe.toml, line 24, stage 3 (distill): steps = 0: input should be greater than or equal to 1."),
+        (
+            "steps = 6",
+            'steps = "six"',
+            "recipe.toml, line 24, stage 3 (distill): steps = 'six': input should be a whole number",
+        ),
+        (
+            "steps = 6",
+            "steps = 0",
+            "recipe.toml, line 24, stage 3 (distill): steps = 0: input should be greater than or equal to 1.",
+        ),
         ('layers = "first:3"', 'layers = "first:9"', "recipe.toml, line 14, stage 1 (inherit): "),
         ("ffn = 384", "ffn = 4096", "recipe.toml, line 18, stage 2 (prune.structured): "),
-        ("texts[:4]", "text[:4]", "recipe.toml, line 10, [data] train: No data source or file called 'text'. Did you mean 'texts'? Sources: "),
-        ("texts[:4]", "texts[9:]", "recipe.toml, line 10, [data] train: 'texts[9:]' holds no records (6 before the slice)."),
-        ('use = "prune.structured"\nffn = 384', 'use = "quantize.int8"', "recipe.toml, line 21, stage 3 (distill): distill trains plain float weights, but "),
-        ("steps = 6", 'steps = 6\nteacher = "tiny-cod"', "recipe.toml, line 22, stage 3 (distill): teacher: No model named 'tiny-cod'. Did you mean 'tiny-code'?"),
-        ("steps = 6", 'steps = 6\nloss = [{ use = "kll" }]', "recipe.toml, line 22, stage 3 (distill): No loss named 'kll'. Did you mean 'kl'?"),
-        ("max_tokens = 400", "max_tokns = 400", "recipe.toml, line 37, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'?"),
-        ('tasks = ["perplexity"]', 'tasks = ["perplexty"]', "recipe.toml, line 33, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'?"),
+        (
+            "texts[:4]",
+            "text[:4]",
+            "recipe.toml, line 10, [data] train: No data source or file called 'text'. Did you mean 'texts'? Sources: ",
+        ),
+        (
+            "texts[:4]",
+            "texts[9:]",
+            "recipe.toml, line 10, [data] train: 'texts[9:]' holds no records (6 before the slice).",
+        ),
+        (
+            'use = "prune.structured"\nffn = 384',
+            'use = "quantize.int8"',
+            "recipe.toml, line 21, stage 3 (distill): distill trains plain float weights, but ",
+        ),
+        (
+            "steps = 6",
+            'steps = 6\nteacher = "tiny-cod"',
+            "recipe.toml, line 22, stage 3 (distill): teacher: No model named 'tiny-cod'. Did you mean 'tiny-code'?",
+        ),
+        (
+            "steps = 6",
+            'steps = 6\nloss = [{ use = "kll" }]',
+            "recipe.toml, line 22, stage 3 (distill): No loss named 'kll'. Did you mean 'kl'?",
+        ),
+        (
+            "max_tokens = 400",
+            "max_tokns = 400",
+            "recipe.toml, line 37, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'?",
+        ),
+        (
+            'tasks = ["perplexity"]',
+            'tasks = ["perplexty"]',
+            "recipe.toml, line 33, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'?",
+        ),
     ],
-    ids=["model", "stage", "option", "target", "type", "range", "blocks", "width", "data", "empty", "order", "teacher", "loss", "task option", "task"],
-)  # fmt: skip
+    ids=[
+        "model",
+        "stage",
+        "option",
+        "target",
+        "type",
+        "range",
+        "blocks",
+        "width",
+        "data",
+        "empty",
+        "order",
+        "teacher",
+        "loss",
+        "task option",
+        "task",
+    ],
+)
 def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
     place: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, sentence: str
 ):
@@ -63,33 +131,67 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
     [
         (["plan", "recipe.tml"], "recipe.tml does not exist. Did you mean 'recipe.toml'?"),
         (["compress", "texts"], "texts is not a file."),
-        (["plan", "recipe.toml", "--set", "stage.0.layers"], "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3."),
-        (["plan", "recipe.toml", "--set", "stage.9.layers=1"], "--set 'stage.9.layers=1': there is no 'stage.9.layers'; stages are numbered from 0 to 3."),
-        (["plan", "recipe.toml", "--set", "stage.0.layer=1"],
-         "recipe.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? "
-         "Options: data, samples, length, batch, layers, target, keep_ends."),
-        (["compress", "recipe.toml", "--until", "distil"],
-         "The recipe has no stage 'distil'. Did you mean 'distill'? Stages: 1 (inherit), 2 (prune.structured), 3 (distill), 4 (quantize.int8)."),
-        (["compress", "recipe.toml", "--out", "texts"],
-         "texts is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it."),
+        (
+            ["plan", "recipe.toml", "--set", "stage.0.layers"],
+            "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3.",
+        ),
+        (
+            ["plan", "recipe.toml", "--set", "stage.9.layers=1"],
+            "--set 'stage.9.layers=1': there is no 'stage.9.layers'; stages are numbered from 0 to 3.",
+        ),
+        (
+            ["plan", "recipe.toml", "--set", "stage.0.layer=1"],
+            "recipe.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? "
+            "Options: data, samples, length, batch, layers, target, keep_ends.",
+        ),
+        (
+            ["compress", "recipe.toml", "--until", "distil"],
+            "The recipe has no stage 'distil'. Did you mean 'distill'? Stages: 1 (inherit), 2 (prune.structured), 3 (distill), 4 (quantize.int8).",
+        ),
+        (
+            ["compress", "recipe.toml", "--out", "texts"],
+            "texts is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.",
+        ),
         (["compress", "recipe.toml", "--out", "recipe.toml"], "recipe.toml is a file; name a directory."),
         (["compress", "recipe.toml", "--out", "/proc/x"], "/proc/x cannot be written: No such file or directory."),
         (["plan", "recipe.toml", "--out", "recipe.toml"], "recipe.toml is a file; name a directory."),
-        (["plan", "recipe.toml", "--set", "model.name=./texts"],
-         "recipe.toml, --set model.name, [model] name: texts is not a model directory: it holds neither zoo.json nor a known config such as config.json."),
-        (["run", "./texts", "-p", "x"], "texts is not a model directory: it holds neither zoo.json nor a known config such as config.json."),
-        (["inspect", "./texts"], "texts is not a model directory: it holds neither zoo.json nor a known config such as config.json."),
+        (
+            ["plan", "recipe.toml", "--set", "model.name=./texts"],
+            "recipe.toml, --set model.name, [model] name: texts is not a model directory: it holds neither zoo.json nor a known config such as config.json.",
+        ),
+        (
+            ["run", "./texts", "-p", "x"],
+            "texts is not a model directory: it holds neither zoo.json nor a known config such as config.json.",
+        ),
+        (
+            ["inspect", "./texts"],
+            "texts is not a model directory: it holds neither zoo.json nor a known config such as config.json.",
+        ),
         (["verify", "texts"], "texts holds no zoo.json; it is not a zoo artifact."),
         (["inspect", "./texst"], "texst does not exist. `zoo list` shows the models that load by name."),
-        (["inspect", "tiny-cod"], "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}."),
-        (["run", "tiny-code", "-p", "x", "--stop", ""], "A stop string is some text; an empty one would stop before the first character."),
+        (
+            ["inspect", "tiny-cod"],
+            "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all {models}.",
+        ),
+        (
+            ["run", "tiny-code", "-p", "x", "--stop", ""],
+            "A stop string is some text; an empty one would stop before the first character.",
+        ),
         (["run", "tiny-code", "-p", "x", "--seed", "-1"], "seed -1 is not between 0 and 2**63."),
         (["run", "tiny-code", "-p", "import os\n" * 600], "The prompt has"),
-        (["eval", "tiny-code", "--data", "txts"], "No data source or file called 'txts'. Did you mean 'texts'? Sources: {sources}; looked for a file at txts."),
-        (["eval", "tiny-code", "--data", "texts:test"], "texts is plain text, which has no split 'test'; use slices such as [:90%] and [90%:]."),
+        (
+            ["eval", "tiny-code", "--data", "txts"],
+            "No data source or file called 'txts'. Did you mean 'texts'? Sources: {sources}; looked for a file at txts.",
+        ),
+        (
+            ["eval", "tiny-code", "--data", "texts:test"],
+            "texts is plain text, which has no split 'test'; use slices such as [:90%] and [90%:].",
+        ),
     ],
-)  # fmt: skip
-def test_a_wrong_request_is_one_sentence(place: Path, capsys: pytest.CaptureFixture[str], args: list[str], sentence: str):
+)
+def test_a_wrong_request_is_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], args: list[str], sentence: str
+):
     from zoo.catalog import catalogue
 
     code = cli.main(args)
@@ -104,12 +206,16 @@ def test_a_bad_record_is_named_by_file_and_line(place: Path, capsys: pytest.Capt
     (place / "c.jsonl").write_text(json.dumps({"text": "a"}) + "\n{\n")
     (place / "recipe.toml").write_text(GOOD.replace("texts[:4]", "c.jsonl"))
     assert cli.main(["plan", "recipe.toml"]) == 2
-    assert capsys.readouterr().err.startswith("error: recipe.toml, line 10, [data] train: c.jsonl:2: not a JSON object: ")
+    assert capsys.readouterr().err.startswith(
+        "error: recipe.toml, line 10, [data] train: c.jsonl:2: not a JSON object: "
+    )
 
 
 def test_a_fresh_process_says_it_like_this(place: Path):
     (place / "recipe.toml").write_text(GOOD.replace("layers =", "layer ="))
     done = zoo("compress", str(place / "recipe.toml"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: {place}/recipe.toml, line 16, stage 1 (inherit): 'layer' is not an option. Did you mean")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {place}/recipe.toml, line 16, stage 1 (inherit): 'layer' is not an option. Did you mean"
+    )
     assert "Traceback" not in done.stderr

@@ -303,8 +303,14 @@ def test_grouped_fused_attention_is_read_group_by_group() -> None:
     """Falcon 40B and Phi-3-small store the queries that share a key, that key, its value, and then the next group."""
     attention = language(twin("falcon", new_decoder_architecture=True, num_kv_heads=2)).blocks[0].attention
     assert attention is not None and (attention.heads, attention.kv_heads) == (4, 2)
-    rows = {name: getattr(attention, name).indices(torch.arange(getattr(attention, name).units)).tolist() for name in "qkv"}
-    assert rows == {"q": [*range(16), *range(32, 48)], "k": [*range(16, 24), *range(48, 56)], "v": [*range(24, 32), *range(56, 64)]}
+    rows = {
+        name: getattr(attention, name).indices(torch.arange(getattr(attention, name).units)).tolist() for name in "qkv"
+    }
+    assert rows == {
+        "q": [*range(16), *range(32, 48)],
+        "k": [*range(16, 24), *range(48, 56)],
+        "v": [*range(24, 32), *range(56, 64)],
+    }
 
 
 # --- never guess ----------------------------------------------------------------------------------------------------
@@ -355,9 +361,16 @@ def test_encoder_and_decoder() -> None:
     import transformers
 
     config = transformers.BartConfig(
-        vocab_size=96, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=48, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=96,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=48,
+        max_position_embeddings=32,
+    )
     with torch.device("meta"):
         stacks = detect(transformers.BartForConditionalGeneration(config)).stacks
     assert {name: stack.path for name, stack in stacks.items()} == {

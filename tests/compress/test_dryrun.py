@@ -62,9 +62,14 @@ def test_a_distillation_step_run_dry_holds_what_a_real_one_does(name: str):
     model, options = build(), TrainingOptions(batch=4, length=64)
     rows, features = resolve(losses)
     told = training_bytes(
-        model.skeleton(), copy.copy(model), rows, features,
-        data="train", options=options, context=Context(data={"train": dataset}),
-    )  # fmt: skip
+        model.skeleton(),
+        copy.copy(model),
+        rows,
+        features,
+        data="train",
+        options=options,
+        context=Context(data={"train": dataset}),
+    )
     windows = windows_of(model, dataset, batch=4, length=64)
     teacher = model.copy()
     teacher.module.requires_grad_(False)
@@ -79,13 +84,17 @@ def test_logits_are_counted_by_the_chunk(monkeypatch: pytest.MonkeyPatch):
     rows, _ = resolve([{"use": "cross-entropy"}])
 
     def told() -> int:
-        return training_bytes(model.skeleton(), None, rows, data="train", options=options, context=Context(data={"train": data()}))
+        return training_bytes(
+            model.skeleton(), None, rows, data="train", options=options, context=Context(data={"train": data()})
+        )
 
     whole = told()
     monkeypatch.setattr(objective, "CHUNK_BYTES", 64 * 4 * model.spec.config["vocab_size"])
     assert told() < whole
     batch = windows_of(model, data(), batch=8, length=64).batch
-    assert told() == pytest.approx(allocated(lambda: step(model, None, [{"use": "cross-entropy"}], batch, options)), rel=0.1)
+    assert told() == pytest.approx(
+        allocated(lambda: step(model, None, [{"use": "cross-entropy"}], batch, options)), rel=0.1
+    )
 
 
 def test_half_precision_is_trained_on_copies(monkeypatch: pytest.MonkeyPatch):
@@ -96,7 +105,9 @@ def test_half_precision_is_trained_on_copies(monkeypatch: pytest.MonkeyPatch):
     rows, _ = resolve([{"use": "cross-entropy"}])
     wide = training_bytes(model, None, rows, data="train", options=options, context=context)
     cast_parameters(model.module, torch.bfloat16)
-    assert training_bytes(model, None, rows, data="train", options=options, context=context) - wide == pytest.approx(2 * model.params, rel=0.05)
+    assert training_bytes(model, None, rows, data="train", options=options, context=context) - wide == pytest.approx(
+        2 * model.params, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("build", [lambda: small("qwen3"), lambda: small("opt"), toy])
@@ -105,7 +116,9 @@ def test_a_forward_pass_without_gradient(build: Any):
     batch = model.family.example(model, batch=4, size=64)
     with torch.no_grad():
         really = allocated(lambda: model.family.forward(model, batch))
-    assert forward_bytes(model, batch) - sum(t.nbytes for t in batch.values() if t.is_floating_point()) == pytest.approx(really, rel=0.05)
+    assert forward_bytes(model, batch) - sum(
+        t.nbytes for t in batch.values() if t.is_floating_point()
+    ) == pytest.approx(really, rel=0.05)
 
 
 def test_the_batch_is_the_largest_of_a_few_of_the_data():
@@ -119,7 +132,10 @@ def test_without_a_tokenizer_windows_are_made_up():
     model = small("llama-tied")
     model.processor = None
     windows = windows_of(model.skeleton(), data(), batch=3, length=20)
-    assert {name: tuple(tensor.shape) for name, tensor in windows.batch.items()} == {"input_ids": (3, 20), "labels": (3, 20)}
+    assert {name: tuple(tensor.shape) for name, tensor in windows.batch.items()} == {
+        "input_ids": (3, 20),
+        "labels": (3, 20),
+    }
 
 
 def test_windows_that_keep_the_data_are_counted_for_all_of_it():
@@ -140,8 +156,17 @@ def test_a_dry_run_leaves_the_model_and_the_random_state_alone():
     model = small("llama-tied").skeleton()
     before = torch.get_rng_state()
     rows, _ = resolve([{"use": "cross-entropy"}])
-    sizes = [training_bytes(model, None, rows, data="train", options=TrainingOptions(batch=n, length=32), context=Context(data={"train": data()}))
-             for n in (2, 4)]  # fmt: skip
+    sizes = [
+        training_bytes(
+            model,
+            None,
+            rows,
+            data="train",
+            options=TrainingOptions(batch=n, length=32),
+            context=Context(data={"train": data()}),
+        )
+        for n in (2, 4)
+    ]
     assert sizes[0] < sizes[1] < 2 * sizes[0]
     assert all(p.is_meta for p in model.module.parameters()) and torch.equal(before, torch.get_rng_state())
     assert isinstance(data(), Dataset) and DryRun().now == 0

@@ -238,7 +238,9 @@ def test_a_weight_that_is_not_finite_is_named():
     model = small("llama")
     with torch.no_grad():
         model.module.model.layers[1].mlp.up_proj.weight[3, 0] = float("inf")
-    with pytest.raises(ZooError, match=r"quantize.int8: model.layers.1.mlp.up_proj.weight .* the first \(inf\) at \[3, 0\]"):
+    with pytest.raises(
+        ZooError, match=r"quantize.int8: model.layers.1.mlp.up_proj.weight .* the first \(inf\) at \[3, 0\]"
+    ):
         apply(model, "quantize.int8")
 
 

@@ -66,14 +66,18 @@ def test_forward_kl_is_its_formula(temperature):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_gradient_of_forward_kl_is_the_difference_of_the_distributions(temperature):
     student_NV, teacher_NV = normal(3, 5).requires_grad_(), normal(3, 5, seed=1)
-    ForwardKL()(student_NV, teacher_NV, rows(torch.zeros(3)), ForwardKL.Options(temperature=temperature)).sum().backward()
+    ForwardKL()(
+        student_NV, teacher_NV, rows(torch.zeros(3)), ForwardKL.Options(temperature=temperature)
+    ).sum().backward()
     expected = temperature * ((student_NV / temperature).softmax(-1) - (teacher_NV / temperature).softmax(-1))
     torch.testing.assert_close(student_NV.grad, expected.detach())
 
 
 def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient():
     student_NV = (5 * normal(6, 9)).requires_grad_()
-    values = ForwardKL()(student_NV, student_NV.detach().clone(), rows(torch.zeros(6)), ForwardKL.Options(temperature=2))
+    values = ForwardKL()(
+        student_NV, student_NV.detach().clone(), rows(torch.zeros(6)), ForwardKL.Options(temperature=2)
+    )
     values.sum().backward()
     assert float(values.detach().abs().max()) < 1e-6 and float(student_NV.grad.abs().max()) < 1e-6
 
@@ -230,8 +234,9 @@ def test_the_hidden_loss_sees_the_outputs_of_the_blocks():
     seen = []
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
-        for model in (student, teacher) for layer in model.module.model.layers
-    ]  # fmt: skip
+        for model in (student, teacher)
+        for layer in model.module.model.layers
+    ]
     values, gradients = step(student, teacher, [CE], features=[hidden()])
     for hook in hooks:
         hook.remove()

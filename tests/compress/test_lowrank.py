@@ -266,7 +266,10 @@ def test_a_weight_that_is_not_finite_is_named():
     model = small("llama")
     with torch.no_grad():
         model.module.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(ZooError, match=r"lowrank.svd: model.layers.1.mlp.up_proj.weight \(64, 32\) holds 1 value that is not finite, the first \(nan\) at \[0, 0\]"):
+    with pytest.raises(
+        ZooError,
+        match=r"lowrank.svd: model.layers.1.mlp.up_proj.weight \(64, 32\) holds 1 value that is not finite, the first \(nan\) at \[0, 0\]",
+    ):
         apply(model, "lowrank.svd", {"ratio": 0.5, "whiten": False})
 
 

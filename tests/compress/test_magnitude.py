@@ -63,8 +63,11 @@ def test_two_of_four_stay_along_the_inputs(name):
     before = matrices(model)
     apply(model, "prune.magnitude", {"pattern": "2:4"})
     for key, after in matrices(model).items():
-        for row_before, row_after in zip(before[key].reshape(-1, before[key].shape[-1]).tolist(),
-                                         after.reshape(-1, after.shape[-1]).tolist(), strict=True):  # fmt: skip
+        for row_before, row_after in zip(
+            before[key].reshape(-1, before[key].shape[-1]).tolist(),
+            after.reshape(-1, after.shape[-1]).tolist(),
+            strict=True,
+        ):
             for start in range(0, len(row_before), 4):
                 group = row_before[start : start + 4]
                 largest = sorted(range(4), key=lambda i: -abs(group[i]))[:2]

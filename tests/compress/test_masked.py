@@ -50,8 +50,12 @@ def test_a_masked_model_learns_what_is_hidden() -> None:
     text = data(tokens=400)
     for sample in text:
         sample.fields["text"] = "w7 " * 400
-    trained = apply(model, registry.compressor("train"), options("train", steps=30, batch=4, length=16, lr=0.01, warmup=2),
-                    Context(data={"train": text}))  # fmt: skip
+    trained = apply(
+        model,
+        registry.compressor("train"),
+        options("train", steps=30, batch=4, length=16, lr=0.01, warmup=2),
+        Context(data={"train": text}),
+    )
     ids = torch.tensor([[7, 7, 3, 7, 7]])
     assert int(trained.family.forward(trained, {"input_ids": ids})[0, 2].argmax()) == 7
 

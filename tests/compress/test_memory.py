@@ -60,45 +60,66 @@ def found(proc: Path) -> dict[str, int]:
 
 def test_cgroups_of_version_2_bound_by_the_group_and_all_around_it(tmp_path: Path):
     proc = system(
-        tmp_path, groups="0::/work/job\n", mounts=["30 24 0:26 / /SYS/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw"],
+        tmp_path,
+        groups="0::/work/job\n",
+        mounts=["30 24 0:26 / /SYS/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw"],
         files={
-            "cgroup/work/job/memory.max": "max\n", "cgroup/work/job/memory.current": "5\n", "cgroup/work/job/memory.stat": "anon 5\n",
-            "cgroup/work/memory.max": f"{1000 * MB}\n", "cgroup/work/memory.current": f"{900 * MB}\n",
+            "cgroup/work/job/memory.max": "max\n",
+            "cgroup/work/job/memory.current": "5\n",
+            "cgroup/work/job/memory.stat": "anon 5\n",
+            "cgroup/work/memory.max": f"{1000 * MB}\n",
+            "cgroup/work/memory.current": f"{900 * MB}\n",
             "cgroup/work/memory.stat": f"anon 1\ninactive_file {300 * MB}\nactive_file 7\n",
         },
-    )  # fmt: skip
+    )
     assert found(proc) == {"the limit of cgroup /work": 400 * MB}  # the page cache that is not in use makes room
 
 
 def test_cgroups_of_version_1_and_a_group_that_is_mounted_as_the_root(tmp_path: Path):
     """In a container, /proc/self/cgroup names the group on the host, and that very group is mounted."""
     proc = system(
-        tmp_path, groups="5:devices:/docker/abc\n4:cpu,memory:/docker/abc\n0::/\n",
-        mounts=["31 25 0:27 /docker/abc /SYS/memory ro - cgroup cgroup rw,memory", "32 25 0:28 / /SYS/unified ro - cgroup2 none rw"],
+        tmp_path,
+        groups="5:devices:/docker/abc\n4:cpu,memory:/docker/abc\n0::/\n",
+        mounts=[
+            "31 25 0:27 /docker/abc /SYS/memory ro - cgroup cgroup rw,memory",
+            "32 25 0:28 / /SYS/unified ro - cgroup2 none rw",
+        ],
         files={
-            "memory/memory.limit_in_bytes": f"{512 * MB}\n", "memory/memory.usage_in_bytes": f"{112 * MB}\n",
+            "memory/memory.limit_in_bytes": f"{512 * MB}\n",
+            "memory/memory.usage_in_bytes": f"{112 * MB}\n",
             "memory/memory.stat": f"inactive_file 1\ntotal_inactive_file {12 * MB}\n",
         },
-    )  # fmt: skip
+    )
     assert found(proc) == {"the limit of cgroup /": 412 * MB}
 
 
 def test_no_limit_is_none(tmp_path: Path):
-    files = {"memory/memory.limit_in_bytes": "9223372036854771712\n", "memory/memory.usage_in_bytes": "1\n", "memory/memory.stat": ""}
-    proc = system(tmp_path, groups="4:memory:/\n", mounts=["31 25 0:27 / /SYS/memory ro - cgroup cgroup rw,memory"], files=files)
+    files = {
+        "memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "memory/memory.usage_in_bytes": "1\n",
+        "memory/memory.stat": "",
+    }
+    proc = system(
+        tmp_path, groups="4:memory:/\n", mounts=["31 25 0:27 / /SYS/memory ro - cgroup cgroup rw,memory"], files=files
+    )
     assert found(proc) == {}
     assert "free memory" in [limit.source for limit in limits(proc=tmp_path / "nowhere")]
 
 
 def test_a_shortage_names_what_lacks_most_and_what_would_help():
     now = resident_bytes()
-    wanted = [Need("stage 1 (inherit)", now + 300 * MB, "a"), Need("stage 2 (distill)", now + 900 * MB, "lower its batch or length"),
-              Need("measuring speed", now, "write speed = false", beside=950 * MB)]  # fmt: skip
+    wanted = [
+        Need("stage 1 (inherit)", now + 300 * MB, "a"),
+        Need("stage 2 (distill)", now + 900 * MB, "lower its batch or length"),
+        Need("measuring speed", now, "write speed = false", beside=950 * MB),
+    ]
     assert shortage(wanted, bounds=[Limit("free memory", 1000 * MB, shared=True)]) == ""
     said = shortage(wanted, bounds=[Limit("RLIMIT_AS (ulimit -v)", 500 * MB)])
     assert said.startswith("stage 2 (distill) needs about ") and "RLIMIT_AS (ulimit -v) leaves" in said
     assert said.endswith(" for this run: lower its batch or length, or pass --ignore-memory to try.")
-    assert shortage(wanted, bounds=[Limit("the limit of cgroup /", 500 * MB, shared=True)]).startswith("measuring speed needs")
+    assert shortage(wanted, bounds=[Limit("the limit of cgroup /", 500 * MB, shared=True)]).startswith(
+        "measuring speed needs"
+    )
 
 
 # --- plans and runs ---------------------------------------------------------------------------------------------------
@@ -109,8 +130,15 @@ def test_a_plan_counts_every_part_of_a_run(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "recipe.toml").write_text(RECIPE)
     found = plan(Recipe.load(tmp_path / "recipe.toml", overrides=["evaluate.control=true", "evaluate.speed=true"]))
     named = {need.what: need.bytes for need in needs(found)}
-    assert list(named) == ["loading model", "stage 1 (inherit)", "stage 2 (prune.structured)", "stage 3 (distill)", "stage 4 (quantize.int8)",
-                           "the control", "measuring speed in a process of its own"]  # fmt: skip
+    assert list(named) == [
+        "loading model",
+        "stage 1 (inherit)",
+        "stage 2 (prune.structured)",
+        "stage 3 (distill)",
+        "stage 4 (quantize.int8)",
+        "the control",
+        "measuring speed in a process of its own",
+    ]
     assert named["stage 3 (distill)"] > named["the control"] > named["loading model"] > found.base_bytes
     assert len(list(needs(found, done={"control", "stage 3 (distill)"}))) == 5
     assert found.to_json()["memory"]["needed_bytes"] == named["stage 3 (distill)"] and not found.shortage
@@ -125,7 +153,9 @@ def bounded(more: int) -> str:
     )
 
 
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS") or not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc")
+@pytest.mark.skipif(
+    not hasattr(resource, "RLIMIT_AS") or not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc"
+)
 def test_a_run_under_a_limit_below_the_plan_is_refused_before_it_begins(zygote: Zygote, tmp_path: Path):
     workplace(tmp_path)
     (tmp_path / "recipe.toml").write_text(RECIPE)
@@ -139,14 +169,23 @@ def test_a_run_under_a_limit_below_the_plan_is_refused_before_it_begins(zygote: 
     assert done.code == 2 and done.err.startswith("error: RLIMIT_AS (ulimit -v) leaves this process ")
     done = zygote.run("compress", "recipe.toml", "--ignore-memory", *large, cwd=tmp_path, setup=bounded(900 * MB))
     assert (done.code, done.err.splitlines()[-1]) == (
-        1, "error: memory ran out; what was being written is as it was before. `zoo plan` says how much a recipe needs."
-    )  # fmt: skip
+        1,
+        "error: memory ran out; what was being written is as it was before. `zoo plan` says how much a recipe needs.",
+    )
 
 
 def test_predictions_fit_what_was_measured(zygote: Zygote, tmp_path: Path):
     """The small twin of tests/stress/memory.py: a checkpoint of 6 million parameters, one of its recipes."""
-    checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-               head_dim=32, max_position_embeddings=512)  # fmt: skip
+    checkpoint(
+        tmp_path / "model",
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=512,
+    )
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.py").write_text("def f(a, b):\n    return a + b\n" * 3000)
     head = '[recipe]\nname = "x"\n[model]\nname = "./model"\n[data]\ntrain = "texts"\ncalibration = "texts"\n[evaluate]\ntasks = []\nspeed = false\n'

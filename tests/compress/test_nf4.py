@@ -18,9 +18,25 @@ from zoo.errors import Refused
 pytest.importorskip("bitsandbytes")
 DENSE = [name for name in TWINS if name != "mixtral"]
 LEVELS = torch.tensor(
-    [-1, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0,
-     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1]
-)  # fmt: skip
+    [
+        -1,
+        -0.6961928,
+        -0.52507305,
+        -0.39491749,
+        -0.28444138,
+        -0.18477343,
+        -0.09105004,
+        0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.562617,
+        0.72295684,
+        1,
+    ]
+)
 
 
 def rounded(weight_OI):
@@ -72,10 +88,10 @@ def test_parameters_stay_and_the_packed_layers_take_half_a_byte_each(name):
     packed = [path for path in model.lineage[-1].record["modules"] if path in weights]
     scales = sum(model.module.get_submodule(path).absmax.numel() * 4 for path in packed)
     others = sum(
-        model.module.get_submodule(path).absmax.numel() * 4
-        - model.module.get_submodule(path).weight_nf4.numel() * 7
-        for path in model.lineage[-1].record["modules"] if path not in weights
-    )  # fmt: skip
+        model.module.get_submodule(path).absmax.numel() * 4 - model.module.get_submodule(path).weight_nf4.numel() * 7
+        for path in model.lineage[-1].record["modules"]
+        if path not in weights
+    )
     assert before - model.bytes == sum(weights.values()) * 7 // 2 - scales - others
 
 

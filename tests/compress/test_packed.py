@@ -73,9 +73,12 @@ def test_int8_matches_the_formula():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 40), in_features=st.integers(1, 70), out_features=st.integers(1, 40), bias=st.booleans(),
+    rows=st.integers(1, 40),
+    in_features=st.integers(1, 70),
+    out_features=st.integers(1, 40),
+    bias=st.booleans(),
     seed=st.integers(0, 9),
-)  # fmt: skip
+)
 def test_int8_forward_matches_dequantized(rows, in_features, out_features, bias, seed):
     int8 = Int8Linear.from_linear(make_linear(in_features, out_features, bias=bias, seed=seed))
     x_TI = torch.randn(rows, in_features)
@@ -353,9 +356,12 @@ def test_nf4_matches_the_levels():
 
 @settings(max_examples=15, deadline=None)
 @given(
-    rows=st.integers(1, 20), half=st.integers(1, 60), out_features=st.integers(1, 40), nested=st.booleans(),
+    rows=st.integers(1, 20),
+    half=st.integers(1, 60),
+    out_features=st.integers(1, 40),
+    nested=st.booleans(),
     blocksize=st.sampled_from([64, 128]),
-)  # fmt: skip
+)
 def test_nf4_shapes_follow_from_the_sizes(rows, half, out_features, nested, blocksize):
     linear = make_linear(2 * half, out_features)
     nf4 = NF4Linear.from_linear(linear, blocksize=blocksize, nested=nested)

@@ -45,7 +45,9 @@ def refusal(place: Path, text: str, kind: type[ZooError]) -> str:
 
 
 def stage(use: str, **options: Any) -> str:
-    return f"\n[[stage]]\nuse = {json.dumps(use)}\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+    return f"\n[[stage]]\nuse = {json.dumps(use)}\n" + "".join(
+        f"{key} = {json.dumps(value)}\n" for key, value in options.items()
+    )
 
 
 # --- what a plan says -------------------------------------------------------------------------------------------------
@@ -54,7 +56,13 @@ def stage(use: str, **options: Any) -> str:
 def test_plan_json_has_the_promised_shape(place: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["plan", str(place / "recipe.toml"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [s["use"] for s in found["stages"]] == ["original", "inherit", "prune.structured", "distill", "quantize.int8"]
+    assert [s["use"] for s in found["stages"]] == [
+        "original",
+        "inherit",
+        "prune.structured",
+        "distill",
+        "quantize.int8",
+    ]
     for one in found["stages"]:
         assert {"use", "params", "bytes", "peak_bytes"} <= set(one)
         assert one["params"] > 0 and 0 < one["bytes"] < one["peak_bytes"]
@@ -78,12 +86,22 @@ def test_plan_reads_no_weight(place: Path):
 def test_plan_of_a_model_larger_than_memory(place: Path):
     """The shape of Llama 2 70B: 280 GB in float32."""
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
-        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000,
-    }  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    }
     (place / "large").mkdir()
     (place / "large/config.json").write_text(json.dumps(config))
-    text = '[recipe]\nname = "x"\n[model]\nname = "./large"\n' + stage("inherit", layers="first:40") + stage("quantize.int8")
+    text = (
+        '[recipe]\nname = "x"\n[model]\nname = "./large"\n'
+        + stage("inherit", layers="first:40")
+        + stage("quantize.int8")
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = planned(place, text)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
@@ -107,11 +125,18 @@ def test_plan_knows_how_weights_are_stored_from_their_headers(place: Path, kind:
     (place / "model/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     config = json.loads((place / "model/config.json").read_text())
     for dtype in ({}, {"dtype": kind}):
-        (place / "model/config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "dtype"} | dtype))
+        (place / "model/config.json").write_text(
+            json.dumps({key: value for key, value in config.items() if key != "dtype"} | dtype)
+        )
         recipe = Recipe.load(place / "recipe.toml")
         found, skeleton, model = plan(recipe), zoo.load(place / "model", device="meta"), zoo.load(place / "model")
         assert found.stored == kind == model.stored == skeleton.stored == skeleton.dtype
-        assert found.stages[0].bytes == found.stages[0].params * (2 if kind == "bfloat16" else 4) == model.bytes == skeleton.bytes
+        assert (
+            found.stages[0].bytes
+            == found.stages[0].params * (2 if kind == "bfloat16" else 4)
+            == model.bytes
+            == skeleton.bytes
+        )
         apply(model, "inherit", {"layers": "first:1"})
         apply(model, "quantize.int8")
         text = HEAD + stage("inherit", layers="first:1") + stage("quantize.int8")
@@ -122,8 +147,20 @@ def test_earlier_states_follow_the_blocks_they_belong_to(place: Path):
     """Block 0 is made sparse and then dropped; what was block 1 is dense, and a stage that needs dense weights may follow."""
     sparse = stage("prune.magnitude", sparsity=0.5, target="language.blocks[0]")
     last = stage("quantize.int8", target="language.blocks[0]")
-    assert len(planned(place, HEAD + stage("quantize.int8", target="language.blocks[0]") + stage("inherit", layers="last:1") + last).stages) == 4
-    assert "quantize.int8" in refusal(place, HEAD + stage("quantize.int8", target="language.blocks[0]") + stage("inherit", layers="first:1") + last, Refused)
+    assert (
+        len(
+            planned(
+                place,
+                HEAD + stage("quantize.int8", target="language.blocks[0]") + stage("inherit", layers="last:1") + last,
+            ).stages
+        )
+        == 4
+    )
+    assert "quantize.int8" in refusal(
+        place,
+        HEAD + stage("quantize.int8", target="language.blocks[0]") + stage("inherit", layers="first:1") + last,
+        Refused,
+    )
     assert len(planned(place, HEAD + sparse + stage("inherit", layers="last:1")).stages) == 3
 
 
@@ -133,21 +170,36 @@ def test_earlier_states_follow_the_blocks_they_belong_to(place: Path):
 def test_missing_and_empty_data_are_named_with_their_key(place: Path):
     (place / "none").mkdir()
     for reference, sentence in (
-        ("text[:4]", "recipe.toml, line 10, [data] train: No data source or file called 'text'. Did you mean 'texts'? Sources: "),
+        (
+            "text[:4]",
+            "recipe.toml, line 10, [data] train: No data source or file called 'text'. Did you mean 'texts'? Sources: ",
+        ),
         ("texts[99:]", "recipe.toml, line 10, [data] train: 'texts[99:]' holds no records (6 before the slice)."),
-        ("none", "recipe.toml, line 10, [data] train: none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."),
+        (
+            "none",
+            "recipe.toml, line 10, [data] train: none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...).",
+        ),
     ):
-        assert refusal(place, RECIPE.replace('train = "texts[:4]"', f'train = "{reference}"'), DataError).startswith(sentence)
+        assert refusal(place, RECIPE.replace('train = "texts[:4]"', f'train = "{reference}"'), DataError).startswith(
+            sentence
+        )
     found = refusal(place, RECIPE.replace('train = "texts[:4]"\n', 'trian = "texts[:4]"\n'), DataError)
-    assert found == ('recipe.toml, line 22, stage 3 (distill): it needs train data: add `train = "..."` to the [data] table. Did you mean \'trian\'?')
+    assert found == (
+        "recipe.toml, line 22, stage 3 (distill): it needs train data: add `train = \"...\"` to the [data] table. Did you mean 'trian'?"
+    )
     found = refusal(place, RECIPE.replace('test = "texts[4:]"\n', ""), RecipeError)
-    assert found == 'recipe.toml, line 31, [evaluate]: perplexity needs test data: add `test = "..."` to the [data] table.'
+    assert (
+        found == 'recipe.toml, line 31, [evaluate]: perplexity needs test data: add `test = "..."` to the [data] table.'
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("./modl", "recipe.toml, line 7, [model] name: modl does not exist. Did you mean"), ("tiny-cod", "recipe.toml, line 7, [model] name: No model named 'tiny-cod'. Did you mean 'tiny-code'?")],
-)  # fmt: skip
+    [
+        ("./modl", "recipe.toml, line 7, [model] name: modl does not exist. Did you mean"),
+        ("tiny-cod", "recipe.toml, line 7, [model] name: No model named 'tiny-cod'. Did you mean 'tiny-code'?"),
+    ],
+)
 def test_an_unknown_model_is_named_with_its_line(place: Path, name: str, sentence: str):
     found = refusal(place, RECIPE.replace("./model", name), UnknownName)
     assert found.startswith(sentence.partition(" Did")[0])
@@ -155,12 +207,18 @@ def test_an_unknown_model_is_named_with_its_line(place: Path, name: str, sentenc
 
 def test_weights_that_are_not_there_are_known_to_the_plan(place: Path):
     text = RECIPE.replace('name = "./model"', 'name = "tiny-code"\nweights = "./wights"')
-    assert refusal(place, text, RequestError).startswith("recipe.toml, line 8, [model] weights: weights='./wights' is neither 'auto' nor 'random'")
+    assert refusal(place, text, RequestError).startswith(
+        "recipe.toml, line 8, [model] weights: weights='./wights' is neither 'auto' nor 'random'"
+    )
 
 
 def test_an_unknown_target_is_named_with_what_there_is(place: Path):
     found = refusal(place, HEAD + stage("inherit", layers="first:1", target="langage"), UnknownName)
-    assert found.startswith("recipe.toml, line 15, stage 1 (inherit): ") and "'langage'" in found and "Did you mean 'language'?" in found
+    assert (
+        found.startswith("recipe.toml, line 15, stage 1 (inherit): ")
+        and "'langage'" in found
+        and "Did you mean 'language'?" in found
+    )
 
 
 def test_more_blocks_than_there_are_is_refused(place: Path):
@@ -168,9 +226,16 @@ def test_more_blocks_than_there_are_is_refused(place: Path):
     assert found.startswith("recipe.toml, line 15, stage 1 (inherit): ") and "9" in found and "2" in found
 
 
-@pytest.mark.parametrize("use", ["distill", "train", "prune.magnitude", "prune.structured", "lowrank.svd", "share.ffn", "quantize.nf4"])
+@pytest.mark.parametrize(
+    "use", ["distill", "train", "prune.magnitude", "prune.structured", "lowrank.svd", "share.ffn", "quantize.nf4"]
+)
 def test_what_cannot_follow_packed_weights_says_why_and_what_to_do(place: Path, use: str):
-    options = {"prune.magnitude": {"sparsity": 0.5}, "prune.structured": {"ffn": 48}, "lowrank.svd": {"rank": 4}, "share.ffn": {}}.get(use, {})
+    options = {
+        "prune.magnitude": {"sparsity": 0.5},
+        "prune.structured": {"ffn": 48},
+        "lowrank.svd": {"rank": 4},
+        "share.ffn": {},
+    }.get(use, {})
     found = refusal(place, HEAD + stage("quantize.int8") + stage(use, **options), Refused)
     assert found.startswith(f"recipe.toml, line 18, stage 2 ({use}): ")
     assert "packed (8 bits) by stage 1 (quantize.int8)" in found
@@ -184,25 +249,40 @@ def test_teachers_are_checked_by_the_plan(place: Path):
         "recipe.toml, line 15, stage 1 (distill): distill compares distributions over one vocabulary: model has 320 tokens, "
         "the teacher other 400. Choose a teacher with the same tokenizer."
     )
-    found = refusal(place, HEAD + stage("inherit", layers="first:1") + stage("distill", teacher="tiny-cod"), UnknownName)
-    assert found.startswith("recipe.toml, line 19, stage 2 (distill): teacher: No model named 'tiny-cod'. Did you mean 'tiny-code'?")
+    found = refusal(
+        place, HEAD + stage("inherit", layers="first:1") + stage("distill", teacher="tiny-cod"), UnknownName
+    )
+    assert found.startswith(
+        "recipe.toml, line 19, stage 2 (distill): teacher: No model named 'tiny-cod'. Did you mean 'tiny-code'?"
+    )
     assert planned(place, HEAD + stage("distill", teacher="./model")).licenses.keys() == {"model"}
 
 
 @pytest.mark.parametrize(
     ("loss", "sentence"),
-    [([{"use": "kll"}], "No loss named 'kll'. Did you mean 'kl'? Losses: kl, cross-entropy, hidden"),
-     ([{"use": "kl", "temprature": 2.0}], "loss kl: 'temprature' is not an option. Did you mean 'temperature'? Options: weight, temperature."),
-     ([{"use": "kl", "weight": -1}], "loss kl: weight = -1: input should be greater than or equal to 0."),
-     ([{"use": "kl"}, {"use": "kl"}], "loss 'kl' is listed twice; give it one weight.")],
+    [
+        ([{"use": "kll"}], "No loss named 'kll'. Did you mean 'kl'? Losses: kl, cross-entropy, hidden"),
+        (
+            [{"use": "kl", "temprature": 2.0}],
+            "loss kl: 'temprature' is not an option. Did you mean 'temperature'? Options: weight, temperature.",
+        ),
+        ([{"use": "kl", "weight": -1}], "loss kl: weight = -1: input should be greater than or equal to 0."),
+        ([{"use": "kl"}, {"use": "kl"}], "loss 'kl' is listed twice; give it one weight."),
+    ],
     ids=["name", "option", "range", "twice"],
-)  # fmt: skip
+)
 def test_a_wrong_loss_is_named_with_its_stage(place: Path, loss: Any, sentence: str):
-    inline = "[" + ", ".join("{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in one.items()) + "}" for one in loss) + "]"
+    inline = (
+        "["
+        + ", ".join("{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in one.items()) + "}" for one in loss)
+        + "]"
+    )
     (place / "recipe.toml").write_text(HEAD + f'\n[[stage]]\nuse = "distill"\nloss = {inline}\n')
     with pytest.raises(RequestError) as caught:
         plan(Recipe.load(place / "recipe.toml"))
-    assert str(caught.value).startswith(f"{place}/recipe.toml, line {15 if loss else 17}, stage 1 (distill): {sentence}")
+    assert str(caught.value).startswith(
+        f"{place}/recipe.toml, line {15 if loss else 17}, stage 1 (distill): {sentence}"
+    )
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(place: Path):
@@ -212,7 +292,9 @@ def test_a_teacher_with_another_tokenizer_is_refused(place: Path):
     shutil.copytree(place / "model", place / "other")
     tokenizer([text.upper() for text in TEXTS.values()]).save_pretrained(place / "other")
     found = refusal(place, HEAD + stage("distill", teacher="./other"), Refused)
-    assert found.startswith("recipe.toml, line 15, stage 1 (distill): distill compares distributions over one vocabulary: token ")
+    assert found.startswith(
+        "recipe.toml, line 15, stage 1 (distill): distill compares distributions over one vocabulary: token "
+    )
     assert found.endswith(" to the teacher other. Choose a teacher with the same tokenizer.")
 
 
@@ -220,8 +302,10 @@ def test_a_new_tokenizer_is_for_weights_that_are_not_trained_yet(place: Path):
     bpe, train = stage("vocabulary.bpe"), stage("train", steps=2, length=16)
     trained = "the weights of model are trained on the tokens of the tokenizer they have"
     found = refusal(place, HEAD + bpe, Refused)
-    assert found == (f"recipe.toml, line 15, stage 1 (vocabulary.bpe): vocabulary.bpe: {trained}, and a new one would number others. "
-                     'Begin with weights = "random" in [model], and train afterwards.')  # fmt: skip
+    assert found == (
+        f"recipe.toml, line 15, stage 1 (vocabulary.bpe): vocabulary.bpe: {trained}, and a new one would number others. "
+        'Begin with weights = "random" in [model], and train afterwards.'
+    )
     drawn = HEAD.replace('name = "./model"', 'name = "./model"\nweights = "random"')
     assert len(planned(place, drawn + bpe + train).stages) == 3
     assert trained in refusal(place, drawn + train + bpe, Refused)
@@ -247,14 +331,28 @@ EVALUATE = '\n[evaluate]\ntasks = ["perplexity"]\n'
 @pytest.mark.parametrize(
     ("base", "change", "sentence"),
     [
-        ("llama-tied", 'prompts = ["a", ""]', "line 21, [evaluate] prompts: The prompt is empty: pass some text to continue."),
+        (
+            "llama-tied",
+            'prompts = ["a", ""]',
+            "line 21, [evaluate] prompts: The prompt is empty: pass some text to continue.",
+        ),
         ("llama-tied", f'prompts = ["{"def f(): " * 40}"]', "line 21, [evaluate] prompts: The prompt has "),
-        ("bert", 'prompts = ["a"]', "line 21, [evaluate] prompts: bert fills in no words: its tokenizer has no mask token."),
-        ("bert", "", "line 20, [evaluate] tasks: perplexity of a masked-lm model needs a mask token, and the tokenizer of bert has none."),
+        (
+            "bert",
+            'prompts = ["a"]',
+            "line 21, [evaluate] prompts: bert fills in no words: its tokenizer has no mask token.",
+        ),
+        (
+            "bert",
+            "",
+            "line 20, [evaluate] tasks: perplexity of a masked-lm model needs a mask token, and the tokenizer of bert has none.",
+        ),
     ],
     ids=["empty prompt", "long prompt", "prompt of a masked model", "no mask token"],
 )
-def test_an_evaluation_that_does_not_fit_the_model_is_refused_before_any_work(place: Path, base: str, change: str, sentence: str):
+def test_an_evaluation_that_does_not_fit_the_model_is_refused_before_any_work(
+    place: Path, base: str, change: str, sentence: str
+):
     checkpoint(place / base, base)
     text = HEAD.replace("./model", f"./{base}") + stage("inherit", layers="first:1") + EVALUATE + change + "\n"
     assert refusal(place, text, RequestError).startswith(f"recipe.toml, {sentence}")

@@ -71,7 +71,9 @@ def test_a_good_recipe_is_read(file: Path):
     recipe = Recipe.load(file)
     assert (recipe.about.name, recipe.about.seed, recipe.model.name) == ("small", 3, "tiny-code")
     assert [stage.use for stage in recipe.stages] == ["inherit", "distill"]
-    assert recipe.stages[0].label == "stage 1 (inherit)" and recipe.stages[0].where.endswith("small.toml, line 12, stage 1 (inherit)")
+    assert recipe.stages[0].label == "stage 1 (inherit)" and recipe.stages[0].where.endswith(
+        "small.toml, line 12, stage 1 (inherit)"
+    )
     assert recipe.evaluate.options("perplexity") == {"max_tokens": 100} and recipe.evaluate.options("speed") == {}
     assert recipe.base == file.parent and SameRecipe is Recipe
 
@@ -81,57 +83,128 @@ def test_a_dict_is_as_good_as_a_file(file: Path):
     assert parsed.base == Path() and [s.options for s in parsed.stages] == [s.options for s in Recipe.load(file).stages]
 
 
-@pytest.mark.parametrize("example", sorted(path for path in (Path(__file__).parents[2] / "examples").rglob("*.toml") if "third_party" not in path.parts), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    sorted(
+        path for path in (Path(__file__).parents[2] / "examples").rglob("*.toml") if "third_party" not in path.parts
+    ),
+    ids=lambda path: path.stem,
+)
 def test_every_example_is_a_good_recipe(example: Path):
     if "pyproject" in example.name or "registry" in example.name:
         pytest.skip("not a recipe")
     assert Recipe.load(example).stages
-    assert example.read_text().startswith(f"# zoo compress {example.relative_to(example.parents[1] if example.parent.name == 'examples' else example.parents[2])}")
+    assert example.read_text().startswith(
+        f"# zoo compress {example.relative_to(example.parents[1] if example.parent.name == 'examples' else example.parents[2])}"
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("[evaluate]", "[evalute]",
-         "small.toml, line 24: there is no table 'evalute'. Did you mean 'evaluate'? Tables: recipe, model, data, stage, evaluate."),
-        ("[model]\nname", "[mdel]\nname", "small.toml, line 5: there is no table 'mdel'. Did you mean 'model'? Tables: recipe, model, data, stage, evaluate."),
+        (
+            "[evaluate]",
+            "[evalute]",
+            "small.toml, line 24: there is no table 'evalute'. Did you mean 'evaluate'? Tables: recipe, model, data, stage, evaluate.",
+        ),
+        (
+            "[model]\nname",
+            "[mdel]\nname",
+            "small.toml, line 5: there is no table 'mdel'. Did you mean 'model'? Tables: recipe, model, data, stage, evaluate.",
+        ),
         ('[model]\nname = "tiny-code"\n', "", "small.toml: the table [model] is missing."),
         ('[recipe]\nname = "small"\nseed = 3\n', "", "small.toml: the table [recipe] is missing."),
-        ("layers =", "layer =", f"small.toml, line 14, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? {INHERIT}"),
-        ("steps = 10", 'steps = "ten"',
-         "small.toml, line 22, stage 2 (distill): steps = 'ten': input should be a whole number."),
-        ("steps = 10", "steps = 0", "small.toml, line 22, stage 2 (distill): steps = 0: input should be greater than or equal to 1."),
-        ("steps = 10", "lr = nan", "small.toml, line 22, stage 2 (distill): lr = nan: input should be a finite number."),
-        ("steps = 10", "lr = inf", "small.toml, line 22, stage 2 (distill): lr = inf: input should be a finite number."),
-        ("steps = 10", 'decay_shape = "lineer"',
-         "small.toml, line 22, stage 2 (distill): decay_shape = 'lineer': input should be 'linear', 'cosine', '1-sqrt' or 'exponential'."
-         " Did you mean 'linear'?"),
-        ('use = "inherit"\n', "", "small.toml, line 12, stage 1: `use` is missing; it names a compressor, such as \"inherit\"."),
+        (
+            "layers =",
+            "layer =",
+            f"small.toml, line 14, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? {INHERIT}",
+        ),
+        (
+            "steps = 10",
+            'steps = "ten"',
+            "small.toml, line 22, stage 2 (distill): steps = 'ten': input should be a whole number.",
+        ),
+        (
+            "steps = 10",
+            "steps = 0",
+            "small.toml, line 22, stage 2 (distill): steps = 0: input should be greater than or equal to 1.",
+        ),
+        (
+            "steps = 10",
+            "lr = nan",
+            "small.toml, line 22, stage 2 (distill): lr = nan: input should be a finite number.",
+        ),
+        (
+            "steps = 10",
+            "lr = inf",
+            "small.toml, line 22, stage 2 (distill): lr = inf: input should be a finite number.",
+        ),
+        (
+            "steps = 10",
+            'decay_shape = "lineer"',
+            "small.toml, line 22, stage 2 (distill): decay_shape = 'lineer': input should be 'linear', 'cosine', '1-sqrt' or 'exponential'."
+            " Did you mean 'linear'?",
+        ),
+        (
+            'use = "inherit"\n',
+            "",
+            'small.toml, line 12, stage 1: `use` is missing; it names a compressor, such as "inherit".',
+        ),
         ('layers = "first:3"\n', "", "small.toml, line 12, stage 1 (inherit): 'layers' is missing (blocks to keep: "),
-        ("seed = 3", "seed = -1", "small.toml, line 3, [recipe]: seed = -1: input should be greater than or equal to 0."),
-        ("seed = 3", "sead = 3", "small.toml, line 3, [recipe]: 'sead' is not an option. Did you mean 'seed'? Options: name, seed, summary."),
+        (
+            "seed = 3",
+            "seed = -1",
+            "small.toml, line 3, [recipe]: seed = -1: input should be greater than or equal to 0.",
+        ),
+        (
+            "seed = 3",
+            "sead = 3",
+            "small.toml, line 3, [recipe]: 'sead' is not an option. Did you mean 'seed'? Options: name, seed, summary.",
+        ),
         ('name = "small"', 'name = ".."', "small.toml, line 2, [recipe]: name = '..': string should match pattern"),
         ('name = "small"', 'name = "a/b"', "small.toml, line 2, [recipe]: name = 'a/b': string should match pattern"),
-        ('name = "tiny-code"', 'name = "tiny-code"\nstored = "bf16"',
-         "small.toml, line 7, [model]: stored = 'bf16': input should be '', 'float32', 'bfloat16' or 'float16'. Did you mean 'bfloat16'?"),
-        ('test = "stdlib:test[:2]"', "test = 3", "small.toml, line 10: test must be text such as \"stdlib:train\", not int."),
-        ("max_tokens", "max_tokns",
-         "small.toml, line 29, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'? Options: max_tokens, length."),
-        ("max_tokens = 100", "length = 1",
-         "small.toml, line 29, [evaluate.perplexity]: length = 1: input should be greater than or equal to 2."),
-        ("speed = false", "sped = false",
-         "small.toml, line 26, [evaluate]: 'sped' is not an option. Did you mean 'speed'? "
-         "Options: tasks, baselines, prompts, control, speed, perplexity."),
-        ("speed = false\n\n[evaluate.perplexity]\nmax_tokens", "\n[evaluate.speed]\nprefil",
-         "small.toml, line 28, [evaluate.speed]: 'prefil' is not an option. Did you mean 'prefill'? Options: prefill, decode, repeats."),
-        ("[evaluate.perplexity]\nmax_tokens = 100\n", "perplexity = { max_tokns = 1 }\n",
-         "small.toml, line 28, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'? Options: max_tokens, length."),
-        ("[[stage]]\nuse = \"inherit\"", "[stage]\nuse = \"inherit\"", "small.toml is not valid TOML: "),
+        (
+            'name = "tiny-code"',
+            'name = "tiny-code"\nstored = "bf16"',
+            "small.toml, line 7, [model]: stored = 'bf16': input should be '', 'float32', 'bfloat16' or 'float16'. Did you mean 'bfloat16'?",
+        ),
+        (
+            'test = "stdlib:test[:2]"',
+            "test = 3",
+            'small.toml, line 10: test must be text such as "stdlib:train", not int.',
+        ),
+        (
+            "max_tokens",
+            "max_tokns",
+            "small.toml, line 29, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'? Options: max_tokens, length.",
+        ),
+        (
+            "max_tokens = 100",
+            "length = 1",
+            "small.toml, line 29, [evaluate.perplexity]: length = 1: input should be greater than or equal to 2.",
+        ),
+        (
+            "speed = false",
+            "sped = false",
+            "small.toml, line 26, [evaluate]: 'sped' is not an option. Did you mean 'speed'? "
+            "Options: tasks, baselines, prompts, control, speed, perplexity.",
+        ),
+        (
+            "speed = false\n\n[evaluate.perplexity]\nmax_tokens",
+            "\n[evaluate.speed]\nprefil",
+            "small.toml, line 28, [evaluate.speed]: 'prefil' is not an option. Did you mean 'prefill'? Options: prefill, decode, repeats.",
+        ),
+        (
+            "[evaluate.perplexity]\nmax_tokens = 100\n",
+            "perplexity = { max_tokns = 1 }\n",
+            "small.toml, line 28, [evaluate.perplexity]: 'max_tokns' is not an option. Did you mean 'max_tokens'? Options: max_tokens, length.",
+        ),
+        ('[[stage]]\nuse = "inherit"', '[stage]\nuse = "inherit"', "small.toml is not valid TOML: "),
         ("seed = 3", "seed = ", "small.toml is not valid TOML: Invalid value (at line 3, column 8)."),
         ("seed = 3", "seed = " + "[" * 5000, "small.toml is nested too deeply to be read."),
         ("seed = 3", "seed = " + "9" * 5000, "small.toml is not valid TOML: "),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named_with_its_line(file: Path, old: str, new: str, sentence: str):
     assert GOOD.count(old) == 1
     found = refusal(file, GOOD.replace(old, new))
@@ -142,21 +215,38 @@ def test_what_does_not_fit_is_named_with_its_line(file: Path, old: str, new: str
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('use = "inherit"', 'use = "inherti"', "small.toml, line 13, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: inherit, "),
-        ('tasks = ["perplexity"]', 'tasks = ["perplexty"]',
-         "small.toml, line 25, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'? Evaluators: speed, "),
-        ('tasks = ["perplexity"]', 'tasks = ["perplexity"]\nbaselines = ["xs"]',
-         "small.toml, line 26, [evaluate]: no evaluator named 'xs'. Did you mean 'xz'? Evaluators: "),
+        (
+            'use = "inherit"',
+            'use = "inherti"',
+            "small.toml, line 13, stage 1: No compressor named 'inherti'. Did you mean 'inherit'? Compressors: inherit, ",
+        ),
+        (
+            'tasks = ["perplexity"]',
+            'tasks = ["perplexty"]',
+            "small.toml, line 25, [evaluate]: no evaluator named 'perplexty'. Did you mean 'perplexity'? Evaluators: speed, ",
+        ),
+        (
+            'tasks = ["perplexity"]',
+            'tasks = ["perplexity"]\nbaselines = ["xs"]',
+            "small.toml, line 26, [evaluate]: no evaluator named 'xs'. Did you mean 'xz'? Evaluators: ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_unknown_names_are_named_with_the_nearest(file: Path, old: str, new: str, sentence: str):
     assert refusal(file, GOOD.replace(old, new), UnknownName).startswith(sentence)
 
 
 def test_an_evaluator_that_measures_a_model_is_no_baseline(file: Path):
-    found = refusal(file, GOOD.replace('tasks = ["perplexity"]', 'tasks = ["perplexity"]\nbaselines = ["xz", "perplexity"]'))
-    assert found == "small.toml, line 26, [evaluate]: 'perplexity' measures a model, so it is no baseline; put it into tasks."
-    assert Recipe.parse(tomllib.loads(GOOD.replace("speed = false", 'speed = false\nbaselines = ["xz"]'))).evaluate.baselines == ("xz",)
+    found = refusal(
+        file, GOOD.replace('tasks = ["perplexity"]', 'tasks = ["perplexity"]\nbaselines = ["xz", "perplexity"]')
+    )
+    assert (
+        found
+        == "small.toml, line 26, [evaluate]: 'perplexity' measures a model, so it is no baseline; put it into tasks."
+    )
+    assert Recipe.parse(
+        tomllib.loads(GOOD.replace("speed = false", 'speed = false\nbaselines = ["xz"]'))
+    ).evaluate.baselines == ("xz",)
 
 
 def test_every_stage_must_be_a_table_of_its_own(file: Path):
@@ -165,8 +255,10 @@ def test_every_stage_must_be_a_table_of_its_own(file: Path):
 
 
 def test_lines_are_found_behind_arrays_over_several_lines(file: Path):
-    text = GOOD.replace('layers = "first:3"', 'layers = [\n  0,\n  1,\n]\nsampels = 2')
-    assert refusal(file, text).startswith("small.toml, line 18, stage 1 (inherit): 'sampels' is not an option. Did you mean 'samples'?")
+    text = GOOD.replace('layers = "first:3"', "layers = [\n  0,\n  1,\n]\nsampels = 2")
+    assert refusal(file, text).startswith(
+        "small.toml, line 18, stage 1 (inherit): 'sampels' is not an option. Did you mean 'samples'?"
+    )
 
 
 def test_a_missing_file_names_the_nearest(file: Path):
@@ -193,18 +285,31 @@ def test_a_file_that_is_not_text_is_named_with_the_byte(file: Path):
 
 @pytest.mark.parametrize(
     ("override", "value"),
-    [("stage.0.layers=first:2", "first:2"), ("stage.0.layers=[0, 5]", [0, 5]), ('stage.0.layers="last:2"', "last:2"),
-     ("stage.0.layers = every:2", "every:2")],
-)  # fmt: skip
+    [
+        ("stage.0.layers=first:2", "first:2"),
+        ("stage.0.layers=[0, 5]", [0, 5]),
+        ('stage.0.layers="last:2"', "last:2"),
+        ("stage.0.layers = every:2", "every:2"),
+    ],
+)
 def test_an_override_is_read_as_toml_else_as_text(file: Path, override: str, value: Any):
     assert Recipe.load(file, overrides=[override]).stages[0].options.layers == value  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_every_table(file: Path):
-    recipe = Recipe.load(file, overrides=[
-        "recipe.seed=7", "model.weights=random", "data.calibration=stdlib:train[:1]", "stage.1.lr=2e-3",
-        "evaluate.control=true", "evaluate.perplexity.max_tokens=5", 'recipe.summary=a "word" = b', "stage.1.loss=[{use='kl'}]",
-    ])  # fmt: skip
+    recipe = Recipe.load(
+        file,
+        overrides=[
+            "recipe.seed=7",
+            "model.weights=random",
+            "data.calibration=stdlib:train[:1]",
+            "stage.1.lr=2e-3",
+            "evaluate.control=true",
+            "evaluate.perplexity.max_tokens=5",
+            'recipe.summary=a "word" = b',
+            "stage.1.loss=[{use='kl'}]",
+        ],
+    )
     assert (recipe.about.seed, recipe.model.weights, recipe.data["calibration"]) == (7, "random", "stdlib:train[:1]")
     assert recipe.stages[1].options.lr == 2e-3 and recipe.evaluate.control  # type: ignore[attr-defined]
     assert recipe.evaluate.options("perplexity") == {"max_tokens": 5} and recipe.about.summary == 'a "word" = b'
@@ -221,8 +326,14 @@ def test_the_recipe_as_run_tells_its_overrides(file: Path):
     ("override", "sentence"),
     [
         ("stage.0.layers", "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3."),
-        ("stage.5.layers=1", "--set 'stage.5.layers=1': there is no 'stage.5.layers'; stages are numbered from 0 to 1."),
-        ("stage.one.layers=1", "--set 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 0 to 1."),
+        (
+            "stage.5.layers=1",
+            "--set 'stage.5.layers=1': there is no 'stage.5.layers'; stages are numbered from 0 to 1.",
+        ),
+        (
+            "stage.one.layers=1",
+            "--set 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 0 to 1.",
+        ),
         ("=3", "--set '=3': write KEY=VALUE, such as stage.0.layers=first:3."),
         ("stage..layers=3", "--set 'stage..layers=3': write KEY=VALUE, such as stage.0.layers=first:3."),
         ("stage.0=1", "--set 'stage.0=1': name the option too, such as stage.0.layers=first:3."),
@@ -236,10 +347,19 @@ def test_an_override_without_a_place_is_refused(file: Path, override: str, sente
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("stage.0.layer=first:1", "small.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?"),
-        ("stage.1.steps=0", "small.toml, --set stage.1.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1."),
+        (
+            "stage.0.layer=first:1",
+            "small.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?",
+        ),
+        (
+            "stage.1.steps=0",
+            "small.toml, --set stage.1.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1.",
+        ),
         ("recipe.seed=x", "small.toml, --set recipe.seed, [recipe]: seed = 'x': input should be a whole number"),
-        ("evaluate.perplexity.length=1", "small.toml, --set evaluate.perplexity.length, [evaluate.perplexity]: length = 1: input should"),
+        (
+            "evaluate.perplexity.length=1",
+            "small.toml, --set evaluate.perplexity.length, [evaluate.perplexity]: length = 1: input should",
+        ),
         ("modl.name=x", "small.toml: there is no table 'modl'. Did you mean 'model'?"),
     ],
 )
@@ -250,14 +370,23 @@ def test_a_wrong_override_is_blamed_on_the_override(file: Path, override: str, s
 @pytest.mark.parametrize(
     ("stage", "sentence"),
     [
-        ('use = "prune.structured"\nffn = 0', "ffn = 0: input should be greater than 0, or greater than or equal to 1."),
+        (
+            'use = "prune.structured"\nffn = 0',
+            "ffn = 0: input should be greater than 0, or greater than or equal to 1.",
+        ),
         ('use = "inherit"\nlayers = 3', "layers = 3: input should be text, or a list."),
-        ('use = "share.ffn"\nstart = "meen"', "start = 'meen': input should be 'mean' or 'first', or a whole number. Did you mean 'mean'?"),
-        ('use = "prune.structured"', "say what to remove: ffn, heads, kv_groups or width (ratio for convolutional models)."),
+        (
+            'use = "share.ffn"\nstart = "meen"',
+            "start = 'meen': input should be 'mean' or 'first', or a whole number. Did you mean 'mean'?",
+        ),
+        (
+            'use = "prune.structured"',
+            "say what to remove: ffn, heads, kv_groups or width (ratio for convolutional models).",
+        ),
         ('use = "quantize.int8"\nskip = "x"', "skip = 'x': input should be a list."),
         ('use = "quantize.int8"\nembedding = "maybe"', "embedding = 'maybe': input should be true or false."),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_does_not_fit_is_said_in_plain_words(file: Path, stage: str, sentence: str):
     found = refusal(file, GOOD.partition("[[stage]]")[0] + f"[[stage]]\n{stage}\n")
     assert found.partition("): ")[2] == sentence
@@ -271,11 +400,16 @@ def test_an_override_of_everything_is_where_its_errors_are(file: Path):
 # --- anything at all --------------------------------------------------------------------------------------------------
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
     | st.sampled_from(["inherit", "distill", "perplexity", "xz", "kl", "random", "float16", "first:1", "stdlib:train"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

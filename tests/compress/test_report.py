@@ -237,8 +237,10 @@ def pictured(results: dict[str, Any]) -> dict[str, Any]:
     """Questions about pictures, before and after."""
     for wrong, row in zip((1, 12, 6, 7), results["stages"], strict=True):
         row["metrics"] = {"exact_match": judged(wrong=wrong)}
-        row["samples"] = [{"prompt": "Which digit?", "image": PIXEL, "output": "9" if wrong > 6 else "4", "expected": "4"},
-                          {"prompt": "Which digit?", "image": PIXEL, "output": " 9\n", "expected": "9", "note": "98 %"}]  # fmt: skip
+        row["samples"] = [
+            {"prompt": "Which digit?", "image": PIXEL, "output": "9" if wrong > 6 else "4", "expected": "4"},
+            {"prompt": "Which digit?", "image": PIXEL, "output": " 9\n", "expected": "9", "note": "98 %"},
+        ]
     return {**results, "control": None, "baselines": []}
 
 
@@ -267,15 +269,33 @@ def test_small_pictures_are_enlarged_with_square_pixels(results: dict[str, Any])
 
     from zoo.images import data_uri
 
-    results["stages"][0]["samples"] = [{"prompt": str(size), "image": data_uri(Image.new("L", (size, 3)))} for size in (8, 64, 65, 300)]
+    results["stages"][0]["samples"] = [
+        {"prompt": str(size), "image": data_uri(Image.new("L", (size, 3)))} for size in (8, 64, 65, 300)
+    ]
     page = check(html({**results, "stages": results["stages"][:1]}))
-    assert [attributes.get("class") for tag, attributes in page.elements if tag == "img"] == ["square", "square", None, None]
+    assert [attributes.get("class") for tag, attributes in page.elements if tag == "img"] == [
+        "square",
+        "square",
+        None,
+        None,
+    ]
 
 
 def test_verdicts_ignore_space_around_answers() -> None:
-    assert [right(s) for s in ({"output": "4 ", "expected": "4"}, {"output": "5", "expected": "4"}, {"output": "5"}, {"expected": "4"})] == [
-        True, False, None, None,
-    ]  # fmt: skip
+    assert [
+        right(s)
+        for s in (
+            {"output": "4 ", "expected": "4"},
+            {"output": "5", "expected": "4"},
+            {"output": "5"},
+            {"expected": "4"},
+        )
+    ] == [
+        True,
+        False,
+        None,
+        None,
+    ]
 
 
 def test_confusions_are_drawn_before_and_after(pictured: dict[str, Any]) -> None:
@@ -284,7 +304,11 @@ def test_confusions_are_drawn_before_and_after(pictured: dict[str, Any]) -> None
     assert "exact match: original" in page.text and "exact match: quantize.int8" in page.text
     assert "exact match: distill" not in page.text  # only the ends
     assert "Most mistaken: 4 for 9 (1 of 20)." in page.text and "Most mistaken: 4 for 9 (7 of 20)." in page.text
-    assert "4 taken for 9: 7 of 20" in page.text and source.count('class="cell wrong"') == 2 and source.count('class="cell right"') == 4
+    assert (
+        "4 taken for 9: 7 of 20" in page.text
+        and source.count('class="cell wrong"') == 2
+        and source.count('class="cell right"') == 4
+    )
     column = quality(pictured)[0]
     made = [matrix(column, row) for row in stages(pictured)]
     assert made[1] is not None and made[1].counts == [[8, 12], [0, 20]] and mistakes(made[1]) == ["4 for 9 (12 of 20)"]
@@ -293,7 +317,11 @@ def test_confusions_are_drawn_before_and_after(pictured: dict[str, Any]) -> None
 def test_groups_are_drawn_with_their_intervals(pictured: dict[str, Any]) -> None:
     source = html(pictured)
     page = check(source)
-    assert "exact match by group" in page.text and "Lato (20)" in page.text and "In brackets: how many were counted" in page.text
+    assert (
+        "exact match by group" in page.text
+        and "Lato (20)" in page.text
+        and "In brackets: how many were counted" in page.text
+    )
     assert source.count('class="whisker"') == 4 and "quantize.int8, Lato: 80 %" in page.text
     alone = check(html({**pictured, "stages": pictured["stages"][:1]}))
     assert "exact match by group" in alone.text
@@ -301,18 +329,30 @@ def test_groups_are_drawn_with_their_intervals(pictured: dict[str, Any]) -> None
 
 def test_of_many_groups_the_lowest_are_drawn(pictured: dict[str, Any]) -> None:
     for row in pictured["stages"]:
-        row["metrics"]["exact_match"]["by"] = {f"font {i}": {"value": i, "low": i - 1, "high": i + 1, "n": 9} for i in range(57)}
+        row["metrics"]["exact_match"]["by"] = {
+            f"font {i}": {"value": i, "low": i - 1, "high": i + 1, "n": 9} for i in range(57)
+        }
     page = check(html(pictured))
     assert "The 24 lowest of 57 groups." in page.text and "font 23 (9)" in page.text and "font 24 (9)" not in page.text
 
 
 @pytest.mark.parametrize(
     "broken",
-    [None, 3, [], {}, {"true": ["a"], "predicted": ["a"], "counts": [[1, 2]]}, {"true": ["a"], "predicted": ["a"], "counts": [[-1]]},
-     {"true": ["a"], "predicted": ["a"], "counts": [[math.nan]]}, {"true": ["a"], "predicted": ["a"], "counts": [["1"]]},
-     {"true": ["a"], "predicted": ["a"], "counts": [[0]]}, {"true": "a", "predicted": "a", "counts": "a"},
-     {"true": ["a"] * 999, "predicted": ["a"] * 999, "counts": [[1] * 999] * 999}, {"true": ["a", "b"], "predicted": ["a"], "counts": [[1]]}],
-)  # fmt: skip
+    [
+        None,
+        3,
+        [],
+        {},
+        {"true": ["a"], "predicted": ["a"], "counts": [[1, 2]]},
+        {"true": ["a"], "predicted": ["a"], "counts": [[-1]]},
+        {"true": ["a"], "predicted": ["a"], "counts": [[math.nan]]},
+        {"true": ["a"], "predicted": ["a"], "counts": [["1"]]},
+        {"true": ["a"], "predicted": ["a"], "counts": [[0]]},
+        {"true": "a", "predicted": "a", "counts": "a"},
+        {"true": ["a"] * 999, "predicted": ["a"] * 999, "counts": [[1] * 999] * 999},
+        {"true": ["a", "b"], "predicted": ["a"], "counts": [[1]]},
+    ],
+)
 def test_what_is_no_confusion_is_left_out(pictured: dict[str, Any], broken: Any) -> None:
     for row in pictured["stages"]:
         row["metrics"]["exact_match"] |= {"confusion": broken, "by": broken}
@@ -323,7 +363,9 @@ def test_what_is_no_confusion_is_left_out(pictured: dict[str, Any], broken: Any)
 def test_long_names_and_many_classes_stay_inside_their_frames(pictured: dict[str, Any]) -> None:
     names = [f"a rather long class name {i} {HOSTILE}" for i in range(40)]
     for row in pictured["stages"]:
-        row["metrics"] = {"accuracy": accuracy(names * 3, [*names, *names, *names[::-1]], groups=names * 3, order=names)}
+        row["metrics"] = {
+            "accuracy": accuracy(names * 3, [*names, *names, *names[::-1]], groups=names * 3, order=names)
+        }
         row["label"] = HOSTILE
     source = html(pictured)
     check(source)
@@ -437,13 +479,19 @@ entries = st.fixed_dictionaries(
         "low": numbers,
         "high": numbers,
         "unit": st.sampled_from(["%", "s", "bytes", "x/s", ""]),
-        "by": st.dictionaries(st.text(max_size=5), st.none() | st.dictionaries(st.sampled_from(["value", "low", "high", "n"]), numbers), max_size=30),
+        "by": st.dictionaries(
+            st.text(max_size=5),
+            st.none() | st.dictionaries(st.sampled_from(["value", "low", "high", "n"]), numbers),
+            max_size=30,
+        ),
         "confusion": st.integers(1, 4).flatmap(
-            lambda n: st.fixed_dictionaries({
-                "true": st.lists(st.text(max_size=9), min_size=n, max_size=n),
-                "predicted": st.lists(st.text(max_size=9), min_size=n, max_size=n),
-                "counts": st.lists(st.lists(st.integers(0, 10**9), min_size=n, max_size=n), min_size=n, max_size=n),
-            })
+            lambda n: st.fixed_dictionaries(
+                {
+                    "true": st.lists(st.text(max_size=9), min_size=n, max_size=n),
+                    "predicted": st.lists(st.text(max_size=9), min_size=n, max_size=n),
+                    "counts": st.lists(st.lists(st.integers(0, 10**9), min_size=n, max_size=n), min_size=n, max_size=n),
+                }
+            )
         ),
     },
 )

@@ -115,7 +115,9 @@ def test_another_option_is_named_by_the_stage_it_changes(place: Path):
     assert str(found.difference).startswith(f"the result of stage 3 (distill): in {found.difference.tensor} ")
     shutil.rmtree(place / "run/stages")  # then only the last result can be looked into
     found = reproduce(place / "run", base=place)
-    assert found.difference and str(found.difference).startswith("the result of stage 3 (distill) is the first that differs; in the result of stage 4 (quantize.int8): in ")
+    assert found.difference and str(found.difference).startswith(
+        "the result of stage 3 (distill) is the first that differs; in the result of stage 4 (quantize.int8): in "
+    )
 
 
 def test_another_structure_is_named_by_the_record(place: Path):
@@ -135,7 +137,9 @@ def test_a_flipped_bit_is_named_by_its_tensor(place: Path):
     content = bytearray(file.read_bytes())
     content[length + header[name]["data_offsets"][0]] ^= 1
     file.write_bytes(content)
-    folder = edited(file.parent, lambda m: m["files"]["model.safetensors"].update(sha256=hashlib.sha256(content).hexdigest()))
+    folder = edited(
+        file.parent, lambda m: m["files"]["model.safetensors"].update(sha256=hashlib.sha256(content).hexdigest())
+    )
     assert cli.main(["verify", str(folder)]) == 0
     found = reproduce(folder, base=place)
     assert all(one["identical"] for one in found.stages)
@@ -169,7 +173,9 @@ def test_data_that_is_gone_or_changed_is_named(place: Path):
         "run cannot be made again: the train data of stage 3 (distill), 'texts[:4]', is not what it was (its sha256 begins with "
     )
     shutil.rmtree(place / "texts")
-    assert "the train data of stage 3 (distill) is not here: No data source or file called 'texts'." in refusal(place / "run", base=place)
+    assert "the train data of stage 3 (distill) is not here: No data source or file called 'texts'." in refusal(
+        place / "run", base=place
+    )
 
 
 def test_an_original_that_is_gone_or_changed_is_named(place: Path):
@@ -177,7 +183,9 @@ def test_an_original_that_is_gone_or_changed_is_named(place: Path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert "the weights of its original './model' are not those it was made from (their sha256 begins with " in refusal(place / "run", base=place)
+    assert "the weights of its original './model' are not those it was made from (their sha256 begins with " in refusal(
+        place / "run", base=place
+    )
     shutil.rmtree(place / "model")
     assert "its original './model' is not here; looked in " in refusal(place / "run", base=place)
 
@@ -194,7 +202,10 @@ def test_a_plugin_that_is_gone_is_named(place: Path):
 
 def test_what_an_older_zoo_wrote_is_said_to_lack_its_origin(place: Path):
     folder = edited(place / "run", lambda m: m.pop("source"))
-    assert refusal(folder, base=place) == "run cannot be made again: its manifest does not say what it was made from (an older zoo wrote it)."
+    assert (
+        refusal(folder, base=place)
+        == "run cannot be made again: its manifest does not say what it was made from (an older zoo wrote it)."
+    )
 
 
 def test_a_damaged_artifact_is_not_compared(place: Path):

@@ -32,7 +32,9 @@ OUT = Path("runs/tiny")
 OFTEN = "import zoo_compress.train.loop\nzoo_compress.train.loop.CHECKPOINT_SECONDS = 0\n"
 
 # Die right before the KILL-th change of the file system; an undisturbed process writes how many there were.
-DEADLY = OFTEN + """
+DEADLY = (
+    OFTEN
+    + """
 import os, signal, zoo.cli
 count = 0
 def counted(real):
@@ -46,6 +48,7 @@ def counted(real):
 for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
     setattr(os, name, counted(getattr(os, name)))
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,10 @@ def weights(place: Path) -> bytes:
 
 def stages(place: Path) -> dict[str, float]:
     """The directories of finished stages, and when their weights were written."""
-    return {folder.name: (folder / "model.safetensors").stat().st_mtime_ns for folder in sorted((place / OUT / "stages").glob("*/"))}
+    return {
+        folder.name: (folder / "model.safetensors").stat().st_mtime_ns
+        for folder in sorted((place / OUT / "stages").glob("*/"))
+    }
 
 
 def require_sound(place: Path) -> None:
@@ -107,7 +113,9 @@ def require_sound(place: Path) -> None:
         assert artifact.verify(folder) == []
     if (out / "zoo.json").exists():
         assert artifact.verify(out) == []
-    elif (out / "config.json").exists():  # to transformers this is a model: then all of one stage, or of the result before
+    elif (
+        out / "config.json"
+    ).exists():  # to transformers this is a model: then all of one stage, or of the result before
         assert any(same_files(folder, out) for folder in finished), sorted(out.iterdir())
     for log in out.glob("stages/[!.]*.json"):
         json.loads(log.read_text())
@@ -116,7 +124,10 @@ def require_sound(place: Path) -> None:
 def same_files(stage: Path, out: Path) -> bool:
     """Whether every file of a stage's model is in `out`; card and manifest are the result's own."""
     files = [file for file in stage.rglob("*") if file.is_file() and file.name not in ("README.md", "zoo.json")]
-    return all((out / file.relative_to(stage)).is_file() and (out / file.relative_to(stage)).read_bytes() == file.read_bytes() for file in files)
+    return all(
+        (out / file.relative_to(stage)).is_file() and (out / file.relative_to(stage)).read_bytes() == file.read_bytes()
+        for file in files
+    )
 
 
 def require_tidy(place: Path) -> None:
@@ -132,7 +143,9 @@ def test_results_have_the_promised_shape_and_the_plan_was_exact(finished: Path):
     found = results(finished)
     assert [stage["use"] for stage in found["stages"]] == USES
     for number, stage in enumerate(found["stages"]):
-        assert {key: stage[key] for key in ("params", "bytes")} == {key: stage["predicted"][key] for key in ("params", "bytes")}
+        assert {key: stage[key] for key in ("params", "bytes")} == {
+            key: stage["predicted"][key] for key in ("params", "bytes")
+        }
         quality = stage["metrics"]["bits_per_byte"]
         assert 0 < quality["low"] <= quality["value"] <= quality["high"]
         saved = [*(finished / OUT / "stages").glob(f"{number:02d}-*/"), finished / "model"][0]
@@ -174,14 +187,19 @@ def test_verify_is_clean_and_names_a_flipped_byte(zygote: Zygote, place: Path):
         file.write_bytes(good)
 
 
-def test_the_same_recipe_gives_the_same_bytes_and_leaves_the_random_state(fresh: Path, finished: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_recipe_gives_the_same_bytes_and_leaves_the_random_state(
+    fresh: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(fresh)
     torch.manual_seed(5), numpy.random.seed(5), random.seed(5)
     states = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
     result = run(Recipe.load("recipe.toml"))
     assert torch.equal(torch.get_rng_state(), states[0]) and numpy.random.get_state()[1].tolist() == states[1]
     assert random.getstate() == states[2]
-    assert weights(fresh) == weights(finished) and (fresh / OUT / "zoo.json").read_bytes() == (finished / OUT / "zoo.json").read_bytes()
+    assert (
+        weights(fresh) == weights(finished)
+        and (fresh / OUT / "zoo.json").read_bytes() == (finished / OUT / "zoo.json").read_bytes()
+    )
     assert (result.out, result.skipped) == (OUT, 0) and result.results["stages"] and result.load().params < 20_000
     assert run(Recipe.load("recipe.toml")).skipped == 4
 
@@ -196,8 +214,12 @@ def test_speed_is_measured_once_in_a_process_of_its_own(zygote: Zygote, place: P
     done = compress(zygote, place, *asked, "--json")
     assert done.code == 0, done.err
     for stage in done.json["stages"]:
-        assert {"prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes", "bits_per_byte"} <= set(stage["metrics"])
-        assert stage["metrics"]["decode_tokens_per_s"]["value"] > 0 and stage["metrics"]["peak_rss_bytes"]["value"] > 10**7
+        assert {"prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes", "bits_per_byte"} <= set(
+            stage["metrics"]
+        )
+        assert (
+            stage["metrics"]["decode_tokens_per_s"]["value"] > 0 and stage["metrics"]["peak_rss_bytes"]["value"] > 10**7
+        )
     again = compress(zygote, place, *asked, "--json")
     assert "measuring speed" in done.err and "measuring speed" not in again.err
     assert [measured(stage) for stage in again.json["stages"]] == [measured(stage) for stage in done.json["stages"]]
@@ -209,7 +231,9 @@ def test_the_control_is_the_same_architecture_from_random_weights(zygote: Zygote
     control, trained = done.json["control"], done.json["stages"][3]
     assert control["compares_to"] == 3 and control["params"] == trained["params"]
     assert control["metrics"]["bits_per_byte"]["value"] != trained["metrics"]["bits_per_byte"]["value"]
-    assert measured(compress(zygote, place, "--set", "evaluate.control=true", "--json").json["control"]) == measured(control)
+    assert measured(compress(zygote, place, "--set", "evaluate.control=true", "--json").json["control"]) == measured(
+        control
+    )
     require_tidy(place)
 
 
@@ -219,16 +243,26 @@ def test_the_control_is_the_same_architecture_from_random_weights(zygote: Zygote
 def test_a_rerun_skips_what_is_finished(zygote: Zygote, place: Path):
     before, result, model = stages(place), results(place), (place / OUT / "model.safetensors").stat().st_mtime_ns
     done = compress(zygote, place)
-    assert done.code == 0 and [line for line in done.err.splitlines() if "already done" in line][-1] == "stage 4 (quantize.int8): already done"
+    assert (
+        done.code == 0
+        and [line for line in done.err.splitlines() if "already done" in line][-1]
+        == "stage 4 (quantize.int8): already done"
+    )
     assert "running" not in done.err and "measuring" not in done.err
-    assert stages(place) == before and [measured(stage) for stage in results(place)["stages"]] == [measured(stage) for stage in result["stages"]]
+    assert stages(place) == before and [measured(stage) for stage in results(place)["stages"]] == [
+        measured(stage) for stage in result["stages"]
+    ]
     assert (place / OUT / "model.safetensors").stat().st_mtime_ns == model
 
 
 def test_a_changed_stage_redoes_itself_and_those_after_it(zygote: Zygote, place: Path, finished: Path):
     before = stages(place)
     done = compress(zygote, place, "--set", "stage.2.steps=7")
-    assert done.code == 0 and "stage 2 (prune.structured): already done" in done.err and "stage 3 (distill): running" in done.err
+    assert (
+        done.code == 0
+        and "stage 2 (prune.structured): already done" in done.err
+        and "stage 3 (distill): running" in done.err
+    )
     after = stages(place)
     assert [name[:2] for name in after] == ["01", "02", "03", "04"] and len(after.keys() & before.keys()) == 2
     assert {name: after[name] for name in after.keys() & before.keys()} == dict(list(before.items())[:2])
@@ -238,22 +272,32 @@ def test_a_changed_stage_redoes_itself_and_those_after_it(zygote: Zygote, place:
     require_tidy(place)
 
 
-@pytest.mark.parametrize(("file", "redone"), [("texts/add.py", "stage 3"), ("model/model.safetensors", "stage 1"), ("model/tokenizer.json", "stage 1")])
+@pytest.mark.parametrize(
+    ("file", "redone"),
+    [("texts/add.py", "stage 3"), ("model/model.safetensors", "stage 1"), ("model/tokenizer.json", "stage 1")],
+)
 def test_changed_data_or_weights_redo_what_depends_on_them(zygote: Zygote, place: Path, file: str, redone: str):
     old = (place / file).read_bytes()
-    new = {".py": old + b"# more\n", ".json": old + b"\n", ".safetensors": old[:-1] + bytes([old[-1] ^ 1])}[Path(file).suffix]
+    new = {".py": old + b"# more\n", ".json": old + b"\n", ".safetensors": old[:-1] + bytes([old[-1] ^ 1])}[
+        Path(file).suffix
+    ]
     (place / file).write_bytes(new)
     done = compress(zygote, place)
-    assert done.code == 0 and next(line for line in done.err.splitlines() if line.endswith("running")).startswith(redone)
+    assert done.code == 0 and next(line for line in done.err.splitlines() if line.endswith("running")).startswith(
+        redone
+    )
 
 
 def test_until_then_only_then_the_rest_is_the_same_as_all_at_once(zygote: Zygote, fresh: Path, finished: Path):
     done = compress(zygote, fresh, "--only", "distill")
     assert (done.code, done.err.splitlines()[-1]) == (
-        2, "error: --only needs the stages before it, and stage 1 (inherit) is not done; run with --until 1 first.",
-    ) and not (fresh / "runs").exists()  # fmt: skip
+        2,
+        "error: --only needs the stages before it, and stage 1 (inherit) is not done; run with --until 1 first.",
+    ) and not (fresh / "runs").exists()
     assert compress(zygote, fresh, "--until", "2").code == 0
-    assert [stage["use"] for stage in results(fresh)["stages"]] == USES[:3] and len(zoo.load(fresh / OUT, device="meta").lineage) == 2
+    assert [stage["use"] for stage in results(fresh)["stages"]] == USES[:3] and len(
+        zoo.load(fresh / OUT, device="meta").lineage
+    ) == 2
     done = compress(zygote, fresh, "--only", "distill")
     assert done.code == 0 and "stage 2 (prune.structured): already done" in done.err
     assert [stage["use"] for stage in results(fresh)["stages"]] == USES[:4] and len(stages(fresh)) == 3
@@ -275,7 +319,9 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(zygote: Zygote, f
         assert done.code == -signal.SIGKILL, done.err
     assert done.code == 0 and kills >= 6, kills
     assert weights(fresh) == weights(finished)
-    assert [stage["params"] for stage in results(fresh)["stages"]] == [stage["params"] for stage in results(finished)["stages"]]
+    assert [stage["params"] for stage in results(fresh)["stages"]] == [
+        stage["params"] for stage in results(finished)["stages"]
+    ]
     assert [s["curves"] for s in results(fresh)["stages"]] == [s["curves"] for s in results(finished)["stages"]]
     require_tidy(fresh)
 
@@ -321,7 +367,10 @@ def test_stopped_while_training_it_goes_on_from_its_last_step(zygote: Zygote, pl
         process.kill(signal.SIGINT)
     done = process.done
     assert done.code == 130
-    assert done.err.splitlines()[-1] == "error: interrupted; what is finished is kept in runs/tiny: the same command goes on from there."
+    assert (
+        done.err.splitlines()[-1]
+        == "error: interrupted; what is finished is kept in runs/tiny: the same command goes on from there."
+    )
     assert "Traceback" not in done.err
     reached = step()
     with zygote.start(*args, cwd=place, setup=OFTEN) as process:
@@ -340,7 +389,10 @@ def test_stopped_while_training_it_goes_on_from_its_last_step(zygote: Zygote, pl
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in [folder, *folder.rglob("*")]}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
 
 
 def test_a_directory_that_holds_something_else_is_refused_untouched(zygote: Zygote, fresh: Path):
@@ -349,37 +401,63 @@ def test_a_directory_that_holds_something_else_is_refused_untouched(zygote: Zygo
     before = snapshot(fresh)
     done = compress(zygote, fresh, "--out", "mine")
     assert (done.code, done.out) == (2, "") and snapshot(fresh) == before
-    assert done.err == "error: mine is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.\n"
+    assert (
+        done.err
+        == "error: mine is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it.\n"
+    )
 
 
 def test_a_run_of_another_recipe_is_refused_untouched(zygote: Zygote, place: Path):
     before = snapshot(place)
     done = compress(zygote, place, "--out", str(OUT), "--set", "recipe.name=other")
     assert done.code == 2 and snapshot(place) == before
-    assert done.err == "error: runs/tiny holds a run of 'tiny', not of 'other'; choose another --out, or pass --force to replace it.\n"
+    assert (
+        done.err
+        == "error: runs/tiny holds a run of 'tiny', not of 'other'; choose another --out, or pass --force to replace it.\n"
+    )
     assert compress(zygote, place, "--out", str(OUT), "--set", "recipe.name=other", "--until", "1", "--force").code == 0
     assert zoo.load(place / OUT, device="meta").spec.name == "other"
     require_sound(place)
 
 
 def test_force_writes_beside_what_is_there(zygote: Zygote, fresh: Path):
-    for name in ("thesis.txt", "stages/play.txt", "stages/.draft.abcdefgh", "weights.safetensors", ".git/config", "work/notes"):
+    for name in (
+        "thesis.txt",
+        "stages/play.txt",
+        "stages/.draft.abcdefgh",
+        "weights.safetensors",
+        ".git/config",
+        "work/notes",
+    ):
         (fresh / OUT / name).parent.mkdir(parents=True, exist_ok=True)
         (fresh / OUT / name).write_text(name)
     done = compress(zygote, fresh, "--until", "1", "--force")
     assert done.code == 0, done.err
-    for name in ("thesis.txt", "stages/play.txt", "stages/.draft.abcdefgh", "weights.safetensors", ".git/config", "work/notes"):
+    for name in (
+        "thesis.txt",
+        "stages/play.txt",
+        "stages/.draft.abcdefgh",
+        "weights.safetensors",
+        ".git/config",
+        "work/notes",
+    ):
         assert (fresh / OUT / name).read_text() == name
     assert artifact.verify(fresh / OUT) == []
 
 
 @pytest.mark.parametrize(
     ("out", "sentence"),
-    [("texts/add.py", "texts/add.py is a file; name a directory."), ("texts/add.py/x", "texts/add.py/x cannot be written: {place}/texts/add.py is a file."),
-     ("/proc/x", "/proc/x cannot be written: No such file or directory."), ("n" * 300, "n" * 300 + " cannot be written: File name too long.")],
+    [
+        ("texts/add.py", "texts/add.py is a file; name a directory."),
+        ("texts/add.py/x", "texts/add.py/x cannot be written: {place}/texts/add.py is a file."),
+        ("/proc/x", "/proc/x cannot be written: No such file or directory."),
+        ("n" * 300, "n" * 300 + " cannot be written: File name too long."),
+    ],
     ids=["file", "below-a-file", "proc", "long"],
-)  # fmt: skip
-def test_an_output_that_cannot_be_written_is_known_before_any_work(zygote: Zygote, fresh: Path, out: str, sentence: str):
+)
+def test_an_output_that_cannot_be_written_is_known_before_any_work(
+    zygote: Zygote, fresh: Path, out: str, sentence: str
+):
     done = compress(zygote, fresh, "--out", out)
     assert (done.code, done.out, done.err) == (2, "", f"error: {sentence.format(place=fresh)}\n")
 
@@ -389,7 +467,10 @@ def test_two_runs_do_not_write_into_one_directory(zygote: Zygote, place: Path, m
     with zygote.start("compress", "recipe.toml", "--set", "stage.2.steps=5000", cwd=place, setup=OFTEN) as process:
         until(lambda: any((place / OUT / "work").glob("*/training.safetensors")))
         who = rf"process {process.pid} on {re.escape(socket.gethostname())}, since 20\S+:\d\d"
-        with pytest.raises(OutputError, match=rf"^Another run is writing into runs/tiny \({who}\); wait for it, or choose another --out\.$"):
+        with pytest.raises(
+            OutputError,
+            match=rf"^Another run is writing into runs/tiny \({who}\); wait for it, or choose another --out\.$",
+        ):
             run(Recipe.load("recipe.toml"))
         process.kill(signal.SIGKILL)
     assert run(Recipe.load("recipe.toml")).skipped == 4
@@ -400,7 +481,10 @@ def test_a_damaged_stage_is_named_not_published(place: Path, monkeypatch: pytest
     (file,) = (place / OUT / "stages").glob("04-*/model.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     (OUT / "zoo.json").unlink()
-    with pytest.raises(ArtifactError, match=r"stages/04-quantize.int8-\w+/model.safetensors does not have the sha256 of the manifest.* Remove \S+ and run again"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"stages/04-quantize.int8-\w+/model.safetensors does not have the sha256 of the manifest.* Remove \S+ and run again",
+    ):
         run(Recipe.load("recipe.toml"))
     shutil.rmtree(file.parent)
     assert run(Recipe.load("recipe.toml")).skipped == 3 and not artifact.verify(OUT)
@@ -411,18 +495,29 @@ def test_a_damaged_stage_that_a_later_one_starts_from_is_named(place: Path, monk
     (file,) = (place / OUT / "stages").glob("03-*/tokenizer.json")
     shutil.rmtree(next((place / OUT / "stages").glob("04-*/")))
     file.unlink()
-    with pytest.raises(ArtifactError, match=r"stages/03-distill-\w+/tokenizer.json is missing; .* Remove runs/tiny/stages/03-distill-\w+ and run again"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"stages/03-distill-\w+/tokenizer.json is missing; .* Remove runs/tiny/stages/03-distill-\w+ and run again",
+    ):
         run(Recipe.load("recipe.toml"))
 
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
-    [(["--until", "distil"], "The recipe has no stage 'distil'. Did you mean 'distill'? Stages: 1 (inherit), 2 (prune.structured), 3 (distill), 4 (quantize.int8)."),
-     (["--only", "0"], "The recipe has no stage '0'. Stages: 1 (inherit), 2 (prune.structured), 3 (distill), 4 (quantize.int8)."),
-     (["--only", "1", "--until", "2"], "--until and --only exclude each other; give one of them."),
-     (["--set", "stage=[]"], "recipe.toml: there is no stage to run; add a [[stage]] table.")],
+    [
+        (
+            ["--until", "distil"],
+            "The recipe has no stage 'distil'. Did you mean 'distill'? Stages: 1 (inherit), 2 (prune.structured), 3 (distill), 4 (quantize.int8).",
+        ),
+        (
+            ["--only", "0"],
+            "The recipe has no stage '0'. Stages: 1 (inherit), 2 (prune.structured), 3 (distill), 4 (quantize.int8).",
+        ),
+        (["--only", "1", "--until", "2"], "--until and --only exclude each other; give one of them."),
+        (["--set", "stage=[]"], "recipe.toml: there is no stage to run; add a [[stage]] table."),
+    ],
     ids=["name", "number", "both", "none"],
-)  # fmt: skip
+)
 def test_wrong_stages_are_refused(zygote: Zygote, fresh: Path, args: list[str], sentence: str):
     done = compress(zygote, fresh, *args)
     assert (done.code, done.out, done.err) == (2, "", f"error: {sentence}\n")
@@ -432,7 +527,11 @@ def test_wrong_stages_are_refused(zygote: Zygote, fresh: Path, args: list[str], 
 def test_what_a_killed_process_leaves_is_told_from_what_is_there():
     assert DRAFT.fullmatch(".model.safetensors.ab_12xyz")["name"] == "model.safetensors"  # type: ignore[index]
     assert DRAFT.fullmatch(".01-inherit-0123456789ab.old.ab_12xyz")["name"] == "01-inherit-0123456789ab"  # type: ignore[index]
-    assert OURS.fullmatch("01-inherit-0123456789ab.json") and OURS.fullmatch("control-0123456789ab") and OURS.fullmatch("00-original.json")
+    assert (
+        OURS.fullmatch("01-inherit-0123456789ab.json")
+        and OURS.fullmatch("control-0123456789ab")
+        and OURS.fullmatch("00-original.json")
+    )
     assert not OURS.fullmatch("thesis") and not OURS.fullmatch("01-inherit") and not DRAFT.fullmatch(".git")
 
 
@@ -440,17 +539,24 @@ def test_what_a_killed_process_leaves_is_told_from_what_is_there():
 
 
 def test_a_stage_that_needs_a_teacher_says_how_to_pass_one():
-    with pytest.raises(RequestError, match=r"distill needs its teacher: pass Context\(load=\.\.\.\), a function from 'original' to a model\."):
+    with pytest.raises(
+        RequestError,
+        match=r"distill needs its teacher: pass Context\(load=\.\.\.\), a function from 'original' to a model\.",
+    ):
         apply(zoo.load("tiny-code"), "distill", {"steps": 1})
 
 
 def test_random_weights_are_known_as_such_when_a_run_goes_on(place: Path):
     """A tokenizer is only trained for weights that are not; what a stage left says nothing of where its weights came from."""
-    recipe = Recipe.parse({
-        "recipe": {"name": "random"}, "model": {"name": "tiny-code", "weights": "random"}, "data": {"train": str(place / "texts"), "test": str(place / "texts")},
-        "stage": [{"use": "inherit", "layers": "first:1"}, {"use": "vocabulary.bpe"}],
-        "evaluate": {"speed": False, "perplexity": {"max_tokens": 200}},
-    })  # fmt: skip
+    recipe = Recipe.parse(
+        {
+            "recipe": {"name": "random"},
+            "model": {"name": "tiny-code", "weights": "random"},
+            "data": {"train": str(place / "texts"), "test": str(place / "texts")},
+            "stage": [{"use": "inherit", "layers": "first:1"}, {"use": "vocabulary.bpe"}],
+            "evaluate": {"speed": False, "perplexity": {"max_tokens": 200}},
+        }
+    )
     out = place / "runs" / "random"
     first = run(recipe, out=out, until=1)
     assert first.results["stages"][1]["metrics"] == {}  # no tokenizer yet, and nothing learnt

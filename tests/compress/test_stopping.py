@@ -20,8 +20,11 @@ from zygote import Done, Zygote
 
 OUT = Path("runs/tiny")
 KEPT = f"what is finished is kept in {OUT}: the same command goes on from there."
-CALIBRATING = RECIPE.replace('"first:1"', '"influence:1"\nkeep_ends = false').replace("steps = 6", "steps = 9").replace(
-    'use = "quantize.int8"', 'use = "lowrank.svd"\nratio = 0.5')  # fmt: skip
+CALIBRATING = (
+    RECIPE.replace('"first:1"', '"influence:1"\nkeep_ends = false')
+    .replace("steps = 6", "steps = 9")
+    .replace('use = "quantize.int8"', 'use = "lowrank.svd"\nratio = 0.5')
+)
 
 # Raise a signal when a function is called for the COUNT-th time, so that it comes exactly there.
 SIGNAL_AT = """
@@ -82,7 +85,9 @@ def step(out: Path) -> int:
     return 0
 
 
-def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(zygote: Zygote, place: Path, tmp_path: Path):
+def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
+    zygote: Zygote, place: Path, tmp_path: Path
+):
     alone = Path(shutil.copytree(place, tmp_path / "alone"))
     assert compress(zygote, alone).code == 0
     for moment, target, count in (
@@ -96,7 +101,7 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(zygo
         ("report", "zoo_compress.report:html", 1),
         ("publishing", "zoo_compress.folder:_fill", 3),
         ("exchange", "zoo_compress.folder:RunFolder._exchange", 1),
-    ):  # fmt: skip
+    ):
         done = compress(zygote, place, setup=signal_at(target, signal.SIGTERM, count=count))
         assert (done.code, done.err.splitlines()[-1]) == (143, f"error: terminated; {KEPT}"), (moment, done.err)
         assert "Traceback" not in done.err and not list((place / OUT).rglob(".*")), moment
@@ -109,7 +114,9 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(zygo
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "the terminal was closed")], ids=["int", "hup"]
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "the terminal was closed")],
+    ids=["int", "hup"],
 )
 def test_other_signals_end_a_run_like_that(zygote: Zygote, place: Path, number: int, code: int, word: str):
     shutil.rmtree(place / OUT, ignore_errors=True)
@@ -120,7 +127,9 @@ def test_other_signals_end_a_run_like_that(zygote: Zygote, place: Path, number: 
 def test_what_measures_in_a_process_of_its_own_ends_with_the_run(zygote: Zygote, place: Path):
     args = ("compress", "recipe.toml", "--until", "1", "--set", "evaluate.speed={prefill = 8, decode = 2, repeats = 1}")
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with zygote.start(*args, cwd=place, setup=signal_at("subprocess:Popen.communicate", number, delay=0.3)) as process:
+        with zygote.start(
+            *args, cwd=place, setup=signal_at("subprocess:Popen.communicate", number, delay=0.3)
+        ) as process:
             pass
         code = 143 if number == signal.SIGTERM else -signal.SIGKILL
         assert process.done.code == code and "measuring speed" in process.done.err, process.done.err
@@ -145,7 +154,11 @@ def test_a_second_signal_ends_at_once_and_so_does_the_first_where_python_does_no
     """While what cleans up takes its time, and in a computation that lasts."""
     shutil.rmtree(place / OUT, ignore_errors=True)
     slow = "import time, zoo_compress.train.loop as l\nl._Checkpoint.write = lambda *_: time.sleep(60)\n"
-    twice = slow + signal_at("torch.optim:AdamW.step", signal.SIGINT, count=2) + signal_at("torch.optim:AdamW.step", signal.SIGINT, count=2, delay=1)
+    twice = (
+        slow
+        + signal_at("torch.optim:AdamW.step", signal.SIGINT, count=2)
+        + signal_at("torch.optim:AdamW.step", signal.SIGINT, count=2, delay=1)
+    )
     begun = time.monotonic()
     done = compress(zygote, place, setup=twice)
     assert (done.code, done.err.splitlines()[-1]) == (130, f"error: interrupted; {KEPT}")
@@ -171,15 +184,23 @@ except KeyboardInterrupt:
 
 def test_what_nohup_ignores_stays_ignored(zygote: Zygote, place: Path):
     ignoring = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    done = compress(zygote, place, "--until", "1", setup=ignoring + signal_at("zoo_compress.calibrate:joined", signal.SIGHUP))
+    done = compress(
+        zygote, place, "--until", "1", setup=ignoring + signal_at("zoo_compress.calibrate:joined", signal.SIGHUP)
+    )
     assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.15, 0.4, 1.5])
 def test_a_fresh_process_is_stopped_while_it_starts(place: Path, delay: float):
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen([sys.executable, "-m", "zoo", "compress", "recipe.toml"], cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                          text=True, env=env) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "zoo", "compress", "recipe.toml"],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=env,
+    ) as process:
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)

@@ -214,9 +214,7 @@ def test_cached_logits_equal_uncached(name: str, kind: str) -> None:
         prefill = model.module(ids[:, :7], use_cache=True)
         steps = [prefill.logits]
         for position in range(7, 10):
-            step = model.module(
-                ids[:, position : position + 1], cache=prefill.cache, use_cache=True
-            )
+            step = model.module(ids[:, position : position + 1], cache=prefill.cache, use_cache=True)
             steps.append(step.logits)
     torch.testing.assert_close(torch.cat(steps, 1), logits(model.module, ids), **CLOSE)
 
@@ -577,7 +575,17 @@ def test_rebuilding_on_another_model_is_refused() -> None:
         STAGE.rebuild(twin_model("llama", intermediate_size=48), record)
 
 
-@pytest.mark.parametrize("kept", [{"ffn": [10**9, 10**9]}, {"ffn": [-1, 32]}, {"ffn": [32]}, {"width": 10**9}, {"heads": [8, 8], "kv_heads": [4, 4]}, {"ffn": [True, 32]}])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"ffn": [10**9, 10**9]},
+        {"ffn": [-1, 32]},
+        {"ffn": [32]},
+        {"width": 10**9},
+        {"heads": [8, 8], "kv_heads": [4, 4]},
+        {"ffn": [True, 32]},
+    ],
+)
 def test_records_of_more_than_there_was_are_refused(kept: dict[str, object]) -> None:
     """A record is read from a file, and a billion units would be counted out before anything else says no."""
     found = {"ffn": [64, 64], "width": 32, "heads": [4, 4], "kv_heads": [4, 4]}
@@ -741,9 +749,16 @@ def test_convolutions_ask_for_a_ratio() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"shapes": {"stem.weight": [10**9, 3, 3, 3]}}, {"shapes": {"stem.weight": [8]}}, {"shapes": {"nothing": [8]}}, {"numbers": {"stem": {"out_channels": "8"}}},
-     {"numbers": {"stem": {"forward": 3}}}, {"numbers": {"stem": {"stride": [[1], 1]}}}, {"numbers": {"stem": {"__class__": 3}}}],
-)  # fmt: skip
+    [
+        {"shapes": {"stem.weight": [10**9, 3, 3, 3]}},
+        {"shapes": {"stem.weight": [8]}},
+        {"shapes": {"nothing": [8]}},
+        {"numbers": {"stem": {"out_channels": "8"}}},
+        {"numbers": {"stem": {"forward": 3}}},
+        {"numbers": {"stem": {"stride": [[1], 1]}}},
+        {"numbers": {"stem": {"__class__": 3}}},
+    ],
+)
 def test_records_of_a_graph_that_no_pruning_makes_are_refused(change: dict[str, dict[str, object]]) -> None:
     record = {"graph": {"shapes": {}, "numbers": {}} | change, "ratio": 0.5}
     model = convolutional()

@@ -34,10 +34,29 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # The architectures of the catalogue that are none of these, each at test size: base -> the name in the catalogue. They are
 # not taken as loaded: tests/slm/test_catalogue_twins.py saves and reloads them.
-SHRUNK: dict[str, str] = {f"{name}, tiny": name for name in (
-    "orca-math-7b", "qwen2.5-0.5b", "gemma-2b", "gemma-2-2b", "phi-2", "starcoder2-3b", "olmo-1b", "flan-t5-small", "mobillama-0.5b",
-    "phonelm-0.5b", "minicpm-1b", "minicpm-moe-8x2b", "tele-flm-52b", "phi-3-small-8k-instruct", "slimlm-125m", "stlm-ffn-sharing", "stlm-byte-level", "bebeshka",
-)}  # fmt: skip
+SHRUNK: dict[str, str] = {
+    f"{name}, tiny": name
+    for name in (
+        "orca-math-7b",
+        "qwen2.5-0.5b",
+        "gemma-2b",
+        "gemma-2-2b",
+        "phi-2",
+        "starcoder2-3b",
+        "olmo-1b",
+        "flan-t5-small",
+        "mobillama-0.5b",
+        "phonelm-0.5b",
+        "minicpm-1b",
+        "minicpm-moe-8x2b",
+        "tele-flm-52b",
+        "phi-3-small-8k-instruct",
+        "slimlm-125m",
+        "stlm-ffn-sharing",
+        "stlm-byte-level",
+        "bebeshka",
+    )
+}
 # The other modalities: name -> what `zoo.load` takes; a pipeline directory is made by diffusers.
 IMAGES: dict[str, str] = {
     "tiny-vlm": "tiny-vlm",
@@ -83,13 +102,24 @@ DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
 
 # (base, compressor) -> the sentence with which it refuses. Everything else applies.
 REFUSED: dict[tuple[str, str], str] = {
-    **{(name, use): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]"
-       for name in ("mixtral", "minicpm-moe-8x2b, tiny") for use in ("quantize.int8", "quantize.nf4")},
-    **{(name, "lowrank.svd"): r"holds 4 experts in one tensor.* aim at the attention alone" for name in ("mixtral", "minicpm-moe-8x2b, tiny")},
-    **{(name, "share.ffn"): r"holds 4 experts .* experts are not shared between blocks" for name in ("mixtral", "minicpm-moe-8x2b, tiny")},
+    **{
+        (name, use): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]"
+        for name in ("mixtral", "minicpm-moe-8x2b, tiny")
+        for use in ("quantize.int8", "quantize.nf4")
+    },
+    **{
+        (name, "lowrank.svd"): r"holds 4 experts in one tensor.* aim at the attention alone"
+        for name in ("mixtral", "minicpm-moe-8x2b, tiny")
+    },
+    **{
+        (name, "share.ffn"): r"holds 4 experts .* experts are not shared between blocks"
+        for name in ("mixtral", "minicpm-moe-8x2b, tiny")
+    },
     (TINY, "vocabulary.bpe"): r"the weights of tiny-code are trained on the tokens .* Begin with weights = \"random\"",
-    **{(f"{name}, tiny", "share.ffn"): r"model\.layers\.1\.mlp\.gate_proj already is model\.layers\.0\.mlp\.gate_proj"
-       for name in ("mobillama-0.5b", "stlm-ffn-sharing")},
+    **{
+        (f"{name}, tiny", "share.ffn"): r"model\.layers\.1\.mlp\.gate_proj already is model\.layers\.0\.mlp\.gate_proj"
+        for name in ("mobillama-0.5b", "stlm-ffn-sharing")
+    },
     **{(name, "vocabulary.bpe"): rf"{name} has 96 tokens.* choose a model with a larger vocab_size" for name in TWINS},
     **{(name, "vocabulary.bpe"): "has no token vocabulary that could be learnt anew" for name in IMAGES},
     ("stable-diffusion", "share.ffn"): "'unet' is 4 stacks of one block, and sharing takes two of one stack",
@@ -132,16 +162,31 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (("llama-tied", "gpt-neox"), [WIDTH, stage("quantize.nf4", embedding=True, nested=True)]),
     (("qwen3", "opt"), [SHARE, STRUCTURED, INT8]),
     (("llama-tied", "gpt-neox"), [SHARE, stage("inherit", layers="last:2"), LOWRANK]),
-    (("qwen3", "phi3"), [stage("prune.magnitude", sparsity=None, pattern="2:4"), stage("inherit", layers=[0, 3]), INT8]),
-    (("llama-tied", "gpt-neox"), [stage("quantize.int8", target="language.blocks[2:]"), stage("inherit", layers="first:2"), STRUCTURED]),
-    (("qwen3", "opt"), [stage("prune.structured", target="language.blocks[1:]"), stage("inherit", layers="last:3"), NF4]),
+    (
+        ("qwen3", "phi3"),
+        [stage("prune.magnitude", sparsity=None, pattern="2:4"), stage("inherit", layers=[0, 3]), INT8],
+    ),
+    (
+        ("llama-tied", "gpt-neox"),
+        [stage("quantize.int8", target="language.blocks[2:]"), stage("inherit", layers="first:2"), STRUCTURED],
+    ),
+    (
+        ("qwen3", "opt"),
+        [stage("prune.structured", target="language.blocks[1:]"), stage("inherit", layers="last:3"), NF4],
+    ),
     (("llama-tied", "bert"), [stage("lowrank.svd", target="language.attention"), ("prune.structured", {"ffn": 40})]),
     # an even rank: two 4-bit weights share a byte
-    (("llama-tied", "gpt2"), [stage("lowrank.svd", ratio=None, rank=6, whiten=False), stage("inherit", layers="first:2"), NF4]),
+    (
+        ("llama-tied", "gpt2"),
+        [stage("lowrank.svd", ratio=None, rank=6, whiten=False), stage("inherit", layers="first:2"), NF4],
+    ),
     ((TINY, "opt"), [DISTILL, STRUCTURED, TRAIN]),
     (("qwen3",), [stage("quantize.nf4", target="language.ffn"), stage("quantize.int8", target="language.attention")]),
     (("mixtral",), [stage("quantize.int8", skip=["*.experts.*"])]),
-    (("mixtral",), [stage("prune.structured", kv_groups=0.5, width=24), stage("lowrank.svd", target="language.attention")]),
+    (
+        ("mixtral",),
+        [stage("prune.structured", kv_groups=0.5, width=24), stage("lowrank.svd", target="language.attention")],
+    ),
     (("llama-tied",), [("prune.structured", {"ffn": 0.5, "importance": "activation", **CALIBRATION}), SHARE]),
     (("qwen3",), [stage("inherit", layers="influence:2", **CALIBRATION), LOWRANK]),
     # sizes that transformers' own configs do not take: no multiple of the heads, heads that do not divide the width
@@ -151,32 +196,101 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     ((RANDOM,), [stage("vocabulary.bpe"), TRAIN]),
     # vision-language: each part for itself, and all three together
     (("tiny-vlm",), [stage("inherit", target="vision", layers="first:2"), ("prune.structured", {"ffn": 0.25}), INT8]),
-    (("tiny-vlm",), [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("lowrank.svd", target="projector", **SEES), INT8]),
-    (("tiny-vlm",), [stage("share.ffn", target="vision"), ("distill", {**TRAINING, **SEES, "loss": [{"use": "kl"}, {"use": "visual-kl"},
-                     {"use": "visual-relation"}, {"use": "hidden", "target": "vision"}]}), stage("quantize.nf4", target="language")]),
-    (("tiny-vlm",), [("prune.structured", {"heads": 0.5, "target": "vision"}), ("train", {**TRAINING, **SEES, "only": ["projector"]})]),
+    (
+        ("tiny-vlm",),
+        [
+            ("prune.structured", {"ratio": 0.25, "target": "vision"}),
+            stage("lowrank.svd", target="projector", **SEES),
+            INT8,
+        ],
+    ),
+    (
+        ("tiny-vlm",),
+        [
+            stage("share.ffn", target="vision"),
+            (
+                "distill",
+                {
+                    **TRAINING,
+                    **SEES,
+                    "loss": [
+                        {"use": "kl"},
+                        {"use": "visual-kl"},
+                        {"use": "visual-relation"},
+                        {"use": "hidden", "target": "vision"},
+                    ],
+                },
+            ),
+            stage("quantize.nf4", target="language"),
+        ],
+    ),
+    (
+        ("tiny-vlm",),
+        [
+            ("prune.structured", {"heads": 0.5, "target": "vision"}),
+            ("train", {**TRAINING, **SEES, "only": ["projector"]}),
+        ],
+    ),
     # text-to-image: the denoiser, the text encoder and the decoder
-    (("tiny-t2i", "stable-diffusion"), [("prune.structured", {"ratio": 0.25, "target": "unet"}), ("prune.structured", {"ffn": 0.25, "target": "text_encoder"}), INT8]),
-    (("tiny-t2i",), [stage("share.ffn", target="unet.mid"), stage("distill", loss=[{"use": "timestep-aware"}, {"use": "hidden", "target": "unet.mid"}]),
-                     stage("quantize.int8", target="unet")]),
-    (("tiny-t2i",), [stage("inherit", target="unet.mid", layers="first:1"), ("prune.structured", {"ffn": 0.5, "target": "unet.down"}),
-                     stage("quantize.nf4", target="unet")]),
-    (("tiny-t2i",), [stage("train", only=["decoder"], loss=[{"use": "reconstruction"}]), stage("quantize.int8", target="decoder")]),
-    (("stable-diffusion",), [stage("prune.magnitude", target="unet"), stage("distill", loss=[{"use": "velocity-kd"}]), INT8]),
+    (
+        ("tiny-t2i", "stable-diffusion"),
+        [
+            ("prune.structured", {"ratio": 0.25, "target": "unet"}),
+            ("prune.structured", {"ffn": 0.25, "target": "text_encoder"}),
+            INT8,
+        ],
+    ),
+    (
+        ("tiny-t2i",),
+        [
+            stage("share.ffn", target="unet.mid"),
+            stage("distill", loss=[{"use": "timestep-aware"}, {"use": "hidden", "target": "unet.mid"}]),
+            stage("quantize.int8", target="unet"),
+        ],
+    ),
+    (
+        ("tiny-t2i",),
+        [
+            stage("inherit", target="unet.mid", layers="first:1"),
+            ("prune.structured", {"ffn": 0.5, "target": "unet.down"}),
+            stage("quantize.nf4", target="unet"),
+        ],
+    ),
+    (
+        ("tiny-t2i",),
+        [stage("train", only=["decoder"], loss=[{"use": "reconstruction"}]), stage("quantize.int8", target="decoder")],
+    ),
+    (
+        ("stable-diffusion",),
+        [stage("prune.magnitude", target="unet"), stage("distill", loss=[{"use": "velocity-kd"}]), INT8],
+    ),
     (("stable-diffusion",), [stage("lowrank.svd", target="text_encoder"), stage("quantize.int8", target="vae")]),
     # vision
-    (("vit",), [("prune.structured", {"ffn": 0.25, "heads": 1, "target": "vision"}), stage("inherit", target="vision", layers="every:2"), INT8]),
-    (("vit",), [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("share.ffn", target="vision"), DISTILL]),
+    (
+        ("vit",),
+        [
+            ("prune.structured", {"ffn": 0.25, "heads": 1, "target": "vision"}),
+            stage("inherit", target="vision", layers="every:2"),
+            INT8,
+        ],
+    ),
+    (
+        ("vit",),
+        [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("share.ffn", target="vision"), DISTILL],
+    ),
     (("resnet",), [("prune.structured", {"ratio": 0.25, "target": "all"}), DISTILL, INT8]),
-]  # fmt: skip
+]
 
 # case id -> (base, stages)
 CASES: dict[str, tuple[str, list[Stage]]] = {
     **{f"{b}: as loaded": (b, []) for b in BASES if b not in SHRUNK},
     **{f"{b}: {use}": (b, [(use, options(b, use))]) for b in BASES for use in OPTIONS if (b, use) not in REFUSED},
-    **{f"{base}: chain {i}, {' > '.join(use for use, _ in stages)}": (base, stages)
-       for i, (bases, stages) in enumerate(CHAINS) for base in bases},
-}  # fmt: skip
+    **{
+        f"{base}: chain {i}, {' > '.join(use for use, _ in stages)}": (base, stages)
+        for i, (bases, stages) in enumerate(CHAINS)
+        for base in bases
+    },
+}
 
 
 def base(name: str, folder: Path) -> Model:
@@ -226,8 +340,13 @@ def context(original: Model) -> Context:
     if original.spec.modality != "text":
         draw = np.random.default_rng(0)
         pictures = [draw.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(8)]
-        data = Dataset("pictures", [Sample({"image": picture, "prompt": "What digit is this?", "text": str(i), "label": i}, f"pictures:{i}")
-                                    for i, picture in enumerate(pictures)])  # fmt: skip
+        data = Dataset(
+            "pictures",
+            [
+                Sample({"image": picture, "prompt": "What digit is this?", "text": str(i), "label": i}, f"pictures:{i}")
+                for i, picture in enumerate(pictures)
+            ],
+        )
     return Context(data={"train": data, "calibration": data}, load=lambda _: original.copy())
 
 

@@ -36,10 +36,21 @@ def matrix() -> str:
     refusals: list[str] = []
     rows = [_row(name, model, refusals) for name, model in skeletons.items()]
     uses = list(OPTIONS)
-    lines = [HEAD, _line(["model", "modality", "class", "aimed at", *(f"`{use}`" for use in uses)]),
-             _line(["---"] * 4 + [":-:"] * len(uses)), *rows, ""]  # fmt: skip
+    lines = [
+        HEAD,
+        _line(["model", "modality", "class", "aimed at", *(f"`{use}`" for use in uses)]),
+        _line(["---"] * 4 + [":-:"] * len(uses)),
+        *rows,
+        "",
+    ]
     lines += [f"{number}. {sentence}" for number, sentence in enumerate(refusals, 1)]
-    lines += ["", "## What the stages were run with", "", _line(["stage", "options", "for other models"]), _line(["---"] * 3)]
+    lines += [
+        "",
+        "## What the stages were run with",
+        "",
+        _line(["stage", "options", "for other models"]),
+        _line(["---"] * 3),
+    ]
     lines += [_line([f"`{use}`", _written(OPTIONS[use]), "; ".join(_exceptions(use))]) for use in uses]
     return "\n".join(lines) + "\n"
 

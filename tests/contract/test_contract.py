@@ -38,7 +38,7 @@ from cases import (
     options,
     recipe,
     stage,
-)  # fmt: skip
+)
 
 import zoo
 from zoo import registry
@@ -79,7 +79,11 @@ def built(start: Model, stages: list[Stage]) -> Model:
 @pytest.fixture(scope="module")
 def finished(request: pytest.FixtureRequest, bases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Build and save every selected case, reload all in one process; case -> "" or what went wrong."""
-    selected = {item.callspec.params.get("case") for item in request.session.items if item.path == request.path and hasattr(item, "callspec")}
+    selected = {
+        item.callspec.params.get("case")
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    }
     folder = tmp_path_factory.mktemp("artifacts")
     found: dict[str, Any] = {}
     here: dict[Path, tuple[str, Outputs]] = {}
@@ -105,14 +109,20 @@ def test_estimate_is_exact_and_a_fresh_process_computes_the_same_bits(case: str,
 
 @pytest.mark.parametrize(
     ("name", "target", "sentence"),
-    [("tiny-t2i", "unet.mid", "MidStage cannot be pruned by its graph .* aim at the module around it"),
-     ("tiny-t2i", "text_encoder", "CLIPTextModel has transformer blocks"),
-     ("tiny-t2i", "decoder", "SnapGenDecoder does not run as one module .* aim at a part of it: "),
-     ("tiny-vlm", "language", "LlamaForCausalLM has transformer blocks")],
-)  # fmt: skip
-def test_what_the_graph_cannot_prune_is_refused_and_left_alone(name: str, target: str, sentence: str, bases: Any) -> None:
+    [
+        ("tiny-t2i", "unet.mid", "MidStage cannot be pruned by its graph .* aim at the module around it"),
+        ("tiny-t2i", "text_encoder", "CLIPTextModel has transformer blocks"),
+        ("tiny-t2i", "decoder", "SnapGenDecoder does not run as one module .* aim at a part of it: "),
+        ("tiny-vlm", "language", "LlamaForCausalLM has transformer blocks"),
+    ],
+)
+def test_what_the_graph_cannot_prune_is_refused_and_left_alone(
+    name: str, target: str, sentence: str, bases: Any
+) -> None:
     start = bases(name)
-    assert re.search(sentence, check_refuses(start, "prune.structured", {"ratio": 0.25, "target": target}, context(start)))
+    assert re.search(
+        sentence, check_refuses(start, "prune.structured", {"ratio": 0.25, "target": target}, context(start))
+    )
 
 
 def test_every_registered_compressor_is_tested() -> None:
@@ -160,23 +170,38 @@ ILLEGAL: list[tuple[list[Stage], str, str]] = [
     ([LOWRANK, LOWRANK], "is factored \\(rank \\d+\\) by stage 1", "Use one of them, or give each a target of its own"),
     ([LOWRANK, STRUCTURED], "is factored \\(rank \\d+\\) by stage 1", "Put prune.structured before lowrank.svd"),
     ([LOWRANK, SHARE], "is factored \\(rank \\d+\\) by stage 1", "Put share.ffn before lowrank.svd"),
-    ([LOWRANK, MAGNITUDE], "is factored \\(rank \\d+\\) by stage 1", "Use one of them, or give each a target of its own"),
+    (
+        [LOWRANK, MAGNITUDE],
+        "is factored \\(rank \\d+\\) by stage 1",
+        "Use one of them, or give each a target of its own",
+    ),
     ([MAGNITUDE, LOWRANK], "is sparse \\(50%\\) by stage 1", "Use one of them, or give each a target of its own"),
     ([MAGNITUDE, SHARE], "is sparse \\(50%\\) by stage 1", "Put share.ffn before prune.magnitude"),
     ([MAGNITUDE, STRUCTURED], "is sparse \\(50%\\) by stage 1", "Put prune.structured before prune.magnitude"),
-    ([stage("prune.structured", target="language.blocks[1:]"), SHARE], "weight \\(48, 32\\) but .* is weight \\(64, 32\\)",
-     "Give all blocks one width first, or choose a target of equal blocks"),
+    (
+        [stage("prune.structured", target="language.blocks[1:]"), SHARE],
+        "weight \\(48, 32\\) but .* is weight \\(64, 32\\)",
+        "Give all blocks one width first, or choose a target of equal blocks",
+    ),
     ([SHARE, SHARE], "model.layers.1.mlp.gate_proj already is model.layers.0", "choose blocks that do not share yet"),
-    ([stage("share.ffn", target="language.blocks[:2]"), stage("quantize.int8", target="language.blocks[0]")],
-     "is shared with model.layers.1.mlp.gate_proj", "Aim at every block that shares it"),
+    (
+        [stage("share.ffn", target="language.blocks[:2]"), stage("quantize.int8", target="language.blocks[0]")],
+        "is shared with model.layers.1.mlp.gate_proj",
+        "Aim at every block that shares it",
+    ),
     ([stage("inherit", layers="first:1"), SHARE], "'language' is one block", "sharing takes two"),
     ([stage("inherit", layers="first:2"), stage("inherit", layers="first:3")], "asks for 3 blocks", "'language' has 2"),
-    ([stage("quantize.int8", target="language.blocks[2:]"), stage("inherit", layers="last:2"), STRUCTURED],
-     "model.layers.0.* is packed \\(8 bits\\) by stage 1", "Put prune.structured before quantize.int8"),
-]  # fmt: skip
+    (
+        [stage("quantize.int8", target="language.blocks[2:]"), stage("inherit", layers="last:2"), STRUCTURED],
+        "model.layers.0.* is packed \\(8 bits\\) by stage 1",
+        "Put prune.structured before quantize.int8",
+    ),
+]
 
 
-@pytest.mark.parametrize(("stages", "reason", "remedy"), ILLEGAL, ids=lambda v: " > ".join(s[0] for s in v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("stages", "reason", "remedy"), ILLEGAL, ids=lambda v: " > ".join(s[0] for s in v) if isinstance(v, list) else ""
+)
 def test_an_illegal_order_is_refused_in_the_plan(
     stages: list[Stage], reason: str, remedy: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -201,7 +226,10 @@ def test_a_remedy_is_an_order_that_the_plan_takes(tmp_path: Path) -> None:
 # --- precision ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float32")])
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float32")],
+)
 @pytest.mark.parametrize("stages", [[], [HEADS], [LOWRANK, INT8]], ids=["nothing", "heads", "low-rank > int8"])
 def test_other_precisions_are_estimated_and_reloaded_exactly(
     stages: list[Stage], dtype: str, stored: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
@@ -225,14 +253,25 @@ def test_the_checks_see_what_they_are_for(bases: Any, tmp_path: Path, monkeypatc
     start = bases("llama-tied")
     pruned = check_estimate(start, *STRUCTURED)
     structured = registry.compressor("prune.structured")
-    with pytest.raises(AssertionError, match=r"transformers LlamaForCausalLM 'llama-tied' after quantize.int8 was to be refused"):
+    with pytest.raises(
+        AssertionError, match=r"transformers LlamaForCausalLM 'llama-tied' after quantize.int8 was to be refused"
+    ):
         check_refuses(start, *INT8)
     with monkeypatch.context() as broken:
         honest = structured.outline
-        broken.setattr(structured, "outline", lambda model, options: honest(model, options.model_copy(update={"ffn": 56})))
-        with pytest.raises(AssertionError, match=r"'llama-tied' after prune.structured: outline, .* has .*\(56, 32\); the model has it \(48, 32\)"):
+        broken.setattr(
+            structured, "outline", lambda model, options: honest(model, options.model_copy(update={"ffn": 56}))
+        )
+        with pytest.raises(
+            AssertionError,
+            match=r"'llama-tied' after prune.structured: outline, .* has .*\(56, 32\); the model has it \(48, 32\)",
+        ):
             check_estimate(start, *STRUCTURED)
     with monkeypatch.context() as broken:  # as if the weights were rounded on their way to disk
-        broken.setattr("zoo.artifact._storable", lambda model: {n: t.detach() * (1 + 2**-20) for n, t in model.tensors().items()})
-        with pytest.raises(AssertionError, match=r"after prune.structured, reloaded in a fresh process, differs in tensors, output"):
+        broken.setattr(
+            "zoo.artifact._storable", lambda model: {n: t.detach() * (1 + 2**-20) for n, t in model.tensors().items()}
+        )
+        with pytest.raises(
+            AssertionError, match=r"after prune.structured, reloaded in a fresh process, differs in tensors, output"
+        ):
             check_exact_reload([pruned], tmp_path)

@@ -113,8 +113,17 @@ def test_loading_saving_and_generating_keep_the_global_random_state(name: str, t
         model = base(name, tmp_path)
     with random_state_kept("saving and loading"):
         zoo.load(model.save(tmp_path / "saved"))
-    asked = {key: value for key, value in {"prompt": "a seven", "images": [picture()], "steps": 2, "count": 1, "max_new_tokens": 4}.items()
-             if key in model.family.takes}  # fmt: skip
+    asked = {
+        key: value
+        for key, value in {
+            "prompt": "a seven",
+            "images": [picture()],
+            "steps": 2,
+            "count": 1,
+            "max_new_tokens": 4,
+        }.items()
+        if key in model.family.takes
+    }
     if model.processor is not None or model.spec.modality == "vision":
         with random_state_kept("generating"):
             model.generate(asked.pop("prompt", None), **asked)
@@ -143,7 +152,10 @@ def test_the_rest_keeps_the_global_random_state(tmp_path: Path) -> None:
 
 
 def test_the_check_sees_a_changed_state() -> None:
-    with pytest.raises(AssertionError, match="a draw changes the global random state of torch; draw from"), random_state_kept("a draw"):
+    with (
+        pytest.raises(AssertionError, match="a draw changes the global random state of torch; draw from"),
+        random_state_kept("a draw"),
+    ):
         torch.rand(1)
 
 

@@ -73,7 +73,9 @@ def named(value: Any) -> str:
 
 
 @pytest.mark.parametrize(("name", "stages"), [(n, stages) for names, stages in PLAIN for n in names], ids=named)
-def test_plain_transformers_loads_it_with_the_same_logits(name: str, stages: list[Stage], bases: Any, tmp_path: Path) -> None:
+def test_plain_transformers_loads_it_with_the_same_logits(
+    name: str, stages: list[Stage], bases: Any, tmp_path: Path
+) -> None:
     model = made(bases(name), stages)
     place = model.save(tmp_path / "model")
     assert artifact.read(place).plain == ""

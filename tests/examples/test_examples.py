@@ -16,20 +16,41 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = [path.relative_to(EXAMPLES).with_suffix("") for path in EXAMPLES.rglob("*.toml")]
 RECIPES = sorted(path.as_posix() for path in FILES if path.parts[0] != "third_party")
 
-SMALL = ["data.train=stdlib:train[:3]", "data.test=stdlib:test[:2]", "evaluate.perplexity.max_tokens=200", "evaluate.speed=false"]
+SMALL = [
+    "data.train=stdlib:train[:3]",
+    "data.test=stdlib:test[:2]",
+    "evaluate.perplexity.max_tokens=200",
+    "evaluate.speed=false",
+]
 READING = ["data.train=reading:train[:4]", "data.test=reading:test[:4]", "evaluate.speed=false"]
 DRAWN = ("prompt-agreement", "frechet")
 DRAWING = [
-    "data.train=digits-captions:train[:40]", "data.test=digits-captions:test[:40]", "evaluate.speed=false", 'evaluate.prompts=["a seven"]',
+    "data.train=digits-captions:train[:40]",
+    "data.test=digits-captions:test[:40]",
+    "evaluate.speed=false",
+    'evaluate.prompts=["a seven"]',
     *(f"evaluate.{task}.images=20" for task in DRAWN),
-]  # fmt: skip
+]
 # recipe -> what is set to make it a toy; a recipe without a row fails a test
 TOY: dict[str, list[str]] = {
-    "quickstart": [*SMALL, "data.calibration=stdlib:train[:1]", "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"],
+    "quickstart": [
+        *SMALL,
+        "data.calibration=stdlib:train[:1]",
+        "stage.2.steps=2",
+        "stage.2.batch=2",
+        "stage.2.length=32",
+    ],
     "train/tiny_code": [*SMALL, "stage.1.steps=2", "stage.1.batch=2", "stage.1.length=32"],
-    **{f"train/{name}": [*SMALL, "stage.1.steps=2", "stage.1.batch=2", "stage.1.length=32"] for name in ("zlata", "bebeshka")},
+    **{
+        f"train/{name}": [*SMALL, "stage.1.steps=2", "stage.1.batch=2", "stage.1.length=32"]
+        for name in ("zlata", "bebeshka")
+    },
     "quickstart-vlm": [*READING, "stage.3.steps=2", "stage.3.batch=2"],
-    "train/tiny_vlm": [*READING, "data.start=reading:characters[:4]", *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch"))],
+    "train/tiny_vlm": [
+        *READING,
+        "data.start=reading:characters[:4]",
+        *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch")),
+    ],
     "quickstart-t2i": [*DRAWING, "stage.2.steps=2", "stage.2.batch=2", *(f"evaluate.{task}.steps=2" for task in DRAWN)],
     "train/tiny_t2i": [*DRAWING, *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch"))],
 }
@@ -45,7 +66,10 @@ def test_a_recipe_runs_as_it_stands_at_toy_size(name: str, tmp_path: Path):
     done = run(recipe, out=tmp_path / "out")
     assert artifact.verify(done.out) == [] and (done.out / "report.html").stat().st_size > 10_000
     assert [stage["use"] for stage in done.results["stages"]] == ["original", *(stage.use for stage in recipe.stages)]
-    assert all(stage["params"] == stage["predicted"]["params"] and stage["bytes"] == stage["predicted"]["bytes"] for stage in done.results["stages"])
+    assert all(
+        stage["params"] == stage["predicted"]["params"] and stage["bytes"] == stage["predicted"]["bytes"]
+        for stage in done.results["stages"]
+    )
     last = done.results["stages"][-1]
     assert last["metrics"] and last["samples"]
     assert bool(done.results["control"]) == recipe.evaluate.control

@@ -14,7 +14,14 @@ import pytest
 PACKAGES = Path(__file__).parents[2] / "examples" / "third_party"
 NAMES = ("zoo-example", "zoo-example-catalogue")
 # recipe.toml as it stands, at toy size
-TOY = ["data.train=pydoc:train[:6]", "data.test=pydoc:test[:1]", "stage.1.steps=3", "stage.1.batch=2", "stage.1.length=64", "evaluate.speed=false"]
+TOY = [
+    "data.train=pydoc:train[:6]",
+    "data.test=pydoc:test[:1]",
+    "stage.1.steps=3",
+    "stage.1.batch=2",
+    "stage.1.length=64",
+    "evaluate.speed=false",
+]
 
 OUTPUTS = "import json, sys, zoo; from zoo.testing import outputs; print(json.dumps(outputs(zoo.load(sys.argv[1])), sort_keys=True))"
 NEEDS = "needs plugin zoo-example"
@@ -42,8 +49,12 @@ class User:
         """Run Python there, away from the checkout, and expect an exit code."""
         plain = {key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHON"))}
         env = {**plain, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "XDG_CONFIG_HOME": str(self.home / "config")}
-        done = subprocess.run([self.python, *args], capture_output=True, text=True, timeout=600, cwd=cwd or self.home, env=env)
-        assert done.returncode == code, f"{args}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        done = subprocess.run(
+            [self.python, *args], capture_output=True, text=True, timeout=600, cwd=cwd or self.home, env=env
+        )
+        assert done.returncode == code, (
+            f"{args}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
         return done
 
     def zoo(self, *args: str | Path, code: int = 0) -> Done:
@@ -84,8 +95,15 @@ def made(user: User) -> Path:
 def test_the_wheels_hold_what_a_plugin_needs(user: User):
     found = {plugin["name"]: plugin for plugin in json.loads(user.zoo("plugins", "--json").stdout)}
     assert [found[name]["fault"] for name in NAMES] == [None, None]
-    everything = {"model": ["tiny-mingru"], "family": ["mingru"], "compressor": ["palette.kmeans"], "loss": ["reverse-kl"],
-                  "evaluator": ["top-k-accuracy"], "data": ["pydoc"], "command": ["spectrum"]}  # fmt: skip
+    everything = {
+        "model": ["tiny-mingru"],
+        "family": ["mingru"],
+        "compressor": ["palette.kmeans"],
+        "loss": ["reverse-kl"],
+        "evaluator": ["top-k-accuracy"],
+        "data": ["pydoc"],
+        "command": ["spectrum"],
+    }
     assert found["zoo-example"]["declares"] == everything
     assert found["zoo-example-catalogue"]["module"] is None
 
@@ -97,7 +115,10 @@ def test_the_recipe_uses_every_part(made: Path):
     for stage in results["stages"]:
         assert (stage["params"], stage["bytes"]) == (stage["predicted"]["params"], stage["predicted"]["bytes"])
         assert 0 < stage["metrics"]["top_5_accuracy"]["low"] < stage["metrics"]["top_5_accuracy"]["value"] < 100
-    assert results["stages"][2]["options"]["loss"] == [{"use": "reverse-kl"}] and len(results["stages"][2]["curves"]["reverse-kl"]) == 3
+    assert (
+        results["stages"][2]["options"]["loss"] == [{"use": "reverse-kl"}]
+        and len(results["stages"][2]["curves"]["reverse-kl"]) == 3
+    )
     manifest = json.loads((made / "zoo.json").read_text())
     assert manifest["notes"]["Held-out data"]["reference"] == "pydoc:test[:1]"
     assert manifest["spec"]["plugin"] == manifest["lineage"][-1]["plugin"] == "zoo-example"
@@ -109,18 +130,25 @@ def test_the_command_shows_the_spectrum_of_what_was_made(user: User, made: Path)
 
 
 def test_its_own_tests_pass(user: User):
-    tests = sorted((PACKAGES / "zoo-example" / "tests").glob("test_*.py"))  # files by name: without zoo's contract tests
+    # files by name: without zoo's contract tests
+    tests = sorted((PACKAGES / "zoo-example" / "tests").glob("test_*.py"))
     done = user.run("-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=PACKAGES / "zoo-example")
     assert " passed" in done.stdout
 
 
-def test_without_the_plugin_its_models_say_what_they_need_and_with_it_are_as_before(user: User, made: Path, wheels: Path):
+def test_without_the_plugin_its_models_say_what_they_need_and_with_it_are_as_before(
+    user: User, made: Path, wheels: Path
+):
     before = user.run("-c", OUTPUTS, made).stdout
     user.zoo("plugins", "uninstall", "--yes", "zoo-example")
     try:
         assert "zoo-example" in user.zoo("info", made).stdout
         assert "every file is as saved" in user.zoo("verify", made).stdout
-        refusals = [user.zoo("run", made, "--prompt", "The", code=1), user.zoo("inspect", made, code=1), user.run("-c", OUTPUTS, made, code=1)]
+        refusals = [
+            user.zoo("run", made, "--prompt", "The", code=1),
+            user.zoo("inspect", made, code=1),
+            user.run("-c", OUTPUTS, made, code=1),
+        ]
         assert [NEEDS in refusal.stderr for refusal in refusals] == [True] * 3
         assert "No model named 'tiny-mingru'" in user.zoo("info", "tiny-mingru", code=2).stderr
     finally:
@@ -130,7 +158,13 @@ def test_without_the_plugin_its_models_say_what_they_need_and_with_it_are_as_bef
 
 def test_a_catalogue_adds_models_without_code(user: User):
     shown = json.loads(user.zoo("info", "team-qwen2.5-0.5b-instruct", "--json").stdout)
-    assert (shown["family"], shown["hub"], shown["params"]) == ("transformers", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768)
+    assert (shown["family"], shown["hub"], shown["params"]) == (
+        "transformers",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        494_032_768,
+    )
     done = user.run("-c", OFFLINE, code=1)
     assert done.stdout.split() == ["134515008", "494032768"]
-    assert "WeightsUnavailable: team-smollm2-135m: HuggingFaceTB/SmolLM2-135M is not in the local hub cache" in done.stderr
+    assert (
+        "WeightsUnavailable: team-smollm2-135m: HuggingFaceTB/SmolLM2-135M is not in the local hub cache" in done.stderr
+    )

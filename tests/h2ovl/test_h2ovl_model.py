@@ -36,7 +36,11 @@ def tower_by_hand(state, pixels, *, heads, blocks, patch):
     """InternViT: class token, positions, pre-norm blocks with layer scale, no final norm."""
     norm = lambda x, name: F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)  # noqa: E731
     line = lambda x, name: x @ state[f"{name}.weight"].T + state[f"{name}.bias"]  # noqa: E731
-    x = F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch).flatten(2).transpose(1, 2)
+    x = (
+        F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch)
+        .flatten(2)
+        .transpose(1, 2)
+    )
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1) + state["pos_embed"]
     for i in range(blocks):
         q, k, v = line(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, dim=-1)
@@ -63,7 +67,10 @@ def decoder_by_hand(state, x, *, heads, kv_heads, blocks, theta):
     for i in range(blocks):
         place = f"model.layers.{i}"
         h = norm(x, f"{place}.input_layernorm")
-        q, k, v = ((h @ state[f"{place}.self_attn.{n}_proj.weight"].T).unflatten(-1, (m, -1)) for n, m in (("q", heads), ("k", kv_heads), ("v", kv_heads)))
+        q, k, v = (
+            (h @ state[f"{place}.self_attn.{n}_proj.weight"].T).unflatten(-1, (m, -1))
+            for n, m in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        )
         q, k = rotated(q, theta), rotated(k, theta)
         k, v = (t.repeat_interleave(heads // kv_heads, dim=2) for t in (k, v))
         mixed = attend(x, q.flatten(2), k.flatten(2), v.flatten(2), heads, mask)
@@ -75,7 +82,11 @@ def decoder_by_hand(state, x, *, heads, kv_heads, blocks, theta):
 
 
 def part(model, name):
-    return {key.removeprefix(f"{name}."): t.detach() for key, t in model.module.state_dict().items() if key.startswith(f"{name}.")}
+    return {
+        key.removeprefix(f"{name}."): t.detach()
+        for key, t in model.module.state_dict().items()
+        if key.startswith(f"{name}.")
+    }
 
 
 def test_pixel_shuffle_is_the_published_one():
@@ -101,7 +112,8 @@ def test_the_whole_forward_pass_is_the_one_written_out():
         embedded[row, :4] = x[row]  # the example begins with the four tokens of one tile
     head = {"heads": 4, "kv_heads": 2, "blocks": 2, "theta": values["llm_config"]["rope_theta"]}
     expected = decoder_by_hand(language, embedded, **head)
-    torch.testing.assert_close(model.family.forward(model, batch).detach(), expected, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+    # float32 sums in another order
+    torch.testing.assert_close(model.family.forward(model, batch).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_image_features_go_where_the_image_tokens_are_in_order():
@@ -109,7 +121,11 @@ def test_image_features_go_where_the_image_tokens_are_in_order():
     module, token = model.module, model.spec.config["img_context_token_id"]
     ids = torch.tensor([[5, *[token] * 4, 6, 7, 8, 9, 10], [*[token] * 4, 11, *[token] * 4, 12]])  # one tile, then two
     pixels = torch.randn(3, 3, 32, 32)
-    features, plain, found = module.image_features(pixels), module.get_input_embeddings()(ids), module.embed(ids, pixels)
+    features, plain, found = (
+        module.image_features(pixels),
+        module.get_input_embeddings()(ids),
+        module.embed(ids, pixels),
+    )
     expected = [[plain[0, 0], *features[0], *plain[0, 5:]], [*features[1], plain[1, 4], *features[2], plain[1, 9]]]
     for row in range(2):
         torch.testing.assert_close(found[row], torch.stack(expected[row]), rtol=0, atol=0)
@@ -124,10 +140,27 @@ def test_another_number_of_image_tokens_is_refused(count):
 
 
 def test_it_builds_on_meta_with_the_parameters_of_the_published_models():
-    vision = {"image_size": 448, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-              "num_attention_heads": 16, "qkv_bias": True, "layer_norm_eps": 1e-6, "initializer_factor": 1.0}  # fmt: skip
-    language = {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16,
-                "num_key_value_heads": 8, "vocab_size": 32010, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}  # fmt: skip
+    vision = {
+        "image_size": 448,
+        "patch_size": 14,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "qkv_bias": True,
+        "layer_norm_eps": 1e-6,
+        "initializer_factor": 1.0,
+    }
+    language = {
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 32010,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
     published = config(force_image_size=448, vision_config=vision, llm_config=language)
     with torch.device("meta"):
         module = H2OVL(published)
@@ -154,7 +187,9 @@ def test_padding_on_either_side_leaves_the_logits_of_real_tokens_as_they_are():
     for left, right in ((3, 0), (0, 3), (2, 2)):
         ids = F.pad(batch["input_ids"], (left, right))
         mask = F.pad(torch.ones_like(batch["input_ids"]), (left, right))
-        padded = model.family.forward(model, {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]})
+        padded = model.family.forward(
+            model, {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
+        )
         torch.testing.assert_close(padded[:, left : left + 10], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -15,19 +15,29 @@ pytestmark = pytest.mark.quick
 CALIBRATION = {"samples": 4, "length": 128}
 TRAINING = {"steps": 2, "batch": 2, "length": 128, "warmup": 1}
 CHAINS = {
-    "tower: fewer blocks, narrower": [("inherit", {"target": "vision", "layers": "first:1"}), ("prune.structured", {"target": "vision", "ffn": 0.5})],
+    "tower: fewer blocks, narrower": [
+        ("inherit", {"target": "vision", "layers": "first:1"}),
+        ("prune.structured", {"target": "vision", "ffn": 0.5}),
+    ],
     "tower: heads": [("prune.structured", {"target": "vision", "heads": 0.5})],
     "tower: by graph": [("prune.structured", {"target": "vision", "ratio": 0.5})],
     "language: heads": [("prune.structured", {"target": "language", "heads": 0.5})],
-    "language: by activation": [("prune.structured", {"target": "language", "ffn": 0.5, "importance": "activation", **CALIBRATION})],
-    "language: influence": [("inherit", {"target": "language", "layers": "influence:1", "keep_ends": False, **CALIBRATION})],
+    "language: by activation": [
+        ("prune.structured", {"target": "language", "ffn": 0.5, "importance": "activation", **CALIBRATION})
+    ],
+    "language: influence": [
+        ("inherit", {"target": "language", "layers": "influence:1", "keep_ends": False, **CALIBRATION})
+    ],
     "everything shared, then 8 bits": [("share.ffn", {"target": "all"}), ("quantize.int8", {"target": "all"})],
     "projector: 8 bits": [("quantize.int8", {"target": "projector"})],
     "tower: 4 bits": [("quantize.nf4", {"target": "vision"})],
     "everything: low rank": [("lowrank.svd", {"target": "all", "ratio": 0.5, **CALIBRATION})],
-    "language: sparse, distilled": [("prune.magnitude", {"target": "language", "sparsity": 0.5}), ("distill", TRAINING)],
+    "language: sparse, distilled": [
+        ("prune.magnitude", {"target": "language", "sparsity": 0.5}),
+        ("distill", TRAINING),
+    ],
     "projector alone trained": [("train", {**TRAINING, "only": ["projector"]})],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHAINS)

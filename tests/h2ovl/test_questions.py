@@ -28,10 +28,16 @@ def written(model, prompt, tiles):
 
 
 def test_the_prompt_is_the_published_one(model):
-    assert written(model, "<image>\nRead <b>.", [2]) == f"<|prompt|><img>{'<IMG_CONTEXT>' * 8}</img>\nRead <b>.<|end|><|answer|>"
+    assert (
+        written(model, "<image>\nRead <b>.", [2])
+        == f"<|prompt|><img>{'<IMG_CONTEXT>' * 8}</img>\nRead <b>.<|end|><|answer|>"
+    )
     assert written(model, "no image", []) == "<|prompt|>no image<|end|><|answer|>"
     two = written(model, "first: <image> second: <image>?", [1, 3])
-    assert two == f"<|prompt|>first: <img>{'<IMG_CONTEXT>' * 4}</img> second: <img>{'<IMG_CONTEXT>' * 12}</img>?<|end|><|answer|>"
+    assert (
+        two
+        == f"<|prompt|>first: <img>{'<IMG_CONTEXT>' * 4}</img> second: <img>{'<IMG_CONTEXT>' * 12}</img>?<|end|><|answer|>"
+    )
 
 
 def test_images_come_first_where_the_prompt_does_not_place_them(model):
@@ -55,11 +61,19 @@ def test_odd_unicode_is_read_byte_by_byte(model, prompt):
     assert isinstance(model.generate(prompt, images=[picture()], max_new_tokens=2), str)
 
 
-@pytest.mark.parametrize(("prompt", "message"), [
-    ("", "The prompt is empty"), ("  \n", "The prompt is empty"), (None, "The prompt is empty"), (7, "The prompt is empty"),
-    ("x" * 100_000, r"100,000 characters; tiny-vlm reads at most"), ("<>" * 300, r"The prompt has \d+ tokens; tiny-vlm takes 512"),
-    ("<image> and <image>", r"has 2 times <image>, but 1 images came"), ("half \ud800", "not text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "The prompt is empty"),
+        ("  \n", "The prompt is empty"),
+        (None, "The prompt is empty"),
+        (7, "The prompt is empty"),
+        ("x" * 100_000, r"100,000 characters; tiny-vlm reads at most"),
+        ("<>" * 300, r"The prompt has \d+ tokens; tiny-vlm takes 512"),
+        ("<image> and <image>", r"has 2 times <image>, but 1 images came"),
+        ("half \ud800", "not text"),
+    ],
+)
 def test_a_question_that_cannot_be_asked_is_refused_in_a_sentence(model, prompt, message):
     with pytest.raises(RequestError, match=message):
         model.generate(prompt, images=[picture()])
@@ -84,8 +98,10 @@ def test_images_of_any_shape_are_read(model, size):
 def test_an_image_is_the_same_as_a_path_an_array_and_a_picture(model, tmp_path):
     array = picture(64, 32)
     Image.fromarray(array).save(tmp_path / "x.png")
-    asked = [model.generate(QUESTION, images=images, max_new_tokens=4)
-             for images in ([array], array, [str(tmp_path / "x.png")], tmp_path / "x.png", Image.fromarray(array))]  # fmt: skip
+    asked = [
+        model.generate(QUESTION, images=images, max_new_tokens=4)
+        for images in ([array], array, [str(tmp_path / "x.png")], tmp_path / "x.png", Image.fromarray(array))
+    ]
     assert len(set(asked)) == 1
 
 
@@ -103,7 +119,9 @@ def test_the_cache_gives_the_tokens_that_the_whole_sequence_gives(model):
     cached, grown = list(next_tokens(model, ids, 6, first=beside)), list(ids)
     for token in cached:
         with torch.no_grad():
-            logits = model.module(input_ids=torch.tensor([grown]), attention_mask=torch.ones(1, len(grown)), **beside).logits
+            logits = model.module(
+                input_ids=torch.tensor([grown]), attention_mask=torch.ones(1, len(grown)), **beside
+            ).logits
         assert int(logits[0, -1].argmax()) == token
         grown.append(token)
 
@@ -115,7 +133,10 @@ def test_windows_have_labels_on_the_answer_alone(model):
     answer = [*tokenizer(data[1].text)["input_ids"], tokenizer.eos_token_id]
     assert window["labels"][window["labels"] >= 0].tolist() == answer
     assert window["labels"][-len(answer) :].tolist() == answer
-    assert window["input_ids"].tolist() == model.family.question(model, QUESTION, [data[1].fields["image"]])[0] + answer[:-1]
+    assert (
+        window["input_ids"].tolist()
+        == model.family.question(model, QUESTION, [data[1].fields["image"]])[0] + answer[:-1]
+    )
 
 
 def test_a_record_longer_than_a_window_is_named(model):
@@ -164,7 +185,10 @@ def test_exact_match_counts_by_kind_and_font(model):
     figure = ExactMatch().measure(model, marked, options={"batch": 2})["exact_match"]
     assert (figure["value"], figure["unit"]) == (40.0, "%")
     assert figure["low"] < 40 < figure["high"]
-    assert {name: (share["value"], share["n"]) for name, share in figure["by"].items()} == {"font 0": (pytest.approx(100 / 3), 3), "font 1": (50.0, 2)}
+    assert {name: (share["value"], share["n"]) for name, share in figure["by"].items()} == {
+        "font 0": (pytest.approx(100 / 3), 3),
+        "font 1": (50.0, 2),
+    }
     assert ExactMatch().measure(model, marked, options={"max_samples": 2})["exact_match"]["value"] == 50.0
 
 
@@ -192,8 +216,13 @@ def test_one_record_has_a_loss_and_no_interval(model):
 
 def test_records_that_cannot_be_asked_are_named(model):
     bad = Dataset("bad", [*records(), Sample({"image": picture() / 255, "prompt": QUESTION, "text": "1"}, "bad:9")])
-    for work in (lambda: ExactMatch().measure(model, bad, options={}), lambda: AnswerLoss().measure(model, bad, options={})):
-        with pytest.raises(DataError, match=r"^bad:9: An image is a path, bytes, .* not an array \(32, 32, 3\) of float64"):
+    for work in (
+        lambda: ExactMatch().measure(model, bad, options={}),
+        lambda: AnswerLoss().measure(model, bad, options={}),
+    ):
+        with pytest.raises(
+            DataError, match=r"^bad:9: An image is a path, bytes, .* not an array \(32, 32, 3\) of float64"
+        ):
             work()
 
 
@@ -206,7 +235,9 @@ def test_samples_show_the_image_the_answer_and_what_was_expected(model):
 
 def test_teachers_must_see_images_alike(model):
     assert model.family.comparable(model, toy()) == ""
-    assert "4 of a tile of 32 pixels, the teacher tiny-vlm 1 of" in model.family.comparable(model, toy(force_image_size=16))
+    assert "4 of a tile of 32 pixels, the teacher tiny-vlm 1 of" in model.family.comparable(
+        model, toy(force_image_size=16)
+    )
 
 
 def test_a_saved_model_answers_as_before_with_its_own_tokenizer(model, tmp_path):

@@ -30,7 +30,13 @@ TIES = [(500, 400, (1, 1), 1), (750, 600, (2, 2), 5), (1000, 800, (3, 2), 7)]  #
 
 def published(width, height, fewest, most, side):
     """The choice as the published code has it (image_process.py, find_closest_aspect_ratio)."""
-    ratios = {(i, j) for n in range(fewest, most + 1) for i in range(1, n + 1) for j in range(1, n + 1) if fewest <= i * j <= most}
+    ratios = {
+        (i, j)
+        for n in range(fewest, most + 1)
+        for i in range(1, n + 1)
+        for j in range(1, n + 1)
+        if fewest <= i * j <= most
+    }
     best, best_difference = (1, 1), float("inf")
     for ratio in sorted(ratios, key=lambda one: one[0] * one[1]):
         difference = abs(width / height - ratio[0] / ratio[1])

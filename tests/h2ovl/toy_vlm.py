@@ -17,8 +17,20 @@ from zoo.model import Model
 def config(**changes: Any) -> dict[str, Any]:
     """The config of tiny-vlm, smaller; `changes` are of its top level."""
     whole = catalog.info("tiny-vlm").config
-    vision = {**whole["vision_config"], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    language = {**whole["llm_config"], "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {
+        **whole["vision_config"],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    language = {
+        **whole["llm_config"],
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     return {**whole, "vision_config": vision, "llm_config": language, **changes}
 
 
@@ -35,7 +47,13 @@ def records() -> Dataset:
     """Five questions about pictures of several shapes: one tile, three, five."""
     shapes = [(32, 32), (64, 32), (30, 90), (128, 32), (40, 44)]
     made = [
-        {"image": picture(*shape, seed=i), "prompt": "What does it say?", "text": "7Q" * (i % 3 + 1), "kind": "glyph", "font": f"font {i % 2}"}
+        {
+            "image": picture(*shape, seed=i),
+            "prompt": "What does it say?",
+            "text": "7Q" * (i % 3 + 1),
+            "kind": "glyph",
+            "font": f"font {i % 2}",
+        }
         for i, shape in enumerate(shapes)
-    ]  # fmt: skip
+    ]
     return Dataset("records", [Sample(fields, f"records:{i}") for i, fields in enumerate(made)])

@@ -102,9 +102,15 @@ def fault(place: Environment, case: Broken) -> str:
 
 @pytest.mark.parametrize(
     ("command", "shows"),
-    [("--help", "compress"), ("list", "tiny-code"), ("list --json", '"tiny-code"'), ("info tiny-code", "Apache-2.0"),
-     ("info tiny-code --json", '"tiny-code"'), ("plugins info raises", "raises.plugin")],
-)  # fmt: skip
+    [
+        ("--help", "compress"),
+        ("list", "tiny-code"),
+        ("list --json", '"tiny-code"'),
+        ("info tiny-code", "Apache-2.0"),
+        ("info tiny-code --json", '"tiny-code"'),
+        ("plugins info raises", "raises.plugin"),
+    ],
+)
 def test_light_commands_go_on_and_import_nothing(place: Environment, warnings: list[str], command: str, shows: str):
     done = place.zoo(*command.split())
     assert done.returncode == 0 and shows in done.stdout, done.stderr
@@ -135,7 +141,10 @@ def test_plugins_lists_the_broken_ones_with_the_reason(place: Environment):
     assert table.returncode == 0
     for case in FAULTY:
         assert (shown[case.name]["status"], shown[case.name]["fault"]) == ("broken", fault(place, case))
-        assert any(line.startswith(f"{case.name} ") and line.endswith(f"broken: {fault(place, case)}") for line in table.stdout.splitlines())
+        assert any(
+            line.startswith(f"{case.name} ") and line.endswith(f"broken: {fault(place, case)}")
+            for line in table.stdout.splitlines()
+        )
     assert shown["raises"]["status"] == shown["zoo_slm"]["status"] == shown["record-junk"]["status"] == "ok"
     assert not {"metadata-lost", "interrupted", "entries-lost"} & set(shown)
     assert place.imported() == set()
@@ -165,7 +174,9 @@ def test_using_a_broken_plugin_says_why_in_one_sentence(place: Environment, case
 
 def test_a_plugin_that_sleeps_can_be_interrupted(place: Environment):
     command = [str(place.python), "-m", "zoo", "-q", "sleeps"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=place.folder, env=place.variables()) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=place.folder, env=place.variables()
+    ) as process:
         while not place.imported():
             assert process.poll() is None
             time.sleep(0.02)
@@ -176,25 +187,36 @@ def test_a_plugin_that_sleeps_can_be_interrupted(place: Environment):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"tiny-code"', '"odd-model"'), ('use = "inherit"\nlayers = "first:3"', 'use = "odd-stage"'), ('"kl"', '"odd-loss"'),
-     ('"perplexity"', '"odd-task"'), ('train = "texts"', 'train = "odd-data"')],
+    [
+        ('"tiny-code"', '"odd-model"'),
+        ('use = "inherit"\nlayers = "first:3"', 'use = "odd-stage"'),
+        ('"kl"', '"odd-loss"'),
+        ('"perplexity"', '"odd-task"'),
+        ('train = "texts"', 'train = "odd-data"'),
+    ],
     ids=["model", "compressor", "loss", "evaluator", "data"],
-)  # fmt: skip
-def test_a_recipe_that_uses_a_broken_plugin_says_why_in_one_sentence(few: Environment, zygote: Zygote, old: str, new: str):
+)
+def test_a_recipe_that_uses_a_broken_plugin_says_why_in_one_sentence(
+    few: Environment, zygote: Zygote, old: str, new: str
+):
     assert RECIPE.count(old) == 1
     (few.folder / "odd.toml").write_text(RECIPE.replace(old, new))
     done = zygote.run("-q", "plan", "odd.toml", cwd=few.folder)
-    assert done.err.endswith("Plugin odd cannot be used: odd.plugin cannot be imported: ZeroDivisionError: division by zero\n")
+    assert done.err.endswith(
+        "Plugin odd cannot be used: odd.plugin cannot be imported: ZeroDivisionError: division by zero\n"
+    )
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert few.imported() == {ODD.distribution.package}
 
 
 @pytest.mark.parametrize(
     ("stage", "sentence"),
-    [("at-work.raises", "unexpected ValueError: no, in plugin at-work (run again with -v for the traceback)"),
-     ("at-work.exits", "Plugin at-work ended the program before the work was done (SystemExit: 0)."),
-     ("at-work.panics", "unexpected Panic: oh, in plugin at-work (run again with -v for the traceback)")],
-)  # fmt: skip
+    [
+        ("at-work.raises", "unexpected ValueError: no, in plugin at-work (run again with -v for the traceback)"),
+        ("at-work.exits", "Plugin at-work ended the program before the work was done (SystemExit: 0)."),
+        ("at-work.panics", "unexpected Panic: oh, in plugin at-work (run again with -v for the traceback)"),
+    ],
+)
 def test_a_stage_that_fails_at_work_is_named(few: Environment, zygote: Zygote, stage: str, sentence: str):
     assert stage in STAGES
     (few.folder / "work.toml").write_text(WORK.format(stage=stage))
@@ -211,8 +233,14 @@ def test_a_taken_name_stays_with_ours_and_the_other_is_reached_by_its_full_name(
 
 def test_a_name_that_two_declare_is_refused_with_both_full_names(place: Environment):
     done = place.zoo("-q", "shared")
-    sentence = "'shared' is declared by plugins shares-one and shares-two: write 'shares-one:shared' or 'shares-two:shared'."
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("error: ") and done.stderr.endswith(f"{sentence}\n")
+    sentence = (
+        "'shared' is declared by plugins shares-one and shares-two: write 'shares-one:shared' or 'shares-two:shared'."
+    )
+    assert (
+        (done.returncode, done.stdout) == (2, "")
+        and done.stderr.startswith("error: ")
+        and done.stderr.endswith(f"{sentence}\n")
+    )
     assert place.imported() == set()
     assert place.zoo("-q", "shares-two:shared").stdout == "it runs\n"
     assert place.imported() == {"shares_two"}

@@ -78,7 +78,9 @@ def test_the_modules_are_the_same_however_many_plugins_there_are(runs: dict[tupl
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_of_a_plugin_is_opened_but_what_it_declares_and_that_once(runs: dict[tuple[str, int], Seen], command: str):
+def test_nothing_of_a_plugin_is_opened_but_what_it_declares_and_that_once(
+    runs: dict[tuple[str, int], Seen], command: str
+):
     opened = runs[command, 200].opened
     assert sum(path.name == "registry.toml" for path in opened) == 200  # the test sees what is opened
     assert {path.name for path in opened} == DECLARING

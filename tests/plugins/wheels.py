@@ -39,7 +39,8 @@ class Distribution:
     def write(self, folder: Path) -> Path:
         """Write the wheel into a folder, by hand: a zip of the files, the metadata and the hashes of both."""
         entries = "".join(
-            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in found.items()) for group, found in self.entries.items()
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in found.items())
+            for group, found in self.entries.items()
         )
         files = self.files | {
             f"{self.info}/METADATA": f"Metadata-Version: 2.1\nName: {self.name}\nVersion: {self.version}\n",
@@ -76,22 +77,47 @@ class Environment:
         wheels = self.folder / "wheels"
         wheels.mkdir(exist_ok=True)
         paths = [str(distribution.write(wheels)) for distribution in distributions]
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        done = subprocess.run([*pip, *paths], capture_output=True, text=True, env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"})
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.python),
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+        ]
+        done = subprocess.run(
+            [*pip, *paths], capture_output=True, text=True, env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        )
         assert done.returncode == 0, done.stderr
 
     def variables(self, **more: str) -> dict[str, str]:
         """The environment variables of a process in here: nothing of the developer's own settings."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHON", "VIRTUAL_ENV"))}
-        own = {"ZOO_CONFIG_DIR": str(self.folder / "config"), "MARKS": str(self.marks), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHON", "VIRTUAL_ENV"))
+        }
+        own = {
+            "ZOO_CONFIG_DIR": str(self.folder / "config"),
+            "MARKS": str(self.marks),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         return inherited | own | more
 
     def run(self, *args: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `python ARGS` in a fresh process, away from the checkout."""
         return subprocess.run(
-            [str(self.python), *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
-            cwd=self.folder, env=self.variables(**env),
-        )  # fmt: skip
+            [str(self.python), *args],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=self.folder,
+            env=self.variables(**env),
+        )
 
     def zoo(self, *args: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `zoo ARGS` in a fresh process."""

@@ -12,11 +12,22 @@ from zoo_slm.language import TransformersText
 
 pytestmark = pytest.mark.quick
 
-SMALL: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # architectures that scale their logits
 SCALED = {
-    "granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(**SMALL, logits_scaling=8.0, tie_word_embeddings=False)),
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SMALL, logits_scaling=8.0, tie_word_embeddings=False)
+    ),
     "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SMALL, logit_scale=0.25)),
 }
 

@@ -23,11 +23,24 @@ from zoo.model import Model
 from zoo.testing import check_estimate
 
 CONFIG: dict[str, Any] = {
-    "model_type": "super-tiny-lm", "vocab_size": 270, "hidden_size": 32, "intermediate_size": 48, "ffn_type": "swiglu",
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
-    "tie_word_embeddings": False, "byte_context_window": 6, "byte_embedding_dim": 16, "byte_heads": 4, "embedder_blocks": 2,
-    "decoder_blocks": 1, "initializer_range": 0.15,
-}  # fmt: skip
+    "model_type": "super-tiny-lm",
+    "vocab_size": 270,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "ffn_type": "swiglu",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "byte_context_window": 6,
+    "byte_embedding_dim": 16,
+    "byte_heads": 4,
+    "embedder_blocks": 2,
+    "decoder_blocks": 1,
+    "initializer_range": 0.15,
+}
 TEXT = "the cat and the other cat "
 
 
@@ -77,7 +90,9 @@ def test_perplexity_counts_every_slot(trained: Model) -> None:
     tokens = [tokenizer.end, *tokenizer("the cat")["input_ids"]]
     with torch.no_grad():
         chances = trained.module(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
-    nats = -sum(float(chances[i - 1, slot, byte]) for i, token in enumerate(tokens) for slot, byte in enumerate(token) if i)
+    nats = -sum(
+        float(chances[i - 1, slot, byte]) for i, token in enumerate(tokens) for slot, byte in enumerate(token) if i
+    )
     assert found["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / 7, rel=1e-4)
 
 
@@ -90,9 +105,14 @@ def test_saved_and_loaded_it_writes_the_same(trained: Model, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("use", "options"),
-    [("inherit", {"layers": "first:1"}), ("prune.structured", {"ffn": 0.25, "heads": 0.5}), ("quantize.int8", {}), ("share.ffn", {}),
-     ("lowrank.svd", {"ratio": 0.5, "samples": 2, "length": 16})],
-)  # fmt: skip
+    [
+        ("inherit", {"layers": "first:1"}),
+        ("prune.structured", {"ffn": 0.25, "heads": 0.5}),
+        ("quantize.int8", {}),
+        ("share.ffn", {}),
+        ("lowrank.svd", {"ratio": 0.5, "samples": 2, "length": 16}),
+    ],
+)
 def test_it_is_compressed_like_any_other(trained: Model, data: Context, use: str, options: dict[str, Any]) -> None:
     smaller = check_estimate(trained.copy(), use, options, data)
     assert isinstance(smaller.generate("the cat", max_new_tokens=2), str)

@@ -51,8 +51,11 @@ def without_embeddings(module: Any) -> int:
     if getattr(module.config, "byte_context_window", 0):
         return sum(parameter.numel() for parameter in module.model.layers.parameters())
     lists = tuple(f"{path}." for path, part in module.named_modules() if isinstance(part, nn.ModuleList))
-    tables = {id(part.weight): part.weight.numel() for path, part in module.named_modules()
-              if isinstance(part, nn.Embedding) and not path.startswith(lists)}  # fmt: skip
+    tables = {
+        id(part.weight): part.weight.numel()
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Embedding) and not path.startswith(lists)
+    }
     head = module.get_output_embeddings()
     own = 0 if id(head.weight) in tables else sum(parameter.numel() for parameter in head.parameters())
     return sum(parameter.numel() for parameter in module.parameters()) - sum(tables.values()) - own
@@ -60,13 +63,23 @@ def without_embeddings(module: Any) -> int:
 
 @pytest.mark.parametrize(
     ("name", "params", "non_embedding"),
-    [("smollm2-135m", 134_515_008, 106_203_456), ("mobillama-0.5b", 534_865_920, 403_793_920), ("phonelm-0.5b", 509_658_112, 459_326_464),
-     ("minicpm-2b", 2_724_880_896, 2_442_057_984), ("minicpm-moe-8x2b", 13_873_291_776, 13_590_468_864),
-     ("gemma-2-27b", 27_227_128_320, 26_047_480_320), ("phi-3-mini-4k-instruct", 3_821_079_552, 3_624_078_336),
-     ("phi-3-small-8k-instruct", 7_392_272_384, 6_981_230_592), ("flan-t5-small", 76_961_152, 44_062_080),
-     ("bebeshka", 16_424_920, 11_765_160), ("slimlm-125m", 125_311_488, 85_056_000), ("stlm-byte-level", 55_924_736, 50_150_400),
-     ("tele-flm-1t", 1_083_813_908_480, 1_080_458_465_280), ("zlata", 66_355_200, 42_528_768)],
-)  # fmt: skip
+    [
+        ("smollm2-135m", 134_515_008, 106_203_456),
+        ("mobillama-0.5b", 534_865_920, 403_793_920),
+        ("phonelm-0.5b", 509_658_112, 459_326_464),
+        ("minicpm-2b", 2_724_880_896, 2_442_057_984),
+        ("minicpm-moe-8x2b", 13_873_291_776, 13_590_468_864),
+        ("gemma-2-27b", 27_227_128_320, 26_047_480_320),
+        ("phi-3-mini-4k-instruct", 3_821_079_552, 3_624_078_336),
+        ("phi-3-small-8k-instruct", 7_392_272_384, 6_981_230_592),
+        ("flan-t5-small", 76_961_152, 44_062_080),
+        ("bebeshka", 16_424_920, 11_765_160),
+        ("slimlm-125m", 125_311_488, 85_056_000),
+        ("stlm-byte-level", 55_924_736, 50_150_400),
+        ("tele-flm-1t", 1_083_813_908_480, 1_080_458_465_280),
+        ("zlata", 66_355_200, 42_528_768),
+    ],
+)
 def test_the_counts_are_the_published_ones(name: str, params: int, non_embedding: int) -> None:
     assert (SPECS[name].params, SPECS[name].params_non_embedding) == (params, non_embedding)
 
@@ -108,9 +121,15 @@ def test_a_null_of_a_config_is_no_default() -> None:
 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
-    [("smollm2-1.7b", "rope_theta", 130000.0), ("starcoder2-3b", "rope_theta", 999999.4420358813), ("gemma-2-2b", "rope_theta", 10000.0),
-     ("phi-2", "partial_rotary_factor", 0.4), ("selene-1-mini-8b", "factor", 8.0), ("minicpm-2b-128k", "rope_type", "dynamic")],
-)  # fmt: skip
+    [
+        ("smollm2-1.7b", "rope_theta", 130000.0),
+        ("starcoder2-3b", "rope_theta", 999999.4420358813),
+        ("gemma-2-2b", "rope_theta", 10000.0),
+        ("phi-2", "partial_rotary_factor", 0.4),
+        ("selene-1-mini-8b", "factor", 8.0),
+        ("minicpm-2b-128k", "rope_type", "dynamic"),
+    ],
+)
 def test_rotary_settings_reach_the_config(name: str, key: str, value: Any) -> None:
     if name in BUILT:
         assert zoo.load(name, device="meta").module.config.rope_parameters[key] == value
@@ -136,7 +155,8 @@ def test_a_flan_t5_has_a_head_of_its_own_and_loads_with_plain_transformers(tmp_p
     ids = model.family.example(model)
     plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(place).eval()
     reloaded = zoo.load(place)
-    plain.save_pretrained(tmp_path / "plain")  # says tie_word_embeddings = true, and means it no more than T5's class does
+    # says tie_word_embeddings = true, and means it no more than T5's class does
+    plain.save_pretrained(tmp_path / "plain")
     again = zoo.load(tmp_path / "plain")
     with torch.no_grad():
         expected = model.module(**ids).logits
@@ -154,11 +174,16 @@ def test_list_filters_by_size_and_licence() -> None:
     names = {model["name"] for model in found}
     assert {"tiny-code", "smollm2-135m", "minicpm-1b", "h2o-danube3-500m", "flan-t5-large"} <= names
     assert not names & ({"smollm2-1.7b", "gpt2-medium", "gemma-2b", "tiny-vlm"} | SHAPELESS)
-    assert all(0 < model["params"] <= 1.5e9 and model["license"] == "Apache-2.0" and model["modality"] == "text" for model in found)
+    assert all(
+        0 < model["params"] <= 1.5e9 and model["license"] == "Apache-2.0" and model["modality"] == "text"
+        for model in found
+    )
 
 
 @pytest.mark.parametrize(("width", "columns"), [(80, "name params summary"), (120, "name params license summary")])
-def test_a_terminal_shows_a_model_a_line(width: int, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_shows_a_model_a_line(
+    width: int, columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from zoo.cli.models import list_models
 
     monkeypatch.setenv("COLUMNS", str(width))
@@ -172,19 +197,48 @@ def test_a_terminal_shows_a_model_a_line(width: int, columns: str, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("name", "lines"),
-    [("smollm2-135m", ["params    134,515,008 (106,203,456 without embeddings)", "KV cache  23 kB per token in bfloat16, 189 MB at 8192 tokens",
-                       "weights   hub: HuggingFaceTB/SmolLM2-135M", "memory    fp32 538 MB, bf16 269 MB, int8 135 MB, 4-bit 67.3 MB",
-                       "shape     layers 30, width 576, heads 9, kv_heads 3, head_dim 64, ffn 1536, vocabulary 49152, context 8192"]),
-     ("gemma-2-2b", ["KV cache  106 kB per token in bfloat16 (53.2 kB of it only for the last 4096 tokens), 654 MB at 8192 tokens"]),
-     ("phi-3-mini-4k-instruct", ["KV cache  393 kB per token in bfloat16 (all of it only for the last 2047 tokens), 805 MB at 4096 tokens"]),
-     ("phi-3-mini-128k-instruct", ["KV cache  393 kB per token in bfloat16, 51.5 GB at 131072 tokens"]),  # its window is longer than that
-     ("mobillama-0.5b", ["KV cache  180 kB per token in bfloat16, 369 MB at 2048 tokens"]),  # all heads, whatever the published config says
-     ("flan-t5-small", ["KV cache  12.3 kB per token in bfloat16, and 12.3 kB per token read"]),
-     ("minicpm-moe-8x2b", ["shape     layers 40, width 2304, heads 36, kv_heads 36, head_dim 64, ffn 5760, experts 8, active_experts 2, "
-                           "vocabulary 122753, context 4096"]),
-     ("gpt2-large", ["shape     layers 36, width 1280, heads 20, kv_heads 20, head_dim 64, ffn 5120, vocabulary 50257, context 1024"]),
-     ("slimlm-270m", ["params    unknown", "weights   none published"])],
-)  # fmt: skip
+    [
+        (
+            "smollm2-135m",
+            [
+                "params    134,515,008 (106,203,456 without embeddings)",
+                "KV cache  23 kB per token in bfloat16, 189 MB at 8192 tokens",
+                "weights   hub: HuggingFaceTB/SmolLM2-135M",
+                "memory    fp32 538 MB, bf16 269 MB, int8 135 MB, 4-bit 67.3 MB",
+                "shape     layers 30, width 576, heads 9, kv_heads 3, head_dim 64, ffn 1536, vocabulary 49152, context 8192",
+            ],
+        ),
+        (
+            "gemma-2-2b",
+            [
+                "KV cache  106 kB per token in bfloat16 (53.2 kB of it only for the last 4096 tokens), 654 MB at 8192 tokens"
+            ],
+        ),
+        (
+            "phi-3-mini-4k-instruct",
+            ["KV cache  393 kB per token in bfloat16 (all of it only for the last 2047 tokens), 805 MB at 4096 tokens"],
+        ),
+        # its window is longer than that
+        ("phi-3-mini-128k-instruct", ["KV cache  393 kB per token in bfloat16, 51.5 GB at 131072 tokens"]),
+        # all heads, whatever the published config says
+        ("mobillama-0.5b", ["KV cache  180 kB per token in bfloat16, 369 MB at 2048 tokens"]),
+        ("flan-t5-small", ["KV cache  12.3 kB per token in bfloat16, and 12.3 kB per token read"]),
+        (
+            "minicpm-moe-8x2b",
+            [
+                "shape     layers 40, width 2304, heads 36, kv_heads 36, head_dim 64, ffn 5760, experts 8, active_experts 2, "
+                "vocabulary 122753, context 4096"
+            ],
+        ),
+        (
+            "gpt2-large",
+            [
+                "shape     layers 36, width 1280, heads 20, kv_heads 20, head_dim 64, ffn 5120, vocabulary 50257, context 1024"
+            ],
+        ),
+        ("slimlm-270m", ["params    unknown", "weights   none published"]),
+    ],
+)
 def test_info_says_shape_memory_and_cache(name: str, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from zoo.cli.info import info
 
@@ -197,7 +251,11 @@ def test_info_says_shape_memory_and_cache(name: str, lines: list[str], capsys: p
 
 def test_a_masked_model_keeps_no_cache() -> None:
     facts = json.loads(said("info", "bebeshka", "--json"))
-    assert facts["kv_cache_bytes_per_token"] is None and facts["shape"]["head_dim"] == 70 and facts["unknown"] == "the licence"
+    assert (
+        facts["kv_cache_bytes_per_token"] is None
+        and facts["shape"]["head_dim"] == 70
+        and facts["unknown"] == "the licence"
+    )
 
 
 def said(*arguments: str) -> str:

@@ -25,8 +25,14 @@ LARGEST = 600_000  # parameters of a twin
 WHOLE = {name: language._parsed(SPECS[name].config) for name in BUILT}
 SMALL = {name: language._parsed(TransformersText().shrunk(SPECS[name])) for name in BUILT}
 # One model of each twin: instruction versions, and sizes that differ in nothing else, have the same.
-DISTINCT = list({json.dumps({key: value for key, value in config.to_dict().items() if not key.endswith("token_id")}, sort_keys=True): name
-                 for name, config in reversed(SMALL.items())}.values())[::-1]  # fmt: skip
+DISTINCT = list(
+    {
+        json.dumps(
+            {key: value for key, value in config.to_dict().items() if not key.endswith("token_id")}, sort_keys=True
+        ): name
+        for name, config in reversed(SMALL.items())
+    }.values()
+)[::-1]
 # The int8 tables of a step are rounded to the largest entry among the positions of that step (facts, 2.3).
 ROUGH = {"phonelm": 0.05}
 
@@ -43,11 +49,31 @@ def test_a_twin_keeps_ratios_and_quirks(name: str) -> None:
     def of(config: Any, *names: str) -> Any:
         return next((found for one in names if (found := getattr(config, one, None))), None)
 
-    for one in ("hidden_act", "hidden_activation", "activation_function", "tie_word_embeddings", "feed_forward_proj", "attn_logit_softcapping",
-                "final_logit_softcapping", "ffn_weight_tying", "shared_ffn", "scale_emb", "scale_depth", "rope_int8", "gegelu_limit",
-                "mup_width_multiplier", "num_experts_per_tok", "byte_context_window", "byte_vocab_size", "position_embedding_type"):  # fmt: skip
+    for one in (
+        "hidden_act",
+        "hidden_activation",
+        "activation_function",
+        "tie_word_embeddings",
+        "feed_forward_proj",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "ffn_weight_tying",
+        "shared_ffn",
+        "scale_emb",
+        "scale_depth",
+        "rope_int8",
+        "gegelu_limit",
+        "mup_width_multiplier",
+        "num_experts_per_tok",
+        "byte_context_window",
+        "byte_vocab_size",
+        "position_embedding_type",
+    ):
         assert getattr(small, one, None) == getattr(whole, one, None), one
-    heads, width = [of(c, "num_attention_heads") for c in (whole, small)], [of(c, "hidden_size") for c in (whole, small)]
+    heads, width = (
+        [of(c, "num_attention_heads") for c in (whole, small)],
+        [of(c, "hidden_size") for c in (whole, small)],
+    )
     kv = [getattr(c, "num_key_value_heads", None) or n for c, n in zip((whole, small), heads, strict=True)]
     head = [of(c, "head_dim", "d_kv") or w // n for c, w, n in zip((whole, small), width, heads, strict=True)]
     inner = [of(c, "intermediate_size", "d_ff", "n_inner") or 4 * w for c, w in zip((whole, small), width, strict=True)]
@@ -62,9 +88,13 @@ def test_a_twin_keeps_ratios_and_quirks(name: str) -> None:
     if window:
         assert (small.sliding_window < small.max_position_embeddings) == (window < context)
     for key in ("rope_type", "rope_theta", "partial_rotary_factor", "factor"):
-        assert (getattr(small, "rope_parameters", None) or {}).get(key) == (getattr(whole, "rope_parameters", None) or {}).get(key)
+        assert (getattr(small, "rope_parameters", None) or {}).get(key) == (
+            getattr(whole, "rope_parameters", None) or {}
+        ).get(key)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
-        assert (getattr(small, key, None) is None) == (getattr(whole, key, None) is None) and (getattr(small, key, None) or 0) < 512
+        assert (getattr(small, key, None) is None) == (getattr(whole, key, None) is None) and (
+            getattr(small, key, None) or 0
+        ) < 512
     if base := getattr(whole, "dim_model_base", None):
         assert width[1] / small.dim_model_base == pytest.approx(width[0] / base)
     if scalar := getattr(whole, "query_pre_attn_scalar", None):
@@ -105,14 +135,20 @@ def decodes_by_steps(module: Any, ids: torch.Tensor, expected: torch.Tensor) -> 
 def test_the_parts_of_a_twin_are_found(name: str) -> None:
     model = zoo.load(name, scale="tiny", device="meta")
     config, anatomy = SMALL[name], model.anatomy
-    assert anatomy.embedding and anatomy.head and anatomy.tied == model.spec.config.get("tie_word_embeddings", config.tie_word_embeddings)
+    assert (
+        anatomy.embedding
+        and anatomy.head
+        and anatomy.tied == model.spec.config.get("tie_word_embeddings", config.tie_word_embeddings)
+    )
     stack = anatomy.stack("language")
     assert len(stack.blocks) == config.num_hidden_layers
     for block in stack.blocks:
         assert block.attention and block.attention.heads == config.num_attention_heads
         assert block.attention.kv_heads == (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         assert block.ffn and block.ffn.experts == getattr(config, "num_experts", 0)
-        assert block.ffn.width == (getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * config.hidden_size)
+        assert block.ffn.width == (
+            getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or 4 * config.hidden_size
+        )
 
 
 def test_a_twin_is_the_same_every_time() -> None:
@@ -135,12 +171,20 @@ def test_what_has_no_twin_says_so(tmp_path: Path) -> None:
             zoo.load(*args, **options)
         return str(caught.value)
 
-    assert fault("smollm2-135m", scale="tiny") == "scale='tiny' makes a model that nobody has trained: add weights='random'."
-    assert fault("smollm2-135m", scale="tinny", weights="random") == "'tinny' is no scale. Did you mean 'tiny'? Scales: tiny."
+    assert (
+        fault("smollm2-135m", scale="tiny")
+        == "scale='tiny' makes a model that nobody has trained: add weights='random'."
+    )
+    assert (
+        fault("smollm2-135m", scale="tinny", weights="random")
+        == "'tinny' is no scale. Did you mean 'tiny'? Scales: tiny."
+    )
     assert fault("tiny-t2i", scale="tiny", weights="random") == (
         "tiny-t2i cannot be shrunk: its family snapgen does not say how, as that of language models does."
     )
-    assert fault("slimlm-450m", scale="tiny", weights="random").startswith("slimlm-450m cannot be built, for this is not known of it: the width")
+    assert fault("slimlm-450m", scale="tiny", weights="random").startswith(
+        "slimlm-450m cannot be built, for this is not known of it: the width"
+    )
     model = load("smollm2-135m")
     compressor = registry.compressor("prune.structured")
     model.apply(compressor, compressor.Options(ffn=0.5), Context())

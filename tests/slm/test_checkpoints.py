@@ -25,7 +25,9 @@ def rewritten(folder: Path, name: str, *, add: dict[str, torch.Tensor] | None = 
     return folder
 
 
-@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.bias", "model.embed_positions.weight", "model.layers.1.mlp.gate_proj.bias"])
+@pytest.mark.parametrize(
+    "name", ["lm_head.bias", "model.norm.bias", "model.embed_positions.weight", "model.layers.1.mlp.gate_proj.bias"]
+)
 def test_a_tensor_that_the_model_would_need_is_not_dropped(tmp_path: Path, name: str):
     folder = rewritten(tmp_path / "model", "llama", add={name: torch.ones(32)})
     with pytest.raises(ArtifactError, match=f"tensor {name!r} is not part of the model of its config.json"):
@@ -61,5 +63,7 @@ def test_random_weights_are_as_large_as_transformers_draws_them(name: str):
 
 
 def test_only_a_minicpm_is_folded():
-    with pytest.raises(RequestError, match=r"fold takes a MiniCPM module, such as model\.module, not a LlamaForCausalLM"):
+    with pytest.raises(
+        RequestError, match=r"fold takes a MiniCPM module, such as model\.module, not a LlamaForCausalLM"
+    ):
         fold(twin("llama"))

@@ -30,13 +30,24 @@ def worded(*special: str, **named: str) -> Any:
     first = ["<unk>", "<s>", "</s>", "<mask>", *special, "\n", "a", "b", ".py", "/", "zoo"]
     words = {word: number for number, word in enumerate([*first, *(f"w{i}" for i in range(len(first), VOCABULARY))])}
     made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex(r"w\d+|\.py|zoo|."), "isolated"),
-    ])  # fmt: skip
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(" ", "removed"),
+            pre_tokenizers.Split(Regex(r"w\d+|\.py|zoo|."), "isolated"),
+        ]
+    )
     if "mask_token" in named:
-        made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                                   additional_special_tokens=list(special), **named)  # fmt: skip
+        made.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=list(special),
+        **named,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +77,38 @@ def test_each_mask_gets_its_likeliest_words(masked: zoo.Model):
     lines = masked.generate(text, count=3).split("\n")
     assert len(lines) == 7 and lines[3] == "" and lines[0] == f"{100 * found[0][0][1]:5.1f} %  {found[0][0][0]}"
     assert "".join(masked.generate(text, count=3, stream=True)) == "\n".join(lines)
-    assert masked.generate([text, "<mask> a"], count=1) == [masked.generate(text, count=1), masked.generate("<mask> a", count=1)]
-    assert len(masked.generate("<mask>").split("\n")) == 5 and len(masked.generate("<mask>", count=10**9).split("\n")) == VOCABULARY
+    assert masked.generate([text, "<mask> a"], count=1) == [
+        masked.generate(text, count=1),
+        masked.generate("<mask> a", count=1),
+    ]
+    assert (
+        len(masked.generate("<mask>").split("\n")) == 5
+        and len(masked.generate("<mask>", count=10**9).split("\n")) == VOCABULARY
+    )
 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
-    [("a", {}, "bert fills in words, and the prompt leaves none out: write <mask> in place of one."),
-     ("", {}, "The prompt is empty: pass some text to continue."), (5, {}, "The prompt is of type int: pass some text, or a list of texts."),
-     ("\ud800", {}, "The prompt is not text: it holds half of a character (a lone surrogate)."),
-     ("<mask>" + " a" * 70, {}, "The prompt has 73 tokens; bert takes 64 in all."),
-     ("<mask>", {"count": 0}, "count = 0 is not a number of words from 1."), ("<mask>", {"count": True}, "count = True is not a number of words from 1."),
-     ("<mask>", {"temperature": 1.0}, "'temperature' is not an option of generate for bert, a masked-lm model. Options: count, stream."),
-     ("<mask>", {"cont": 1}, "'cont' is not an option of generate. Did you mean 'count'? Options: count, stream.")],
-)  # fmt: skip
+    [
+        ("a", {}, "bert fills in words, and the prompt leaves none out: write <mask> in place of one."),
+        ("", {}, "The prompt is empty: pass some text to continue."),
+        (5, {}, "The prompt is of type int: pass some text, or a list of texts."),
+        ("\ud800", {}, "The prompt is not text: it holds half of a character (a lone surrogate)."),
+        ("<mask>" + " a" * 70, {}, "The prompt has 73 tokens; bert takes 64 in all."),
+        ("<mask>", {"count": 0}, "count = 0 is not a number of words from 1."),
+        ("<mask>", {"count": True}, "count = True is not a number of words from 1."),
+        (
+            "<mask>",
+            {"temperature": 1.0},
+            "'temperature' is not an option of generate for bert, a masked-lm model. Options: count, stream.",
+        ),
+        ("<mask>", {"cont": 1}, "'cont' is not an option of generate. Did you mean 'count'? Options: count, stream."),
+    ],
+)
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_text_that_cannot_be_filled_is_one_sentence(masked: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str, stream: bool):
+def test_a_text_that_cannot_be_filled_is_one_sentence(
+    masked: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str, stream: bool
+):
     with pytest.raises(RequestError) as caught:
         masked.generate(prompt, stream=stream, **options)
     assert str(caught.value) == sentence
@@ -90,11 +117,17 @@ def test_a_text_that_cannot_be_filled_is_one_sentence(masked: zoo.Model, prompt:
 def test_who_fills_in_words_and_who_continues(masked: zoo.Model, coder: zoo.Model):
     with pytest.raises(RequestError, match=r"^llama is a causal-lm model; only masked-lm models fill in words\.$"):
         coder.family.fill(coder, "a <mask>")  # type: ignore[attr-defined]
-    with pytest.raises(RequestError, match=r"^'count' is not an option of generate for llama, a causal-lm model\. Options: max_new_tokens, "):
+    with pytest.raises(
+        RequestError,
+        match=r"^'count' is not an option of generate for llama, a causal-lm model\. Options: max_new_tokens, ",
+    ):
         coder.generate("a", count=3)
     with pytest.raises(RequestError, match=r"^bert fills in no words: its tokenizer has no mask token\.$"):
         small("bert").generate("w5")
-    with pytest.raises(RequestError, match=r"^BertForMaskedLM returns no cache of the tokens it read, so it cannot be generated from\.$"):
+    with pytest.raises(
+        RequestError,
+        match=r"^BertForMaskedLM returns no cache of the tokens it read, so it cannot be generated from\.$",
+    ):
         list(next_tokens(masked, [5, 6], 2))
     assert masked.family.samples(masked, ["a <mask>"], None)[0]["output"] == masked.generate("a <mask>")
 
@@ -104,7 +137,9 @@ def test_a_damaged_model_is_named(masked: zoo.Model):
     with torch.no_grad():
         broken.module.cls.predictions.transform.dense.weight[:] = 3e38  # type: ignore[union-attr, index]
         broken.module.cls.predictions.transform.dense.bias[:] = 3e38  # type: ignore[union-attr, index]
-    with pytest.raises(ZooError, match=r"^bert gives nan or infinity for the prompt: its weights are finite, and the first layer"):
+    with pytest.raises(
+        ZooError, match=r"^bert gives nan or infinity for the prompt: its weights are finite, and the first layer"
+    ):
         broken.generate("<mask>")
 
 
@@ -115,7 +150,10 @@ def test_run_fills_in(masked: zoo.Model, tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["run", place, "-p", "a <mask> b", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == masked.generate("a <mask> b")
     assert cli.main(["run", place, "-p", "a <mask>", "--stop", "x"]) == 2
-    assert capsys.readouterr().err == "error: 'stop' is not an option of generate for bert, a masked-lm model. Options: count, stream.\n"
+    assert (
+        capsys.readouterr().err
+        == "error: 'stop' is not an option of generate for bert, a masked-lm model. Options: count, stream.\n"
+    )
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
@@ -136,10 +174,22 @@ def test_prompts_of_code_are_as_starcoder2_read_them(monkeypatch: pytest.MonkeyP
         ("w30", {"suffix": ""}, "<fim_prefix>w30<fim_suffix><fim_middle>"),
         (None, {"suffix": "w31"}, "<fim_prefix><fim_suffix>w31<fim_middle>"),
         ("w30", {"files": others}, "<file_sep>w20<file_sep>w21\nw22<file_sep>w30"),
-        ("w30", {"files": others, "repo": "zoo", "path": "b.py"}, "<repo_name>zoo<file_sep>a.py\nw20<file_sep>b/a.py\nw21\nw22<file_sep>b.py\nw30"),
+        (
+            "w30",
+            {"files": others, "repo": "zoo", "path": "b.py"},
+            "<repo_name>zoo<file_sep>a.py\nw20<file_sep>b/a.py\nw21\nw22<file_sep>b.py\nw30",
+        ),
         ("w30", {"repo": "zoo", "path": "b.py"}, "<repo_name>zoo<file_sep>b.py\nw30"),
-        ("w30", {"repo": "zoo", "path": "b.py", "suffix": "w31"}, "<repo_name>zoo<file_sep><fim_prefix>b.py\nw30<fim_suffix>w31<fim_middle>"),
-        ("w30", {"files": {"a": "w20"}, "suffix": "w31"}, "<file_sep>w20<file_sep><fim_prefix>w30<fim_suffix>w31<fim_middle>"),
+        (
+            "w30",
+            {"repo": "zoo", "path": "b.py", "suffix": "w31"},
+            "<repo_name>zoo<file_sep><fim_prefix>b.py\nw30<fim_suffix>w31<fim_middle>",
+        ),
+        (
+            "w30",
+            {"files": {"a": "w20"}, "suffix": "w31"},
+            "<file_sep>w20<file_sep><fim_prefix>w30<fim_suffix>w31<fim_middle>",
+        ),
     ):
         assert asked(monkeypatch, coder, prompt, **options) == text
 
@@ -154,18 +204,40 @@ def test_the_marks_of_the_format_end_what_is_written(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
-    [("a", {"suffix": 5}, "suffix is a int, not text."), (5, {"suffix": "b"}, "prompt is a int, not text."),
-     ("a", {"suffix": "b <fim_middle>"}, "suffix holds <fim_middle>, which is a mark of the format itself; leave it out."),
-     ("a", {"files": {"x": "<file_sep>"}}, "files['x'] holds <file_sep>, which is a mark of the format itself; leave it out."),
-     ("a", {"files": {"x": 5}}, "files['x'] is a int, not text."), ("a", {"files": {5: "x"}}, "path 5 is a int, not text."),
-     ("a", {"files": ["x"]}, 'files is a list; give the text of each file by its path: files={"a.py": "import b"}.'),
-     ("a", {"repo": "zoo"}, "repo and path come together: a model is shown the paths of files where it is shown the name of their repository."),
-     ("a", {"path": "b.py"}, "repo and path come together: a model is shown the paths of files where it is shown the name of their repository."),
-     ("\ud800", {"suffix": "b"}, "prompt is not text: it holds half of a character (a lone surrogate)."),
-     (["a", "b"], {"suffix": "b"}, "Several prompts are plain texts: leave out suffix, or pass one prompt."),
-     ("w30 " * 70, {"suffix": "b"}, "The prompt has 74 tokens; llama takes 64 in all.")],
-)  # fmt: skip
-def test_code_that_cannot_be_asked_is_one_sentence(coder: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str):
+    [
+        ("a", {"suffix": 5}, "suffix is a int, not text."),
+        (5, {"suffix": "b"}, "prompt is a int, not text."),
+        (
+            "a",
+            {"suffix": "b <fim_middle>"},
+            "suffix holds <fim_middle>, which is a mark of the format itself; leave it out.",
+        ),
+        (
+            "a",
+            {"files": {"x": "<file_sep>"}},
+            "files['x'] holds <file_sep>, which is a mark of the format itself; leave it out.",
+        ),
+        ("a", {"files": {"x": 5}}, "files['x'] is a int, not text."),
+        ("a", {"files": {5: "x"}}, "path 5 is a int, not text."),
+        ("a", {"files": ["x"]}, 'files is a list; give the text of each file by its path: files={"a.py": "import b"}.'),
+        (
+            "a",
+            {"repo": "zoo"},
+            "repo and path come together: a model is shown the paths of files where it is shown the name of their repository.",
+        ),
+        (
+            "a",
+            {"path": "b.py"},
+            "repo and path come together: a model is shown the paths of files where it is shown the name of their repository.",
+        ),
+        ("\ud800", {"suffix": "b"}, "prompt is not text: it holds half of a character (a lone surrogate)."),
+        (["a", "b"], {"suffix": "b"}, "Several prompts are plain texts: leave out suffix, or pass one prompt."),
+        ("w30 " * 70, {"suffix": "b"}, "The prompt has 74 tokens; llama takes 64 in all."),
+    ],
+)
+def test_code_that_cannot_be_asked_is_one_sentence(
+    coder: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str
+):
     with pytest.raises(RequestError) as caught:
         coder.generate(prompt, **options)
     assert str(caught.value) == sentence
@@ -173,19 +245,34 @@ def test_code_that_cannot_be_asked_is_one_sentence(coder: zoo.Model, prompt: Any
 
 def test_a_tokenizer_without_the_marks_is_refused(masked: zoo.Model):
     plain = replace(small("llama"), processor=worded())
-    with pytest.raises(RequestError, match=r"^llama fills no gap: its tokenizer has no <fim_prefix>, as that of StarCoder2 has\.$"):
+    with pytest.raises(
+        RequestError, match=r"^llama fills no gap: its tokenizer has no <fim_prefix>, as that of StarCoder2 has\.$"
+    ):
         plain.generate("a", suffix="b")
-    with pytest.raises(RequestError, match=r"^llama reads no repository: its tokenizer has no <file_sep>, as that of StarCoder2 has\.$"):
+    with pytest.raises(
+        RequestError, match=r"^llama reads no repository: its tokenizer has no <file_sep>, as that of StarCoder2 has\.$"
+    ):
         plain.generate("a", files={"b": "a"})
-    with pytest.raises(RequestError, match=r"^'suffix' is not an option of generate for bert, a masked-lm model\. Options: count, stream\.$"):
+    with pytest.raises(
+        RequestError,
+        match=r"^'suffix' is not an option of generate for bert, a masked-lm model\. Options: count, stream\.$",
+    ):
         masked.generate("a", suffix="b")
 
 
-def test_a_gap_is_filled_the_same_streamed_and_from_the_command_line(coder: zoo.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_gap_is_filled_the_same_streamed_and_from_the_command_line(
+    coder: zoo.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     place = str(coder.save(tmp_path / "coder"))
     monkeypatch.chdir(tmp_path)
     Path("a.py").write_text("w20")
-    options: dict[str, Any] = {"suffix": "w31", "files": {"a.py": "w20"}, "repo": "zoo", "path": "b.py", "max_new_tokens": 5}
+    options: dict[str, Any] = {
+        "suffix": "w31",
+        "files": {"a.py": "w20"},
+        "repo": "zoo",
+        "path": "b.py",
+        "max_new_tokens": 5,
+    }
     text = coder.generate("w30", **options)
     assert text and "".join(coder.generate("w30", **options, stream=True)) == text
     given = ["--suffix", "w31", "--file", "a.py", "--repo", "zoo", "--path", "b.py", "--max-new-tokens", "5"]

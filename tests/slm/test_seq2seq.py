@@ -22,14 +22,41 @@ from zoo.model import Model
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
 TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "t5": ("T5Config", "T5ForConditionalGeneration",
-           {**SPECIAL, "d_model": WIDTH, "d_kv": 8, "d_ff": FFN, "num_layers": 2, "num_heads": HEADS, "decoder_start_token_id": 0}),
-    "bart": ("BartConfig", "BartForConditionalGeneration",
-             {**SPECIAL, "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": HEADS,
-              "decoder_attention_heads": HEADS, "encoder_ffn_dim": FFN, "decoder_ffn_dim": FFN, "max_position_embeddings": 64,
-              "decoder_start_token_id": 2}),
-    "mamba": ("MambaConfig", "MambaForCausalLM", {**SPECIAL, "hidden_size": WIDTH, "num_hidden_layers": 2, "state_size": 8}),
-}  # fmt: skip
+    "t5": (
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {
+            **SPECIAL,
+            "d_model": WIDTH,
+            "d_kv": 8,
+            "d_ff": FFN,
+            "num_layers": 2,
+            "num_heads": HEADS,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "bart": (
+        "BartConfig",
+        "BartForConditionalGeneration",
+        {
+            **SPECIAL,
+            "d_model": WIDTH,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": HEADS,
+            "decoder_attention_heads": HEADS,
+            "encoder_ffn_dim": FFN,
+            "decoder_ffn_dim": FFN,
+            "max_position_embeddings": 64,
+            "decoder_start_token_id": 2,
+        },
+    ),
+    "mamba": (
+        "MambaConfig",
+        "MambaForCausalLM",
+        {**SPECIAL, "hidden_size": WIDTH, "num_hidden_layers": 2, "state_size": 8},
+    ),
+}
 
 
 def small(name: str) -> Model:
@@ -77,7 +104,10 @@ def test_training_windows_are_those_transformers_makes_of_the_labels(name: str):
     window = model.family.windows(model, data(), length=16)[1]
     batch = {key: tensor[None] for key, tensor in window.items()}
     shifted = model.module.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
-    assert torch.equal(batch["decoder_input_ids"], shifted) and batch["input_ids"].shape == batch["labels"].shape == (1, 8)
+    assert torch.equal(batch["decoder_input_ids"], shifted) and batch["input_ids"].shape == batch["labels"].shape == (
+        1,
+        8,
+    )
     rows = model.family.rows(model, batch, ["label"])["label"]
     with torch.no_grad():
         expected = model.module(input_ids=batch["input_ids"], labels=batch["labels"]).loss
@@ -88,12 +118,18 @@ def test_training_windows_are_those_transformers_makes_of_the_labels(name: str):
 @pytest.mark.parametrize("name", ["t5", "bart"])
 @pytest.mark.parametrize(
     ("use", "options"),
-    [("distill", {"steps": 2, "batch": 2, "length": 16}), ("train", {"steps": 2, "batch": 2, "length": 16}),
-     ("prune.structured", {"ffn": 0.5}), ("prune.structured", {"ffn": 0.5, "importance": "activation"}),
-     ("quantize.int8", {"skip": ["*.wo"]}), ("lowrank.svd", {"rank": 4, "target": "language.attention"}), ("prune.magnitude", {"sparsity": 0.5}),
-     ("inherit", {"layers": "first:1"})],
+    [
+        ("distill", {"steps": 2, "batch": 2, "length": 16}),
+        ("train", {"steps": 2, "batch": 2, "length": 16}),
+        ("prune.structured", {"ffn": 0.5}),
+        ("prune.structured", {"ffn": 0.5, "importance": "activation"}),
+        ("quantize.int8", {"skip": ["*.wo"]}),
+        ("lowrank.svd", {"rank": 4, "target": "language.attention"}),
+        ("prune.magnitude", {"sparsity": 0.5}),
+        ("inherit", {"layers": "first:1"}),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_stages_apply_and_survive_a_reload(name: str, use: str, options: dict[str, Any], tmp_path: Path):
     model = small(name)
     if name == "bart" and "skip" in options:
@@ -130,7 +166,9 @@ def test_a_decoder_with_a_cache_writes_what_one_without_writes(name: str):
     draw = torch.Generator().manual_seed(3)
     for token in found:
         with torch.no_grad():
-            logits = model.module(input_ids=torch.tensor([[5, 9, 40]]), decoder_input_ids=torch.tensor([read])).logits[0, -1]
+            logits = model.module(input_ids=torch.tensor([[5, 9, 40]]), decoder_input_ids=torch.tensor([read])).logits[
+                0, -1
+            ]
         assert _pick(logits, 1.5, 1.0, draw) == token
         read.append(token)
 
@@ -150,7 +188,9 @@ def test_the_encoder_reads_what_its_tokenizer_adds(monkeypatch: pytest.MonkeyPat
     from tokenizers.processors import TemplateProcessing
 
     model, seen = small("t5"), []
-    model.processor.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    model.processor.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
     monkeypatch.setattr(generation, "next_tokens", lambda _model, ids, *_, **__: seen.append(ids) or iter(()))
     model.generate("w5 w6")
     assert seen == [[5, 6, 2]]
@@ -160,9 +200,14 @@ def test_what_a_seq2seq_model_is_not_asked():
     model = small("bart")
     with pytest.raises(RequestError, match=r"^The prompt has 70 tokens; bart takes 64 in all\.$"):
         model.generate("w5 " * 70)
-    assert len(list(next_tokens(model, [5], 63))) == 63 and isinstance(model.generate("w5 " * 64, max_new_tokens=10**6), str)
+    assert len(list(next_tokens(model, [5], 63))) == 63 and isinstance(
+        model.generate("w5 " * 64, max_new_tokens=10**6), str
+    )
     for options in ({"messages": [{"role": "user", "content": "w5"}]}, {"suffix": "w5"}, {"count": 1}):
-        with pytest.raises(RequestError, match=rf"^'{next(iter(options))}' is not an option of generate for bart, a seq2seq model\. Options: max_new_tokens, "):
+        with pytest.raises(
+            RequestError,
+            match=rf"^'{next(iter(options))}' is not an option of generate for bart, a seq2seq model\. Options: max_new_tokens, ",
+        ):
             model.generate(None if "messages" in options else "w5", **options)
 
 
@@ -170,7 +215,9 @@ def test_packed_layers_that_the_architecture_reads_itself_are_refused_by_name():
     sentence = r"quantize.int8 does not fit {}: the packed model does not run \({}: .*no attribute 'weight'.*skip = \['\*\.{}'\]"
     with pytest.raises(Refused, match=sentence.format("T5ForConditionalGeneration", r"\S*\.wo", "wo")):
         apply(small("t5"), "quantize.int8")
-    with pytest.raises(Refused, match=r'lowrank.svd does not fit T5.*no attribute \'weight\'\)\. Aim at .*"language.attention"'):
+    with pytest.raises(
+        Refused, match=r'lowrank.svd does not fit T5.*no attribute \'weight\'\)\. Aim at .*"language.attention"'
+    ):
         apply(small("t5"), "lowrank.svd", {"rank": 4, "whiten": False})
 
 

@@ -13,9 +13,13 @@ pytestmark = pytest.mark.quick
 def small(**changes: object) -> SnapGenDecoder:
     torch.manual_seed(0)
     config = {
-        "latent_channels": 4, "out_channels": 1, "block_out_channels": (8, 8), "layers_per_block": (1, 1),
-        "norm_num_groups": 2, "encoder_channels": (8,),
-    }  # fmt: skip
+        "latent_channels": 4,
+        "out_channels": 1,
+        "block_out_channels": (8, 8),
+        "layers_per_block": (1, 1),
+        "norm_num_groups": 2,
+        "encoder_channels": (8,),
+    }
     return SnapGenDecoder(**{**config, **changes})
 
 
@@ -37,7 +41,9 @@ def test_latents_have_mean_zero_and_variance_one():
 
 
 def test_decoding_doubles_the_resolution_with_each_stage_but_the_first():
-    assert small(block_out_channels=(8, 8, 8), layers_per_block=(1, 1, 1)).decode(torch.randn(2, 4, 4, 4)).sample.shape == (2, 1, 16, 16)
+    assert small(block_out_channels=(8, 8, 8), layers_per_block=(1, 1, 1)).decode(
+        torch.randn(2, 4, 4, 4)
+    ).sample.shape == (2, 1, 16, 16)
 
 
 def test_without_an_encoder_it_says_so():

@@ -21,20 +21,30 @@ from zoo.testing import check_estimate, check_exact_reload
 Stages = list[tuple[str, dict[str, Any]]]
 TRAINING = {"steps": 1, "batch": 2, "warmup": 0}
 SHARED: Stages = [
-    ("prune.structured", {"ffn": 0.25, "heads": 0.5, "target": "text_encoder"}), ("prune.magnitude", {"sparsity": 0.5, "target": "unet"}),
-    ("quantize.int8", {}), ("quantize.nf4", {"target": "unet"}), ("distill", TRAINING),
+    ("prune.structured", {"ffn": 0.25, "heads": 0.5, "target": "text_encoder"}),
+    ("prune.magnitude", {"sparsity": 0.5, "target": "unet"}),
+    ("quantize.int8", {}),
+    ("quantize.nf4", {"target": "unet"}),
+    ("distill", TRAINING),
     ("lowrank.svd", {"ratio": 0.5, "samples": 2, "target": "unet"}),
-]  # fmt: skip
+]
 CHAINS: dict[str, list[Stages]] = {
     "snapgen": [
         [],
-        [("inherit", {"layers": "first:2", "target": "unet.down.2"}), ("share.ffn", {"target": "unet.down.2"}), ("quantize.int8", {})],
-        [("prune.structured", {"ffn": 0.25, "target": "unet"}), ("distill", {**TRAINING, "loss": [{"use": "velocity-kd"}]})],
+        [
+            ("inherit", {"layers": "first:2", "target": "unet.down.2"}),
+            ("share.ffn", {"target": "unet.down.2"}),
+            ("quantize.int8", {}),
+        ],
+        [
+            ("prune.structured", {"ffn": 0.25, "target": "unet"}),
+            ("distill", {**TRAINING, "loss": [{"use": "velocity-kd"}]}),
+        ],
         [("prune.structured", {"ratio": 0.25, "target": "unet"}), ("quantize.int8", {})],
         *([one] for one in SHARED),
     ],
     "stable-diffusion": [[], *([one] for one in SHARED)],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +116,20 @@ def test_noise_follows_the_scheduler(directory: Path):
     noisy, step, target = diffusion.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
     torch.testing.assert_close(noisy, scheduler.add_noise(z, eps, step))
     assert target is eps
-    torch.testing.assert_close(diffusion.without_noise(scheduler, noisy, eps, torch.tensor([0.2, 0.9])), z, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        diffusion.without_noise(scheduler, noisy, eps, torch.tensor([0.2, 0.9])), z, rtol=1e-3, atol=1e-3
+    )
     scheduler.register_to_config(prediction_type="v_prediction")
     noisy, step, target = diffusion.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
     torch.testing.assert_close(target, scheduler.get_velocity(z, eps, step))
 
 
 def test_meta_and_random_builds_need_no_weights(directory: Path):
-    assert zoo.load(directory, device="meta").params == zoo.load(directory, weights="random").params == zoo.load(directory).params
+    assert (
+        zoo.load(directory, device="meta").params
+        == zoo.load(directory, weights="random").params
+        == zoo.load(directory).params
+    )
 
 
 # --- directories that are not what they seem -------------------------------------------------------------------------
@@ -156,7 +172,11 @@ def test_an_index_that_names_other_code_is_refused(directory: Path, tmp_path: Pa
         ("unet/config.json", {"_class_name": "EvilUNet"}, "no public ModelMixin or PreTrainedModel"),
         ("unet/config.json", {"auto_map": {"AutoModel": "evil.Evil"}}, "asks for remote code"),
         ("text_encoder/config.json", {"architectures": ["Evil"]}, "no public ModelMixin or PreTrainedModel"),
-        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, "asks for remote code"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+            "asks for remote code",
+        ),
         ("scheduler/scheduler_config.json", {"_class_name": "Evil"}, "no public SchedulerMixin"),
     ],
 )

@@ -16,7 +16,10 @@ from zoo.testing import random_state_kept
 def test_distance_of_normal_clouds_is_that_of_their_means_and_spreads():
     """For diagonal covariances the distance is |m1 - m2|^2 + sum of (s1 - s2)^2."""
     base = torch.cat([s * torch.eye(3, dtype=torch.float64) for s in (1.0, -1.0)])  # covariance 2/5 I, mean 0
-    one, other = base * torch.tensor([1.0, 2.0, 3.0]), base * torch.tensor([2.0, 2.0, 1.0]) + torch.tensor([0.0, 3.0, 0.0])
+    one, other = (
+        base * torch.tensor([1.0, 2.0, 3.0]),
+        base * torch.tensor([2.0, 2.0, 1.0]) + torch.tensor([0.0, 3.0, 0.0]),
+    )
     assert frechet(one, other) == pytest.approx(9 + 0.4 * (1 + 0 + 4))
     assert frechet(one, one) == pytest.approx(0, abs=1e-9)
 
@@ -51,7 +54,9 @@ def test_agreement_names_digits_and_confusions():
 
 
 def test_frechet_of_noise_is_far_above_that_of_real_images():
-    found = Frechet().measure(pipelines.snapgen(), open_data("digits-captions:test"), options={"images": 24, "steps": 1})
+    found = Frechet().measure(
+        pipelines.snapgen(), open_data("digits-captions:test"), options={"images": 24, "steps": 1}
+    )
     assert found["frechet"]["value"] > 3 * found["frechet"]["real"]
     assert found["frechet"]["low"] <= found["frechet"]["value"] <= found["frechet"]["high"]
 
@@ -84,7 +89,10 @@ def test_real_images_are_the_figures_to_reach():
 
 
 def test_data_without_digits_is_refused():
-    for data, match in ((None, "needs test data"), (Dataset("texts", [Sample({"text": "a"}, "texts:1")]), 'texts:1: .* needs an "image"')):
+    for data, match in (
+        (None, "needs test data"),
+        (Dataset("texts", [Sample({"text": "a"}, "texts:1")]), 'texts:1: .* needs an "image"'),
+    ):
         with pytest.raises(DataError, match=match):
             PromptAgreement().measure(pipelines.snapgen(), data, options={})
 

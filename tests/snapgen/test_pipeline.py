@@ -132,7 +132,8 @@ def test_gradients_reach_what_each_loss_trains(model: Model):
         (rows.hidden - rows.target).square().mean().backward()  # type: ignore[no-untyped-call]
         for name, parameter in model.module.named_parameters():
             reached = parameter.grad is not None and bool(parameter.grad.any())
-            unread = name.endswith(("final_layer_norm.bias",)) or "k_proj.bias" in name  # softmax does not see a shift of keys
+            # softmax does not see a shift of keys
+            unread = name.endswith(("final_layer_norm.bias",)) or "k_proj.bias" in name
             assert reached == (name.partition(".")[0] in trained) or unread, name
     model.module.zero_grad()
 
@@ -176,12 +177,17 @@ def test_a_saved_model_is_a_diffusers_directory(saved: Path):
     assert index["unet"] == ["zoo_snapgen.unet", "SnapGenUNet"]
     files = {str(file.relative_to(saved)) for file in saved.rglob("*.safetensors")}
     assert files == {
-        "unet/diffusion_pytorch_model.safetensors", "decoder/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
-    }  # fmt: skip
+        "unet/diffusion_pytorch_model.safetensors",
+        "decoder/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
 
 
 def test_the_card_says_whose_classes_diffusers_needs(saved: Path):
-    assert "cannot load this folder: its classes come with zoo (after `import zoo_snapgen.pipeline` it can)." in (saved / "README.md").read_text()
+    assert (
+        "cannot load this folder: its classes come with zoo (after `import zoo_snapgen.pipeline` it can)."
+        in (saved / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("cls", [SnapGenPipeline, DiffusionPipeline])
@@ -208,7 +214,9 @@ def test_a_changed_model_says_what_plain_diffusers_lacks(model: Model, tmp_path:
     pruned.apply(prune, prune.Options(ffn=0.5, target="unet.mid"), Context())
     place = pruned.save(tmp_path / "pruned")
     assert not (place / "model_index.json").exists()
-    assert "unet.mid_block.attentions.0.transformer_blocks.0.ff" in json.loads((place / "zoo.json").read_text())["plain"]
+    assert (
+        "unet.mid_block.attentions.0.transformer_blocks.0.ff" in json.loads((place / "zoo.json").read_text())["plain"]
+    )
 
 
 def test_samples_are_sheets_and_speed_is_in_images(model: Model):
@@ -230,7 +238,18 @@ def test_regions_cover_every_convolution_and_linear_layer(model: Model):
     covered = {*target.layers, *target.projections()}
     wanted = {path for path, part in model.module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     assert wanted == covered
-    for name in ("unet", "unet.down", "unet.down.2", "unet.mid", "unet.up.0.1", "text_encoder", "decoder", "unet.mid.blocks[1:]"):
+    for name in (
+        "unet",
+        "unet.down",
+        "unet.down.2",
+        "unet.mid",
+        "unet.up.0.1",
+        "text_encoder",
+        "decoder",
+        "unet.mid.blocks[1:]",
+    ):
         anatomy.select(name)
     assert [stack for stack in anatomy.stacks if stack.startswith("unet.up.0")] == ["unet.up.0.0", "unet.up.0.1"]
-    assert pipelines.UNET["transformer_layers_per_block"] == [len(anatomy.stacks[f"unet.down.{i}"].blocks) for i in range(3)]
+    assert pipelines.UNET["transformer_layers_per_block"] == [
+        len(anatomy.stacks[f"unet.down.{i}"].blocks) for i in range(3)
+    ]

@@ -65,9 +65,16 @@ def test_two_mid_residual_blocks_give_dreamlite_without_its_unused_norms():
     from diffusers import DreamLiteUNetModel
 
     shape: dict[str, Any] = {
-        "sample_size": 128, "in_channels": 16, "out_channels": 16, "block_out_channels": (256, 512, 896), "layers_per_block": 2,
-        "transformer_layers_per_block": (1, 2, 4), "attention_head_dim": (4, 8, 14), "cross_attention_dim": 2304, "ff_mult": 3,
-    }  # fmt: skip
+        "sample_size": 128,
+        "in_channels": 16,
+        "out_channels": 16,
+        "block_out_channels": (256, 512, 896),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 4),
+        "attention_head_dim": (4, 8, 14),
+        "cross_attention_dim": 2304,
+        "ff_mult": 3,
+    }
     with torch.device("meta"):
         stock, unet = DreamLiteUNetModel(**shape, use_linear_projection=True), SnapGenUNet(**shape, num_mid_resnets=2)
     assert count(stock) == 383_725_584
@@ -82,16 +89,27 @@ def test_output_equals_dreamlite_with_the_same_weights():
     from diffusers import DreamLiteUNetModel
 
     shape: dict[str, Any] = {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (16, 16, 32), "layers_per_block": 1,
-        "transformer_layers_per_block": (1, 2, 2), "attention_head_dim": (2, 2, 4), "cross_attention_dim": 24, "ff_mult": 3,
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (16, 16, 32),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 2, 2),
+        "attention_head_dim": (2, 2, 4),
+        "cross_attention_dim": 24,
+        "ff_mult": 3,
         "norm_num_groups": 4,
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     stock = DreamLiteUNetModel(
-        **shape, use_linear_projection=True, down_block_types=("DreamLiteCrossAttnDownBlock2D",) * 3,
+        **shape,
+        use_linear_projection=True,
+        down_block_types=("DreamLiteCrossAttnDownBlock2D",) * 3,
         up_block_types=("DreamLiteCrossAttnUpBlock2D",) * 3,
-    ).eval()  # fmt: skip
-    unet = SnapGenUNet(**shape, num_mid_resnets=2, rope_theta=0.0, self_attention=(True,) * 3, up_attention=(True,) * 3).eval()
+    ).eval()
+    unet = SnapGenUNet(
+        **shape, num_mid_resnets=2, rope_theta=0.0, self_attention=(True,) * 3, up_attention=(True,) * 3
+    ).eval()
     unet.load_state_dict(_renamed(stock.state_dict()))
     sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 24)
     with torch.no_grad():
@@ -192,9 +210,15 @@ def test_rotary_scores_depend_on_the_offset_alone():
 def test_a_fresh_unet_predicts_zero_and_cross_attention_has_no_positions():
     torch.manual_seed(0)
     unet = SnapGenUNet(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 8, 16), layers_per_block=1,
-        attention_head_dim=(1, 1, 2), cross_attention_dim=6, norm_num_groups=2,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        attention_head_dim=(1, 1, 2),
+        cross_attention_dim=6,
+        norm_num_groups=2,
+    )
     out = unet(torch.randn(1, 4, 8, 8), 500.0, torch.randn(1, 3, 6)).sample
     assert out.shape == (1, 4, 8, 8)
     assert torch.equal(out, unet.conv_out.bias[None, :, None, None].expand_as(out))

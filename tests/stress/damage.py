@@ -27,7 +27,9 @@ from zoo.errors import ZooError
 GROWTH = 300_000  # KiB that loading damaged artifacts may add to the peak
 
 
-def damaged(content: bytes, other: bytes | None, *, cuts: int, flips: int, draw: random.Random) -> Iterator[tuple[str, bytes | None]]:
+def damaged(
+    content: bytes, other: bytes | None, *, cuts: int, flips: int, draw: random.Random
+) -> Iterator[tuple[str, bytes | None]]:
     """Every damage of one file: what was done, and its content afterwards (None: it is gone)."""
     lengths = range(len(content)) if len(content) <= cuts else sorted(draw.sample(range(len(content)), cuts))
     for length in lengths:
@@ -41,13 +43,17 @@ def damaged(content: bytes, other: bytes | None, *, cuts: int, flips: int, draw:
         yield "swapped", other
 
 
-def problems(folder: Path, other: Path, *, cuts: int, flips: int, draw: random.Random, counts: Counter[str]) -> Iterator[str]:
+def problems(
+    folder: Path, other: Path, *, cuts: int, flips: int, draw: random.Random, counts: Counter[str]
+) -> Iterator[str]:
     """Damage every file of the artifact in `folder` in turn; yield what was not refused as it should be."""
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     for name in names:
         file, twin = folder / name, other / name
         content = file.read_bytes()
-        for what, left in damaged(content, twin.read_bytes() if twin.is_file() else None, cuts=cuts, flips=flips, draw=draw):
+        for what, left in damaged(
+            content, twin.read_bytes() if twin.is_file() else None, cuts=cuts, flips=flips, draw=draw
+        ):
             if left is None:
                 file.unlink()
             else:
@@ -113,11 +119,15 @@ def main() -> int:
     seconds = time.monotonic() - started
     for what, count in counts.items():
         print(f"{count:6}  {what}")
-    print(f"{counts.total()} damages in {seconds:.0f} s, {growth / 1024:.0f} MiB of memory more at most, {len(failures)} not refused as they should be")
+    print(
+        f"{counts.total()} damages in {seconds:.0f} s, {growth / 1024:.0f} MiB of memory more at most, {len(failures)} not refused as they should be"
+    )
     for failure in failures[:20]:
         print(failure)
     if args.json:
-        args.json.write_text(json.dumps({"counts": counts, "seconds": seconds, "growth_kib": growth, "failures": failures}, indent=1))
+        args.json.write_text(
+            json.dumps({"counts": counts, "seconds": seconds, "growth_kib": growth, "failures": failures}, indent=1)
+        )
     return int(bool(failures) or growth > GROWTH)
 
 

@@ -41,7 +41,9 @@ from zoo.errors import OutputError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NAMESPACES = (["unshare", "-m"], ["unshare", "-Urm"])
-SENTENCE = re.compile(r"error: (\S+) cannot be written: No space left on device \(([\d,]+ bytes needed, )?[\d,]+ free\)\.( What is finished is kept in \S+: the same command goes on from there\.)?")
+SENTENCE = re.compile(
+    r"error: (\S+) cannot be written: No space left on device \(([\d,]+ bytes needed, )?[\d,]+ free\)\.( What is finished is kept in \S+: the same command goes on from there\.)?"
+)
 
 # A checkpoint at every step. When the file system is changed for the KILL-th time, fill it up but for LEFT pages.
 FILLING = """
@@ -118,7 +120,11 @@ def saves(name: str, disk: Disk, report: Report, *, most: int = 200) -> None:
     size = disk.used
     before = content(target)
     pages = size // PAGE
-    every = range(pages) if pages <= most else sorted({*range(most // 4), *range(pages - most // 2, pages), *range(0, pages, pages // (most // 4))})
+    every = (
+        range(pages)
+        if pages <= most
+        else sorted({*range(most // 4), *range(pages - most // 2, pages), *range(0, pages, pages // (most // 4))})
+    )
     for left in every:
         disk.leave(left * PAGE)
         try:
@@ -130,8 +136,13 @@ def saves(name: str, disk: Disk, report: Report, *, most: int = 200) -> None:
             report.check(False, f"{name} with {left} pages: {type(error).__name__}: {error}")
         else:
             report.tried[f"saves: {name}, there was room"] += 1
-        report.check(content(target) == before and not artifact.verify(target), f"{name} with {left} pages: the older artifact is damaged")
-        report.check(sorted(disk.place.iterdir()) == [target], f"{name} with {left} pages leaves {list(disk.place.iterdir())}")
+        report.check(
+            content(target) == before and not artifact.verify(target),
+            f"{name} with {left} pages: the older artifact is damaged",
+        )
+        report.check(
+            sorted(disk.place.iterdir()) == [target], f"{name} with {left} pages leaves {list(disk.place.iterdir())}"
+        )
     disk.leave(2 * size)
     model.save(target, force=True)
     report.check(content(target) == before, f"{name}: saved again it differs")
@@ -168,7 +179,9 @@ class Runs:
         """Check a run that a full disk ended: a sentence, and whatever is there is sound."""
         last = done.err.splitlines()[-1] if done.err else ""
         said = SENTENCE.fullmatch(last)
-        self.report.check(done.code == 2 and said and "Traceback" not in done.err, f"{what}: {done.code} {done.err[-600:]}")
+        self.report.check(
+            done.code == 2 and said and "Traceback" not in done.err, f"{what}: {done.code} {done.err[-600:]}"
+        )
         if said:
             self.hit[self._kind(Path(said[1]))] += 1
         self.sound(what)
@@ -190,10 +203,14 @@ class Runs:
         done = self.run()
         after = finished(self.out)
         self.report.check(done.code == 0, f"{what}, then with room: {done.code} {done.err[-600:]}")
-        self.report.check(all(after.get(name) == about for name, about in before.items()), f"{what}: a finished stage was run again")
+        self.report.check(
+            all(after.get(name) == about for name, about in before.items()), f"{what}: a finished stage was run again"
+        )
         ended = content(self.out)
         differing = [name for name in ended.keys() | self.expected.keys() if ended.get(name) != self.expected.get(name)]
-        self.report.check(not differing and not drafts(self.out), f"{what}, then with room: {differing} differ; {drafts(self.out)}")
+        self.report.check(
+            not differing and not drafts(self.out), f"{what}, then with room: {differing} differ; {drafts(self.out)}"
+        )
 
     def _kind(self, path: Path) -> str:
         name = re.sub(r"-[0-9a-f]{12}", "", path.relative_to(self.disk.place).as_posix())
@@ -241,7 +258,9 @@ def replacing(runs: Runs, draw: random.Random) -> None:
         if done.code:
             runs.full(done, "an older result")
             now = (runs.out / "zoo.json").read_bytes() if (runs.out / "zoo.json").exists() else b""
-            runs.report.tried["runs: the older result is " + ("whole" if now == first else "gone" if not now else "replaced")] += 1
+            runs.report.tried[
+                "runs: the older result is " + ("whole" if now == first else "gone" if not now else "replaced")
+            ] += 1
         runs.complete("an older result")
 
 
@@ -254,7 +273,12 @@ def outputs(runs: Runs) -> None:
 
     def refused(done: Done, what: str, *words: str) -> None:
         last = done.err.splitlines()[-1] if done.err else ""
-        right = done.code == 2 and last.startswith("error: ") and all(word in last for word in words) and "Traceback" not in done.err
+        right = (
+            done.code == 2
+            and last.startswith("error: ")
+            and all(word in last for word in words)
+            and "Traceback" not in done.err
+        )
         report.check(right, f"{what}: {done.code} {done.err[-500:]}")
         report.tried[f"outputs: {what}"] += 1
 
@@ -265,10 +289,19 @@ def outputs(runs: Runs) -> None:
     mount("-o", "remount,rw", str(disk.place))
 
     during = {
-        "read-only from the middle": (f"subprocess.run(['mount', '-o', 'remount,ro', {str(disk.place)!r}], check=True)", ("Read-only file system",)),
+        "read-only from the middle": (
+            f"subprocess.run(['mount', '-o', 'remount,ro', {str(disk.place)!r}], check=True)",
+            ("Read-only file system",),
+        ),
         "removed": (f"shutil.rmtree({str(out)!r})", ("was removed or replaced",)),
-        "replaced": (f"os.rename({str(out)!r}, {str(out)!r} + '-moved'); os.mkdir({str(out)!r})", ("was removed or replaced",)),
-        "unmounted": (f"subprocess.run(['umount', '-l', {str(disk.place)!r}], check=True)", ("was removed or replaced",)),
+        "replaced": (
+            f"os.rename({str(out)!r}, {str(out)!r} + '-moved'); os.mkdir({str(out)!r})",
+            ("was removed or replaced",),
+        ),
+        "unmounted": (
+            f"subprocess.run(['umount', '-l', {str(disk.place)!r}], check=True)",
+            ("was removed or replaced",),
+        ),
     }
     for what, (act, words) in during.items():
         disk.clear()
@@ -276,7 +309,9 @@ def outputs(runs: Runs) -> None:
         if what == "unmounted":
             mount("-t", "tmpfs", "-o", "size=1G", "none", str(disk.place))
         mount("-o", "remount,rw", str(disk.place))
-        report.check(what != "replaced" or not list(out.iterdir()), f"{what}: something was written into the other directory")
+        report.check(
+            what != "replaced" or not list(out.iterdir()), f"{what}: something was written into the other directory"
+        )
         if what == "replaced":
             out.rmdir()
             (disk.place / "out-moved").rename(out)
@@ -312,7 +347,9 @@ def caches(runs: Runs) -> None:
     env = {"HF_HOME": str(disk.place / "hf"), "TMPDIR": str(disk.place)}
     plain = runs.place / "plain"
     done = runs.zygote.run("compress", "recipe.toml", "--out", str(plain), cwd=runs.place, env=env)
-    report.check(done.code == 0 and content(plain) == runs.expected, f"a full TMPDIR and HF_HOME: {done.code} {done.err[-500:]}")
+    report.check(
+        done.code == 0 and content(plain) == runs.expected, f"a full TMPDIR and HF_HOME: {done.code} {done.err[-500:]}"
+    )
     report.tried["caches: a packaged or local model needs neither TMPDIR nor HF_HOME"] += 1
     far = published(runs.place / "far")
     with tempfile.TemporaryDirectory() as folder, serving(far) as hub:
@@ -321,12 +358,22 @@ def caches(runs: Runs) -> None:
         for left in (0, 1, 2, 4, 8, 12, 16, 20):
             disk.leave(left * PAGE)
             done = load(place, hub.address, code=LOAD, HF_HOME=env["HF_HOME"])
-            said = done.stdout.startswith("WeightsUnavailable: far: ") and "No space left on device" in done.stdout and done.stdout.count("\n") == 1
-            report.check(said and "Traceback" not in done.stderr, f"a full hub cache, {left} pages left: {done.stdout} {done.stderr[-500:]}")
+            said = (
+                done.stdout.startswith("WeightsUnavailable: far: ")
+                and "No space left on device" in done.stdout
+                and done.stdout.count("\n") == 1
+            )
+            report.check(
+                said and "Traceback" not in done.stderr,
+                f"a full hub cache, {left} pages left: {done.stdout} {done.stderr[-500:]}",
+            )
             report.tried["caches: a full hub cache is one sentence"] += 1
         disk.leave(2**28)
         done = load(place, hub.address, code=LOAD, HF_HOME=env["HF_HOME"])
-        report.check(done.stdout[:1].isdigit() and COMMIT in str(list(disk.place.rglob("config.json"))), f"a hub cache with room again: {done.stdout} {done.stderr}")
+        report.check(
+            done.stdout[:1].isdigit() and COMMIT in str(list(disk.place.rglob("config.json"))),
+            f"a hub cache with room again: {done.stdout} {done.stderr}",
+        )
     streams(runs)
 
 
@@ -335,10 +382,16 @@ def streams(runs: Runs) -> None:
     shutil.rmtree(runs.place / "plain")
     command = [sys.executable, "-m", "zoo", "compress", "recipe.toml", "--out", "plain"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, cwd=runs.place, stdout=subprocess.PIPE, stderr=full, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            command, cwd=runs.place, stdout=subprocess.PIPE, stderr=full, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         runs.report.check(content(runs.place / "plain") == runs.expected, f"stderr on a full disk: {done.returncode}")
-        done = subprocess.run([sys.executable, "-m", "zoo", "list"], cwd=runs.place, stdout=full, stderr=subprocess.PIPE, text=True)
-    runs.report.check(done.returncode == 2 and done.stderr.count("\n") == 1, f"stdout on a full disk: {done.returncode} {done.stderr}")
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", "list"], cwd=runs.place, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    runs.report.check(
+        done.returncode == 2 and done.stderr.count("\n") == 1, f"stdout on a full disk: {done.returncode} {done.stderr}"
+    )
     runs.report.tried["caches: stdout and stderr on a full disk"] += 2
 
 
@@ -393,7 +446,9 @@ def main() -> int:
         if not command:
             print("skipped: neither root nor a user namespace may mount a tmpfs here")
             return 0
-        return subprocess.run([*command, sys.executable, *sys.argv], env=os.environ | {"ZOO_STRESS_MOUNTS": "1"}).returncode
+        return subprocess.run(
+            [*command, sys.executable, *sys.argv], env=os.environ | {"ZOO_STRESS_MOUNTS": "1"}
+        ).returncode
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="zoo-disk-") as folder:
         report = parts(asked.parts.split(","), seed=asked.seed, folder=Path(folder))

@@ -41,10 +41,15 @@ BASES = ("tiny-code", "qwen3", "gpt2", "tiny-vlm", "tiny-t2i", "vit", "resnet")
 DTYPES = {"qwen3": "bfloat16", "gpt2": "float16"}  # the others run in float32
 MOST = 1000  # characters of a sentence
 EVALUATORS = {
-    "text": {"perplexity": {"max_tokens": 200}}, "vision-language": {"exact-match": {"max_new_tokens": 4}, "answer-loss": {}},
-    "text-to-image": {"velocity-error": {"draws": 1}, "prompt-agreement": {"images": 2, "steps": 1}, "frechet": {"images": 2, "steps": 1}},
+    "text": {"perplexity": {"max_tokens": 200}},
+    "vision-language": {"exact-match": {"max_new_tokens": 4}, "answer-loss": {}},
+    "text-to-image": {
+        "velocity-error": {"draws": 1},
+        "prompt-agreement": {"images": 2, "steps": 1},
+        "frechet": {"images": 2, "steps": 1},
+    },
     "vision": {"accuracy": {}},
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -83,7 +88,9 @@ def damaged_weights(name: str, folder: Path) -> Iterator[Outcome]:
         value = values[number]
         for label, work in operations(name, base):
             model = poisoned(base, tensor, value)
-            yield attempt(f"{name}: {label} with {value} in {tensor}", lambda work=work, model=model: work(model), names=(tensor,))
+            yield attempt(
+                f"{name}: {label} with {value} in {tensor}", lambda work=work, model=model: work(model), names=(tensor,)
+            )
 
 
 def poisoned(base: Model, tensor: str, value: float) -> Model:
@@ -185,9 +192,14 @@ def _tiny(weight: torch.Tensor) -> None:
 
 
 ODD: dict[str, Callable[[torch.Tensor], None]] = {
-    "zero": _zero, "half its rows zero": _dead, "all rows equal": _equal, "columns constant": _constant, "all values equal": _same,
-    "a row of 1e30": _huge, "denormal": _tiny,
-}  # fmt: skip
+    "zero": _zero,
+    "half its rows zero": _dead,
+    "all rows equal": _equal,
+    "columns constant": _constant,
+    "all values equal": _same,
+    "a row of 1e30": _huge,
+    "denormal": _tiny,
+}
 
 
 def odd_weights(name: str, folder: Path) -> Iterator[Outcome]:
@@ -226,11 +238,16 @@ LOOKS = {"samples": 4, "batch": 1, "length": 32}  # of calibration
 TRAINS = {"steps": 2, "batch": 1, "length": 64, "warmup": 1}
 LONG = " ".join("w5" for _ in range(600))
 TEXTS: dict[str, tuple[list[str], str]] = {  # name -> (texts, what the sentence names; "" where they are fine)
-    "one token": (["w5"], "'texts'"), "nothing": ([""], "'texts'"), "blanks": ([" \n\t "], "'texts'"),
-    "a record between empty ones": (["", LONG, ""], ""), "one word": ([LONG], ""), "records of one token": (["w5"] * 700, ""),
-    "words nobody knows": (["zzz " * 600], ""), "half a character": ([LONG, "w5 \ud800"], "texts:1"),
+    "one token": (["w5"], "'texts'"),
+    "nothing": ([""], "'texts'"),
+    "blanks": ([" \n\t "], "'texts'"),
+    "a record between empty ones": (["", LONG, ""], ""),
+    "one word": ([LONG], ""),
+    "records of one token": (["w5"] * 700, ""),
+    "words nobody knows": (["zzz " * 600], ""),
+    "half a character": ([LONG, "w5 \ud800"], "texts:1"),
     "control characters": ([f"\x00\x1b[31m {LONG}"], ""),
-}  # fmt: skip
+}
 
 
 def texts(*found: str) -> Dataset:
@@ -250,7 +267,12 @@ def odd_data(name: str, folder: Path) -> Iterator[Outcome]:
     for label, (make, names) in (_odd_texts() if base.spec.modality == "text" else _odd_pictures(base)).items():
         for what, work in _readers(name, base):
             case = f"{name}: {what} on {label}"
-            yield attempt(case, lambda work=work, make=make: work(make()), names=(names,), right=not names or what in ("perplexity", "exact-match"))
+            yield attempt(
+                case,
+                lambda work=work, make=make: work(make()),
+                names=(names,),
+                right=not names or what in ("perplexity", "exact-match"),
+            )
 
 
 def _odd_texts() -> dict[str, tuple[Callable[[], Dataset], str]]:
@@ -259,14 +281,25 @@ def _odd_texts() -> dict[str, tuple[Callable[[], Dataset], str]]:
 
 def _odd_pictures(base: Model) -> dict[str, tuple[Callable[[], Dataset], str]]:
     bad: dict[str, Any] = {
-        "a picture of floats": {"image": np.full((32, 32, 3), np.nan, dtype=np.float32)}, "an empty picture": {"image": np.zeros((0, 32, 3), np.uint8)},
-        "a picture that is not there": {"image": Path("/nowhere.png")}, "no picture": {"image": None}, "half a character": {"text": "\ud800"},
-    }  # fmt: skip
+        "a picture of floats": {"image": np.full((32, 32, 3), np.nan, dtype=np.float32)},
+        "an empty picture": {"image": np.zeros((0, 32, 3), np.uint8)},
+        "a picture that is not there": {"image": Path("/nowhere.png")},
+        "no picture": {"image": None},
+        "half a character": {"text": "\ud800"},
+    }
     if base.spec.modality == "vision":
         bad |= {"label nan": {"label": math.nan}, "label 99": {"label": 99}, "label -1": {"label": -1}}
     if base.spec.modality == "vision-language":
-        bad |= {"an empty question": {"prompt": " "}, "a long question": {"prompt": "w5 " * 5000}, "a long answer": {"text": "w5 " * 5000}}
-    fine = {"records alike": {}, "an empty text": {"text": ""}, "a picture of one pixel": {"image": np.zeros((1, 1, 3), np.uint8)}}
+        bad |= {
+            "an empty question": {"prompt": " "},
+            "a long question": {"prompt": "w5 " * 5000},
+            "a long answer": {"text": "w5 " * 5000},
+        }
+    fine = {
+        "records alike": {},
+        "an empty text": {"text": ""},
+        "a picture of one pixel": {"image": np.zeros((1, 1, 3), np.uint8)},
+    }
     found = {label: (lambda changes=changes: pictures(**changes), "pictures:1") for label, changes in bad.items()}
     found |= {label: (lambda changes=changes: pictures(**changes), "") for label, changes in fine.items()}
     return found | {"one record": (lambda: Dataset("pictures", pictures().samples[:1]), "")}
@@ -275,13 +308,23 @@ def _odd_pictures(base: Model) -> dict[str, tuple[Callable[[], Dataset], str]]:
 def _readers(name: str, base: Model) -> Iterator[tuple[str, Callable[[Dataset], Any]]]:
     """What reads data: calibration of three kinds, training, distilling, evaluation."""
     target = {"target": cases.TARGETS[name]} if name in cases.TARGETS else {}
-    stages: dict[str, dict[str, Any]] = {"lowrank.svd": {"ratio": 0.5, **LOOKS, **target}, "train": TRAINS, "distill": TRAINS}
+    stages: dict[str, dict[str, Any]] = {
+        "lowrank.svd": {"ratio": 0.5, **LOOKS, **target},
+        "train": TRAINS,
+        "distill": TRAINS,
+    }
     if base.spec.modality == "vision-language":
         stages["lowrank.svd"]["length"] = 64
     if base.anatomy.stacks and base.spec.modality != "text-to-image":
         stages["inherit"] = {"layers": "influence:2", **stages["lowrank.svd"]}
         del stages["inherit"]["ratio"]
-        stages["prune.structured"] = {"ffn": 0.5, "importance": "activation", "samples": 4, "length": stages["lowrank.svd"]["length"], **target}
+        stages["prune.structured"] = {
+            "ffn": 0.5,
+            "importance": "activation",
+            "samples": 4,
+            "length": stages["lowrank.svd"]["length"],
+            **target,
+        }
     for use, options in stages.items():
         yield use, lambda data, use=use, options=options: _stage_on(base, use, options, data)
     for task, options in EVALUATORS[base.spec.modality].items():
@@ -298,16 +341,41 @@ def _stage_on(base: Model, use: str, options: dict[str, Any], data: Dataset) -> 
 def odd_requests(name: str, folder: Path) -> Iterator[Outcome]:
     """Prompts and options at the edges: an answer, or one sentence."""
     base = fresh(name, folder)
-    prompts: list[Any] = ["", " ", "w5" * 10_000, "w5 " * 5_000, "\ud800", "\x00\x1b", "zzz", 5, b"w5", ["w5"], "<image>", "w5 " * 63]
-    few = {"max_new_tokens": 2} if "max_new_tokens" in base.family.takes else {"steps": 1} if "steps" in base.family.takes else {}
+    prompts: list[Any] = [
+        "",
+        " ",
+        "w5" * 10_000,
+        "w5 " * 5_000,
+        "\ud800",
+        "\x00\x1b",
+        "zzz",
+        5,
+        b"w5",
+        ["w5"],
+        "<image>",
+        "w5 " * 63,
+    ]
+    few = (
+        {"max_new_tokens": 2}
+        if "max_new_tokens" in base.family.takes
+        else {"steps": 1}
+        if "steps" in base.family.takes
+        else {}
+    )
     beside = {"images": [picture()]} if base.spec.modality == "vision-language" else {}
     for prompt in prompts if "prompt" in base.family.takes else []:
-        yield attempt(f"{name}: prompt {str(prompt)[:12]!r}", lambda prompt=prompt: base.generate(prompt, **few, **beside), right=True)
+        yield attempt(
+            f"{name}: prompt {str(prompt)[:12]!r}",
+            lambda prompt=prompt: base.generate(prompt, **few, **beside),
+            right=True,
+        )
     for option in base.family.takes:
         for value in (-1, 0, math.nan, math.inf, -math.inf, 1e300, 10**30, "x", None, [], True):
             if option not in ("prompt", "images", "count", "steps"):
                 asked = {**few, **beside, option: value}
-                yield attempt(f"{name}: {option} = {value}", lambda asked=asked: base.generate("w5 w6", **asked), right=True)
+                yield attempt(
+                    f"{name}: {option} = {value}", lambda asked=asked: base.generate("w5 w6", **asked), right=True
+                )
 
 
 # --- training that leaves the numbers ---------------------------------------------------------------------------------
@@ -319,19 +387,34 @@ def bad_training(name: str, folder: Path) -> Iterator[Outcome]:
     data = cases.context(base).data["train"]
     wild = {**TRAINS, "steps": 6, "lr": 1e30, "warmup": 0}
     for use in ("train", "distill"):
-        yield attempt(f"{name}: {use} at lr 1e30", lambda use=use: _stage_on(base, use, wild, data), names=(use, "at step ", data[0].where.partition(":")[0]))
+        yield attempt(
+            f"{name}: {use} at lr 1e30",
+            lambda use=use: _stage_on(base, use, wild, data),
+            names=(use, "at step ", data[0].where.partition(":")[0]),
+        )
     teacher = base.copy()
     with torch.no_grad():
         for tensor in teacher.tensors().values():
             if tensor.is_floating_point():
                 tensor.mul_(1e25)
     context = Context(data={"train": data}, load=lambda _: teacher)
-    where = ("teacher",) if DTYPES.get(name) == "float16" else ("step 0", data[0].where.partition(":")[0])  # where 1e25 itself is infinite
-    yield attempt(f"{name}: distill from a teacher out of range", lambda: apply(base.copy(), "distill", TRAINS, context),
-                  names=("distill: the ", *where), right=True)  # fmt: skip
+    # where 1e25 itself is infinite
+    where = ("teacher",) if DTYPES.get(name) == "float16" else ("step 0", data[0].where.partition(":")[0])
+    yield attempt(
+        f"{name}: distill from a teacher out of range",
+        lambda: apply(base.copy(), "distill", TRAINS, context),
+        names=("distill: the ", *where),
+        right=True,
+    )
 
 
-PARTS = {"weights": damaged_weights, "odd": odd_weights, "data": odd_data, "requests": odd_requests, "training": bad_training}
+PARTS = {
+    "weights": damaged_weights,
+    "odd": odd_weights,
+    "data": odd_data,
+    "requests": odd_requests,
+    "training": bad_training,
+}
 
 
 def main() -> int:
@@ -354,8 +437,12 @@ def main() -> int:
     counts = Counter(outcome.what for outcome in outcomes)
     if asked.json:
         wrong = [vars(outcome) for outcome in outcomes if outcome.what not in ("named", "right")]
-        asked.json.write_text(json.dumps({"counts": counts, "seconds": time.monotonic() - started, "wrong": wrong}, indent=1) + "\n")
-    print(", ".join(f"{count} {what}" for what, count in counts.most_common()), f"in {time.monotonic() - started:.0f} s")
+        asked.json.write_text(
+            json.dumps({"counts": counts, "seconds": time.monotonic() - started, "wrong": wrong}, indent=1) + "\n"
+        )
+    print(
+        ", ".join(f"{count} {what}" for what, count in counts.most_common()), f"in {time.monotonic() - started:.0f} s"
+    )
     return 0 if counts.keys() <= {"named", "right"} else 1
 
 

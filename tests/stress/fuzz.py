@@ -56,6 +56,7 @@ def sealed(data: Any) -> str:
     except (ValueError, TypeError, AttributeError):
         return json.dumps(data)
 
+
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS, MEGABYTES, CHARACTERS = 2.0, 200, 1000
 
@@ -222,10 +223,43 @@ summary = "Odds and ends"
 name = "odder"
 summary = "Odder and odder"
 """ % ("0" * 64)
-EVIL = ["../../../etc/passwd", "/etc/passwd", "/dev/zero", "os:system", "__import__('os').system('true')", "\x1b[31mred\x1b[0m", "\x07\x08\x7f", "a\nb\r\nc",
-        "\u202eevil", "\ufeff", "\u2028", "é" * 50, "🙂", "x" * 5000, "%s{0}{name}", "stage.0.use", "texts[:0]", "texts[9:1]", "texts[:1000000000000]", "texts[50%:10%]",
-        "hub:a/b", "stdlib:nothing", ".", "..", "~", "", " ", "language.blocks[:-99999999999]", "language.blocks[99999999999:]", "first:99999999999", "every:0",
-        "zoo_slm:tiny-code", "torch", "antigravity", "this"]  # fmt: skip
+EVIL = [
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "os:system",
+    "__import__('os').system('true')",
+    "\x1b[31mred\x1b[0m",
+    "\x07\x08\x7f",
+    "a\nb\r\nc",
+    "\u202eevil",
+    "\ufeff",
+    "\u2028",
+    "é" * 50,
+    "🙂",
+    "x" * 5000,
+    "%s{0}{name}",
+    "stage.0.use",
+    "texts[:0]",
+    "texts[9:1]",
+    "texts[:1000000000000]",
+    "texts[50%:10%]",
+    "hub:a/b",
+    "stdlib:nothing",
+    ".",
+    "..",
+    "~",
+    "",
+    " ",
+    "language.blocks[:-99999999999]",
+    "language.blocks[99999999999:]",
+    "first:99999999999",
+    "every:0",
+    "zoo_slm:tiny-code",
+    "torch",
+    "antigravity",
+    "this",
+]
 
 
 @dataclass
@@ -257,13 +291,18 @@ def toml(data: Any) -> str:
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value))
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    )
 
 
 def _tables(key: Any, value: Any) -> list[str]:
     opened, closed = ("[", "]") if isinstance(value, dict) else ("[[", "]]")
     bodies = [value] if isinstance(value, dict) else value
-    return ["\n".join([f"\n{opened}{_key(key)}{closed}", *(f"{_key(k)} = {_inline(v)}" for k, v in body.items())]) for body in bodies]
+    return [
+        "\n".join([f"\n{opened}{_key(key)}{closed}", *(f"{_key(k)} = {_inline(v)}" for k, v in body.items())])
+        for body in bodies
+    ]
 
 
 def _key(key: Any) -> str:
@@ -282,24 +321,73 @@ def _inline(value: Any) -> str:
 
 # --- mutations --------------------------------------------------------------------------------------------------------
 
-numbers = st.sampled_from([0, 1, -1, 2, 3, 7, 64, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63), 10**18, 10**30, 10**400, 0.0, -0.0, 0.5, 1.0, 1e-300, 1e300, 1.5,
-                           float("nan"), float("inf"), float("-inf")])  # fmt: skip
+numbers = st.sampled_from(
+    [
+        0,
+        1,
+        -1,
+        2,
+        3,
+        7,
+        64,
+        2**31,
+        2**63 - 1,
+        2**63,
+        2**64,
+        -(2**63),
+        10**18,
+        10**30,
+        10**400,
+        0.0,
+        -0.0,
+        0.5,
+        1.0,
+        1e-300,
+        1e300,
+        1.5,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+    ]
+)
 words = st.sampled_from(EVIL) | st.text(max_size=12)
 values = st.recursive(
-    st.none() | st.booleans() | numbers | words, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=6
+    st.none() | st.booleans() | numbers | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
 )
 places = st.integers(0, 2**16)
 changes = st.one_of(
-    st.tuples(st.just("drop"), places), st.tuples(st.just("double"), places), st.tuples(st.just("rename"), places, words),
-    st.tuples(st.just("set"), places, values), st.tuples(st.just("set"), places, numbers), st.tuples(st.just("move"), places, places), st.tuples(st.just("add"), places, words, values),
-    st.tuples(st.just("nest"), places, st.sampled_from([1, 10, 100, 300])), st.tuples(st.just("retype"), places),
-    st.tuples(st.just("edit"), places, places, words), st.tuples(st.just("scale"), places, numbers),
-)  # fmt: skip
-damages = st.one_of(st.tuples(st.just("flip"), places, st.integers(0, 7)), st.tuples(st.just("cut"), places), st.tuples(st.just("insert"), places, st.binary(min_size=1, max_size=8)),
-                    st.tuples(st.just("repeat"), places, st.integers(1, 2000)),
-                    st.tuples(st.just("insert"), places, st.sampled_from([b"[" * 2000, b"[" * 100_000, b'{"a":' * 50_000, b"{a=" * 5000, b"[" * 900 + b"]" * 900])))  # fmt: skip
-cases = st.tuples(st.integers(0, 99), st.one_of(st.tuples(st.lists(changes, min_size=1, max_size=3), st.just([])),
-                                                st.tuples(st.lists(changes, max_size=1), st.lists(damages, min_size=1, max_size=2))))  # fmt: skip
+    st.tuples(st.just("drop"), places),
+    st.tuples(st.just("double"), places),
+    st.tuples(st.just("rename"), places, words),
+    st.tuples(st.just("set"), places, values),
+    st.tuples(st.just("set"), places, numbers),
+    st.tuples(st.just("move"), places, places),
+    st.tuples(st.just("add"), places, words, values),
+    st.tuples(st.just("nest"), places, st.sampled_from([1, 10, 100, 300])),
+    st.tuples(st.just("retype"), places),
+    st.tuples(st.just("edit"), places, places, words),
+    st.tuples(st.just("scale"), places, numbers),
+)
+damages = st.one_of(
+    st.tuples(st.just("flip"), places, st.integers(0, 7)),
+    st.tuples(st.just("cut"), places),
+    st.tuples(st.just("insert"), places, st.binary(min_size=1, max_size=8)),
+    st.tuples(st.just("repeat"), places, st.integers(1, 2000)),
+    st.tuples(
+        st.just("insert"),
+        places,
+        st.sampled_from([b"[" * 2000, b"[" * 100_000, b'{"a":' * 50_000, b"{a=" * 5000, b"[" * 900 + b"]" * 900]),
+    ),
+)
+cases = st.tuples(
+    st.integers(0, 99),
+    st.one_of(
+        st.tuples(st.lists(changes, min_size=1, max_size=3), st.just([])),
+        st.tuples(st.lists(changes, max_size=1), st.lists(damages, min_size=1, max_size=2)),
+    ),
+)
 
 
 def mutated(document: Document, changing: list[Any], damaging: list[Any]) -> bytes:
@@ -346,7 +434,9 @@ def _change(holder: Any, how: str, at: int, *more: Any) -> None:
     if how == "drop" and key != "":
         del container[key]
     elif how == "double":
-        container.append(copy.deepcopy(value)) if isinstance(container, list) else container.update({f"{key}2": copy.deepcopy(value)})
+        container.append(copy.deepcopy(value)) if isinstance(container, list) else container.update(
+            {f"{key}2": copy.deepcopy(value)}
+        )
     elif how == "rename" and isinstance(container, dict) and key != "":
         container[more[0]] = container.pop(key)
     elif how == "set":
@@ -397,8 +487,12 @@ class Readers:
         with quiet():
             checkpoint(folder / "model", num_hidden_layers=4)
         texts(folder / "texts")
-        self.documents = {"recipe": [Document("recipe", name, text, folder / "recipe.toml")
-                                     for name, text in (("pruning", PRUNING), ("factors", FACTORS), ("learning", LEARNING))]}  # fmt: skip
+        self.documents = {
+            "recipe": [
+                Document("recipe", name, text, folder / "recipe.toml")
+                for name, text in (("pruning", PRUNING), ("factors", FACTORS), ("learning", LEARNING))
+            ]
+        }
         self.documents["registry"] = [Document("registry", "odd", REGISTRY, self._plugin())]
         self.documents["manifest"] = list(self._artifacts(contract))
 
@@ -420,13 +514,30 @@ class Readers:
         from zoo_compress.runner import apply
 
         made = {
-            "llama": ("llama-tied", [contract.stage("inherit", layers=[0, 2, 3]), contract.SHARE, contract.stage("lowrank.svd", ratio=None, rank=6, target="language.attention"),
-                                     contract.stage("quantize.nf4", embedding=True)]),
-            "qwen3": ("qwen3", [("prune.structured", {"ffn": 0.25, "heads": 0.5, "width": 24}), contract.MAGNITUDE, contract.INT8]),
+            "llama": (
+                "llama-tied",
+                [
+                    contract.stage("inherit", layers=[0, 2, 3]),
+                    contract.SHARE,
+                    contract.stage("lowrank.svd", ratio=None, rank=6, target="language.attention"),
+                    contract.stage("quantize.nf4", embedding=True),
+                ],
+            ),
+            "qwen3": (
+                "qwen3",
+                [("prune.structured", {"ffn": 0.25, "heads": 0.5, "width": 24}), contract.MAGNITUDE, contract.INT8],
+            ),
             "resnet": ("resnet", [("prune.structured", {"ratio": 0.25, "target": "all"}), contract.INT8]),
             "vlm": ("tiny-vlm", [("prune.structured", {"ffn": 0.25}), contract.INT8]),
-            "t2i": ("tiny-t2i", [("prune.structured", {"ratio": 0.25, "target": "unet"}), contract.stage("share.ffn", target="unet.mid"), contract.INT8]),
-        }  # fmt: skip
+            "t2i": (
+                "tiny-t2i",
+                [
+                    ("prune.structured", {"ratio": 0.25, "target": "unet"}),
+                    contract.stage("share.ffn", target="unet.mid"),
+                    contract.INT8,
+                ],
+            ),
+        }
         for name, (base, stages) in made.items():
             with quiet():
                 model = contract.base(base, self.folder / "bases")
@@ -434,7 +545,13 @@ class Readers:
                     apply(model, use, options, contract.context(model))
                 place = model.save(self.folder / name)
             tensors = {tensor: tuple(value.shape) for tensor, value in model.tensors().items()}
-            yield Document("manifest", name, (place / "zoo.json").read_text(), place / "zoo.json", {"tensors": tensors, "aliases": model.aliases()})
+            yield Document(
+                "manifest",
+                name,
+                (place / "zoo.json").read_text(),
+                place / "zoo.json",
+                {"tensors": tensors, "aliases": model.aliases()},
+            )
 
     def read(self, document: Document, content: bytes, watch: Watch | None = None) -> str:
         """Give a mutated document to all that reads such, watched; say how far it came."""
@@ -484,7 +601,10 @@ class Readers:
         model = zoo.load(folder, device="meta")
         found = {tensor: tuple(value.shape) for tensor, value in model.tensors().items()}, model.aliases()
         if found != (document.extra["tensors"], document.extra["aliases"]):
-            raise Finding("another model", f"{document.name}: tensors differ from those in the files: {sorted(set(found[0].items()) ^ set(document.extra['tensors'].items()))[:3]}")
+            raise Finding(
+                "another model",
+                f"{document.name}: tensors differ from those in the files: {sorted(set(found[0].items()) ^ set(document.extra['tensors'].items()))[:3]}",
+            )
         if not problems:
             zoo.load(folder)
         return "loaded" if not problems else f"skeleton, files wrong {said and ''}".strip()
@@ -533,12 +653,35 @@ class Watch:
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.on:
             return
-        if event == "open" and isinstance(args[0], str | bytes) and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if (
+            event == "open"
+            and isinstance(args[0], str | bytes)
+            and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             if os.fsdecode(args[0]) != os.devnull:
                 self.seen.append(f"opens {args[0]!r} for writing")
-        elif event.startswith(("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo", "pickle.find_class",
-                               "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "shutil.", "ctypes.dlopen")):  # fmt: skip
-            if not (event in ("os.mkdir", "os.rmdir") and f"{os.sep}.zoo." in str(args[0])):  # a folder that is tried out, see why_unwritable
+        elif event.startswith(
+            (
+                "subprocess.",
+                "os.system",
+                "os.exec",
+                "os.posix_spawn",
+                "os.fork",
+                "socket.connect",
+                "socket.getaddrinfo",
+                "pickle.find_class",
+                "os.mkdir",
+                "os.rename",
+                "os.remove",
+                "os.rmdir",
+                "os.link",
+                "os.symlink",
+                "shutil.",
+                "ctypes.dlopen",
+            )
+        ):
+            # a folder that is tried out, see why_unwritable
+            if not (event in ("os.mkdir", "os.rmdir") and f"{os.sep}.zoo." in str(args[0])):
                 self.seen.append(f"{event} {args[:2]!r}")
         elif event == "import" and args[0] in ("antigravity", "this", "os:system"):
             self.seen.append(f"imports {args[0]}")
@@ -551,7 +694,8 @@ class Watch:
         before, peak = _random_state(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.seen.clear()
         self.on = True
-        signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 8)  # again, where a callback of the collector swallows it
+        # again, where a callback of the collector swallows it
+        signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 8)
         try:
             outcome = work()
         except ZooError as error:
@@ -586,7 +730,11 @@ def _refused(error: ZooError) -> str:
 
 def _place(error: BaseException) -> str:
     """The innermost line of ours that an error came through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "zoo" in frame.filename and "stress" not in frame.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "zoo" in frame.filename and "stress" not in frame.filename
+    ]
     return f"in {Path(frames[-1].filename).name}:{frames[-1].name}" if frames else "nowhere of ours"
 
 
@@ -646,8 +794,15 @@ class Fuzz:
         ran, found = 0, dict[str, tuple[Document, bytes, Finding]]()
 
         @seed(begin)
-        @settings(max_examples=count, database=None, deadline=None, phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
-                  print_blob=False, report_multiple_bugs=False)  # fmt: skip
+        @settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            print_blob=False,
+            report_multiple_bugs=False,
+        )
         @given(cases)
         def one(case: Any) -> None:
             nonlocal ran
@@ -679,7 +834,9 @@ class Fuzz:
         suffix = document.path.suffix
         name = f"{document.kind}-{document.name}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}"
         (self.corpus / name).write_bytes(content)
-        print(f"FOUND {document.kind} {document.name}: {str(finding)[:700]}\n  kept as {self.corpus / name}", flush=True)
+        print(
+            f"FOUND {document.kind} {document.name}: {str(finding)[:700]}\n  kept as {self.corpus / name}", flush=True
+        )
 
 
 def prepared(folder: Path) -> tuple[Readers, Watch]:
@@ -729,7 +886,12 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     print(f"{sum(fuzz.counts.values()):,} cases, {len(fuzz.findings)} findings, {seconds:.0f} s, peak {peak:.0f} MB")
     if out:
-        out.write_text(json.dumps({"counts": fuzz.counts, "findings": fuzz.findings, "seconds": seconds, "peak_mb": peak}, indent=1) + "\n")
+        out.write_text(
+            json.dumps(
+                {"counts": fuzz.counts, "findings": fuzz.findings, "seconds": seconds, "peak_mb": peak}, indent=1
+            )
+            + "\n"
+        )
     return 1 if fuzz.findings else 0
 
 

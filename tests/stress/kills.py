@@ -39,30 +39,72 @@ from zygote import Done, Zygote
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OFTEN = "import zoo_compress.train.loop\nzoo_compress.train.loop.CHECKPOINT_SECONDS = 0.1\n"
 ENDINGS = ("same command goes on from there.", "before the work was done.")  # with something to go on from, and without
-TIMING = {"seconds", "started", "peak_bytes", "speed", "peak_rss_bytes", "prefill_tokens_per_s", "decode_tokens_per_s", "images_per_s"}
+TIMING = {
+    "seconds",
+    "started",
+    "peak_bytes",
+    "speed",
+    "peak_rss_bytes",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "images_per_s",
+}
 SPEED = "evaluate.speed={prefill = 4, decode = 2, repeats = 1}"
 QUIET = "evaluate.speed=false"
 
 # What each kill of twenty aims at. Where it says "fresh", the process is not forked but started, and imports.
-AIMS = ("fresh planning", "fresh planning", "fresh training", "planning", "calibration", "calibration", "training", "training", "control",
-        "checkpoint", "checkpoint", "saving", "saving", "saving", "log", "measuring", "speed", "reporting", "reporting", "exchange")  # fmt: skip
+AIMS = (
+    "fresh planning",
+    "fresh planning",
+    "fresh training",
+    "planning",
+    "calibration",
+    "calibration",
+    "training",
+    "training",
+    "control",
+    "checkpoint",
+    "checkpoint",
+    "saving",
+    "saving",
+    "saving",
+    "log",
+    "measuring",
+    "speed",
+    "reporting",
+    "reporting",
+    "exchange",
+)
 
 # name of the recipe -> what makes it run in seconds; text and vision also calibrate
 RECIPES = {
     "quickstart": [
-        "data.train=stdlib:train[:8]", "data.test=stdlib:test[:2]", "stage.0.layers=influence:3", "stage.0.samples=64", "stage.0.length=64",
-        "stage.2.steps=30", "stage.2.batch=2", "stage.2.length=32",
+        "data.train=stdlib:train[:8]",
+        "data.test=stdlib:test[:2]",
+        "stage.0.layers=influence:3",
+        "stage.0.samples=64",
+        "stage.0.length=64",
+        "stage.2.steps=30",
+        "stage.2.batch=2",
+        "stage.2.length=32",
         'evaluate={tasks = ["perplexity"], baselines = ["xz"], prompts = ["def"], control = true, perplexity = {max_tokens = 64}}',
     ],
     "quickstart-vlm": [
-        "data.train=reading:train[:32]", "data.calibration=reading:train[:32]", "data.test=reading:test[:4]", "stage.0.layers=influence:3",
-        "stage.3.steps=20", "stage.3.batch=4",
+        "data.train=reading:train[:32]",
+        "data.calibration=reading:train[:32]",
+        "data.test=reading:test[:4]",
+        "stage.0.layers=influence:3",
+        "stage.3.steps=20",
+        "stage.3.batch=4",
     ],
     "quickstart-t2i": [
-        "data.train=digits-captions:train[:64]", "data.test=digits-captions:test[:32]", "stage.2.steps=20", "stage.2.batch=4",
+        "data.train=digits-captions:train[:64]",
+        "data.test=digits-captions:test[:32]",
+        "stage.2.steps=20",
+        "stage.2.batch=4",
         'evaluate={tasks = ["velocity-error"], prompts = [], control = true, velocity-error = {draws = 1}}',
     ],
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -72,11 +114,18 @@ class Case:
     recipe: Path
     settings: list[str]
     place: Path
-    expected: dict[str, dict[str, Any]] = field(default_factory=dict)  # files of an undisturbed run, by its speed setting
+    # files of an undisturbed run, by its speed setting
+    expected: dict[str, dict[str, Any]] = field(default_factory=dict)
     seen: list[tuple[float, str]] = field(default_factory=list)  # when each line of its progress came
 
     def args(self, out: str, speed: str = QUIET) -> list[str]:
-        return ["compress", str(self.recipe), "--out", out, *(word for one in (*self.settings, speed) for word in ("--set", one))]
+        return [
+            "compress",
+            str(self.recipe),
+            "--out",
+            out,
+            *(word for one in (*self.settings, speed) for word in ("--set", one)),
+        ]
 
     def span(self, mark: str) -> float:
         """How long what `mark` begins takes, in seconds; "" begins with the process."""
@@ -195,9 +244,13 @@ class Fresh:
         code = f"{OFTEN}import sys, zoo.cli\nsys.exit(zoo.cli.main({args!r}))"
         with self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code], cwd=cwd, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True,
+                [sys.executable, "-c", code],
+                cwd=cwd,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+                start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env,
-            )  # fmt: skip
+            )
         self.pid = self.process.pid
 
     def kill(self, number: int, *, group: bool = False) -> None:
@@ -293,7 +346,7 @@ def undisturbed(case: Case, zygote: Zygote, *, speeds: tuple[str, ...] = (SPEED,
     begun = time.monotonic()
     process = zygote.start(*case.args("alone", speeds[0]), cwd=case.place, setup=OFTEN)
     while not over(process.pid):
-        for line in lines(process)[len(case.seen):]:
+        for line in lines(process)[len(case.seen) :]:
             case.seen.append((time.monotonic() - begun, line))
         time.sleep(0.005)
     process.wait()
@@ -304,7 +357,9 @@ def undisturbed(case: Case, zygote: Zygote, *, speeds: tuple[str, ...] = (SPEED,
     shutil.rmtree(case.place / "alone")
 
 
-def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: int = signal.SIGKILL, share: float = 0.7) -> Kill | None:
+def kill(
+    case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: int = signal.SIGKILL, share: float = 0.7
+) -> Kill | None:
     """Start, kill, rerun, compare; None where the run was over before the kill."""
     out, scratch = case.place / "out", case.place / "tmp"
     for folder in (out, scratch):
@@ -312,7 +367,11 @@ def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: 
     scratch.mkdir()
     name, speed = kind.removeprefix("fresh "), SPEED if kind in ("speed", "reporting") else QUIET
     args, env = case.args("out", speed), {"TMPDIR": str(scratch)}
-    process: Any = Fresh(args, cwd=case.place, env=env) if kind.startswith("fresh") else zygote.start(*args, cwd=case.place, setup=OFTEN, env=env)
+    process: Any = (
+        Fresh(args, cwd=case.place, env=env)
+        if kind.startswith("fresh")
+        else zygote.start(*args, cwd=case.place, setup=OFTEN, env=env)
+    )
     aim(name, case, process, out, draw, share=share)
     begun = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
@@ -330,7 +389,8 @@ def kill(case: Case, kind: str, zygote: Zygote, draw: random.Random, *, number: 
         found.hit = "importing or planning"
     rerun(case, found, args, zygote, expected=case.expected[speed], env=env)
     found.wrong += [f"process {pid} is left" for pid in alive(process.pid)]
-    scraps = [place for place in scratch.iterdir() if not place.name.startswith("torchinductor_")]  # torch's cache, made on import
+    # torch's cache, made on import
+    scraps = [place for place in scratch.iterdir() if not place.name.startswith("torchinductor_")]
     found.wrong += [f"{place} is left" for place in (*drafts(out), *scraps, *out.glob("work"))]
     return found
 
@@ -346,7 +406,9 @@ def unclean(done: Done, number: int, ending: float, left: list[Path]) -> list[st
     return wrong
 
 
-def rerun(case: Case, found: Kill, args: list[str], zygote: Zygote, *, expected: dict[str, Any], env: dict[str, str]) -> None:
+def rerun(
+    case: Case, found: Kill, args: list[str], zygote: Zygote, *, expected: dict[str, Any], env: dict[str, str]
+) -> None:
     """Run again, and note in `found` what is not as it should be."""
     out = case.place / "out"
     before, quality, steps = finished(out), measured(out), checkpoints(out)
@@ -359,20 +421,32 @@ def rerun(case: Case, found: Kill, args: list[str], zygote: Zygote, *, expected:
     after, said = finished(out), done.err.splitlines()
     for name, about in before.items():
         number = name[:2].lstrip("0")
-        if after.get(name) != about or any(line.startswith(f"stage {number} (") and line.endswith("running") for line in said):
+        if after.get(name) != about or any(
+            line.startswith(f"stage {number} (") and line.endswith("running") for line in said
+        ):
             found.wrong.append(f"{name} was finished, and run again")
-    found.wrong += [f"{name} was measured again" for name in quality if any(line.startswith(f"{name}: measuring") for line in said)]
+    found.wrong += [
+        f"{name} was measured again" for name in quality if any(line.startswith(f"{name}: measuring") for line in said)
+    ]
     for name, step in steps.items():
         if name not in before:
             found.step = step
             if f"going on from step {step}" not in said:
                 found.wrong.append(f"training did not go on from step {step}: {said}")
     ended = content(out)
-    found.wrong += [f"{name} differs" for name in sorted(ended.keys() | expected.keys()) if ended.get(name) != expected.get(name)]
+    found.wrong += [
+        f"{name} differs" for name in sorted(ended.keys() | expected.keys()) if ended.get(name) != expected.get(name)
+    ]
 
 
 def kills(
-    case: Case, zygote: Zygote, *, count: int, seed: int, aims: tuple[str, ...] = AIMS, signals: Sequence[int] = (signal.SIGKILL,)
+    case: Case,
+    zygote: Zygote,
+    *,
+    count: int,
+    seed: int,
+    aims: tuple[str, ...] = AIMS,
+    signals: Sequence[int] = (signal.SIGKILL,),
 ) -> Iterator[Kill]:
     """Kill a recipe's run `count` times, each time a new one."""
     draw = random.Random(f"{seed} {case.recipe.stem}")
@@ -403,8 +477,11 @@ def attack(name: str, folder: Path, *, count: int, seed: int, signals: Sequence[
         aims = tuple(kind for kind in AIMS if calibrates or kind != "calibration")
         for one in kills(case, zygote, count=count, seed=seed, aims=aims, signals=signals):
             found.append(one)
-            print(f"  {name:14} {one.aim:14} hit {one.hit:26} {one.stages} stages kept, step {one.step:2}, ended in {one.ending:3.1f} s, rerun {one.again:4.1f} s"
-                  + (f"  WRONG: {'; '.join(one.wrong)}" if one.wrong else ""), flush=True)  # fmt: skip
+            print(
+                f"  {name:14} {one.aim:14} hit {one.hit:26} {one.stages} stages kept, step {one.step:2}, ended in {one.ending:3.1f} s, rerun {one.again:4.1f} s"
+                + (f"  WRONG: {'; '.join(one.wrong)}" if one.wrong else ""),
+                flush=True,
+            )
     return found
 
 
@@ -429,8 +506,10 @@ def main() -> int:
     for what, times in sorted(Counter(one.hit for one in found).items()):
         print(f"  {times:3} {what}")
     kept, steps = sum(one.stages for one in found), sum(one.step > 0 for one in found)
-    print(f"{len(found)} kills, {len(found) - len(wrong)} reruns right, {len(wrong)} wrong; {kept} finished stages kept, "
-          f"training went on {steps} times, the slowest end took {max(one.ending for one in found):.1f} s; {time.monotonic() - begun:.0f} s")  # fmt: skip
+    print(
+        f"{len(found)} kills, {len(found) - len(wrong)} reruns right, {len(wrong)} wrong; {kept} finished stages kept, "
+        f"training went on {steps} times, the slowest end took {max(one.ending for one in found):.1f} s; {time.monotonic() - begun:.0f} s"
+    )
     if asked.json:
         asked.json.write_text(json.dumps([vars(one) for one in found], indent=1) + "\n")
     return 1 if wrong else 0

@@ -32,7 +32,7 @@ SHORT = {
     "quickstart": (),
     "quickstart-vlm": ("evaluate.exact-match.max_samples=40",),
     "quickstart-t2i": ("evaluate.prompt-agreement.images=10", "evaluate.frechet.images=20"),
-}  # fmt: skip
+}
 HEAD = """
 [recipe]
 name = "large"
@@ -95,9 +95,17 @@ samples = 16
 }
 OTHERS = ("diffusers", "datasets", "timm", "torchvision", "sklearn.datasets", "torch._inductor")
 LARGE = {
-    "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 10, "num_attention_heads": 10, "num_key_value_heads": 5,
-    "vocab_size": 24_000, "max_position_embeddings": 512, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
-}  # fmt: skip
+    "hidden_size": 640,
+    "intermediate_size": 1792,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 5,
+    "vocab_size": 24_000,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 @dataclass
@@ -118,14 +126,18 @@ class Figure:
         return abs(self.ratio - 1) <= ALLOWED
 
 
-def measure(name: str, place: Path, *, steps: int, seed: int = 0, config: Mapping[str, object] | None = None) -> Iterator[Figure]:
+def measure(
+    name: str, place: Path, *, steps: int, seed: int = 0, config: Mapping[str, object] | None = None
+) -> Iterator[Figure]:
     """Run a recipe in a fresh process, and compare what its results say."""
     recipe, overrides = prepared(name, place, seed=seed, config=config or LARGE)
     if steps:
         overrides += [f"{key}={steps}" for key in QUICKSTARTS.get(name, ())] + list(SHORT.get(name, ()))
     arguments = [part for text in [*overrides, "evaluate.speed=false"] for part in ("--set", text)]
     command = [sys.executable, "-m", "zoo", "compress", str(recipe), "--out", str(place / name), "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     yield from figures_of(name, json.loads(done.stdout))
@@ -149,7 +161,10 @@ def imports(steps: int) -> Figure:
         "print(max(stage.peak_bytes for stage in found.stages))\n"
     )
     command = [sys.executable, "-c", script, str(EXAMPLES / "quickstart.toml"), str(max(1, steps))]
-    fresh, full = (int(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout) for more in ((), OTHERS))
+    fresh, full = (
+        int(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
+        for more in ((), OTHERS)
+    )
     return Figure("quickstart", "imports", full, fresh)
 
 
@@ -189,16 +204,23 @@ def main() -> int:
             start = time.monotonic()
             for figure in measure(name, Path(folder), steps=asked.steps, seed=asked.seed):
                 figures.append(figure)
-                print(f"{name:16} {figure.stage:18} {figure.predicted / 1e6:7.0f} MB {figure.measured / 1e6:7.0f} MB "
-                      f"{figure.ratio:6.2f}{'' if figure.fits else '  outside'}", flush=True)  # fmt: skip
+                print(
+                    f"{name:16} {figure.stage:18} {figure.predicted / 1e6:7.0f} MB {figure.measured / 1e6:7.0f} MB "
+                    f"{figure.ratio:6.2f}{'' if figure.fits else '  outside'}",
+                    flush=True,
+                )
             print(f"{name:16} took {time.monotonic() - start:.0f} s", flush=True)
     if "quickstart" in asked.recipes.split(","):
         figures.append(imports(asked.steps))
-        print(f"{'quickstart':16} {'imports':18} {figures[-1].predicted / 1e6:7.0f} MB {figures[-1].measured / 1e6:7.0f} MB {figures[-1].ratio:6.2f}")
+        print(
+            f"{'quickstart':16} {'imports':18} {figures[-1].predicted / 1e6:7.0f} MB {figures[-1].measured / 1e6:7.0f} MB {figures[-1].ratio:6.2f}"
+        )
     outside = [figure for figure in figures if not figure.fits]
     print(f"{len(figures)} stages, {len(outside)} outside {ALLOWED:.0%}")
     if asked.json:
-        asked.json.write_text(json.dumps([asdict(figure) | {"ratio": figure.ratio} for figure in figures], indent=1) + "\n")
+        asked.json.write_text(
+            json.dumps([asdict(figure) | {"ratio": figure.ratio} for figure in figures], indent=1) + "\n"
+        )
     return bool(outside)
 
 

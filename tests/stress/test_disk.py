@@ -19,11 +19,14 @@ from zygote import Zygote
 from zoo import artifact
 
 # No file may grow beyond a size; what is said goes to a pipe, which may.
-LIMIT = OFTEN + """
+LIMIT = (
+    OFTEN
+    + """
 import os, resource, sys
 sys.stderr = open("said", "w", buffering=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
 """
+)
 
 # In mounts of its own: save with too little room again and again.
 SAVES = """
@@ -62,9 +65,13 @@ def test_where_a_file_cannot_grow_a_run_ends_with_one_sentence_and_goes_on_later
     for size in (0, 200, 4_000, 150_000):
         with ThreadPoolExecutor() as pool:
             reader = pool.submit((place / "said").read_text)
-            done = zygote.run("compress", "recipe.toml", "--out", "out", "--quiet", cwd=place, setup=LIMIT.format(size=size))
+            done = zygote.run(
+                "compress", "recipe.toml", "--out", "out", "--quiet", cwd=place, setup=LIMIT.format(size=size)
+            )
             said = reader.result()
-        assert done.code == 2 and said.startswith("error: ") and "File too large" in said and said.count("\n") == 1, said
+        assert done.code == 2 and said.startswith("error: ") and "File too large" in said and said.count("\n") == 1, (
+            said
+        )
         assert said.endswith("What is finished is kept in out: the same command goes on from there.\n") or size == 0
         named.add(said.split()[1].rpartition("/")[2])
         assert not drafts(out) and all(not artifact.verify(folder) for folder in out.glob("stages/*/"))
@@ -77,7 +84,9 @@ def test_where_a_file_cannot_grow_a_run_ends_with_one_sentence_and_goes_on_later
 
 
 def test_saving_on_a_full_disk_leaves_the_older_artifact_whole(zygote: Zygote, place: Path):
-    code = SAVES.format(path=[str(Path(__file__).parent), *sys.path], model=str(place / "model"), place=str(place / "tmpfs"))
+    code = SAVES.format(
+        path=[str(Path(__file__).parent), *sys.path], model=str(place / "model"), place=str(place / "tmpfs")
+    )
     done = zygote.run(cwd=place, setup=code)
     assert done.code == 0, done.err
     if isinstance(done.json, str):

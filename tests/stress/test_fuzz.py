@@ -11,7 +11,16 @@ FUZZ = Path(__file__).parent / "fuzz.py"
 
 
 def test_mutated_documents_lead_to_clean_errors_alone(tmp_path: Path):
-    args = ["--cases", "90", "--seed", "11", "--corpus", str(tmp_path / "corpus"), "--json", str(tmp_path / "found.json")]
+    args = [
+        "--cases",
+        "90",
+        "--seed",
+        "11",
+        "--corpus",
+        str(tmp_path / "corpus"),
+        "--json",
+        str(tmp_path / "found.json"),
+    ]
     done = subprocess.run([sys.executable, str(FUZZ), *args], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
@@ -19,4 +28,6 @@ def test_mutated_documents_lead_to_clean_errors_alone(tmp_path: Path):
     assert not (tmp_path / "corpus").exists()
     kinds = {label.partition(":")[0] for label in found["counts"]}
     assert kinds == {"recipe", "registry", "manifest"}
-    assert sum(count for label, count in found["counts"].items() if "found earlier, refused" in label) == len(list((FUZZ.parent / "corpus").iterdir()))
+    assert sum(count for label, count in found["counts"].items() if "found earlier, refused" in label) == len(
+        list((FUZZ.parent / "corpus").iterdir())
+    )

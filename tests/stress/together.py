@@ -40,8 +40,12 @@ from zoo import artifact
 from zoo.errors import ZooError
 from zoo.files import sha256_of
 
-HELD = re.compile(r"error: Another run is writing into \S+( \(process (\d+) on (\S+), since \S+\))?; wait for it, or choose another --out\.")
-THERE = re.compile(r"\S+ (already holds a model|is not empty and holds no zoo model); choose another directory, or pass --force to replace it\.")
+HELD = re.compile(
+    r"error: Another run is writing into \S+( \(process (\d+) on (\S+), since \S+\))?; wait for it, or choose another --out\."
+)
+THERE = re.compile(
+    r"\S+ (already holds a model|is not empty and holds no zoo model); choose another directory, or pass --force to replace it\."
+)
 
 # Save a model of its own at the agreed time; what becomes of it is said on stdout.
 SAVE = """
@@ -97,12 +101,25 @@ def runs(zygote: Zygote, place: Path, report: Report, *, rounds: int, draw: rand
         pids = {process.pid for process in started}
         for process in started:
             said = HELD.fullmatch(process.done.err.splitlines()[-1]) if process.done.code else None
-            report.check(process.done.code == 0 or (process.done.code == 2 and said), f"round {number}: {process.done.code} {process.done.err[-400:]}")
+            report.check(
+                process.done.code == 0 or (process.done.code == 2 and said),
+                f"round {number}: {process.done.code} {process.done.err[-400:]}",
+            )
             if said and said[2]:
-                report.check(int(said[2]) in pids - {process.pid} and said[3] == socket.gethostname(), f"round {number}: blames {said[2]}")
-            report.tried["runs: went through" if process.done.code == 0 else f"runs: told {'who is' if said and said[2] else 'that another is'} there"] += 1
+                report.check(
+                    int(said[2]) in pids - {process.pid} and said[3] == socket.gethostname(),
+                    f"round {number}: blames {said[2]}",
+                )
+            report.tried[
+                "runs: went through"
+                if process.done.code == 0
+                else f"runs: told {'who is' if said and said[2] else 'that another is'} there"
+            ] += 1
         report.check(any(one.code == 0 for one in ended), f"round {number}: none went through")
-        report.check(not differing(content(out), expected) and not drafts(out), f"round {number}: {differing(content(out), expected)} {drafts(out)}")
+        report.check(
+            not differing(content(out), expected) and not drafts(out),
+            f"round {number}: {differing(content(out), expected)} {drafts(out)}",
+        )
 
 
 def takeovers(zygote: Zygote, place: Path, report: Report, *, rounds: int, draw: random.Random) -> None:
@@ -117,7 +134,10 @@ def takeovers(zygote: Zygote, place: Path, report: Report, *, rounds: int, draw:
         first.kill(signal.SIGKILL)
         done = zygote.run("compress", "recipe.toml", "--out", "out", cwd=place)
         first.wait()
-        report.check(done.code == 0 and not differing(content(out), expected), f"after a kill, {number}: {done.code} {done.err[-400:]}")
+        report.check(
+            done.code == 0 and not differing(content(out), expected),
+            f"after a kill, {number}: {done.code} {done.err[-400:]}",
+        )
         report.tried["runs: took over from a killed one"] += 1
 
 
@@ -142,14 +162,18 @@ def readers(zygote: Zygote, place: Path, report: Report, *, rounds: int) -> None
                 continue
             with tempfile.TemporaryDirectory() as scratch:
                 model.save(Path(scratch) / "model")
-                report.check(sha256_of(Path(scratch) / "model" / "model.safetensors") in known, "a reader got a mixed model")
+                report.check(
+                    sha256_of(Path(scratch) / "model" / "model.safetensors") in known, "a reader got a mixed model"
+                )
             report.tried["readers: a whole model"] += 1
 
     threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
     for number in range(rounds):
-        done = zygote.run("compress", "recipe.toml", "--out", "out", *(("--until", "1") if number % 2 == 0 else ()), cwd=place)
+        done = zygote.run(
+            "compress", "recipe.toml", "--out", "out", *(("--until", "1") if number % 2 == 0 else ()), cwd=place
+        )
         report.check(done.code == 0, f"replacing a result: {done.err[-400:]}")
     ended.set()
     for thread in threads:
@@ -160,7 +184,9 @@ def saves(zygote: Zygote, place: Path, report: Report, *, rounds: int) -> None:
     """Save four models to one place at the same time."""
     whole: set[str] = set()
     for seed in range(4):
-        code = SAVE.format(model=str(place / "model"), seed=seed, at=0, times=1, path=str(place / f"one-{seed}"), force=False)
+        code = SAVE.format(
+            model=str(place / "model"), seed=seed, at=0, times=1, path=str(place / f"one-{seed}"), force=False
+        )
         assert zygote.run(cwd=place, setup=code).out == "saved\n"
         whole.add(sha256_of(place / f"one-{seed}" / "model.safetensors"))
     for number in range(rounds):
@@ -168,16 +194,26 @@ def saves(zygote: Zygote, place: Path, report: Report, *, rounds: int) -> None:
         target = place / "saved" / "model"
         shutil.rmtree(target.parent, ignore_errors=True)
         at, times = time.time() + 1.0, 10 if force else 1
-        code = [SAVE.format(model=str(place / "model"), seed=seed, at=at, times=times, path=str(target), force=force) for seed in range(4)]
+        code = [
+            SAVE.format(model=str(place / "model"), seed=seed, at=at, times=times, path=str(target), force=force)
+            for seed in range(4)
+        ]
         started = [zygote.start(cwd=place, setup=one) for one in code]
         said = [line for process in started for line in (process.wait().out + process.done.err).splitlines()]
         saved = said.count("saved")
         others = [line for line in said if line != "saved"]
         right = saved == len(said) if force else saved == 1 and all(THERE.fullmatch(line) for line in others)
         report.check(right, f"{'forced' if force else 'plain'} saves, round {number}: {saved} saved, {Counter(others)}")
-        report.check(not artifact.verify(target) and sha256_of(target / "model.safetensors") in whole, f"saves, round {number}: a mixed artifact")
-        report.check(list(target.parent.iterdir()) == [target], f"saves, round {number}: left {list(target.parent.iterdir())}")
-        report.tried["saves: forced, all succeeded" if force else "saves: one succeeded, the others were told"] += len(said)
+        report.check(
+            not artifact.verify(target) and sha256_of(target / "model.safetensors") in whole,
+            f"saves, round {number}: a mixed artifact",
+        )
+        report.check(
+            list(target.parent.iterdir()) == [target], f"saves, round {number}: left {list(target.parent.iterdir())}"
+        )
+        report.tried["saves: forced, all succeeded" if force else "saves: one succeeded, the others were told"] += len(
+            said
+        )
 
 
 def downloads(report: Report, *, rounds: int, draw: random.Random, kill: bool | None = None) -> None:
@@ -200,7 +236,10 @@ def downloads(report: Report, *, rounds: int, draw: random.Random, kill: bool | 
                 again = load(place, hub.address)
             for ended in (*done, again):
                 right = ended.stdout == f"fetched {COMMIT}\n" or ended.returncode == -signal.SIGKILL
-                report.check(right and "Traceback" not in ended.stderr, f"downloads, round {number}: {ended.stdout} {ended.stderr[-400:]}")
+                report.check(
+                    right and "Traceback" not in ended.stderr,
+                    f"downloads, round {number}: {ended.stdout} {ended.stderr[-400:]}",
+                )
                 report.tried["downloads: killed" if ended.returncode else "downloads: complete"] += 1
             found = {file.name for file in place.glob(f"hf/hub/*/snapshots/{COMMIT}/*")}
             report.check(found == wanted, f"downloads, round {number}: {wanted - found} are missing")

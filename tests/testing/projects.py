@@ -15,17 +15,45 @@ HERE = Path(__file__).parent
 # What registry.toml declares of the broken things: project -> kind -> names.
 BROKEN = {
     "zoo-broken": {
-        "compressor": ("fine", "lying", "drawing", "unseeded", "forgetting", "loud", "leaving", "silent", "bare", "late", "undocumented"),
+        "compressor": (
+            "fine",
+            "lying",
+            "drawing",
+            "unseeded",
+            "forgetting",
+            "loud",
+            "leaving",
+            "silent",
+            "bare",
+            "late",
+            "undocumented",
+        ),
         "loss": ("detached", "astray", "mixing", "undefined", "averaged", "dicing"),
         "evaluator": ("measuring", "not-a-number", "outside", "guessing", "meddling", "choosy"),
         "data": ("empty", "anonymous", "unordered", "shuffling"),
         "command": ("wordless", "failing"),
     },
     "zoo-unsound": {
-        "family": ("miscounted", "misplaced", "incomplete", "idling", "wavering", "unsteady", "infinite", "stirring", "counting"),
+        "family": (
+            "miscounted",
+            "misplaced",
+            "incomplete",
+            "idling",
+            "wavering",
+            "unsteady",
+            "infinite",
+            "stirring",
+            "counting",
+        ),
     },
 }
-HOOKS = {"compressor": "compressors", "loss": "losses", "evaluator": "evaluators", "data": "data", "command": "commands"}
+HOOKS = {
+    "compressor": "compressors",
+    "loss": "losses",
+    "evaluator": "evaluators",
+    "data": "data",
+    "command": "commands",
+}
 PARAMS = {"miscounted": 12_345, "idling": 81_118}  # of the models of the broken families; the others have 81,098
 
 
@@ -44,7 +72,18 @@ def written(folder: Path) -> list[Path]:
 
 def installed(projects: list[Path], site: Path) -> None:
     """Install projects with pip into a folder, without network and without the heavy packages, which are there."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(site)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run([*command, *map(str, projects)], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
@@ -62,11 +101,17 @@ def _break(project: Path, things: Mapping[str, tuple[str, ...]]) -> None:
         if kind != "family":
             plugin.append(f"@hookimpl\ndef register_{HOOKS[kind]}(register: Register) -> None:")
         for name in names:
-            plugin.append(f'    register("{name}", "{package.name}.broken:{name if kind == "command" else name.title().replace("-", "")}")')
+            plugin.append(
+                f'    register("{name}", "{package.name}.broken:{name if kind == "command" else name.title().replace("-", "")}")'
+            )
             registry.append(f'[[{kind}]]\nname = "{name}"\nsummary = "Broken on purpose here"\n')
             if kind == "family":
-                registry.append('modality = "vision"\n[[model]]' + model.replace(f'"{stem}-tiny"', f'"{name}-tiny"').replace(f'family = "{stem}"', f'family = "{name}"')
-                                .replace("81_098", str(PARAMS.get(name, 81_098))))  # fmt: skip
+                registry.append(
+                    'modality = "vision"\n[[model]]'
+                    + model.replace(f'"{stem}-tiny"', f'"{name}-tiny"')
+                    .replace(f'family = "{stem}"', f'family = "{name}"')
+                    .replace("81_098", str(PARAMS.get(name, 81_098)))
+                )
     (package / "registry.toml").write_text("\n".join(registry))
     (package / "plugin.py").write_text("\n".join(plugin) + "\n")
 
@@ -75,6 +120,10 @@ def run(code: str, *args: str, site: Path, **env: str) -> subprocess.CompletedPr
     """Run code in a fresh process that sees the installed projects, away from the checkout."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ZOO_", "PYTHONPATH"))}
     return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=600, cwd=site,
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=site,
         env={**inherited, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **env},
-    )  # fmt: skip
+    )

@@ -28,15 +28,26 @@ for kind, where, args, env in json.loads(sys.argv[1]):
         code = int(pytest.main(["-p", "no:cacheprovider", *args]) if kind == "pytest" else main(args))
     print(json.dumps({"code": code, "out": said.getvalue(), "err": wrong.getvalue()}), flush=True)
 """
-ALONE = {"ZOO_PLUGINS": "zoo_compress,zoo-broken,zoo-unsound,out-bare"}  # without our models, which would only take time
+# without our models, which would only take time
+ALONE = {"ZOO_PLUGINS": "zoo_compress,zoo-broken,zoo-unsound,out-bare"}
 
 # What is wrong -> (kind, name of the thing, check, what is said).
 CAUGHT = {
     "an outline that lies": ("compressor", "lying", "estimate", "head.weight (10, 64); the model has it (5, 64)"),
-    "draws from the global state": ("compressor", "drawing", "random state", "changes the global random state of torch"),
+    "draws from the global state": (
+        "compressor",
+        "drawing",
+        "random state",
+        "changes the global random state of torch",
+    ),
     "follows the global state": ("compressor", "drawing", "determinism", "it leaves another model.safetensors"),
     "no seed": ("compressor", "unseeded", "determinism", "it leaves another model.safetensors"),
-    "rebuilds something else": ("compressor", "forgetting", "save and reload", "reloaded in a fresh process, differs in output"),
+    "rebuilds something else": (
+        "compressor",
+        "forgetting",
+        "save and reload",
+        "reloaded in a fresh process, differs in output",
+    ),
     "prints": ("compressor", "loud", "apply", "prints 'halving now' on stdout"),
     "ends the process": ("compressor", "leaving", "apply", "SystemExit(3) was raised (broken.py, line "),
     "an option without description": ("compressor", "silent", "docs", "option by has no description"),
@@ -44,15 +55,35 @@ CAUGHT = {
     "refuses too late": ("compressor", "late", "check", "was refused after it had changed the model"),
     "takes no model": ("compressor", "late", "applies to a model", "refuses every model it was tried on"),
     "no docstring": ("compressor", "undocumented", "docs", "class Undocumented has no docstring"),
-    "wrong parameters": ("model", "miscounted-tiny", "build", "has 81,098 parameters, but registry.toml says params = 12,345"),
+    "wrong parameters": (
+        "model",
+        "miscounted-tiny",
+        "build",
+        "has 81,098 parameters, but registry.toml says params = 12,345",
+    ),
     "parts that do not belong together": ("model", "misplaced-tiny", "anatomy", "exchanged in all its parts"),
-    "blocks left out": ("model", "incomplete-tiny", "anatomy", "no stack is at blocks, where 2 blocks have 83% of the parameters"),
+    "blocks left out": (
+        "model",
+        "incomplete-tiny",
+        "anatomy",
+        "no stack is at blocks, where 2 blocks have 83% of the parameters",
+    ),
     "no gradient": ("model", "idling-tiny", "gradients", "no gradient reaches unused.weight, unused.bias"),
     "generates by chance": ("model", "wavering-tiny", "generate", "wavering-tiny"),
     "initialises by chance": ("model", "unsteady-tiny", "random weights", "head.bias is not the same twice"),
     "not finite": ("model", "infinite-tiny", "forward", "gives values that are not finite"),
-    "sets the global state": ("model", "stirring-tiny", "random state", "running it changes the global random state of torch"),
-    "another in each process": ("model", "counting-tiny", "save and reload", "reloaded in a fresh process, differs in output"),
+    "sets the global state": (
+        "model",
+        "stirring-tiny",
+        "random state",
+        "running it changes the global random state of torch",
+    ),
+    "another in each process": (
+        "model",
+        "counting-tiny",
+        "save and reload",
+        "reloaded in a fresh process, differs in output",
+    ),
     "a loss without gradient": ("loss", "detached", "gradient", "is not differentiated by what the student says"),
     "a loss with another minimum": ("loss", "astray", "minimum", "where student and teacher are the same, and"),
     "a loss that mixes rows": ("loss", "mixing", "chunks", "depends on the rows beside it"),
@@ -74,12 +105,15 @@ CAUGHT = {
 }
 # What fails besides, as it has to.
 FOLLOW = {
-    ("compressor", "bare", "check"), ("compressor", "bare", "applies to a model"),
-    ("model", "infinite-tiny", "generate"), ("model", "infinite-tiny", "random state"),
-}  # fmt: skip
+    ("compressor", "bare", "check"),
+    ("compressor", "bare", "applies to a model"),
+    ("model", "infinite-tiny", "generate"),
+    ("model", "infinite-tiny", "random state"),
+}
 RIGHT = ("fine", "measuring")  # beside what is wrong
 
-CONTRACT = ("loss", "family", "evaluator", "data", "command", "catalogue")  # checked by the command; the compressor by pytest
+# checked by the command; the compressor by pytest
+CONTRACT = ("loss", "family", "evaluator", "data", "command", "catalogue")
 BARE = """
 import torch
 from zoo.hooks import hookimpl
@@ -100,7 +134,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     asked = {
         "own tests": ("pytest", str(folder), [*quiet, "-c", str(folder / "pytest.ini"), *own], {}),
         "pytest": ("pytest", one, ["-rs"], {}),
-        **{f"check {kind}": ("zoo", str(site), ["plugins", "check", f"zoo-{kind}-it", "--json", "-q"], {}) for kind in CONTRACT},
+        **{
+            f"check {kind}": ("zoo", str(site), ["plugins", "check", f"zoo-{kind}-it", "--json", "-q"], {})
+            for kind in CONTRACT
+        },
         "table": ("zoo", str(site), ["plugins", "check", "Zoo_Loss.it", "--only", "chunks"], {}),
         "nothing": ("zoo", str(site), ["plugins", "check", "zoo-loss-it", "--only", "chunk"], {}),
         "broken": ("zoo", str(site), ["plugins", "check", "zoo-broken", "--json"], ALONE),
@@ -142,8 +179,11 @@ def test_every_new_project_keeps_the_contract(kind: str, answers: dict[str, Any]
 def failed(answers: dict[str, Any]) -> dict[tuple[str, str, str], str]:
     """(kind, name without its plugin, check) -> what is said, of every check that failed in the broken projects."""
     everything = {**results(answers["broken"]), **results(answers["unsound"])}
-    return {(kind, name.partition(" on ")[0].partition(":")[2], check): one["reason"]
-            for (kind, name, check), one in everything.items() if one["result"] == "failed"}  # fmt: skip
+    return {
+        (kind, name.partition(" on ")[0].partition(":")[2], check): one["reason"]
+        for (kind, name, check), one in everything.items()
+        if one["result"] == "failed"
+    }
 
 
 @pytest.mark.parametrize("what", CAUGHT)
@@ -164,9 +204,14 @@ def test_nothing_else_fails(answers: dict[str, Any]):
 
 
 def test_a_plugin_that_says_nothing_of_itself_is_caught(answers: dict[str, Any]):
-    found = {check: one["reason"] for (_, _, check), one in results(answers["bare"]).items() if one["result"] == "failed"}
+    found = {
+        check: one["reason"] for (_, _, check), one in results(answers["bare"]).items() if one["result"] == "failed"
+    }
     assert found["declarations"] == "registry.toml declares nothing: add a [[model]], a [[compressor]], ..."
-    assert found["import"] == "out_bare.plugin imports torch at once; register names as texts, and import inside what they name"
+    assert (
+        found["import"]
+        == "out_bare.plugin imports torch at once; register names as texts, and import inside what they name"
+    )
     assert found["docs"].startswith("distribution out-bare names no licence; add license = ")
 
 

@@ -39,9 +39,14 @@ def test_it_says_what_it_wrote_and_what_to_type(capsys: pytest.CaptureFixture[st
     assert new("zoo-thing") == 0
     said, wrong = capsys.readouterr()
     assert said.splitlines()[0] == "Wrote 9 files into zoo-thing:"
-    assert said.endswith("\nNext:\n  cd zoo-thing\n  pip install -e .\n  pytest\n  zoo plugins check zoo-thing\n") and not wrong
+    assert (
+        said.endswith("\nNext:\n  cd zoo-thing\n  pip install -e .\n  pytest\n  zoo plugins check zoo-thing\n")
+        and not wrong
+    )
     listed = {line.strip() for line in said.splitlines()[1:10]}
-    assert listed == {file.relative_to("zoo-thing").as_posix() for file in Path("zoo-thing").rglob("*") if file.is_file()}
+    assert listed == {
+        file.relative_to("zoo-thing").as_posix() for file in Path("zoo-thing").rglob("*") if file.is_file()
+    }
     assert [place.name for place in tmp_path.iterdir()] == ["zoo-thing"], "nothing is left beside it"
 
 
@@ -49,13 +54,17 @@ def test_it_says_what_it_wrote_and_what_to_type(capsys: pytest.CaptureFixture[st
 def test_what_it_writes_is_declared_and_passes_ruff(kinds: list[str]):
     assert new("zoo-thing", *(part for kind in kinds for part in ("--kind", kind)), "--out", "made") == 0
     about = tomllib.loads(Path("made/pyproject.toml").read_text())
-    assert about["project"]["name"] == "zoo-thing" and about["tool"]["pytest"]["ini_options"]["zoo_plugin"] == "zoo-thing"
+    assert (
+        about["project"]["name"] == "zoo-thing" and about["tool"]["pytest"]["ini_options"]["zoo_plugin"] == "zoo-thing"
+    )
     assert ("zoo" in about["project"]["entry-points"]) == (kinds != ["catalogue"])
     found = read(Path("made/zoo_thing/registry.toml"), plugin="zoo-thing")
     declared = {name.kind for name in found.names} | ({"catalogue"} if "catalogue" in kinds else set())
     assert declared == set(kinds) and len(found.models) == len({"family", "catalogue"} & set(kinds))
     for command in (("check",), ("format", "--check")):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", "made"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "made"], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout
 
 
@@ -70,16 +79,28 @@ def test_no_placeholder_is_left():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("zoo thing!", "'zoo thing!' is no name of a distribution: letters, digits, '.', '_' and '-', with a letter or digit at both ends. Take 'zoo-thing'."),
+        (
+            "zoo thing!",
+            "'zoo thing!' is no name of a distribution: letters, digits, '.', '_' and '-', with a letter or digit at both ends. Take 'zoo-thing'.",
+        ),
         ("-thing", "with a letter or digit at both ends. Take 'thing'."),
         ("größe", "Take 'gr-e'."),
         ("../up", "Take 'up'."),
-        ("3d-things", "'3d-things' would need a package called '3d_things', which Python does not take. Take 'zoo-3d-things'."),
+        (
+            "3d-things",
+            "'3d-things' would need a package called '3d_things', which Python does not take. Take 'zoo-3d-things'.",
+        ),
         ("lambda", "'lambda' would need a package called 'lambda', which Python does not take. Take 'zoo-lambda'."),
         ("ZOO-slm", "A plugin called 'zoo_slm' is installed already; choose another name, such as 'ZOO-slm-2'."),
         ("zoo", "A plugin called 'zoo' is installed already; choose another name, such as 'zoo-2'."),
-        ("torch", "A package called 'torch' is there already, and would be hidden; choose another name, such as 'zoo-torch'."),
-        ("json", "A package called 'json' is there already, and would be hidden; choose another name, such as 'zoo-json'."),
+        (
+            "torch",
+            "A package called 'torch' is there already, and would be hidden; choose another name, such as 'zoo-torch'.",
+        ),
+        (
+            "json",
+            "A package called 'json' is there already, and would be hidden; choose another name, such as 'zoo-json'.",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_is_refused_with_another(name: str, said: str, capsys: pytest.CaptureFixture[str]):

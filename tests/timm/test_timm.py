@@ -33,7 +33,13 @@ TRAINING = {"steps": 2, "batch": 2, "warmup": 1}
 def noise(count: int = 16, *, classes: int = 10, seed: int = 0) -> Dataset:
     draw = np.random.default_rng(seed)
     images = draw.integers(0, 256, (count, 20, 24, 3), dtype=np.uint8)
-    return Dataset("noise", [Sample({"image": one, "label": i % classes, "text": str(i % classes)}, f"noise:{i}") for i, one in enumerate(images)])
+    return Dataset(
+        "noise",
+        [
+            Sample({"image": one, "label": i % classes, "text": str(i % classes)}, f"noise:{i}")
+            for i, one in enumerate(images)
+        ],
+    )
 
 
 def context(start: Model) -> Context:
@@ -62,12 +68,15 @@ def test_a_name_beyond_the_catalogue_is_known_without_importing_timm():
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("timm:resnt18", "timm has no architecture 'resnt18'. Did you mean 'resnet18'?"),
-     ("timm:resnet18.a9", "timm has no weights 'resnet18.a9'. Did you mean 'resnet18.a"),
-     ("timm:", "'timm:' names no model: write timm:NAME, or timm:NAME?argument=value."),
-     ("timm:../x", "'timm:../x' names no model"), ("timm:resnet18?x", "'x' is not of the form argument=value"),
-     ("tim:resnet18", "No model named 'tim:resnet18'.")],
-)  # fmt: skip
+    [
+        ("timm:resnt18", "timm has no architecture 'resnt18'. Did you mean 'resnet18'?"),
+        ("timm:resnet18.a9", "timm has no weights 'resnet18.a9'. Did you mean 'resnet18.a"),
+        ("timm:", "'timm:' names no model: write timm:NAME, or timm:NAME?argument=value."),
+        ("timm:../x", "'timm:../x' names no model"),
+        ("timm:resnet18?x", "'x' is not of the form argument=value"),
+        ("tim:resnet18", "No model named 'tim:resnet18'."),
+    ],
+)
 def test_a_wrong_name_is_one_sentence(name: str, sentence: str):
     with pytest.raises(UnknownName) as caught:
         zoo.load(name, weights="random")
@@ -91,7 +100,10 @@ def test_two_families_with_one_prefix_name_both_sides(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.refresh()
     try:
-        assert plugins.find("zzz_mine").fault == "prefix 'timm' is already declared by plugin zoo_timm; zzz_mine's is reached as 'zzz_mine:timm'."
+        assert (
+            plugins.find("zzz_mine").fault
+            == "prefix 'timm' is already declared by plugin zoo_timm; zzz_mine's is reached as 'zzz_mine:timm'."
+        )
         assert catalog.info("timm:resnet18").family == "timm"
     finally:
         monkeypatch.undo()
@@ -107,8 +119,14 @@ def test_imagenet_models_name_their_classes():
 
 # --- anatomy ----------------------------------------------------------------------------------------------------------
 
-HEADED = ["vit_tiny_patch16_224", "deit_small_distilled_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_dinov2",
-          "vit_base_patch16_siglip_224", "vit_intern300m_patch14_448"]  # fmt: skip
+HEADED = [
+    "vit_tiny_patch16_224",
+    "deit_small_distilled_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_small_patch14_dinov2",
+    "vit_base_patch16_siglip_224",
+    "vit_intern300m_patch14_448",
+]
 
 
 @pytest.mark.parametrize("name", HEADED)
@@ -179,14 +197,21 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 tensor.add_(torch.rand(tensor.shape) / 10) if tensor.is_floating_point() else tensor
-        save_for_hf(module, path, safe_serialization=True, model_args=arguments,
-                    model_config={"label_names": [f"kind {i}" for i in range(7)]})  # fmt: skip
+        save_for_hf(
+            module,
+            path,
+            safe_serialization=True,
+            model_args=arguments,
+            model_config={"label_names": [f"kind {i}" for i in range(7)]},
+        )
         made[name] = path, module
     return made
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
-def test_a_checkpoint_that_timm_wrote_gives_timms_outputs(name: str, theirs: dict[str, tuple[Path, Any]], tmp_path: Path):
+def test_a_checkpoint_that_timm_wrote_gives_timms_outputs(
+    name: str, theirs: dict[str, tuple[Path, Any]], tmp_path: Path
+):
     path, module = theirs[name]
     model = zoo.load(path)
     batch = model.family.example(model)["images"]
@@ -211,12 +236,25 @@ def test_half_precision_stays_as_it_is_stored(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
-    [(lambda p: (p / "model.safetensors").unlink(), "holds no model.safetensors; pickled weights and other formats are not read."),
-     (lambda p: (p / "config.json").write_text('{"architecture": "resnet10t", "model_args": 3}'), "is not a timm config"),
-     (lambda p: (p / "config.json").write_text('{"architecture": "resnet10t", "num_classes": 5}'), "'fc.weight' has shape (7, 512), the model expects (5, 512)"),
-     (lambda p: (p / "model.safetensors").write_bytes(b"x" * 100), "is damaged")],
-)  # fmt: skip
-def test_a_damaged_checkpoint_is_one_sentence(theirs: dict[str, tuple[Path, Any]], tmp_path: Path, damage: Any, sentence: str):
+    [
+        (
+            lambda p: (p / "model.safetensors").unlink(),
+            "holds no model.safetensors; pickled weights and other formats are not read.",
+        ),
+        (
+            lambda p: (p / "config.json").write_text('{"architecture": "resnet10t", "model_args": 3}'),
+            "is not a timm config",
+        ),
+        (
+            lambda p: (p / "config.json").write_text('{"architecture": "resnet10t", "num_classes": 5}'),
+            "'fc.weight' has shape (7, 512), the model expects (5, 512)",
+        ),
+        (lambda p: (p / "model.safetensors").write_bytes(b"x" * 100), "is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(
+    theirs: dict[str, tuple[Path, Any]], tmp_path: Path, damage: Any, sentence: str
+):
     for file in theirs["resnet10t"][0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damage(tmp_path)
@@ -242,12 +280,20 @@ CASES: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
     "vit: blocks": (VIT, [("inherit", {"target": "vision", "layers": "every:2"})]),
     "vit: influential blocks": (VIT, [("inherit", {"target": "vision", "layers": "influence:2", "samples": 4})]),
     "vit: factors": (VIT, [("lowrank.svd", {"target": "vision", "ratio": 0.5, "samples": 4})]),
-    "vit: chain": (VIT, [("inherit", {"target": "vision", "layers": "first:3"}), CUT, ("share.ffn", {"target": "vision"}),
-                         ("distill", TRAINING), ("quantize.int8", {})]),
+    "vit: chain": (
+        VIT,
+        [
+            ("inherit", {"target": "vision", "layers": "first:3"}),
+            CUT,
+            ("share.ffn", {"target": "vision"}),
+            ("distill", TRAINING),
+            ("quantize.int8", {}),
+        ],
+    ),
     "resnet: channels": (RESNET, [("prune.structured", {"ratio": 0.5})]),
     "convnext: channels": (CONVNEXT, [("prune.structured", {"ratio": 0.5})]),
     "convnext: chain": (CONVNEXT, [("prune.structured", {"ratio": 0.25}), ("distill", TRAINING), ("quantize.nf4", {})]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +311,9 @@ def test_every_case_is_estimated_exactly_and_reloads_bit_identically(finished: d
     check_exact_reload([*finished.values()], tmp_path)
 
 
-@pytest.mark.parametrize("case", ["vit: ffn and heads", "vit: width", "vit: blocks", "resnet: channels", "convnext: channels"])
+@pytest.mark.parametrize(
+    "case", ["vit: ffn and heads", "vit: width", "vit: blocks", "resnet: channels", "convnext: channels"]
+)
 def test_pruning_makes_it_smaller_and_it_still_runs(case: str, finished: dict[str, Model]):
     start = zoo.load(CASES[case][0], device="meta")
     assert finished[case].params < 0.9 * start.params
@@ -288,7 +336,9 @@ def test_removing_heads_and_channels_equals_zeroing_them(vit: Model):
 def test_what_timm_can_build_it_also_loads(finished: dict[str, Model], tmp_path: Path):
     """Fewer blocks and narrower FFNs are arguments of timm's; a head less is not, and the card says so."""
     start = zoo.load(VIT, weights="random")
-    narrow = check_estimate(finished["vit: blocks"], "prune.structured", {"target": "vision", "ffn": 96}, context(start))
+    narrow = check_estimate(
+        finished["vit: blocks"], "prune.structured", {"target": "vision", "ffn": 96}, context(start)
+    )
     path = narrow.save(tmp_path / "narrow")
     plain = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     batch = narrow.family.example(narrow)["images"]
@@ -303,11 +353,24 @@ def test_what_timm_can_build_it_also_loads(finished: dict[str, Model], tmp_path:
 
 @pytest.mark.parametrize(
     ("name", "use", "options", "sentence"),
-    [(RESNET, "inherit", {"target": "all", "layers": "first:1"}, "inherit keeps or drops blocks, and 'all' has none"),
-     (RESNET, "share.ffn", {"target": "all"}, "share.ffn"), (RESNET, "prune.structured", {"ffn": 0.5}, "give ratio instead of ffn"),
-     (VIT, "inherit", {"layers": "first:1"}, "No part of the model is called 'language'. Parts: vision, patch_embed, head"),
-     (VIT, "vocabulary.bpe", {}, "(vision) has no token vocabulary")],
-)  # fmt: skip
+    [
+        (
+            RESNET,
+            "inherit",
+            {"target": "all", "layers": "first:1"},
+            "inherit keeps or drops blocks, and 'all' has none",
+        ),
+        (RESNET, "share.ffn", {"target": "all"}, "share.ffn"),
+        (RESNET, "prune.structured", {"ffn": 0.5}, "give ratio instead of ffn"),
+        (
+            VIT,
+            "inherit",
+            {"layers": "first:1"},
+            "No part of the model is called 'language'. Parts: vision, patch_embed, head",
+        ),
+        (VIT, "vocabulary.bpe", {}, "(vision) has no token vocabulary"),
+    ],
+)
 def test_what_does_not_apply_is_refused(name: str, use: str, options: dict[str, Any], sentence: str):
     start = zoo.load(name, weights="random")
     assert sentence in check_refuses(start, use, options, context(start))
@@ -320,7 +383,10 @@ def test_random_weights_are_timms_own_initialisation(vit: Model):
     with random_state_kept("loading"):
         again = zoo.load(VIT, weights="random")
     assert torch.equal(logits(again), logits(vit))
-    assert abs(float(vit.module.blocks[0].attn.qkv.weight.detach().std()) - 0.02) < 0.002 and not vit.module.head.bias.any()
+    assert (
+        abs(float(vit.module.blocks[0].attn.qkv.weight.detach().std()) - 0.02) < 0.002
+        and not vit.module.head.bias.any()
+    )
     assert float(vit.module.blocks[0].norm1.weight.detach().min()) == 1
 
 
@@ -332,8 +398,14 @@ def test_a_compressed_architecture_is_drawn_anew(case: str, finished: dict[str, 
     done = finished[case]
     lineage = tuple(stage for stage in done.lineage if not stage.use.startswith("quantize"))
     drawn = build_random(done.family, done.spec, lineage=lineage)
-    assert logits(drawn).isfinite().all() and torch.equal(logits(drawn), logits(build_random(done.family, done.spec, lineage=lineage)))
-    sizes = {name: float(tensor.detach().float().std()) for name, tensor in drawn.tensors().items() if tensor.dim() == 4 and tensor.numel() > 100}
+    assert logits(drawn).isfinite().all() and torch.equal(
+        logits(drawn), logits(build_random(done.family, done.spec, lineage=lineage))
+    )
+    sizes = {
+        name: float(tensor.detach().float().std())
+        for name, tensor in drawn.tensors().items()
+        if tensor.dim() == 4 and tensor.numel() > 100
+    }
     assert all(0.001 < size < 1 for size in sizes.values()), sizes
 
 
@@ -351,10 +423,14 @@ def test_records_become_labelled_images(vit: Model):
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
-    [({"text": "3"}, "x:1: no field 'image'; timm:vit_tiny"), ({"image": 0, "label": 10}, "x:1: label 10 is none of the classes 0 to 9."),
-     ({"image": 0, "label": -1}, "x:1: label -1"), ({"image": 0, "text": "cat"}, "x:1: 'cat' is none of the 10 classes."),
-     ({"image": 0, "label": 1.5}, "x:1: label 1.5")],
-)  # fmt: skip
+    [
+        ({"text": "3"}, "x:1: no field 'image'; timm:vit_tiny"),
+        ({"image": 0, "label": 10}, "x:1: label 10 is none of the classes 0 to 9."),
+        ({"image": 0, "label": -1}, "x:1: label -1"),
+        ({"image": 0, "text": "cat"}, "x:1: 'cat' is none of the 10 classes."),
+        ({"image": 0, "label": 1.5}, "x:1: label 1.5"),
+    ],
+)
 def test_a_wrong_record_is_named(vit: Model, fields: dict[str, Any], sentence: str):
     with pytest.raises(DataError) as caught:
         vit.family.windows(vit, Dataset("x", [Sample({"text": "", **fields}, "x:1")]), length=1)
@@ -366,16 +442,24 @@ def test_teachers_must_know_the_same_classes(vit: Model):
     assert vit.family.comparable(vit, vit) == ""
     assert "10 classes and 3" in vit.family.comparable(vit, other)
     with pytest.raises(Refused, match="10 classes and 3"):
-        vit.copy().apply(registry.compressor("distill"), registry.compressor("distill").Options(**TRAINING),
-                         Context(data={"train": noise()}, load=lambda _: other))  # fmt: skip
+        vit.copy().apply(
+            registry.compressor("distill"),
+            registry.compressor("distill").Options(**TRAINING),
+            Context(data={"train": noise()}, load=lambda _: other),
+        )
 
 
 def test_training_learns_to_tell_two_colours():
     """Cross-entropy as it is: 40 steps take a random ViT from chance to certainty; kl then moves it to a teacher."""
     start = zoo.load(VIT.replace("num_classes=10", "num_classes=2"), weights="random")
     draw = np.random.default_rng(0)
-    images = [np.clip(draw.normal((60, 60, 200) if i % 2 else (200, 60, 60), 40, (16, 16, 3)), 0, 255).astype(np.uint8) for i in range(64)]
-    data = Dataset("colours", [Sample({"image": one, "label": i % 2, "text": "x"}, f"c:{i}") for i, one in enumerate(images)])
+    images = [
+        np.clip(draw.normal((60, 60, 200) if i % 2 else (200, 60, 60), 40, (16, 16, 3)), 0, 255).astype(np.uint8)
+        for i in range(64)
+    ]
+    data = Dataset(
+        "colours", [Sample({"image": one, "label": i % 2, "text": "x"}, f"c:{i}") for i, one in enumerate(images)]
+    )
     model, curves = start.copy(), Context(data={"train": data})
     compressor = registry.compressor("train")
     model.apply(compressor, compressor.Options(steps=40, batch=8, lr=1e-3), curves)
@@ -407,10 +491,14 @@ def test_the_likeliest_classes_are_the_answer(vit: Model, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({}, "classifies images, and there is none"), ({"images": []}, "classifies images, and there is none"),
-     ({"images": ["no.png"]}, "no.png does not exist"), ({"images": [np.zeros((2, 2), np.uint8)], "temperature": 1}, "'temperature' is not an option"),
-     ({"images": [np.zeros((2, 2), np.uint8)], "count": 0}, "count = 0")],
-)  # fmt: skip
+    [
+        ({}, "classifies images, and there is none"),
+        ({"images": []}, "classifies images, and there is none"),
+        ({"images": ["no.png"]}, "no.png does not exist"),
+        ({"images": [np.zeros((2, 2), np.uint8)], "temperature": 1}, "'temperature' is not an option"),
+        ({"images": [np.zeros((2, 2), np.uint8)], "count": 0}, "count = 0"),
+    ],
+)
 def test_a_wrong_request_is_one_sentence(vit: Model, options: dict[str, Any], sentence: str):
     with pytest.raises(RequestError, match=sentence):
         vit.generate(**options)

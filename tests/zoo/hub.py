@@ -62,10 +62,17 @@ class _Handler(BaseHTTPRequestHandler):
             content = json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": []}).encode()
         elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
             files = [f for f in sorted(self.server.folder.rglob("*")) if f.is_file()]
-            content = json.dumps([
-                {"type": "file", "path": f.relative_to(self.server.folder).as_posix(), "size": f.stat().st_size, "oid": _oid(f)}
-                for f in files
-            ]).encode()  # fmt: skip
+            content = json.dumps(
+                [
+                    {
+                        "type": "file",
+                        "path": f.relative_to(self.server.folder).as_posix(),
+                        "size": f.stat().st_size,
+                        "oid": _oid(f),
+                    }
+                    for f in files
+                ]
+            ).encode()
         elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/") and file.is_file():
             content = file.read_bytes()
         else:

@@ -53,7 +53,9 @@ def test_all_is_every_stack_and_layer() -> None:
 
 
 def test_a_target_of_several_stacks_has_no_single_one() -> None:
-    with pytest.raises(RequestError, match=r"'unet.down' takes in 2 stacks of blocks; name one of unet.down.0, unet.down.1"):
+    with pytest.raises(
+        RequestError, match=r"'unet.down' takes in 2 stacks of blocks; name one of unet.down.0, unet.down.1"
+    ):
         _ = UNET.select("unet.down").stack
     with pytest.raises(RequestError, match="'decoder' has no stack of blocks"):
         _ = UNET.select("decoder").stack

@@ -72,12 +72,22 @@ def test_models_filters(site: Path):
     assert {"small", "large"} <= {spec.name for spec in zoo.models(modality="text", family="llama")}
     assert zoo.models(modality="smell") == []
     assert {spec.name for spec in zoo.models(license="MIT-0", max_params=1_000)} == {"small"}
-    assert {"slimlm-270m", "smollm2-135m"} & {spec.name for spec in zoo.models(max_params="1B")} == {"smollm2-135m"}  # unknown is not few
+    # unknown is not few
+    assert {"slimlm-270m", "smollm2-135m"} & {spec.name for spec in zoo.models(max_params="1B")} == {"smollm2-135m"}
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1.5B", 1_500_000_000), ("135M", 135_000_000), ("7k", 7_000), ("12", 12), ("1_000", 1_000), (5, 5), ("2 ", 2), (1e7, 10_000_000)],
+    [
+        ("1.5B", 1_500_000_000),
+        ("135M", 135_000_000),
+        ("7k", 7_000),
+        ("12", 12),
+        ("1_000", 1_000),
+        (5, 5),
+        ("2 ", 2),
+        (1e7, 10_000_000),
+    ],
 )
 def test_parse_count(text: str | float, expected: int):
     assert parse_count(text) == expected
@@ -112,41 +122,65 @@ API = 'api = ">=1,<2"\n'
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (GOOD + 'licence = "MIT"\n',
-         "registry.toml, [[model]] 1 (m): 'licence' is not a key. Did you mean 'license'? Keys: name, family, "
-         "modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged, "
-         "params_non_embedding, unknown."),
-        (GOOD.replace("params = 1", ""),
-         "registry.toml, [[model]] 1 (m): 'params' is missing. Needed keys: name, family, modality, task, params, "
-         "license, summary."),
-        (GOOD.replace("params = 1", 'params = "1"'),
-         "registry.toml, [[model]] 1 (m): params must be a whole number from 0 to 2**63 - 1, not '1'."),
-        (GOOD.replace("params = 1", "params = true"),
-         "registry.toml, [[model]] 1 (m): params must be a whole number from 0 to 2**63 - 1, not True."),
-        (GOOD.replace('name = "m"', 'name = "a b"'),
-         "registry.toml, [[model]] 1: name must be at most 200 letters, digits, '.', '_' and '-', beginning with a "
-         "letter or digit, not 'a b'."),
-        (GOOD + 'packaged = "../elsewhere"\n',
-         "registry.toml, [[model]] 1 (m): packaged must be a relative folder inside the plugin's package, "
-         "not '../elsewhere'."),
-        (GOOD + 'dtype = "fp8"\n',
-         "registry.toml, [[model]] 1 (m): dtype must be one of float64, float32, bfloat16, float16, not 'fp8'."),
+        (
+            GOOD + 'licence = "MIT"\n',
+            "registry.toml, [[model]] 1 (m): 'licence' is not a key. Did you mean 'license'? Keys: name, family, "
+            "modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged, "
+            "params_non_embedding, unknown.",
+        ),
+        (
+            GOOD.replace("params = 1", ""),
+            "registry.toml, [[model]] 1 (m): 'params' is missing. Needed keys: name, family, modality, task, params, "
+            "license, summary.",
+        ),
+        (
+            GOOD.replace("params = 1", 'params = "1"'),
+            "registry.toml, [[model]] 1 (m): params must be a whole number from 0 to 2**63 - 1, not '1'.",
+        ),
+        (
+            GOOD.replace("params = 1", "params = true"),
+            "registry.toml, [[model]] 1 (m): params must be a whole number from 0 to 2**63 - 1, not True.",
+        ),
+        (
+            GOOD.replace('name = "m"', 'name = "a b"'),
+            "registry.toml, [[model]] 1: name must be at most 200 letters, digits, '.', '_' and '-', beginning with a "
+            "letter or digit, not 'a b'.",
+        ),
+        (
+            GOOD + 'packaged = "../elsewhere"\n',
+            "registry.toml, [[model]] 1 (m): packaged must be a relative folder inside the plugin's package, "
+            "not '../elsewhere'.",
+        ),
+        (
+            GOOD + 'dtype = "fp8"\n',
+            "registry.toml, [[model]] 1 (m): dtype must be one of float64, float32, bfloat16, float16, not 'fp8'.",
+        ),
         (GOOD + GOOD, "registry.toml, [[model]] 2 (m): [[model]] 1 has the same name 'm'; a name occurs once."),
-        (GOOD.replace("[[model]]", "[[modle]]"),
-         "registry.toml: 'modle' is not a table. Did you mean 'model'? Tables: model, family, compressor, loss, "
-         "evaluator, data, command."),
+        (
+            GOOD.replace("[[model]]", "[[modle]]"),
+            "registry.toml: 'modle' is not a table. Did you mean 'model'? Tables: model, family, compressor, loss, "
+            "evaluator, data, command.",
+        ),
         ("[model]\nname = 'm'\n", "registry.toml: 'model' must be written as [[model]], one for each model."),
-        ("[[compressor]]\nname = 'c'\n",
-         "registry.toml, [[compressor]] 1 (c): 'summary' is missing. Needed keys: name, summary."),
-        ("[[compressor]]\nname = 'c'\nsummary = 's'\nneeds = 'torchao'\n",
-         "registry.toml, [[compressor]] 1 (c): needs must be a list of texts, such as [\"torchao\"], each one line of 1 "
-         "to 500 printable characters, not 'torchao'."),
-        ("[[family]]\nname = 'f'\nsummary = 's'\n",
-         "registry.toml, [[family]] 1 (f): 'modality' is missing. Needed keys: name, summary, modality."),
-        ("[[model]\n",
-         "registry.toml is not valid TOML: Expected ']]' at the end of an array declaration (at line 2, column 8)."),
+        (
+            "[[compressor]]\nname = 'c'\n",
+            "registry.toml, [[compressor]] 1 (c): 'summary' is missing. Needed keys: name, summary.",
+        ),
+        (
+            "[[compressor]]\nname = 'c'\nsummary = 's'\nneeds = 'torchao'\n",
+            'registry.toml, [[compressor]] 1 (c): needs must be a list of texts, such as ["torchao"], each one line of 1 '
+            "to 500 printable characters, not 'torchao'.",
+        ),
+        (
+            "[[family]]\nname = 'f'\nsummary = 's'\n",
+            "registry.toml, [[family]] 1 (f): 'modality' is missing. Needed keys: name, summary, modality.",
+        ),
+        (
+            "[[model]\n",
+            "registry.toml is not valid TOML: Expected ']]' at the end of an array declaration (at line 2, column 8).",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_registry_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str):
     assert fault_of(tmp_path, text) == sentence
 
@@ -154,7 +188,9 @@ def test_a_wrong_registry_is_refused_in_one_sentence(tmp_path: Path, text: str, 
 RANGE = 'the range of plugin API versions it is made for, such as ">=1,<2"'
 LINE = "one line of 1 to 500 printable characters"
 INSIDE = "packaged must be a relative folder inside the plugin's package, not"
-MARKS = 'recognises must be a list of files, each with a key in it or without, such as ["config.json:architecture"], not'
+MARKS = (
+    'recognises must be a list of files, each with a key in it or without, such as ["config.json:architecture"], not'
+)
 JSON = "config must be a table of values that JSON can hold, not nested deeper than 20, not"
 FAMILY = "[[family]]\nname = 'f'\nsummary = 's'\nmodality = 'text'\n"
 
@@ -164,38 +200,92 @@ FAMILY = "[[family]]\nname = 'f'\nsummary = 's'\nmodality = 'text'\n"
     [
         (GOOD + "params = 2\n", "registry.toml is not valid TOML: Cannot overwrite a value (at line 11, column 11)."),
         ("a = " + "[" * 5000, "registry.toml is nested too deeply to be read."),
-        ("a" + ".a" * 5000 + " = 1", "registry.toml, line 2: more than 200 dots in one line; write long lists over several lines."),
-        ("a = 1" + "0" * 5000, "registry.toml is not valid TOML: Exceeds the limit (4300 digits) for integer string conversion: "
-         "value has 5001 digits; use sys.set_int_max_str_digits() to increase the limit."),
+        (
+            "a" + ".a" * 5000 + " = 1",
+            "registry.toml, line 2: more than 200 dots in one line; write long lists over several lines.",
+        ),
+        (
+            "a = 1" + "0" * 5000,
+            "registry.toml is not valid TOML: Exceeds the limit (4300 digits) for integer string conversion: "
+            "value has 5001 digits; use sys.set_int_max_str_digits() to increase the limit.",
+        ),
         ("[model]\n[[model]]\n", "registry.toml is not valid TOML: Cannot overwrite a value (at line 3, column 8)."),
-        ('"\\u001b[2J" = 1', r"registry.toml: '\x1b[2J' is not a table. Tables: model, family, compressor, loss, evaluator, data, command."),
-        (GOOD.replace("Made up for a test", r"\u001b[31mred"),
-         rf"registry.toml, [[model]] 1 (m): summary must be {LINE}, not '\x1b[31mred'."),
-        (GOOD.replace("Made up for a test", r"one\ntwo"), rf"registry.toml, [[model]] 1 (m): summary must be {LINE}, not 'one\ntwo'."),
-        (GOOD.replace("Made up for a test", "x" * 501),
-         f"registry.toml, [[model]] 1 (m): summary must be {LINE}, not '{'x' * 76}...."),
-        (GOOD.replace('"MIT"', r'"\u202eTIM"'), rf"registry.toml, [[model]] 1 (m): license must be {LINE}, not '\u202eTIM'."),
-        (GOOD.replace("params = 1", "params = 0x" + "f" * 16), "registry.toml, [[model]] 1 (m): params must be a whole number from 0 to "
-         "2**63 - 1, not 18446744073709551615."),
-        (GOOD.replace('"m"', f'"{"m" * 201}"'), "registry.toml, [[model]] 1: name must be at most 200 letters, digits, '.', '_' and '-', "
-         f"beginning with a letter or digit, not '{'m' * 76}...."),
-        (GOOD.replace('"llama"', '"a:b:c"'), "registry.toml, [[model]] 1 (m): family must be a name or 'plugin:name': at most 200 letters, "
-         "digits, '.', '_' and '-', beginning with a letter or digit, not 'a:b:c'."),
-        *((GOOD + f"packaged = {folder!r}\n", f"registry.toml, [[model]] 1 (m): {INSIDE} {folder!r}.")
-          for folder in ("../x", "/etc", "a/../../b", "a//b", "./a", ".", "C:/x", "a*", "..")),
-        (GOOD + "[model.sha256]\n'a.bin' = 'abc'\n", "registry.toml, [[model]] 1 (m): sha256 must be a table of file names, each with a "
-         "hash of 64 lower-case hexadecimal digits, not {'a.bin': 'abc'}."),
-        *((GOOD + f"[model.sha256]\n'{name}' = '{'0' * 64}'\n", "registry.toml, [[model]] 1 (m): sha256 must be a table of file names "
-           f"that stay inside the repository, not {{'{name}': '{'0' * 64}'}}.") for name in ("../x", "/x")),
-        *((GOOD + f"[model.config]\nx = {value}\n", f"registry.toml, [[model]] 1 (m): {JSON} {shown}.")
-          for value, shown in (("nan", "{'x': nan}"), ("-inf", "{'x': -inf}"), ("2020-01-01", "{'x': datetime.date(2020, 1, 1)}"),
-                               ("9223372036854775808", "{'x': 9223372036854775808}"), ("[" * 21 + "]" * 21, "{'x': " + "[" * 21 + "]" * 21 + "}"))),
-        *((FAMILY + f"recognises = [{mark!r}]\n", f"registry.toml, [[family]] 1 (f): {MARKS} [{mark!r}].")
-          for mark in ("../../etc/passwd:key", "/dev/zero", "*.json", "a.json:", ":key", "conf[ig].json:x")),
-        *((FAMILY + f"needs = {value}\n", f"registry.toml, [[family]] 1 (f): needs must be a list of texts, such as [\"torchao\"], each {LINE}, "
-           f"not {shown}.") for value, shown in (("'torch'", "'torch'"), ("[1]", "[1]"), ("['']", "['']"))),
+        (
+            '"\\u001b[2J" = 1',
+            r"registry.toml: '\x1b[2J' is not a table. Tables: model, family, compressor, loss, evaluator, data, command.",
+        ),
+        (
+            GOOD.replace("Made up for a test", r"\u001b[31mred"),
+            rf"registry.toml, [[model]] 1 (m): summary must be {LINE}, not '\x1b[31mred'.",
+        ),
+        (
+            GOOD.replace("Made up for a test", r"one\ntwo"),
+            rf"registry.toml, [[model]] 1 (m): summary must be {LINE}, not 'one\ntwo'.",
+        ),
+        (
+            GOOD.replace("Made up for a test", "x" * 501),
+            f"registry.toml, [[model]] 1 (m): summary must be {LINE}, not '{'x' * 76}....",
+        ),
+        (
+            GOOD.replace('"MIT"', r'"\u202eTIM"'),
+            rf"registry.toml, [[model]] 1 (m): license must be {LINE}, not '\u202eTIM'.",
+        ),
+        (
+            GOOD.replace("params = 1", "params = 0x" + "f" * 16),
+            "registry.toml, [[model]] 1 (m): params must be a whole number from 0 to "
+            "2**63 - 1, not 18446744073709551615.",
+        ),
+        (
+            GOOD.replace('"m"', f'"{"m" * 201}"'),
+            "registry.toml, [[model]] 1: name must be at most 200 letters, digits, '.', '_' and '-', "
+            f"beginning with a letter or digit, not '{'m' * 76}....",
+        ),
+        (
+            GOOD.replace('"llama"', '"a:b:c"'),
+            "registry.toml, [[model]] 1 (m): family must be a name or 'plugin:name': at most 200 letters, "
+            "digits, '.', '_' and '-', beginning with a letter or digit, not 'a:b:c'.",
+        ),
+        *(
+            (GOOD + f"packaged = {folder!r}\n", f"registry.toml, [[model]] 1 (m): {INSIDE} {folder!r}.")
+            for folder in ("../x", "/etc", "a/../../b", "a//b", "./a", ".", "C:/x", "a*", "..")
+        ),
+        (
+            GOOD + "[model.sha256]\n'a.bin' = 'abc'\n",
+            "registry.toml, [[model]] 1 (m): sha256 must be a table of file names, each with a "
+            "hash of 64 lower-case hexadecimal digits, not {'a.bin': 'abc'}.",
+        ),
+        *(
+            (
+                GOOD + f"[model.sha256]\n'{name}' = '{'0' * 64}'\n",
+                "registry.toml, [[model]] 1 (m): sha256 must be a table of file names "
+                f"that stay inside the repository, not {{'{name}': '{'0' * 64}'}}.",
+            )
+            for name in ("../x", "/x")
+        ),
+        *(
+            (GOOD + f"[model.config]\nx = {value}\n", f"registry.toml, [[model]] 1 (m): {JSON} {shown}.")
+            for value, shown in (
+                ("nan", "{'x': nan}"),
+                ("-inf", "{'x': -inf}"),
+                ("2020-01-01", "{'x': datetime.date(2020, 1, 1)}"),
+                ("9223372036854775808", "{'x': 9223372036854775808}"),
+                ("[" * 21 + "]" * 21, "{'x': " + "[" * 21 + "]" * 21 + "}"),
+            )
+        ),
+        *(
+            (FAMILY + f"recognises = [{mark!r}]\n", f"registry.toml, [[family]] 1 (f): {MARKS} [{mark!r}].")
+            for mark in ("../../etc/passwd:key", "/dev/zero", "*.json", "a.json:", ":key", "conf[ig].json:x")
+        ),
+        *(
+            (
+                FAMILY + f"needs = {value}\n",
+                f'registry.toml, [[family]] 1 (f): needs must be a list of texts, such as ["torchao"], each {LINE}, '
+                f"not {shown}.",
+            )
+            for value, shown in (("'torch'", "'torch'"), ("[1]", "[1]"), ("['']", "['']"))
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_hostile_registry_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str):
     assert fault_of(tmp_path, text) == sentence
 
@@ -203,15 +293,27 @@ def test_a_hostile_registry_is_refused_in_one_sentence(tmp_path: Path, text: str
 @pytest.mark.parametrize(
     ("api", "sentence"),
     [
-        ("", "registry.toml: 'api' is missing: write api = \">=1,<2\", the range of plugin API versions it is made for, as its first line."),
+        (
+            "",
+            "registry.toml: 'api' is missing: write api = \">=1,<2\", the range of plugin API versions it is made for, as its first line.",
+        ),
         ("api = 1", f"registry.toml: api must be {RANGE}, not 1."),
         ("api = '~=1'", f"registry.toml: api must be {RANGE}, not '~=1'."),
         ("api = '>=1,'", f"registry.toml: api must be {RANGE}, not '>=1,'."),
-        ("api = '>=2,<3'", "needs plugin API >=2,<3, and this zoo {zoo} has 1: upgrade zoo, or install a version of p-dist made for it."),
-        ("api = '>1'", "needs plugin API >1, and this zoo {zoo} has 1: upgrade zoo, or install a version of p-dist made for it."),
-        ("api = '<1'", "needs plugin API <1, and this zoo {zoo} has 1: install a newer version of p-dist, or an older zoo."),
+        (
+            "api = '>=2,<3'",
+            "needs plugin API >=2,<3, and this zoo {zoo} has 1: upgrade zoo, or install a version of p-dist made for it.",
+        ),
+        (
+            "api = '>1'",
+            "needs plugin API >1, and this zoo {zoo} has 1: upgrade zoo, or install a version of p-dist made for it.",
+        ),
+        (
+            "api = '<1'",
+            "needs plugin API <1, and this zoo {zoo} has 1: install a newer version of p-dist, or an older zoo.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_registry_says_which_api_it_is_made_for(tmp_path: Path, api: str, sentence: str):
     file = tmp_path / "registry.toml"
     file.write_text(api + "\n[[gadget]]\nwhat = 'only a later zoo knows it'\n")
@@ -276,7 +378,11 @@ def test_every_key_of_a_spec_can_be_written(tmp_path: Path):
     )
     (spec,) = read(file, plugin="other").models
     assert all(value for value in spec.to_json().values())
-    assert spec.plugin == "p" and spec.sha256 == {"model.safetensors": "0" * 64} and spec.config == {"hidden_size": 3, "sliding_window": None}
+    assert (
+        spec.plugin == "p"
+        and spec.sha256 == {"model.safetensors": "0" * 64}
+        and spec.config == {"hidden_size": 3, "sliding_window": None}
+    )
 
 
 def test_all_packaged_weights_together_stay_small() -> None:

@@ -39,8 +39,13 @@ def worded(*, template: str | None = None, adds_bos: bool = False) -> Any:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if adds_bos:
         made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    found = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                                    additional_special_tokens=["<|im_start|>", "<|im_end|>"])  # fmt: skip
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
     found.chat_template = template
     return found
 
@@ -112,16 +117,26 @@ SHAPE = '{"role": "user", "content": "Hello"}'
 
 @pytest.mark.parametrize(
     ("messages", "sentence"),
-    [("hi", f"messages is a str; give a list of messages such as {SHAPE}."), (5, f"messages is a int; give a list of messages such as {SHAPE}."),
-     ({"role": "user"}, f"messages is a dict; give a list of messages such as {SHAPE}."),
-     ([], f"messages is empty; give at least one message, such as {SHAPE}."), (["hi"], f"Message 1 is a str; a message looks like {SHAPE}."),
-     ([*ASK, {"role": "user"}], f"Message 2 has no 'content'; a message looks like {SHAPE}."),
-     ([{"content": "hi"}], f"Message 1 has no 'role'; a message looks like {SHAPE}."),
-     ([{"role": "user", "content": None}], "Message 1: its content is a NoneType, not text."),
-     ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "Message 1: its content is a list, not text."),
-     ([{"role": "usr", "content": "a"}], "Message 1: 'usr' is no role. Did you mean 'user'? Roles: system, user, assistant, tool, developer."),
-     ([{"role": "user", "content": "\ud800"}], "Message 1 is not text: it holds half of a character (a lone surrogate).")],
-)  # fmt: skip
+    [
+        ("hi", f"messages is a str; give a list of messages such as {SHAPE}."),
+        (5, f"messages is a int; give a list of messages such as {SHAPE}."),
+        ({"role": "user"}, f"messages is a dict; give a list of messages such as {SHAPE}."),
+        ([], f"messages is empty; give at least one message, such as {SHAPE}."),
+        (["hi"], f"Message 1 is a str; a message looks like {SHAPE}."),
+        ([*ASK, {"role": "user"}], f"Message 2 has no 'content'; a message looks like {SHAPE}."),
+        ([{"content": "hi"}], f"Message 1 has no 'role'; a message looks like {SHAPE}."),
+        ([{"role": "user", "content": None}], "Message 1: its content is a NoneType, not text."),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "Message 1: its content is a list, not text."),
+        (
+            [{"role": "usr", "content": "a"}],
+            "Message 1: 'usr' is no role. Did you mean 'user'? Roles: system, user, assistant, tool, developer.",
+        ),
+        (
+            [{"role": "user", "content": "\ud800"}],
+            "Message 1 is not text: it holds half of a character (a lone surrogate).",
+        ),
+    ],
+)
 def test_wrong_messages_are_one_sentence(messages: Any, sentence: str):
     for template in (CHATML, None):
         with pytest.raises(RequestError) as caught:
@@ -130,11 +145,17 @@ def test_wrong_messages_are_one_sentence(messages: Any, sentence: str):
 
 
 def test_a_model_without_a_template_names_the_way_out():
-    with pytest.raises(RequestError, match=r"^llama has no chat template, .*: give it the text itself as its prompt, or set model.processor.chat_template\.$"):
+    with pytest.raises(
+        RequestError,
+        match=r"^llama has no chat template, .*: give it the text itself as its prompt, or set model.processor.chat_template\.$",
+    ):
         talking(None).generate(messages=ASK)
     with pytest.raises(RequestError, match=r"^messages take the place of a prompt: leave out the prompt, suffix\.$"):
         talking().generate("w5", messages=ASK, suffix="w6")
-    with pytest.raises(RequestError, match=r"^'messages' is not an option of generate for bert, a masked-lm model\. Options: count, stream\.$"):
+    with pytest.raises(
+        RequestError,
+        match=r"^'messages' is not an option of generate for bert, a masked-lm model\. Options: count, stream\.$",
+    ):
         small("bert").generate(messages=ASK)
 
 
@@ -150,20 +171,48 @@ def test_a_chat_longer_than_the_context_is_refused_before_it_is_read(monkeypatch
 
 @pytest.mark.parametrize(
     ("template", "sentence"),
-    [("{{ raise_exception('Only user and assistant') }}", "The chat template of llama refuses these messages: Only user and assistant."),
-     ("{{ tools[0].name }}", "The chat template of llama needs what these messages lack: None has no element 0."),
-     ("{{ ''.__class__.__mro__ }}", "The chat template of llama tries what no template may: access to attribute '__class__' of 'str' object is unsafe."),
-     ("{{ cycler.__init__.__globals__ }}", "The chat template of llama tries what no template may: access to attribute '__init__' of 'type' object is unsafe."),
-     ("{{ (''|attr('__class__')).x }}", "The chat template of llama tries what no template may: access to attribute '__class__' of 'str' object is unsafe."),
-     ("{{ messages.append(1) }}", "The chat template of llama tries what no template may: access to attribute 'append' of 'list' object is unsafe."),
-     ("{% for i in range(10**9) %}{% endfor %}", "The chat template of llama fails: Range too big. The sandbox blocks ranges larger than MAX_RANGE (100000)."),
-     ("{% include 'x' %}", "The chat template of llama fails: no loader for this environment specified."),
-     ("{% if %}", "The chat template of llama fails: Expected an expression, got 'end of statement block'."),
-     ("{{ 1 / 0 }}", "The chat template of llama fails: division by zero."),
-     ("{{ raise_exception('a\nb\x1b[31m' ~ 'x' * 9999) }}", "The chat template of llama refuses these messages: a b\\x1b[31mxxx"),
-     ("{{ 'x' * 5000 }}", "The chat has 5,000 characters; llama reads at most 4,096."), ("", "llama has no chat template"), ("{# #}", "The prompt '' has no token that llama knows: pass some text to continue."),
-     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "The chat template of llama fails: maximum recursion depth exceeded")],
-)  # fmt: skip
+    [
+        (
+            "{{ raise_exception('Only user and assistant') }}",
+            "The chat template of llama refuses these messages: Only user and assistant.",
+        ),
+        ("{{ tools[0].name }}", "The chat template of llama needs what these messages lack: None has no element 0."),
+        (
+            "{{ ''.__class__.__mro__ }}",
+            "The chat template of llama tries what no template may: access to attribute '__class__' of 'str' object is unsafe.",
+        ),
+        (
+            "{{ cycler.__init__.__globals__ }}",
+            "The chat template of llama tries what no template may: access to attribute '__init__' of 'type' object is unsafe.",
+        ),
+        (
+            "{{ (''|attr('__class__')).x }}",
+            "The chat template of llama tries what no template may: access to attribute '__class__' of 'str' object is unsafe.",
+        ),
+        (
+            "{{ messages.append(1) }}",
+            "The chat template of llama tries what no template may: access to attribute 'append' of 'list' object is unsafe.",
+        ),
+        (
+            "{% for i in range(10**9) %}{% endfor %}",
+            "The chat template of llama fails: Range too big. The sandbox blocks ranges larger than MAX_RANGE (100000).",
+        ),
+        ("{% include 'x' %}", "The chat template of llama fails: no loader for this environment specified."),
+        ("{% if %}", "The chat template of llama fails: Expected an expression, got 'end of statement block'."),
+        ("{{ 1 / 0 }}", "The chat template of llama fails: division by zero."),
+        (
+            "{{ raise_exception('a\nb\x1b[31m' ~ 'x' * 9999) }}",
+            "The chat template of llama refuses these messages: a b\\x1b[31mxxx",
+        ),
+        ("{{ 'x' * 5000 }}", "The chat has 5,000 characters; llama reads at most 4,096."),
+        ("", "llama has no chat template"),
+        ("{# #}", "The prompt '' has no token that llama knows: pass some text to continue."),
+        (
+            "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            "The chat template of llama fails: maximum recursion depth exceeded",
+        ),
+    ],
+)
 def test_a_template_that_fails_is_one_sentence(template: str, sentence: str):
     with pytest.raises(RequestError) as caught:
         talking(template).generate(messages=ASK)
@@ -173,14 +222,23 @@ def test_a_template_that_fails_is_one_sentence(template: str, sentence: str):
 
 @pytest.mark.parametrize(
     "template",
-    ["{% set n = range(100000) %}{% for i in n %}{% for j in n %}{% endfor %}{% endfor %}", "{{ 'a' * 10**10 }}", "{{ ('%0' ~ 10**9 ~ 'd')|format(1) }}",
-     "{{ 10 ** (10 ** 9) }}", "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "{{ messages|tojson(indent=10**10) }}"],
+    [
+        "{% set n = range(100000) %}{% for i in n %}{% for j in n %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{{ ('%0' ~ 10**9 ~ 'd')|format(1) }}",
+        "{{ 10 ** (10 ** 9) }}",
+        "{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{{ messages|tojson(indent=10**10) }}",
+    ],
     ids=["loops", "repeats", "format", "power", "doubling", "indent"],
-)  # fmt: skip
+)
 def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch, template: str):
     monkeypatch.setattr(chat, "SECONDS", 1)
     held = len(list(Path("/proc/self/fd").iterdir())), psutil.Process().children()
-    with pytest.raises(RequestError, match=r"^The chat template of llama (was stopped: it takes more than 1 seconds or 256 MB|fails: .*)\.$"):
+    with pytest.raises(
+        RequestError,
+        match=r"^The chat template of llama (was stopped: it takes more than 1 seconds or 256 MB|fails: .*)\.$",
+    ):
         talking(template).generate(messages=ASK)
     assert held == (len(list(Path("/proc/self/fd").iterdir())), psutil.Process().children())  # nothing is left behind
 

@@ -39,5 +39,7 @@ def test_what_plain_transformers_would_load_is_refused_without_its_manifest(tmp_
     assert zoo.load(tmp_path / "plain").params
     (tmp_path / "plain" / "saved").rename(saved)
     (saved / "zoo.json").unlink()
-    with pytest.raises(ArtifactError, match=r"saved/zoo\.json is missing, the manifest that model\.safetensors was saved with"):
+    with pytest.raises(
+        ArtifactError, match=r"saved/zoo\.json is missing, the manifest that model\.safetensors was saved with"
+    ):
         zoo.load(saved)

@@ -53,7 +53,10 @@ def test_a_folder_of_images_is_labelled_by_its_folders(tmp_path: Path):
     for place in ("train/cat/a.png", "train/dog/b.PNG", "test/cat/c.png"):
         picture(tmp_path / place, 9)
     data = open_data(f"{tmp_path}:train")
-    assert [(s.fields["label"], s.text, s.fields["image"].name) for s in data] == [("cat", "cat", "a.png"), ("dog", "dog", "b.PNG")]
+    assert [(s.fields["label"], s.text, s.fields["image"].name) for s in data] == [
+        ("cat", "cat", "a.png"),
+        ("dog", "dog", "b.PNG"),
+    ]
     assert len(open_data(str(tmp_path))) == 3
     sentence = refusal(f"{tmp_path}:tain", tmp_path.parent)
     assert "has no folder 'tain' of images. Did you mean 'train'? Folders: test, train." in sentence
@@ -108,7 +111,10 @@ def test_empty_data_is_refused(tmp_path: Path):
     (tmp_path / "none").mkdir()
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "blank.jsonl").write_text("\n\n")
-    assert refusal("none", tmp_path) == "none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
+    assert (
+        refusal("none", tmp_path)
+        == "none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
+    )
     assert refusal("blank.txt", tmp_path) == "'blank.txt' holds no records."
     assert refusal("blank.jsonl", tmp_path) == "'blank.jsonl' holds no records."
     (tmp_path / "one.txt").write_text("one")
@@ -124,9 +130,15 @@ def test_text_has_no_splits(tmp_path: Path):
 
 def test_missing_data_names_what_is_near(tmp_path: Path):
     jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}])
-    assert refusal("corpus.json", tmp_path).startswith("No data source or file called 'corpus.json'. Did you mean 'corpus.jsonl'? Sources: ")
-    assert refusal("stdlb:train", tmp_path).startswith("No data source or file called 'stdlb'. Did you mean 'stdlib'? Sources: ")
-    assert refusal("org/name", tmp_path).endswith("looked for a file at org/name. A data set of the hub is written 'hub:org/name'.")
+    assert refusal("corpus.json", tmp_path).startswith(
+        "No data source or file called 'corpus.json'. Did you mean 'corpus.jsonl'? Sources: "
+    )
+    assert refusal("stdlb:train", tmp_path).startswith(
+        "No data source or file called 'stdlb'. Did you mean 'stdlib'? Sources: "
+    )
+    assert refusal("org/name", tmp_path).endswith(
+        "looked for a file at org/name. A data set of the hub is written 'hub:org/name'."
+    )
     (tmp_path / "x.csv").write_text("a,b\n")
     assert refusal("x.csv", tmp_path) == (
         "x.csv: .csv is not a data format; use .txt, .md, .rst, .py, .text, .jsonl, .parquet, or a folder saved by Hugging Face datasets."
@@ -154,7 +166,10 @@ def test_another_field_may_be_the_text(tmp_path: Path):
     jsonl(tmp_path / "c.jsonl", [{"body": "a", "split": "train"}, {"body": "b", "split": "test"}])
     assert texts(open_data("c.jsonl?text=body", base=tmp_path)) == ["a", "b"]
     assert texts(open_data("c.jsonl?text=body:test[:1]", base=tmp_path)) == ["b"]
-    assert refusal("c.jsonl", tmp_path) == "c.jsonl:1: no field 'text'. Fields: body, split; name another with '?text=FIELD'."
+    assert (
+        refusal("c.jsonl", tmp_path)
+        == "c.jsonl:1: no field 'text'. Fields: body, split; name another with '?text=FIELD'."
+    )
     assert refusal("c.jsonl?text=bdy", tmp_path) == (
         "c.jsonl:1: no field 'bdy'. Did you mean 'body'? Fields: body, split; name another with '?text=FIELD'."
     )
@@ -162,19 +177,29 @@ def test_another_field_may_be_the_text(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
-    [("{", "c.jsonl:2: not a JSON object: Expecting property name"), ("[1]", "c.jsonl:2: expected a JSON object, found list."),
-     ('{"text": 3}', "c.jsonl:2: 'text' is int, not text."), ('{"text": null}', "c.jsonl:2: 'text' is NoneType, not text."),
-     ("[" * 100_000, "c.jsonl:2: not a JSON object: "), ("{}", "c.jsonl:2: no field 'text'. Fields: none;")],
+    [
+        ("{", "c.jsonl:2: not a JSON object: Expecting property name"),
+        ("[1]", "c.jsonl:2: expected a JSON object, found list."),
+        ('{"text": 3}', "c.jsonl:2: 'text' is int, not text."),
+        ('{"text": null}', "c.jsonl:2: 'text' is NoneType, not text."),
+        ("[" * 100_000, "c.jsonl:2: not a JSON object: "),
+        ("{}", "c.jsonl:2: no field 'text'. Fields: none;"),
+    ],
     ids=["half", "list", "number", "null", "deep", "nothing"],
-)  # fmt: skip
+)
 def test_a_bad_record_is_named_by_file_and_line(tmp_path: Path, line: str, sentence: str):
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n' + line + '\n{"text": "b"}\n')
     assert refusal("c.jsonl", tmp_path).startswith(sentence)
 
 
 def test_splits_of_records_come_from_their_field(tmp_path: Path):
-    jsonl(tmp_path / "c.jsonl", [{"text": "a", "split": "train"}, {"text": "b", "split": "test"}, {"text": "c", "split": "train"}])
-    assert texts(open_data("c.jsonl:train", base=tmp_path)) == ["a", "c"] and len(open_data("c.jsonl", base=tmp_path)) == 3
+    jsonl(
+        tmp_path / "c.jsonl",
+        [{"text": "a", "split": "train"}, {"text": "b", "split": "test"}, {"text": "c", "split": "train"}],
+    )
+    assert (
+        texts(open_data("c.jsonl:train", base=tmp_path)) == ["a", "c"] and len(open_data("c.jsonl", base=tmp_path)) == 3
+    )
     assert refusal("c.jsonl:tset", tmp_path) == "c.jsonl has no split 'tset'. Did you mean 'test'? Splits: train, test."
     jsonl(tmp_path / "c.jsonl", [{"text": "a"}])
     assert refusal("c.jsonl:train", tmp_path) == (
@@ -185,11 +210,16 @@ def test_splits_of_records_come_from_their_field(tmp_path: Path):
 def test_parquet(tmp_path: Path):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pa.table({"text": ["a", "b"], "body": ["x", "y"], "split": ["train", "test"]}), tmp_path / "p.parquet")
+    parquet.write_table(
+        pa.table({"text": ["a", "b"], "body": ["x", "y"], "split": ["train", "test"]}), tmp_path / "p.parquet"
+    )
     data = open_data("p.parquet", base=tmp_path)
     assert texts(data) == ["a", "b"] and wheres(data, tmp_path) == ["p.parquet:1", "p.parquet:2"]
     assert texts(open_data("p.parquet?text=body:test", base=tmp_path)) == ["y"]
-    assert refusal("p.parquet:tset", tmp_path) == "p.parquet has no split 'tset'. Did you mean 'test'? Splits: train, test."
+    assert (
+        refusal("p.parquet:tset", tmp_path)
+        == "p.parquet has no split 'tset'. Did you mean 'test'? Splits: train, test."
+    )
     parquet.write_table(pa.table({"text": ["a", None]}), tmp_path / "p.parquet")
     assert refusal("p.parquet", tmp_path) == "p.parquet:2: 'text' is NoneType, not text."
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
@@ -198,11 +228,16 @@ def test_parquet(tmp_path: Path):
 
 def test_data_sets_saved_by_hugging_face(tmp_path: Path):
     datasets = pytest.importorskip("datasets")
-    train, test = datasets.Dataset.from_dict({"text": ["a", "b"]}), datasets.Dataset.from_dict({"text": ["c"], "body": ["d"]})
+    train, test = (
+        datasets.Dataset.from_dict({"text": ["a", "b"]}),
+        datasets.Dataset.from_dict({"text": ["c"], "body": ["d"]}),
+    )
     train.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "both")
     assert texts(open_data("one", base=tmp_path)) == ["a", "b"]
-    assert texts(open_data("both", base=tmp_path)) == ["a", "b"] and texts(open_data("both:test", base=tmp_path)) == ["c"]
+    assert texts(open_data("both", base=tmp_path)) == ["a", "b"] and texts(open_data("both:test", base=tmp_path)) == [
+        "c"
+    ]
     assert texts(open_data("both?text=body:test", base=tmp_path)) == ["d"]
     assert wheres(open_data("both:train[1:]", base=tmp_path), tmp_path) == ["both:2"]
     assert refusal("both:tset", tmp_path) == "both has no split 'tset'. Did you mean 'test'? Splits: train, test."
@@ -227,9 +262,19 @@ def test_the_hub_while_offline_is_one_sentence(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("cut", "left"),
-    [("", "0123456789"), ("[:3]", "012"), ("[8:]", "89"), ("[2:4]", "23"), ("[:10%]", "0"), ("[90%:]", "9"), ("[:]", "0123456789"),
-     ("[20%:5]", "234"), ("[:300]", "0123456789"), ("[:33%]", "012")],
-)  # fmt: skip
+    [
+        ("", "0123456789"),
+        ("[:3]", "012"),
+        ("[8:]", "89"),
+        ("[2:4]", "23"),
+        ("[:10%]", "0"),
+        ("[90%:]", "9"),
+        ("[:]", "0123456789"),
+        ("[20%:5]", "234"),
+        ("[:300]", "0123456789"),
+        ("[:33%]", "012"),
+    ],
+)
 def test_slices(tmp_path: Path, cut: str, left: str):
     jsonl(tmp_path / "c.jsonl", [{"text": str(i)} for i in range(10)])
     assert "".join(texts(open_data(f"c.jsonl{cut}", base=tmp_path))) == left
@@ -238,7 +283,10 @@ def test_slices(tmp_path: Path, cut: str, left: str):
 @pytest.mark.parametrize("cut", ["[:abc]", "[:%]", "[-3:]", "[1:2:3]", "[:1.5]"])
 def test_what_is_no_slice_is_refused(tmp_path: Path, cut: str):
     jsonl(tmp_path / "c.jsonl", [{"text": "a"}])
-    assert refusal(f"c.jsonl{cut}", tmp_path) == f"'c.jsonl{cut}': {cut} is not a slice; write [:128], [5:], [10:20] or [:10%]."
+    assert (
+        refusal(f"c.jsonl{cut}", tmp_path)
+        == f"'c.jsonl{cut}': {cut} is not a slice; write [:128], [5:], [10:20] or [:10%]."
+    )
 
 
 @settings(max_examples=300, deadline=None)

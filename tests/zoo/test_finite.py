@@ -64,10 +64,26 @@ def test_one_bad_value_is_found_wherever_it_is(dtype: torch.dtype, value: float)
     assert ends(torch.empty(0, 3)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("use", ["quantize.int8", "quantize.nf4", "prune.magnitude", "prune.structured", "share.ffn", "inherit", "lowrank.svd", "train"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "quantize.int8",
+        "quantize.nf4",
+        "prune.magnitude",
+        "prune.structured",
+        "share.ffn",
+        "inherit",
+        "lowrank.svd",
+        "train",
+    ],
+)
 def test_no_stage_starts_from_damaged_weights(use: str):
-    options: dict[str, dict[str, Any]] = {"prune.magnitude": {"sparsity": 0.5}, "prune.structured": {"ffn": 0.5}, "inherit": {"layers": "first:1"},
-                                          "lowrank.svd": {"ratio": 0.5}}  # fmt: skip
+    options: dict[str, dict[str, Any]] = {
+        "prune.magnitude": {"sparsity": 0.5},
+        "prune.structured": {"ffn": 0.5},
+        "inherit": {"layers": "first:1"},
+        "lowrank.svd": {"ratio": 0.5},
+    }
     context = Context(data={"train": texts(WORDS), "calibration": texts(WORDS)})
     with pytest.raises(ZooError, match=rf"^{use}: {BAD}. Load the weights anew or repair them.$"):
         stages.apply(poisoned(), use, options.get(use, {}), context)
@@ -98,7 +114,9 @@ def test_all_damaged_tensors_are_counted_and_masks_left_alone():
     with torch.no_grad():
         model.tensors()["lm_head.weight"].fill_(math.inf)
     model.module.register_buffer("mask", torch.full((2, 2), -math.inf))
-    assert damage(model).endswith("holds 1 value that is not finite, the first (nan) at [3, 5]; 1 more tensors hold some")
+    assert damage(model).endswith(
+        "holds 1 value that is not finite, the first (nan) at [3, 5]; 1 more tensors hold some"
+    )
     model.module.get_buffer("mask")[0, 0] = math.inf
     assert damage(model).startswith("mask (2, 2) holds 4 values that are not finite, the first (inf) at [0, 0]; 2 more")
 
@@ -113,7 +131,10 @@ def test_a_value_too_large_for_the_stored_dtype_is_named():
     model = replace(small("llama"), stored="float16")
     with torch.no_grad():
         model.tensors()["model.layers.0.mlp.up_proj.weight"][0, 0] = -1e5
-    with pytest.raises(ZooError, match=r"^model.layers.0.mlp.up_proj.weight holds 1e\+05, which is too large for float16. Store the model in another: stored = \"float32\""):
+    with pytest.raises(
+        ZooError,
+        match=r"^model.layers.0.mlp.up_proj.weight holds 1e\+05, which is too large for float16. Store the model in another: stored = \"float32\"",
+    ):
         stages.apply(model, "share.ffn", {"start": "first", "target": "language"})
     with pytest.raises(ZooError, match="too large for float16"):
         model.round()
@@ -123,10 +144,15 @@ def test_overflow_on_the_way_names_the_layer_and_the_prompt():
     model = small("llama")
     with torch.no_grad():
         model.tensors()[UP].fill_(3e38)
-    with pytest.raises(ZooError, match=r"^llama gives nan or infinity after 2 tokens: its weights are finite, and the first layer whose output is not is "
-                                       r"model.layers.1.mlp.up_proj \(in float32\).$"):  # fmt: skip
+    with pytest.raises(
+        ZooError,
+        match=r"^llama gives nan or infinity after 2 tokens: its weights are finite, and the first layer whose output is not is "
+        r"model.layers.1.mlp.up_proj \(in float32\).$",
+    ):
         model.generate("w5 w6")
-    with pytest.raises(ZooError, match=r"^llama gives nan or infinity for texts:1: its weights are finite, and the first layer"):
+    with pytest.raises(
+        ZooError, match=r"^llama gives nan or infinity for texts:1: its weights are finite, and the first layer"
+    ):
         evaluation.measure("perplexity", model, texts("", WORDS), options={})
 
 
@@ -159,7 +185,10 @@ def test_a_loss_that_is_no_number_is_named_with_step_and_sample(use: str):
     model = small("gpt2")
     context = Context(data={"train": texts(WORDS, WORDS)}, load=lambda _: small("gpt2"))
     loss = {"train": "cross-entropy", "distill": "kl"}[use]
-    with pytest.raises(ZooError, match=rf"^{use}: the loss is nan \({loss} nan\) at step 1, on texts:\d.*; its weights are finite, and the first layer"):
+    with pytest.raises(
+        ZooError,
+        match=rf"^{use}: the loss is nan \({loss} nan\) at step 1, on texts:\d.*; its weights are finite, and the first layer",
+    ):
         stages.apply(model, use, {**STEP, "lr": 1e30}, context)
 
 
@@ -169,7 +198,10 @@ def test_the_loss_of_the_sum_that_is_to_blame_and_the_teacher_are_named():
         teacher.tensors()["model.layers.0.mlp.down_proj.weight"].fill_(1e38)
     context = Context(data={"train": texts(WORDS)}, load=lambda _: teacher)
     losses = [{"use": "cross-entropy"}, {"use": "hidden"}]
-    with pytest.raises(ZooError, match=r"^distill: the loss is nan \(cross-entropy \d.*, hidden nan\) at step 0, on texts:0; of the teacher llama, its weights are"):
+    with pytest.raises(
+        ZooError,
+        match=r"^distill: the loss is nan \(cross-entropy \d.*, hidden nan\) at step 0, on texts:0; of the teacher llama, its weights are",
+    ):
         stages.apply(small("llama"), "distill", {**STEP, "loss": losses}, context)
 
 
@@ -200,7 +232,9 @@ def test_an_infinite_gradient_stops_the_step_that_makes_it():
     model = small("llama")
     before = {name: tensor.detach().clone() for name, tensor in model.tensors().items()}
     windows = model.family.windows(model, texts(WORDS), length=16)
-    with pytest.raises(ZooError, match=r"^train: the gradient is (nan|inf), though the loss is .* at step 0, on texts:0"):
+    with pytest.raises(
+        ZooError, match=r"^train: the gradient is (nan|inf), though the loss is .* at step 0, on texts:0"
+    ):
         fit(model, Steep(model.module), windows, options=TrainingOptions(**STEP), context=Context(), label="train")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.tensors().items())
 
@@ -210,16 +244,22 @@ def test_an_infinite_gradient_stops_the_step_that_makes_it():
 
 @pytest.mark.parametrize(
     ("use", "values"),
-    [("lowrank.svd", {"ratio": 0.5, "samples": 4, "length": 32, "batch": 1}), ("inherit", {"layers": "influence:1", "samples": 4, "length": 32, "batch": 1, "keep_ends": False}),
-     ("prune.structured", {"ffn": 0.5, "importance": "activation", "samples": 4, "length": 32})],
-)  # fmt: skip
+    [
+        ("lowrank.svd", {"ratio": 0.5, "samples": 4, "length": 32, "batch": 1}),
+        ("inherit", {"layers": "influence:1", "samples": 4, "length": 32, "batch": 1, "keep_ends": False}),
+        ("prune.structured", {"ffn": 0.5, "importance": "activation", "samples": 4, "length": 32}),
+    ],
+)
 def test_calibration_names_module_and_samples(use: str, values: dict[str, Any]):
     model = small("llama")
     with torch.no_grad():
         model.tensors()["model.layers.0.mlp.up_proj.weight"].fill_(3e38)
     context = Context(data={"calibration": texts(WORDS, WORDS)})
-    with pytest.raises(ZooError, match=r"(?i)on texts:0.*model.layers.0.* nan or infinity: its weights are finite, and the first layer whose output is not is "
-                                       r"model.layers.0.mlp.up_proj"):  # fmt: skip
+    with pytest.raises(
+        ZooError,
+        match=r"(?i)on texts:0.*model.layers.0.* nan or infinity: its weights are finite, and the first layer whose output is not is "
+        r"model.layers.0.mlp.up_proj",
+    ):
         stages.apply(model, use, values, context)
 
 
@@ -248,11 +288,24 @@ def test_a_tokenizer_of_another_model_is_found_before_it_reads_beyond_the_table(
         lambda: evaluation.measure("perplexity", model, texts("w5", "w5 w77"), options={}),
         lambda: model.family.windows(model, texts("w5 " * 40, "w77 " * 40), length=16),
     ):
-        with pytest.raises(RequestError, match=r"Token 77 \('w77'\) is none of the 40 that llama has: its tokenizer is that of another model"):
+        with pytest.raises(
+            RequestError,
+            match=r"Token 77 \('w77'\) is none of the 40 that llama has: its tokenizer is that of another model",
+        ):
             work()
 
 
-@pytest.mark.parametrize("options", [{"temperature": 10**400}, {"temperature": -(10**400)}, {"stop": 5}, {"stop": None}, {"seed": 10**30}, {"seed": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 10**400},
+        {"temperature": -(10**400)},
+        {"stop": 5},
+        {"stop": None},
+        {"seed": 10**30},
+        {"seed": 0.5},
+    ],
+)
 def test_options_beyond_any_number_are_refused_or_taken(options: dict[str, Any]):
     model = small("llama")
     if options == {"temperature": 10**400}:

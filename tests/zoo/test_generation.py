@@ -67,16 +67,28 @@ def test_half_a_character_at_the_end_is_shown_as_such(model: zoo.Model, monkeypa
 
 @pytest.mark.parametrize(
     ("says", "stop", "shown"),
-    [("one STOP two", ["STOP"], "one "), ("one STOP two", ["STOP", "one "], ""), ("a né b", ["né"], "a "), ("x€€y", ["€€"], "x"), ("ababac", ["abac"], "ab"),
-     ("one STO", ["STOP"], "one STO"), ("aab", ["aaab", "ab"], "a"), ("one\n\ntwo", "\n\n", "one"), ("🎉🎉", ["🎉🎉🎉"], "🎉🎉")],
-)  # fmt: skip
+    [
+        ("one STOP two", ["STOP"], "one "),
+        ("one STOP two", ["STOP", "one "], ""),
+        ("a né b", ["né"], "a "),
+        ("x€€y", ["€€"], "x"),
+        ("ababac", ["abac"], "ab"),
+        ("one STO", ["STOP"], "one STO"),
+        ("aab", ["aaab", "ab"], "a"),
+        ("one\n\ntwo", "\n\n", "one"),
+        ("🎉🎉", ["🎉🎉🎉"], "🎉🎉"),
+    ],
+)
 def test_a_stop_string_never_leaks(model: zoo.Model, monkeypatch: pytest.MonkeyPatch, says: str, stop: Any, shown: str):
     scripted(monkeypatch, model, says)
     assert "".join(pieces(model, stop=stop)) == shown == model.generate("def add", stop=stop)
 
 
 @settings(max_examples=300, deadline=None)
-@given(says=st.text(alphabet="aé€🎉\n", max_size=12), stop=st.lists(st.text(alphabet="aé€🎉\n", min_size=1, max_size=4), max_size=3))
+@given(
+    says=st.text(alphabet="aé€🎉\n", max_size=12),
+    stop=st.lists(st.text(alphabet="aé€🎉\n", min_size=1, max_size=4), max_size=3),
+)
 def test_streaming_is_cutting_the_text_at_the_first_stop(model: zoo.Model, says: str, stop: list[str]):
     with pytest.MonkeyPatch.context() as patch:
         scripted(patch, model, says)
@@ -102,7 +114,9 @@ def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: 
 
     made = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "▁one": 2, "▁two": 3, "▁three": 4}, unk_token="<unk>"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    worded = replace(model, processor=PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>"))
+    worded = replace(
+        model, processor=PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>")
+    )
     monkeypatch.setattr(generation, "next_tokens", lambda *_, **__: iter([3, 4]))
     assert worded.processor.decode([3, 4]) == "two three"
     assert pieces(worded, "one") == [" two", " three"]
@@ -113,18 +127,32 @@ def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
-    [("", {}, "The prompt is empty: pass some text to continue."), (None, {}, "The prompt is empty: pass some text to continue."),
-     ("x", {"max_new_tokens": "5"}, "max_new_tokens = '5' is not a whole number."),
-     ("x", {"temperature": None}, "temperature = None is not a number."),
-     ("x", {"seed": 1.5}, "seed = 1.5 is not a whole number."),
-     ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
-     ("x", {"temperature": float("nan")}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
-     ("x", {"top_p": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
-     ("x", {"seed": -1}, "seed -1 is not between 0 and 2**63."), ("x", {"stop": [""]}, "A stop string is some text; an empty one would stop before the first character."),
-     ("x", {"temprature": 1}, "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, messages, suffix, files, repo, path, stream.")],
-)  # fmt: skip
+    [
+        ("", {}, "The prompt is empty: pass some text to continue."),
+        (None, {}, "The prompt is empty: pass some text to continue."),
+        ("x", {"max_new_tokens": "5"}, "max_new_tokens = '5' is not a whole number."),
+        ("x", {"temperature": None}, "temperature = None is not a number."),
+        ("x", {"seed": 1.5}, "seed = 1.5 is not a whole number."),
+        ("x", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
+        (
+            "x",
+            {"temperature": float("nan")},
+            "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].",
+        ),
+        ("x", {"top_p": 0}, "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."),
+        ("x", {"seed": -1}, "seed -1 is not between 0 and 2**63."),
+        ("x", {"stop": [""]}, "A stop string is some text; an empty one would stop before the first character."),
+        (
+            "x",
+            {"temprature": 1},
+            "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, messages, suffix, files, repo, path, stream.",
+        ),
+    ],
+)
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_wrong_request_is_refused_before_anything_is_generated(model: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str, stream: bool):
+def test_a_wrong_request_is_refused_before_anything_is_generated(
+    model: zoo.Model, prompt: Any, options: dict[str, Any], sentence: str, stream: bool
+):
     with pytest.raises(RequestError) as caught:
         model.generate(prompt, stream=stream, **options)
     assert str(caught.value) == sentence
@@ -141,7 +169,9 @@ def test_a_prompt_that_fills_the_context_is_refused(model: zoo.Model):
 
 
 def test_a_prompt_without_tokens_and_a_model_without_words_are_refused():
-    with pytest.raises(RequestError, match=r"^The prompt ' ' has no token that llama knows: pass some text to continue\.$"):
+    with pytest.raises(
+        RequestError, match=r"^The prompt ' ' has no token that llama knows: pass some text to continue\.$"
+    ):
         small("llama").generate(" ")
     with pytest.raises(RequestError, match=r"^llama has no tokenizer: put tokenizer\.json beside its weights\.$"):
         twin_model("llama").generate("w5")
@@ -150,7 +180,11 @@ def test_a_prompt_without_tokens_and_a_model_without_words_are_refused():
 # --- several prompts ---------------------------------------------------------------------------------------------------
 
 SEVERAL = ["w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15", "w20", "w30 w31 w32", "w20"]
-HOW: list[dict[str, Any]] = [{}, {"temperature": 1.3, "seed": 4}, {"temperature": 1.0, "top_p": 0.8, "seed": 1, "stop": ["w7", "w3 "]}]
+HOW: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.3, "seed": 4},
+    {"temperature": 1.0, "top_p": 0.8, "seed": 1, "stop": ["w7", "w3 "]},
+]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -165,15 +199,42 @@ def test_several_prompts_get_what_each_gets_alone(name: str):
 
 MORE = {
     "mistral": ("MistralConfig", "MistralForCausalLM", {**TABLE["llama-gqa"][2], "sliding_window": 8}),
-    "mpt": ("MptConfig", "MptForCausalLM", {"vocab_size": 96, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}),
-    "gpt-neo": ("GPTNeoConfig", "GPTNeoForCausalLM",
-                {"vocab_size": 96, "hidden_size": 32, "num_heads": 4, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
-                 "window_size": 8, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}),
-    "mamba2": ("Mamba2Config", "Mamba2ForCausalLM",
-               {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1,
-                "chunk_size": 8}),
+    "mpt": (
+        "MptConfig",
+        "MptForCausalLM",
+        {"vocab_size": 96, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    ),
+    "gpt-neo": (
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "num_layers": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        {
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "state_size": 8,
+            "num_heads": 8,
+            "head_dim": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+        },
+    ),
     "bert-decoder": ("BertConfig", "BertLMHeadModel", {**TABLE["bert"][2], "is_decoder": True}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MORE)
@@ -196,15 +257,24 @@ def test_prompts_that_fill_the_context_differently(name: str):
 def test_several_prompts_are_several_texts(monkeypatch: pytest.MonkeyPatch):
     model = small("llama")
     asked: list[int] = []
-    monkeypatch.setattr(generation._Reader, "logits", lambda self, plain=generation._Reader.logits: asked.append(len(self.step_BT)) or plain(self))
+    monkeypatch.setattr(
+        generation._Reader,
+        "logits",
+        lambda self, plain=generation._Reader.logits: asked.append(len(self.step_BT)) or plain(self),
+    )
     model.generate(SEVERAL, max_new_tokens=5)
     assert set(asked) == {4} and len(asked) <= 5
-    for prompts, sentence in (([], "The prompt is empty: pass some text to continue."), (["w5", ""], "The prompt is empty: pass some text to continue."),
-                              (["w5", "w6 " * 70], "The prompt has 70 tokens; llama takes 64 in all.")):  # fmt: skip
+    for prompts, sentence in (
+        ([], "The prompt is empty: pass some text to continue."),
+        (["w5", ""], "The prompt is empty: pass some text to continue."),
+        (["w5", "w6 " * 70], "The prompt has 70 tokens; llama takes 64 in all."),
+    ):
         with pytest.raises(RequestError) as caught:
             model.generate(prompts)
         assert str(caught.value) == sentence
-    with pytest.raises(RequestError, match=r"^stream=True gives the pieces of one text; pass one prompt, or leave it out\.$"):
+    with pytest.raises(
+        RequestError, match=r"^stream=True gives the pieces of one text; pass one prompt, or leave it out\.$"
+    ):
         model.generate(SEVERAL, stream=True)
 
 

@@ -31,20 +31,30 @@ def test_every_hook_says_who_uses_it_and_its_own_example_is_one_of_them(kind: st
     name, target = re.findall(r"register\('(.+?)', '(.+?)'\)", str(inspect.getdoc(getattr(hooks, HOOKS[kind]))))[0]
     used = re.findall(r"^- (\w+): `(.+?)`, `(.+?)`$", section(HOOKS[kind]), re.MULTILINE)
     assert (name, target) in {(name, target) for _, name, target in used}
-    assert used == [(found.plugin, short, plugins.load(found.plugin)[kind][short])
-                    for short, found in registry.names(kind).items() if plugins.find(found.plugin).ours]  # fmt: skip
+    assert used == [
+        (found.plugin, short, plugins.load(found.plugin)[kind][short])
+        for short, found in registry.names(kind).items()
+        if plugins.find(found.plugin).ours
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_of_a_table_is_described(kind: str):
-    keys = re.findall(r"^- `(\w+)`(, \*\*needed\*\*)?: ", section(HOOKS[kind]).split("in registry.toml")[1], re.MULTILINE)
-    assert [(key, bool(needed)) for key, needed in keys] == [(key, needed) for key, (needed, _) in declarations.keys_of(kind).items()]
+    keys = re.findall(
+        r"^- `(\w+)`(, \*\*needed\*\*)?: ", section(HOOKS[kind]).split("in registry.toml")[1], re.MULTILINE
+    )
+    assert [(key, bool(needed)) for key, needed in keys] == [
+        (key, needed) for key, (needed, _) in declarations.keys_of(kind).items()
+    ]
 
 
 @pytest.mark.parametrize(
     ("hook", "line"),
     [
-        ("register_compressors", "- `rebuild(model: Model, record: Record) -> None`, **needed**: Replay the structural change"),
+        (
+            "register_compressors",
+            "- `rebuild(model: Model, record: Record) -> None`, **needed**: Replay the structural change",
+        ),
         ("register_compressors", "- `trains: bool`, by default `False`: updates weights by gradient descent"),
         ("register_families", "A subclass of `zoo.family.Family`:"),
         ("register_families", "`zoo.family.VisionFamily`: What image classifiers share"),
@@ -53,7 +63,7 @@ def test_every_key_of_a_table_is_described(kind: str):
         ("register_data", "- `splits: tuple[str, ...]`, **needed**: the first is taken where none is named"),
         ("register_commands", "or a `typer.Typer` with commands of its own."),
     ],
-)  # fmt: skip
+)
 def test_what_is_registered_is_read_from_the_code(hook: str, line: str):
     assert line in section(hook)
 

@@ -77,8 +77,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def published(folder: Path) -> Path:
     """The model that `MODEL` describes, and what lies beside it."""
-    twin("llama", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
-         tie_word_embeddings=False).save_pretrained(folder)  # fmt: skip
+    twin(
+        "llama",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        tie_word_embeddings=False,
+    ).save_pretrained(folder)
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "modeling_far.py").write_text("raise SystemExit('ran')")
     return folder
@@ -99,7 +107,9 @@ def site(folder: Path, repository: Path, *, revision: str = COMMIT, sha256: str 
 def load(site: Path, address: str, *, code: str = RESOLVE, **env: str) -> subprocess.CompletedProcess[str]:
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"), "")
     offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "0"}
-    return python("-c", code, site=site, HF_ENDPOINT=address, **{"HF_HOME": str(site / "hf"), **proxies, **offline, **env})
+    return python(
+        "-c", code, site=site, HF_ENDPOINT=address, **{"HF_HOME": str(site / "hf"), **proxies, **offline, **env}
+    )
 
 
 def test_the_pinned_revision_is_fetched_checked_and_kept(hub: Hub, repository: Path, tmp_path: Path):
@@ -138,19 +148,36 @@ def test_packaged_models_need_no_network_at_all(tmp_path: Path):
     probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True)
     if probe.returncode:
         pytest.skip("no user namespaces here")
-    command = ["unshare", "-rn", sys.executable, "-m", "zoo", "run", "tiny-code", "--prompt", "def f(", "--max-new-tokens", "2"]
+    command = [
+        "unshare",
+        "-rn",
+        sys.executable,
+        "-m",
+        "zoo",
+        "run",
+        "tiny-code",
+        "--prompt",
+        "def f(",
+        "--max-new-tokens",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_a_file_of_another_hash_is_refused_by_name(hub: Hub, repository: Path, tmp_path: Path):
     done = load(site(tmp_path, repository, sha256="0" * 64), hub.address)
-    assert done.stdout.startswith("ArtifactError: ") and "model.safetensors does not have the sha256 the catalogue gives for far" in done.stdout
+    assert (
+        done.stdout.startswith("ArtifactError: ")
+        and "model.safetensors does not have the sha256 the catalogue gives for far" in done.stdout
+    )
 
 
 def test_a_revision_that_is_gone_is_one_sentence(hub: Hub, repository: Path, tmp_path: Path):
     done = load(site(tmp_path, repository, revision="f" * 40), hub.address)
-    assert done.stdout.startswith("WeightsUnavailable: far: ") and done.stdout.count("\n") == 1 and not done.stderr, done.stderr
+    assert done.stdout.startswith("WeightsUnavailable: far: ") and done.stdout.count("\n") == 1 and not done.stderr, (
+        done.stderr
+    )
 
 
 def test_an_interrupted_download_is_taken_up_again(hub: Hub, repository: Path, tmp_path: Path):

@@ -44,7 +44,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes | None = None, extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes | None = None, extra: bytes = b""
+) -> bytes:
     """A PNG written by hand; without `rows` its image data is a few bytes, whatever size the header announces."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(rows if rows is not None else b"\0" * 64))
@@ -57,7 +59,15 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes
 def test_the_same_image_from_path_bytes_pil_and_array(tmp_path: Path):
     image = two_halves()
     path = saved(tmp_path / "x.png", image)
-    sources = [path, str(path), path.read_bytes(), memoryview(path.read_bytes()), image, Image.open(path), np.asarray(image)]
+    sources = [
+        path,
+        str(path),
+        path.read_bytes(),
+        memoryview(path.read_bytes()),
+        image,
+        Image.open(path),
+        np.asarray(image),
+    ]
     for found in map(read_image, sources):
         assert found.mode == "RGB" and found.tobytes() == image.tobytes() and not found.info
     assert read_image(np.full((3, 2), 7, np.uint8)).getpixel((1, 2)) == (7, 7, 7)
@@ -65,7 +75,13 @@ def test_the_same_image_from_path_bytes_pil_and_array(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("orientation", "size", "red"),
-    [(1, (40, 20), (2, 10)), (2, (40, 20), (37, 10)), (3, (40, 20), (37, 10)), (6, (20, 40), (10, 2)), (8, (20, 40), (10, 37))],
+    [
+        (1, (40, 20), (2, 10)),
+        (2, (40, 20), (37, 10)),
+        (3, (40, 20), (37, 10)),
+        (6, (20, 40), (10, 2)),
+        (8, (20, 40), (10, 37)),
+    ],
 )
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, size: tuple[int, int], red: tuple[int, int]):
     exif = Image.Exif()
@@ -83,7 +99,9 @@ def test_unreadable_metadata_says_nothing_about_the_pixels(tmp_path: Path):
 def test_modes_become_rgb(tmp_path: Path, mode: str):
     grey = Image.linear_gradient("L").resize((64, 64))
     image = two_halves(mode) if mode in ("CMYK", "P") else grey.convert(mode)
-    path = saved(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), image, **({"quality": 95} if mode == "CMYK" else {}))
+    path = saved(
+        tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), image, **({"quality": 95} if mode == "CMYK" else {})
+    )
     found = read_image(path)
     assert found.mode == "RGB"
     if mode in ("CMYK", "P"):
@@ -208,12 +226,20 @@ def test_the_largest_allowed_is_near_the_limit(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"", "is empty: it holds 0 bytes."), (b"hello, world", "is not an image that can be read (PNG, JPEG, "),
-     (b"%PDF-1.7", "is not an image"), (b"\x89PNG\r\n\x1a\n", "is"), (b"\xff\xd8\xff", "is"), (b"GIF89a", "is"),
-     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
-     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"), (png(0, 5), "is"),
-     (png(4, 4, extra=chunk(b"IHDR", b"")), "is"), (png(2, 2, colour=9), "is")],
-)  # fmt: skip
+    [
+        (b"", "is empty: it holds 0 bytes."),
+        (b"hello, world", "is not an image that can be read (PNG, JPEG, "),
+        (b"%PDF-1.7", "is not an image"),
+        (b"\x89PNG\r\n\x1a\n", "is"),
+        (b"\xff\xd8\xff", "is"),
+        (b"GIF89a", "is"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
+        (png(0, 5), "is"),
+        (png(4, 4, extra=chunk(b"IHDR", b"")), "is"),
+        (png(2, 2, colour=9), "is"),
+    ],
+)
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, says: str):
     path = tmp_path / "x.png"
     path.write_bytes(content)
@@ -241,13 +267,20 @@ def test_a_file_without_permission_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [(np.zeros((0, 4), np.uint8), "The array is empty: 4 x 0 pixels."),
-     (np.zeros((4, 4, 4), np.uint8), "not an array (4, 4, 4) of uint8."),
-     (np.zeros((4, 4), np.float32), "not an array (4, 4) of float32."),
-     (np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (9000, 9000), (0, 0)), "The array would decode to more than 64"),
-     (Image.new("RGB", (0, 3)), "The image is empty: 0 x 3 pixels."), (Image.new("F", (2, 2)), "The image has 32-bit pixels"),
-     (None, "not NoneType."), (3.5, "not float.")],
-)  # fmt: skip
+    [
+        (np.zeros((0, 4), np.uint8), "The array is empty: 4 x 0 pixels."),
+        (np.zeros((4, 4, 4), np.uint8), "not an array (4, 4, 4) of uint8."),
+        (np.zeros((4, 4), np.float32), "not an array (4, 4) of float32."),
+        (
+            np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (9000, 9000), (0, 0)),
+            "The array would decode to more than 64",
+        ),
+        (Image.new("RGB", (0, 3)), "The image is empty: 0 x 3 pixels."),
+        (Image.new("F", (2, 2)), "The image has 32-bit pixels"),
+        (None, "not NoneType."),
+        (3.5, "not float."),
+    ],
+)
 def test_what_is_handed_over_wrongly_is_said(source: Any, says: str):
     assert says in refused(source)
 
@@ -269,4 +302,7 @@ def test_damaged_bytes_never_escape_as_another_error():
 
 
 def test_importing_the_module_does_not_import_pillow():
-    assert python("-c", "import sys, zoo.images; print('PIL' in sys.modules, 'numpy' in sys.modules)").stdout == "False False\n"
+    assert (
+        python("-c", "import sys, zoo.images; print('PIL' in sys.modules, 'numpy' in sys.modules)").stdout
+        == "False False\n"
+    )

@@ -77,7 +77,10 @@ def test_a_skeleton_by_name_knows_how_its_weights_are_stored(place: Path):
 def test_a_skeleton_neither_generates_nor_is_saved(place: Path, name: str, weights: str):
     model = zoo.load(name, device="meta", weights=weights)
     for call in (lambda: model.generate("a"), lambda: model.save(place / "new")):
-        with pytest.raises(RequestError, match=r"is on the meta device, which holds no weights; to (run|save) it, load it without device=\"meta\"\."):
+        with pytest.raises(
+            RequestError,
+            match=r"is on the meta device, which holds no weights; to (run|save) it, load it without device=\"meta\"\.",
+        ):
             call()
     assert not (place / "new").exists()
 
@@ -85,30 +88,46 @@ def test_a_skeleton_neither_generates_nor_is_saved(place: Path, name: str, weigh
 def test_a_name_wins_over_a_folder_of_that_name(place: Path):
     (place / "saved").rename(place / "tiny-code")
     assert zoo.load("tiny-code", device="meta").params == zoo.info("tiny-code").params
-    assert zoo.load("./tiny-code", device="meta").params == zoo.load(place / "plain", device="meta").params != zoo.info("tiny-code").params
+    assert (
+        zoo.load("./tiny-code", device="meta").params
+        == zoo.load(place / "plain", device="meta").params
+        != zoo.info("tiny-code").params
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("tiny-cod", "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all"),
-     ("./tiny-cod", "tiny-cod does not exist. Did you mean 'tiny-code'? `zoo list` shows the models that load by name."),
-     ("./plain/config.json", "plain/config.json is a file, not a model directory. `zoo list` shows"),
-     ("", "No model named ''. `zoo list` shows all"), ("x" * 5000, f"{'x' * 80!r} is no model and no path: File name too long."),
-     ("~nobody-at-all/x", "'~nobody-at-all/x' is no model and no path: Could not determine home directory.")],
+    [
+        ("tiny-cod", "No model named 'tiny-cod'. Did you mean 'tiny-code'? `zoo list` shows all"),
+        (
+            "./tiny-cod",
+            "tiny-cod does not exist. Did you mean 'tiny-code'? `zoo list` shows the models that load by name.",
+        ),
+        ("./plain/config.json", "plain/config.json is a file, not a model directory. `zoo list` shows"),
+        ("", "No model named ''. `zoo list` shows all"),
+        ("x" * 5000, f"{'x' * 80!r} is no model and no path: File name too long."),
+        ("~nobody-at-all/x", "'~nobody-at-all/x' is no model and no path: Could not determine home directory."),
+    ],
     ids=["name", "path", "file", "empty", "long", "home"],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_named_with_the_nearest(place: Path, name: str, sentence: str):
     assert refusal(UnknownName, name).startswith(sentence)
 
 
 def test_a_directory_without_a_model_is_refused(place: Path):
     (place / "empty").mkdir()
-    assert refusal(RequestError, "./empty") == "empty is not a model directory: it holds neither zoo.json nor a known config such as config.json."
+    assert (
+        refusal(RequestError, "./empty")
+        == "empty is not a model directory: it holds neither zoo.json nor a known config such as config.json."
+    )
 
 
 def test_dtypes_and_devices(place: Path):
     model = zoo.load("saved", dtype="bfloat16")
-    assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16} and (model.dtype, model.stored) == ("bfloat16", "float32")
+    assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16} and (model.dtype, model.stored) == (
+        "bfloat16",
+        "float32",
+    )
     assert zoo.load("plain", dtype=torch.float16).module.dtype == torch.float16
     assert refusal(RequestError, "saved", dtype="float31") == (
         "dtype 'float31' is not one models run in. Did you mean 'float32'? Dtypes: float32, bfloat16, float16."
@@ -127,7 +146,9 @@ def test_random_weights_are_always_the_same_and_leave_the_random_state(place: Pa
     one, two = zoo.load("tiny-code", weights="random"), zoo.load("tiny-code", weights="random")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(one.module.parameters(), two.module.parameters(), strict=True))
-    assert not torch.equal(one.module.get_input_embeddings().weight, zoo.load("tiny-code").module.get_input_embeddings().weight)
+    assert not torch.equal(
+        one.module.get_input_embeddings().weight, zoo.load("tiny-code").module.get_input_embeddings().weight
+    )
     plain = zoo.load("plain", weights="random")
     assert plain.origin == "random" and plain.processor is not None and plain.params == zoo.load("plain").params
 
@@ -140,13 +161,17 @@ def test_weights_from_a_directory_or_a_file(place: Path):
     ids = tokens(length=8)
     for weights in ("mine", place / "mine", "mine/model.safetensors", "alone"):
         model = zoo.load("tiny-code", weights=weights)
-        assert torch.equal(logits(model, ids), logits(random, ids)) and model.spec.config == zoo.info("tiny-code").config
+        assert (
+            torch.equal(logits(model, ids), logits(random, ids)) and model.spec.config == zoo.info("tiny-code").config
+        )
 
 
 def test_weights_of_another_shape_are_refused(place: Path):
     assert refusal(ArtifactError, "tiny-code", weights="./plain").startswith("plain does not hold tiny-code: ")
     assert refusal(ArtifactError, "tiny-code", weights="./saved").startswith("saved does not hold tiny-code: ")
-    assert refusal(ArtifactError, "tiny-code", weights="plain/model.safetensors").startswith("plain/model.safetensors: tensor ")
+    assert refusal(ArtifactError, "tiny-code", weights="plain/model.safetensors").startswith(
+        "plain/model.safetensors: tensor "
+    )
 
 
 @pytest.mark.parametrize("device", [None, "meta"])
@@ -161,9 +186,15 @@ def test_wrong_weights_are_refused_whatever_the_device(place: Path, device: str 
 
 def test_the_meta_device_builds_seventy_billion_parameters_in_no_memory(tmp_path: Path):
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
-        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
-    }  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     zoo.load("tiny-code", device="meta")  # imports
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
@@ -179,7 +210,12 @@ def test_weights_that_cannot_be_had_say_what_to_do(tmp_path: Path):
         '[[model]]\nname = "{name}"\nfamily = "llama"\nmodality = "text"\ntask = "causal-lm"\nlicense = "MIT"\nparams = 5\nsummary = "x"\n{more}'
         '[model.config]\nmodel_type = "llama"\nhidden_size = 8\nintermediate_size = 8\nnum_hidden_layers = 1\nnum_attention_heads = 1\nvocab_size = 8\n'
     )
-    install(tmp_path, "out_hub", registry=entry.format(name="far", more='hub = "org/far"\nrevision = "abc"\n') + entry.format(name="none", more=""))
+    install(
+        tmp_path,
+        "out_hub",
+        registry=entry.format(name="far", more='hub = "org/far"\nrevision = "abc"\n')
+        + entry.format(name="none", more=""),
+    )
     code = "import zoo\nprint(zoo.load('far', device='meta').module.config.hidden_size)\nfor name in ('far', 'none'):\n    try:\n        zoo.load(name)\n    except zoo.WeightsUnavailable as e:\n        print(e)"
     done = python("-c", code, site=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
@@ -187,7 +223,9 @@ def test_weights_that_cannot_be_had_say_what_to_do(tmp_path: Path):
     assert size == "8"
     assert far.startswith("far: org/far is not in the local hub cache (HF_HOME, HF_HUB_CACHE) and cannot be fetched (")
     assert far.endswith("Go online once (and unset HF_HUB_OFFLINE), or pass weights=DIR or weights='random'.")
-    assert none == "none has no published weights. Pass weights='random' for untrained ones, or weights=DIR for your own."
+    assert (
+        none == "none has no published weights. Pass weights='random' for untrained ones, or weights=DIR for your own."
+    )
     assert issubclass(WeightsUnavailable, zoo.ZooError) and WeightsUnavailable.exit_code == 1
 
 
@@ -221,7 +259,10 @@ def test_pickles_are_not_read(place: Path):
     torch.save({}, place / "plain/pytorch_model.bin")
     assert refusal(ArtifactError, "./plain") == "plain holds no .safetensors file; other weight formats are not read."
     torch.save({}, place / "weights.bin")
-    assert refusal(ArtifactError, "tiny-code", weights="weights.bin") == "weights.bin is not a .safetensors file; other weight formats are not read."
+    assert (
+        refusal(ArtifactError, "tiny-code", weights="weights.bin")
+        == "weights.bin is not a .safetensors file; other weight formats are not read."
+    )
 
 
 def test_code_from_a_checkpoint_is_not_run(place: Path):
@@ -236,9 +277,14 @@ def test_code_from_a_checkpoint_is_not_run(place: Path):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"model_type": "no-such"}, "plain/config.json: transformers cannot build a causal-lm of type 'no-such': "),
-     ({"architectures": ["LlamaForSequenceClassification"]}, "plain holds a LlamaForSequenceClassification (llama); text models need")],
-)  # fmt: skip
+    [
+        ({"model_type": "no-such"}, "plain/config.json: transformers cannot build a causal-lm of type 'no-such': "),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "plain holds a LlamaForSequenceClassification (llama); text models need",
+        ),
+    ],
+)
 def test_what_no_family_builds_is_refused(place: Path, change: dict[str, object], sentence: str):
     config = json.loads((place / "plain/config.json").read_text())
     (place / "plain/config.json").write_text(json.dumps({**config, **change}))
@@ -247,7 +293,10 @@ def test_what_no_family_builds_is_refused(place: Path, change: dict[str, object]
 
 def test_a_config_that_is_not_one_is_named(place: Path):
     (place / "plain/config.json").write_text("{")
-    assert refusal(ArtifactError, "./plain") == "plain/config.json is not a transformers config with a model_type and architectures."
+    assert (
+        refusal(ArtifactError, "./plain")
+        == "plain/config.json is not a transformers config with a model_type and architectures."
+    )
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -259,15 +308,21 @@ def test_a_truncated_file_is_named_with_the_tensor_that_is_cut(place: Path):
     with file.open("r+b") as cut:
         cut.truncate(whole - 8)
     found = refusal(ArtifactError, "./plain")
-    assert found.startswith(f"plain/model.safetensors is cut short at {whole - 8} bytes: tensor '") and found.endswith(f"ends at byte {whole}.")
+    assert found.startswith(f"plain/model.safetensors is cut short at {whole - 8} bytes: tensor '") and found.endswith(
+        f"ends at byte {whole}."
+    )
     assert found.split("'")[1] in (last, *load_file(place / "saved/model.safetensors"))
     shutil.copy(place / "saved/model.safetensors", "own.safetensors")
     with Path("own.safetensors").open("r+b") as cut:
         cut.truncate(9000)
-    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors").startswith("own.safetensors is cut short at 9000 bytes: tensor '")
+    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors").startswith(
+        "own.safetensors is cut short at 9000 bytes: tensor '"
+    )
     for rubbish in (b"", b"no", b"\xff" * 64, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a": 1 }'):
         file.write_bytes(rubbish)
-        assert refusal(ArtifactError, "./plain").startswith("plain/model.safetensors is damaged: its safetensors header cannot be read (")
+        assert refusal(ArtifactError, "./plain").startswith(
+            "plain/model.safetensors is damaged: its safetensors header cannot be read ("
+        )
 
 
 def test_a_damaged_artifact_is_named_by_its_file(place: Path):
@@ -278,32 +333,50 @@ def test_a_damaged_artifact_is_named_by_its_file(place: Path):
         "saved/model.safetensors does not have the sha256 of the manifest; the artifact is damaged, so nothing was loaded."
     )
     file.write_bytes(good[:-1])
-    assert refusal(ArtifactError, "./saved").startswith(f"saved/model.safetensors has {len(good) - 1} bytes, the manifest says {len(good)};")
+    assert refusal(ArtifactError, "./saved").startswith(
+        f"saved/model.safetensors has {len(good) - 1} bytes, the manifest says {len(good)};"
+    )
     file.unlink()
     assert refusal(ArtifactError, "./saved").startswith("saved/model.safetensors is missing;")
 
 
-def test_a_missing_or_misshapen_tensor_is_never_filled_with_random_numbers(place: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_missing_or_misshapen_tensor_is_never_filled_with_random_numbers(
+    place: Path, capfd: pytest.CaptureFixture[str]
+):
     file = place / "plain/model.safetensors"
     good = load_file(file)
     save_file({name: tensor for name, tensor in good.items() if name != UP}, file, metadata={"format": "pt"})
     assert refusal(ArtifactError, "./plain") == f"plain: tensor '{UP}' is missing; the model of its config.json has it."
     save_file({**good, UP: good[UP][:5].contiguous()}, file, metadata={"format": "pt"})
-    assert refusal(ArtifactError, "./plain") == f"plain: '{UP}' has shape (5, 32), the model of its config.json expects (64, 32)."
+    assert (
+        refusal(ArtifactError, "./plain")
+        == f"plain: '{UP}' has shape (5, 32), the model of its config.json expects (64, 32)."
+    )
     layer = UP.rpartition("layers.")[0] + "layers."
     save_file({**good, f"{layer}2.mlp.up_proj.weight": good[UP].clone()}, file, metadata={"format": "pt"})
-    assert refusal(ArtifactError, "./plain") == f"plain: tensor '{layer}2.mlp.up_proj.weight' is not part of the model of its config.json."
+    assert (
+        refusal(ArtifactError, "./plain")
+        == f"plain: tensor '{layer}2.mlp.up_proj.weight' is not part of the model of its config.json."
+    )
     other = {"score.weight": good[UP].clone(), f"{layer}0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     save_file({**good, **other}, file, metadata={"format": "pt"})
     assert zoo.load("./plain").params > 0  # the head of another task, and a table that is computed
     assert capfd.readouterr() == ("", "")
     own = load_file(registry_weights())
     save_file({**own, UP: own[UP][:5].contiguous()}, "own.safetensors")
-    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors") == f"own.safetensors: '{UP}' has shape (5, 192), the model expects (512, 192)."
+    assert (
+        refusal(ArtifactError, "tiny-code", weights="own.safetensors")
+        == f"own.safetensors: '{UP}' has shape (5, 192), the model expects (512, 192)."
+    )
     save_file({name: tensor for name, tensor in own.items() if name != UP}, "own.safetensors")
-    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors") == f"own.safetensors: tensor '{UP}' is missing."
+    assert (
+        refusal(ArtifactError, "tiny-code", weights="own.safetensors") == f"own.safetensors: tensor '{UP}' is missing."
+    )
     save_file({**own, "more": own[UP].clone()}, "own.safetensors")
-    assert refusal(ArtifactError, "tiny-code", weights="own.safetensors") == "own.safetensors: tensor 'more' is not part of the model."
+    assert (
+        refusal(ArtifactError, "tiny-code", weights="own.safetensors")
+        == "own.safetensors: tensor 'more' is not part of the model."
+    )
 
 
 def registry_weights() -> Path:
@@ -316,11 +389,17 @@ def registry_weights() -> Path:
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [(lambda m: "{", "saved/zoo.json is damaged: "), (lambda m: json.dumps({**m, "format": 99}), "saved/zoo.json has format 99; this zoo reads up to 2: pip install --upgrade zoo-compress."),
-     (lambda m: manifest_text({k: v for k, v in m.items() if k != "spec"}), "saved/zoo.json is damaged: 'spec'."),
-     (lambda m: "[]", "saved/zoo.json is damaged: no format version.")],
+    [
+        (lambda m: "{", "saved/zoo.json is damaged: "),
+        (
+            lambda m: json.dumps({**m, "format": 99}),
+            "saved/zoo.json has format 99; this zoo reads up to 2: pip install --upgrade zoo-compress.",
+        ),
+        (lambda m: manifest_text({k: v for k, v in m.items() if k != "spec"}), "saved/zoo.json is damaged: 'spec'."),
+        (lambda m: "[]", "saved/zoo.json is damaged: no format version."),
+    ],
     ids=["half", "newer", "no spec", "list"],
-)  # fmt: skip
+)
 def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sentence: str):
     file = place / "saved/zoo.json"
     file.write_text(change(json.loads(file.read_text())))  # type: ignore[operator]
@@ -329,16 +408,26 @@ def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sent
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"lineage": [{"use": "inherit", "version": 1, "options": {}, "record": {}}]},
-      r"saved/zoo.json: the record of stage 1 \(inherit\) does not fit the model \(KeyError: 'stacks'\)\."),
-     ({"lineage": [{}]}, r"saved/zoo.json is damaged: stage 1 of the lineage has no use\."),
-     ({"files": []}, r"saved/zoo.json is damaged: 'files' is list, not dict\."),
-     ({"files": {}}, r"saved/zoo.json is damaged: it lists no weight file\."),
-     ({"files": {"other.safetensors": {"bytes": 1, "sha256": ""}}}, r"saved/zoo.json is damaged: it does not list model.safetensors\."),
-     ({"files": {"model.safetensors": {"sha256": "0"}}}, r"saved/zoo.json is damaged: file 'model.safetensors' has no size and hash\."),
-     ({"dtype": "float7"}, r"saved/zoo.json is damaged: dtype 'float7' is none of float32, bfloat16, float16\.")],
+    [
+        (
+            {"lineage": [{"use": "inherit", "version": 1, "options": {}, "record": {}}]},
+            r"saved/zoo.json: the record of stage 1 \(inherit\) does not fit the model \(KeyError: 'stacks'\)\.",
+        ),
+        ({"lineage": [{}]}, r"saved/zoo.json is damaged: stage 1 of the lineage has no use\."),
+        ({"files": []}, r"saved/zoo.json is damaged: 'files' is list, not dict\."),
+        ({"files": {}}, r"saved/zoo.json is damaged: it lists no weight file\."),
+        (
+            {"files": {"other.safetensors": {"bytes": 1, "sha256": ""}}},
+            r"saved/zoo.json is damaged: it does not list model.safetensors\.",
+        ),
+        (
+            {"files": {"model.safetensors": {"sha256": "0"}}},
+            r"saved/zoo.json is damaged: file 'model.safetensors' has no size and hash\.",
+        ),
+        ({"dtype": "float7"}, r"saved/zoo.json is damaged: dtype 'float7' is none of float32, bfloat16, float16\."),
+    ],
     ids=["record", "stage", "list", "no files", "other files", "no size", "dtype"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("device", [None, "meta"])
 def test_a_damaged_manifest_is_a_sentence(place: Path, change: dict[str, object], sentence: str, device: str | None):
     file = place / "saved/zoo.json"
@@ -348,10 +437,18 @@ def test_a_damaged_manifest_is_a_sentence(place: Path, change: dict[str, object]
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_attention_heads": 5}, {"num_attention_heads": 0}, {"num_hidden_layers": "two"}, {"num_hidden_layers": -1}, {"architectures": [3]},
-     {"architectures": 7}, {"hidden_size": 0}, {"vocab_size": None}],
+    [
+        {"num_attention_heads": 5},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": "two"},
+        {"num_hidden_layers": -1},
+        {"architectures": [3]},
+        {"architectures": 7},
+        {"hidden_size": 0},
+        {"vocab_size": None},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_damaged_config_is_a_sentence(place: Path, change: dict[str, object]):
     file = place / "plain/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -373,7 +470,10 @@ def test_an_artifact_of_a_family_that_is_not_installed_names_the_plugin(place: P
     file = place / "saved/zoo.json"
     manifest = json.loads(file.read_text())
     manifest["spec"] |= {"family": "wonder", "plugin": "zoo_wonder"}
-    manifest |= {"family_plugin": "zoo_wonder", "plugins": {"zoo_wonder": {"distribution": "zoo-of-wonders", "version": "2.0"}}}
+    manifest |= {
+        "family_plugin": "zoo_wonder",
+        "plugins": {"zoo_wonder": {"distribution": "zoo-of-wonders", "version": "2.0"}},
+    }
     file.write_text(manifest_text(manifest))
     needs = "saved: its family 'wonder' needs plugin zoo_wonder, which is not installed"
     assert refusal(ArtifactError, "./saved") == f"{needs}: `zoo plugins install zoo-of-wonders`, then load again."

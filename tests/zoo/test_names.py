@@ -22,9 +22,13 @@ from zoo.errors import ArtifactError, DataError, PluginError, RequestError, Unkn
 
 pytestmark = pytest.mark.quick
 
-EVERYTHING = "".join(
-    f'[[{kind}]]\nname = "same"\nsummary = "Made up for a test"\n' for kind in ("compressor", "loss", "evaluator", "data", "command")
-) + '[[family]]\nname = "same"\nsummary = "Made up for a test"\nmodality = "text"\nprefix = "made"\ntask = "causal-lm"\n'  # fmt: skip
+EVERYTHING = (
+    "".join(
+        f'[[{kind}]]\nname = "same"\nsummary = "Made up for a test"\n'
+        for kind in ("compressor", "loss", "evaluator", "data", "command")
+    )
+    + '[[family]]\nname = "same"\nsummary = "Made up for a test"\nmodality = "text"\nprefix = "made"\ntask = "causal-lm"\n'
+)
 
 PLUGIN = """
 from zoo.hooks import hookimpl
@@ -122,19 +126,37 @@ def test_a_name_of_two_plugins_belongs_to_neither_and_nothing_is_broken(site: Pa
     assert (one.status, two.status) == ("ok", "ok")
     for plugin in (one, two):
         kinds = ("model", "family", "compressor", "loss", "evaluator", "data source", "command")
-        said = [f"{kind} {'twin' if kind == 'model' else 'same'!r} is declared by plugins Out_One and out-two" for kind in kinds]
-        assert [note.partition(":")[0] for note in plugin.notes] == [*said, "prefix 'made' is declared by plugins Out_One and out-two"]
-        assert plugin.notes[1] == "family 'same' is declared by plugins Out_One and out-two: write 'Out_One:same' or 'out-two:same'."
+        said = [
+            f"{kind} {'twin' if kind == 'model' else 'same'!r} is declared by plugins Out_One and out-two"
+            for kind in kinds
+        ]
+        assert [note.partition(":")[0] for note in plugin.notes] == [
+            *said,
+            "prefix 'made' is declared by plugins Out_One and out-two",
+        ]
+        assert (
+            plugin.notes[1]
+            == "family 'same' is declared by plugins Out_One and out-two: write 'Out_One:same' or 'out-two:same'."
+        )
 
 
 @pytest.mark.parametrize("kind", ["family", "compressor", "loss", "evaluator", "data", "command"])
 def test_an_ambiguous_name_is_refused_and_both_full_names_work(site: Path, kind: str):
-    have = {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss, "data": registry.data_source,
-            "evaluator": registry.evaluator, "command": registry.command}[kind]  # fmt: skip
+    have = {
+        "family": registry.family,
+        "compressor": registry.compressor,
+        "loss": registry.loss,
+        "data": registry.data_source,
+        "evaluator": registry.evaluator,
+        "command": registry.command,
+    }[kind]
     with pytest.raises(RequestError) as caught:
         have("same")
     label = "Data source" if kind == "data" else kind.capitalize()
-    assert str(caught.value) == f"{label} 'same' is declared by plugins Out_One and out-two: write 'Out_One:same' or 'out-two:same'."
+    assert (
+        str(caught.value)
+        == f"{label} 'same' is declared by plugins Out_One and out-two: write 'Out_One:same' or 'out-two:same'."
+    )
     assert {"Out_One:same", "out-two:same"} <= set(registry.names(kind)) and "same" not in registry.names(kind)
     assert have("out.one:same") is have("Out_One:same") and have("OUT_TWO:same") is have("out-two:same")
     assert have("out_one:same").__module__ == "out_one.made" and have("out_two:same").__module__ == "out_two.made"
@@ -146,7 +168,9 @@ def test_the_other_gone_the_short_name_is_enough(site: Path):
     assert registry.loss("same") is registry.loss("out_one:same")
 
 
-def test_an_ambiguous_model_is_refused_even_beside_a_folder_of_that_name(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_ambiguous_model_is_refused_even_beside_a_folder_of_that_name(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "twin").mkdir()
     monkeypatch.chdir(tmp_path)
     sentence = "Model 'twin' is declared by plugins Out_One and out-two: write 'Out_One:twin' or 'out-two:twin'."
@@ -155,14 +179,20 @@ def test_an_ambiguous_model_is_refused_even_beside_a_folder_of_that_name(site: P
             have("twin")
         assert str(caught.value) == sentence
     assert zoo.info("out_one:twin").plugin == "Out_One" and zoo.info("out_two:twin").name == "twin"
-    assert [name for name, spec in catalog.catalogue().items() if spec.name == "twin"] == ["Out_One:twin", "out-two:twin"]
+    assert [name for name, spec in catalog.catalogue().items() if spec.name == "twin"] == [
+        "Out_One:twin",
+        "out-two:twin",
+    ]
     done = command("list", site=site)
     assert [line.split()[0] for line in done.stdout.splitlines() if "twin" in line] == ["Out_One:twin", "out-two:twin"]
     assert done.stderr == ""
 
 
 def test_a_model_takes_the_family_of_its_own_plugin(site: Path):
-    assert [type(zoo.loading.family_of(f"{name}:twin")).__module__ for name in ("out-one", "out-two")] == ["out_one.made", "out_two.made"]
+    assert [type(zoo.loading.family_of(f"{name}:twin")).__module__ for name in ("out-one", "out-two")] == [
+        "out_one.made",
+        "out_two.made",
+    ]
 
 
 def test_a_model_of_a_third_plugin_names_the_family_in_full(site: Path):
@@ -186,18 +216,27 @@ def test_commands_are_reached_by_full_names(site: Path):
     assert command("same", site=site).stderr == (
         "error: Command 'same' is declared by plugins Out_One and out-two: write 'Out_One:same' or 'out-two:same'.\n"
     )
-    assert {"Out_One:same", "out-two:same"} <= {line.split()[0] for line in command("--help", site=site).stdout.splitlines() if line.strip()}
+    assert {"Out_One:same", "out-two:same"} <= {
+        line.split()[0] for line in command("--help", site=site).stdout.splitlines() if line.strip()
+    }
 
 
 def test_data_is_named_in_full_with_a_split_and_without(site: Path):
     assert [sample.fields["text"] for sample in open_data("out-two:same")] == ["train"]
-    assert [(sample.fields["text"], sample.where) for sample in open_data("out_one:same:test[:1]")] == [("test", "out_one")]
+    assert [(sample.fields["text"], sample.where) for sample in open_data("out_one:same:test[:1]")] == [
+        ("test", "out_one")
+    ]
     with pytest.raises(DataError, match=r"^Data source 'same' is declared by plugins Out_One and out-two: write"):
         open_data("same:train")
 
 
 def recipe(use: str = "out-two:same", tasks: str = "out_one:same") -> dict[str, object]:
-    return {"recipe": {"name": "r"}, "model": {"name": "tiny-code"}, "stage": [{"use": use}], "evaluate": {"tasks": [tasks]}}
+    return {
+        "recipe": {"name": "r"},
+        "model": {"name": "tiny-code"},
+        "stage": [{"use": use}],
+        "evaluate": {"tasks": [tasks]},
+    }
 
 
 def test_a_recipe_names_things_in_full(site: Path):
@@ -205,9 +244,13 @@ def test_a_recipe_names_things_in_full(site: Path):
     assert (found.stages[0].use, found.stages[0].label) == ("same", "stage 1 (out-two:same)")
     assert type(found.stages[0].compressor).__module__ == "out_two.made"
     assert resolve([{"use": "out_one:same"}])[0][0][1] is registry.loss("Out_One:same")
-    with pytest.raises(RequestError, match=r"^recipe, stage 1: Compressor 'same' is declared by plugins Out_One and out-two: write"):
+    with pytest.raises(
+        RequestError, match=r"^recipe, stage 1: Compressor 'same' is declared by plugins Out_One and out-two: write"
+    ):
         Recipe.parse(recipe(use="same"))
-    with pytest.raises(RequestError, match=r"^recipe, \[evaluate\]: evaluator 'same' is declared by plugins Out_One and out-two: write"):
+    with pytest.raises(
+        RequestError, match=r"^recipe, \[evaluate\]: evaluator 'same' is declared by plugins Out_One and out-two: write"
+    ):
         Recipe.parse(recipe(tasks="same"))
 
 
@@ -233,8 +276,10 @@ def test_a_saved_model_knows_whose_stage_it_was(saved: Path):
     manifest = json.loads((saved / "zoo.json").read_text())
     assert [(stage["use"], stage["plugin"]) for stage in manifest["lineage"]] == [("same", "out-two")]
     assert manifest["family_plugin"] == "zoo_slm"
-    assert manifest["plugins"] == {"out-two": {"distribution": "out-two", "version": "1.0"},
-                                   "zoo_slm": {"distribution": "zoo-compress", "version": zoo.__version__}}  # fmt: skip
+    assert manifest["plugins"] == {
+        "out-two": {"distribution": "out-two", "version": "1.0"},
+        "zoo_slm": {"distribution": "zoo-compress", "version": zoo.__version__},
+    }
     again = zoo.load(saved)
     assert again.lineage[0].record == {"by": "out_two"}
     assert again.state()["lm_head"][0].stage == "stage 1 (out-two:same)"
@@ -258,7 +303,9 @@ def test_without_its_plugin_a_saved_model_says_which_it_needs(saved: Path, site:
 
 def test_with_its_plugin_disabled_a_saved_model_says_how_to_enable_it(saved: Path, monkeypatch: pytest.MonkeyPatch):
     plugins.disable("OUT_TWO")
-    assert refusal(saved) == "saved: stage 1 (same) needs plugin out-two, which is disabled: `zoo plugins enable out-two`."
+    assert (
+        refusal(saved) == "saved: stage 1 (same) needs plugin out-two, which is disabled: `zoo plugins enable out-two`."
+    )
     plugins.enable("out_two")
     assert zoo.load(saved).lineage[0].plugin == "out-two"
     monkeypatch.setenv("ZOO_PLUGINS", "zoo_slm")
@@ -269,13 +316,18 @@ def test_a_version_of_its_plugin_without_the_stage_is_named(saved: Path, site: P
     remove(site, "out_two")
     without = EVERYTHING.partition("[[loss]]")
     add(site, "out_two", "out-two", registry="".join(without[1:]))
-    assert refusal(saved) == "saved: stage 1 (same) is not in plugin out-two 1.0, which is installed; the model was made with version 1.0."
+    assert (
+        refusal(saved)
+        == "saved: stage 1 (same) is not in plugin out-two 1.0, which is installed; the model was made with version 1.0."
+    )
 
 
 def test_an_artifact_whose_plugin_is_broken_says_why(saved: Path, site: Path):
     (site / "out_two/registry.toml").write_text('api = ">=2"\n')
     forget()
-    assert refusal(saved).startswith("saved: stage 1 (same) needs plugin out-two, which cannot be used: needs plugin API >=2, and this zoo")
+    assert refusal(saved).startswith(
+        "saved: stage 1 (same) needs plugin out-two, which cannot be used: needs plugin API >=2, and this zoo"
+    )
 
 
 def test_an_artifact_of_an_older_zoo_is_read(saved: Path, site: Path):
@@ -285,7 +337,10 @@ def test_an_artifact_of_an_older_zoo_is_read(saved: Path, site: Path):
     file.write_text(json.dumps({**manifest, "format": 1}))
     assert zoo.load(saved).lineage[0].plugin == "out-two"
     remove(site, "out_two")
-    assert refusal(saved) == "saved: stage 1 (same) needs plugin out-two, which is not installed; install it, then load again."
+    assert (
+        refusal(saved)
+        == "saved: stage 1 (same) needs plugin out-two, which is not installed; install it, then load again."
+    )
 
 
 def test_a_manifest_cannot_have_anything_installed(saved: Path, site: Path):
@@ -293,13 +348,21 @@ def test_a_manifest_cannot_have_anything_installed(saved: Path, site: Path):
     text = file.read_text().replace('"distribution": "out-two"', '"distribution": "x; rm -rf ~"')
     file.write_text(manifest_text(json.loads(text)))
     remove(site, "out_two")
-    assert refusal(saved) == "saved: stage 1 (same) needs plugin out-two, which is not installed; install it, then load again."
+    assert (
+        refusal(saved)
+        == "saved: stage 1 (same) needs plugin out-two, which is not installed; install it, then load again."
+    )
     file.write_text(text.replace('"family_plugin": "zoo_slm"', '"family_plugin": 3'))
     assert refusal(saved) == "saved/zoo.json is damaged: family_plugin is no name."
 
 
 def test_a_saved_family_is_that_of_its_plugin(site: Path, tmp_path: Path):
-    config = zoo.info("tiny-code").config | {"num_hidden_layers": 1, "hidden_size": 12, "intermediate_size": 8, "vocab_size": 16}
+    config = zoo.info("tiny-code").config | {
+        "num_hidden_layers": 1,
+        "hidden_size": 12,
+        "intermediate_size": 8,
+        "vocab_size": 16,
+    }
     spec = catalog.ModelSpec("small", "same", "text", "causal-lm", plugin="Out_One", config=config)
     model = zoo.loading.build_random(registry.family("Out_One:same"), spec)
     path = model.save(tmp_path / "small")
@@ -330,8 +393,12 @@ def test_what_is_disabled_is_named_when_it_is_used(site: Path):
     assert [plugin.status for plugin in plugins.declared(disabled=True) if plugin.name == "out-two"] == ["disabled"]
     assert plugins.find("out_two").disabled and plugins.find("out_two").declares("loss") == ("same",)
     said = "comes with plugin out-two, which is disabled: `zoo plugins enable out-two`."
-    for have, sentence in ((registry.compressor, f"Compressor 'same' {said}"), (registry.loss, f"Loss 'same' {said}"),
-                           (zoo.info, None), (open_data, f"Data source 'same' {said}")):  # fmt: skip
+    for have, sentence in (
+        (registry.compressor, f"Compressor 'same' {said}"),
+        (registry.loss, f"Loss 'same' {said}"),
+        (zoo.info, None),
+        (open_data, f"Data source 'same' {said}"),
+    ):
         name = "twin" if have is zoo.info else "same"
         with pytest.raises(RequestError) as caught:
             have(name)
@@ -368,7 +435,9 @@ def test_disabling_is_written_whole_and_kept_for_other_processes(site: Path, tmp
 
 
 def test_the_core_and_what_is_not_there_are_not_disabled(site: Path):
-    with pytest.raises(PluginError, match=r"^Plugin zoo is the core, which everything else needs; it cannot be disabled\.$"):
+    with pytest.raises(
+        PluginError, match=r"^Plugin zoo is the core, which everything else needs; it cannot be disabled\.$"
+    ):
         plugins.disable("zoo")
     with pytest.raises(UnknownName, match=r"^No plugin named 'out-three'\. Did you mean 'out-two'\?"):
         plugins.disable("out-three")
@@ -384,7 +453,9 @@ def test_the_environment_comes_before_the_file(site: Path, monkeypatch: pytest.M
     plugins.disable("out_one")
     monkeypatch.setenv("ZOO_PLUGINS", "out.one")
     assert [plugin.name for plugin in plugins.declared()] == ["zoo", "Out_One"] and plugins.disabled() == frozenset()
-    with pytest.raises(PluginError, match=r"^ZOO_PLUGINS says which plugins are used; unset it to disable and enable them\.$"):
+    with pytest.raises(
+        PluginError, match=r"^ZOO_PLUGINS says which plugins are used; unset it to disable and enable them\.$"
+    ):
         plugins.enable("out_one")
 
 
@@ -395,10 +466,13 @@ def test_the_environment_comes_before_the_file(site: Path, monkeypatch: pytest.M
         ("[]", "TypeError: list indices must be integers or slices, not str"),
         ('{"disabled": "x"}', "TypeError: 'disabled' is not a list of names"),
         ('{"disabled": [1]}', "TypeError: 'disabled' is not a list of names"),
-        ("[" * 100_000, "RecursionError: maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+        (
+            "[" * 100_000,
+            "RecursionError: maximum recursion depth exceeded while decoding a JSON array from a unicode string",
+        ),
         (None, "{file} is not a file."),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_one_warning_and_disables_nothing(site: Path, content: str | None, reason: str):
     file = plugins.disabled_file()
     file.parent.mkdir()

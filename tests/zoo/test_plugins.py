@@ -63,8 +63,13 @@ def test_builtin_plugins_register_exactly_what_they_declare(name: str):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "command"])
 def test_everything_declared_can_be_had(kind: str):
-    have = {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss,
-            "evaluator": registry.evaluator, "data": registry.data_source}[kind]  # fmt: skip
+    have = {
+        "family": registry.family,
+        "compressor": registry.compressor,
+        "loss": registry.loss,
+        "evaluator": registry.evaluator,
+        "data": registry.data_source,
+    }[kind]
     for name in registry.names(kind):
         assert have(name) is have(name)
 
@@ -81,8 +86,9 @@ def test_declaring_imports_nothing(site: Path):
 
 
 def test_an_outsider_adds_a_loss(site: Path):
-    package = install(site, "out_loss", registry=LOSS.format(name="mine"),
-                      code=CODE.format(name="mine", target="out_loss.made:Mine"))  # fmt: skip
+    package = install(
+        site, "out_loss", registry=LOSS.format(name="mine"), code=CODE.format(name="mine", target="out_loss.made:Mine")
+    )
     (package / "made.py").write_text("print('importing')\n\nclass Mine:\n    pass\n")
     assert registry.plugin_of("loss", "mine") == "out_loss"
     assert "out_loss" not in sys.modules
@@ -91,8 +97,12 @@ def test_an_outsider_adds_a_loss(site: Path):
 
 
 def test_what_a_plugin_prints_while_loading_goes_to_stderr(site: Path, capsys: pytest.CaptureFixture[str]):
-    package = install(site, "out_loud", registry=LOSS.format(name="loud"),
-                      code="print('hello')\n" + CODE.format(name="loud", target="out_loud.made:Loud"))  # fmt: skip
+    package = install(
+        site,
+        "out_loud",
+        registry=LOSS.format(name="loud"),
+        code="print('hello')\n" + CODE.format(name="loud", target="out_loud.made:Loud"),
+    )
     (package / "made.py").write_text("print('importing')\n\ndef Loud(): pass\n")
     registry.loss("loud")
     out, err = capsys.readouterr()
@@ -140,8 +150,9 @@ def test_names_without_a_module_are_a_fault(site: Path):
 
 
 def test_a_clash_names_both_and_refuses_the_later(site: Path):
-    package = install(site, "out_clash", registry=LOSS.format(name="kl"),
-                      code=CODE.format(name="kl", target="out_clash.made:KL"))  # fmt: skip
+    package = install(
+        site, "out_clash", registry=LOSS.format(name="kl"), code=CODE.format(name="kl", target="out_clash.made:KL")
+    )
     (package / "made.py").write_text("class KL: pass\n")
     assert plugins.find("out_clash").fault == (
         "loss 'kl' is already declared by plugin zoo_compress; out_clash's is reached as 'out_clash:kl'."
@@ -164,7 +175,10 @@ def test_a_plugin_name_taken_twice_names_both_and_refuses_both(site: Path):
 def test_an_outsider_cannot_take_our_plugins_names(site: Path, group: str, name: str):
     before = plugins.load(name)
     claim(site, "thief", group=group, name=name)
-    assert plugins.find("thief").fault == f"takes the plugin name '{name}', which is zoo's own, and is refused; uninstall it."
+    assert (
+        plugins.find("thief").fault
+        == f"takes the plugin name '{name}', which is zoo's own, and is refused; uninstall it."
+    )
     assert plugins.find(name).status == "ok" and plugins.load(name) == before
 
 
@@ -189,24 +203,83 @@ DAMAGED = "{folder}/entry_points.txt is damaged ({reason}): delete {folder}, and
         ("Name: odd\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no version, {HALF}"),
         ("Name: odd\nVersion: \x1b[2J\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no version, {HALF}"),
         ("Name: odd\n\nVersion: 1\n", "[zoo.catalog]\nodd = odd\n", "odd", f"its metadata says no version, {HALF}"),
-        ("ok", "[zoo.catalog]\nodd\n", "odd", DAMAGED.replace("{reason}", "line 2, 'odd', is not of the form 'name = value'")),
+        (
+            "ok",
+            "[zoo.catalog]\nodd\n",
+            "odd",
+            DAMAGED.replace("{reason}", "line 2, 'odd', is not of the form 'name = value'"),
+        ),
         ("ok", b"[zoo.catalog]\nodd = \xff\n", "odd", DAMAGED.replace("{reason}", "it is not text")),
-        ("ok", "[zoo.catalog]\nodd = odd\nodd = other\n", "odd", "it has two entry points 'odd' in the group 'zoo.catalog'; one is enough."),
-        ("ok", "[zoo.catalog]\nodd = odd [torch]\n", "odd", "its entry point in 'zoo.catalog' must name a top-level package, not 'odd [torch]'."),
-        ("ok", "[zoo.catalog]\nodd = odd:thing\n", "odd", "its entry point in 'zoo.catalog' must name a top-level package, not 'odd:thing'."),
-        ("ok", "[zoo.catalog]\nodd = ../odd\n", "odd", "its entry point in 'zoo.catalog' must name a top-level package, not '../odd'."),
-        ("ok", "[zoo.catalog]\nodd =\n", "odd", "no entry point 'odd' in the group 'zoo.catalog' says where its registry.toml is."),
-        ("ok", "[zoo]\nodd = odd.plugin\n", "odd", "no entry point 'odd' in the group 'zoo.catalog' says where its registry.toml is."),
-        ("ok", "[zoo.catalog]\nodd = odd\n[zoo]\nodd = odd.plugin [torch]\n", "odd",
-         "its entry point in 'zoo' must name a module such as 'package.plugin', not 'odd.plugin [torch]'."),
-        ("ok", "[zoo.catalog]\n\x1b[2Jodd = odd\n", "odd", "its entry point '\\x1b[2Jodd' in 'zoo.catalog' is no name for a plugin: at most "
-         "200 letters, digits, '.', '_' and '-', beginning with a letter or digit."),
-        ("ok", "[zoo.catalog]\na b = odd\n", "odd", "its entry point 'a b' in 'zoo.catalog' is no name for a plugin: at most "
-         "200 letters, digits, '.', '_' and '-', beginning with a letter or digit."),
-        ("ok", "[zoo.catalog]\nodd = nowhere\n", "odd", "its package 'nowhere' is not there: install distribution odd again, or uninstall it."),
-        ("ok", "[zoo.catalog]\nodd = this\n", "odd", "'this' is a single module; a registry.toml needs a package to lie in."),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = odd\nodd = other\n",
+            "odd",
+            "it has two entry points 'odd' in the group 'zoo.catalog'; one is enough.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = odd [torch]\n",
+            "odd",
+            "its entry point in 'zoo.catalog' must name a top-level package, not 'odd [torch]'.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = odd:thing\n",
+            "odd",
+            "its entry point in 'zoo.catalog' must name a top-level package, not 'odd:thing'.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = ../odd\n",
+            "odd",
+            "its entry point in 'zoo.catalog' must name a top-level package, not '../odd'.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd =\n",
+            "odd",
+            "no entry point 'odd' in the group 'zoo.catalog' says where its registry.toml is.",
+        ),
+        (
+            "ok",
+            "[zoo]\nodd = odd.plugin\n",
+            "odd",
+            "no entry point 'odd' in the group 'zoo.catalog' says where its registry.toml is.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = odd\n[zoo]\nodd = odd.plugin [torch]\n",
+            "odd",
+            "its entry point in 'zoo' must name a module such as 'package.plugin', not 'odd.plugin [torch]'.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\n\x1b[2Jodd = odd\n",
+            "odd",
+            "its entry point '\\x1b[2Jodd' in 'zoo.catalog' is no name for a plugin: at most "
+            "200 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\na b = odd\n",
+            "odd",
+            "its entry point 'a b' in 'zoo.catalog' is no name for a plugin: at most "
+            "200 letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = nowhere\n",
+            "odd",
+            "its package 'nowhere' is not there: install distribution odd again, or uninstall it.",
+        ),
+        (
+            "ok",
+            "[zoo.catalog]\nodd = this\n",
+            "odd",
+            "'this' is a single module; a registry.toml needs a package to lie in.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_odd_metadata_is_one_fault_and_the_rest_goes_on(
     site: Path, metadata: str | None, entries: str | bytes, name: str, fault: str
 ):
@@ -247,16 +320,28 @@ def test_a_fault_of_a_distribution_does_not_harm_a_plugin_of_its_name(site: Path
     install(site, "out_other", registry=MODEL.format(name="other", params=1), distribution="out-real")
     claim(site, "out-other", group="zoo.catalog", name="zoo_slm")
     assert plugins.find("out_other").status == "ok"
-    assert plugins.find("distribution out-other").fault == "takes the plugin name 'zoo_slm', which is zoo's own, and is refused; uninstall it."
+    assert (
+        plugins.find("distribution out-other").fault
+        == "takes the plugin name 'zoo_slm', which is zoo's own, and is refused; uninstall it."
+    )
 
 
 def test_a_model_cannot_claim_the_weights_of_another_distribution(site: Path):
     install(site, "out_claims", registry=MODEL.format(name="claims", params=1) + 'plugin = "zoo_slm"\n')
-    assert plugins.find("out_claims").fault == "model 'claims': plugin must be left out, or be another of out-claims's, not 'zoo_slm'."
+    assert (
+        plugins.find("out_claims").fault
+        == "model 'claims': plugin must be left out, or be another of out-claims's, not 'zoo_slm'."
+    )
 
 
 def test_a_plugin_made_for_another_api_is_not_used(site: Path):
-    install(site, "out_newer", registry=LOSS.format(name="newer"), api=">=2,<3", code=CODE.format(name="newer", target="a:b"))
+    install(
+        site,
+        "out_newer",
+        registry=LOSS.format(name="newer"),
+        api=">=2,<3",
+        code=CODE.format(name="newer", target="a:b"),
+    )
     install(site, "out_old", registry=LOSS.format(name="old"), api=None, code=CODE.format(name="old", target="a:b"))
     fault = f"needs plugin API >=2,<3, and this zoo {zoo.__version__} has 1: upgrade zoo, or install a version of out-newer made for it."
     assert plugins.find("out_newer").fault == fault
@@ -275,10 +360,15 @@ def test_where_a_plugin_was_installed_from(site: Path):
     for content, origin in (
         ('{"url": "file:///some%20where", "dir_info": {"editable": true}}', "/some where (editable)"),
         ('{"url": "file:///x/y-1.0-py3-none-any.whl", "archive_info": {}}', "/x/y-1.0-py3-none-any.whl"),
-        ('{"url": "https://git/x", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}', "git+https://git/x @ 0123456789ab"),
+        (
+            '{"url": "https://git/x", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}',
+            "git+https://git/x @ 0123456789ab",
+        ),
         ('{"url": "https://x/\\u001b[2J"}', "https://x/\\x1b[2J"),
-        ("{", ""), ("[]", ""), ('{"vcs_info": 1}', ""),
-    ):  # fmt: skip
+        ("{", ""),
+        ("[]", ""),
+        ('{"vcs_info": 1}', ""),
+    ):
         place.write_text(content)
         assert plugins.find("out_from").origin == origin
     assert [plugin.name for plugin in plugins.of_distribution("Out.From")] == ["out_from"]
@@ -307,18 +397,26 @@ def test_find_suggests_the_nearest(site: Path):
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("import no_such_module_anywhere",
-         "out_x.plugin cannot be imported: ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        (
+            "import no_such_module_anywhere",
+            "out_x.plugin cannot be imported: ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+        ),
         ("raise SystemExit('bye')", "out_x.plugin cannot be imported: SystemExit: bye"),
         ("1 / 0", "out_x.plugin cannot be imported: ZeroDivisionError: division by zero"),
-        ("from zoo.hooks import hookimpl\n@hookimpl\ndef register_losses(register):\n    1 / 0\n",
-         "register_losses failed: ZeroDivisionError: division by zero"),
-        (CODE.format(name="x", target="nowhere"),
-         "register_losses failed: target 'nowhere' of 'x' is not of the form 'package.module:attribute'"),
-        (CODE.format(name="x", target="a:b") + "    register('x', 'a:b')\n",
-         "register_losses failed: 'x' is registered twice"),
+        (
+            "from zoo.hooks import hookimpl\n@hookimpl\ndef register_losses(register):\n    1 / 0\n",
+            "register_losses failed: ZeroDivisionError: division by zero",
+        ),
+        (
+            CODE.format(name="x", target="nowhere"),
+            "register_losses failed: target 'nowhere' of 'x' is not of the form 'package.module:attribute'",
+        ),
+        (
+            CODE.format(name="x", target="a:b") + "    register('x', 'a:b')\n",
+            "register_losses failed: 'x' is registered twice",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_plugin_that_fails_is_named_with_the_reason(site: Path, code: str, reason: str):
     for name in [name for name in sys.modules if name.partition(".")[0] == "out_x"]:
         del sys.modules[name]
@@ -363,8 +461,12 @@ def test_registered_but_not_declared(site: Path):
 
 
 def test_a_missing_need_says_what_to_install(site: Path):
-    install(site, "out_needy", registry=LOSS.format(name="needy") + 'needs = ["no-such-thing>=2"]\n',
-            code=CODE.format(name="needy", target="a:b"))  # fmt: skip
+    install(
+        site,
+        "out_needy",
+        registry=LOSS.format(name="needy") + 'needs = ["no-such-thing>=2"]\n',
+        code=CODE.format(name="needy", target="a:b"),
+    )
     with pytest.raises(PluginError) as caught:
         registry.loss("needy")
     assert (
@@ -373,8 +475,12 @@ def test_a_missing_need_says_what_to_install(site: Path):
 
 
 def test_a_missing_import_says_what_to_install(site: Path):
-    package = install(site, "out_import", registry=LOSS.format(name="importer"),
-                      code=CODE.format(name="importer", target="out_import.made:Made"))  # fmt: skip
+    package = install(
+        site,
+        "out_import",
+        registry=LOSS.format(name="importer"),
+        code=CODE.format(name="importer", target="out_import.made:Made"),
+    )
     (package / "made.py").write_text("import no_such_module_anywhere.part\n")
     with pytest.raises(PluginError) as caught:
         registry.loss("importer")
@@ -384,8 +490,12 @@ def test_a_missing_import_says_what_to_install(site: Path):
 
 
 def test_a_target_that_is_not_there_is_named(site: Path):
-    package = install(site, "out_absent", registry=LOSS.format(name="absent"),
-                      code=CODE.format(name="absent", target="out_absent.made:Made"))  # fmt: skip
+    package = install(
+        site,
+        "out_absent",
+        registry=LOSS.format(name="absent"),
+        code=CODE.format(name="absent", target="out_absent.made:Made"),
+    )
     (package / "made.py").write_text("")
     with pytest.raises(PluginError) as caught:
         registry.loss("absent")

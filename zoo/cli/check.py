@@ -25,7 +25,8 @@ COLUMNS = ("kind", "name", "check", "seconds", "result")  # what may be long, la
 def check(
     name: Annotated[str, typer.Argument(help="A name from `zoo plugins`.", autocompletion=output.complete_plugin)],
     only: Annotated[
-        str | None, typer.Option(metavar="WHAT", help="Only these: a kind (loss), a name the plugin adds, or a check (estimate).")
+        str | None,
+        typer.Option(metavar="WHAT", help="Only these: a kind (loss), a name the plugin adds, or a check (estimate)."),
     ] = None,
     json: output.JsonOption = False,
 ) -> None:
@@ -38,7 +39,9 @@ def check(
     todo = contract.checks(found.name)
     results = list(_run(contract.only(todo, only) if only else todo))
     if json:
-        output.print_json({"plugin": found.name, "version": found.version, "checks": [_facts(result) for result in results]})
+        output.print_json(
+            {"plugin": found.name, "version": found.version, "checks": [_facts(result) for result in results]}
+        )
     else:
         output.print_table(COLUMNS, _rows(results), right=("seconds",))
         print(_summary(found.name, results))
@@ -85,7 +88,9 @@ def _progress(todo: Sequence[Check]) -> Iterator[Callable[[Check, Result | None]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False) as shown:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as shown:
         task = shown.add_task("", total=len(todo))
 
         def move(one: Check, result: Result | None) -> None:
@@ -109,12 +114,20 @@ def _rows(results: Iterable[Result]) -> Iterator[tuple[str, ...]]:
 
 
 def _summary(plugin: str, results: Sequence[Result]) -> str:
-    counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in ("ok", "failed", "not applicable")}
+    counts = {
+        outcome: sum(result.outcome == outcome for result in results) for outcome in ("ok", "failed", "not applicable")
+    }
     words = f"{counts['ok']} ok, {counts['failed']} failed, {counts['not applicable']} not applicable"
     return f"{plugin}: {len(results)} checks in {sum(result.seconds for result in results):.0f} s: {words}."
 
 
 def _facts(result: Result) -> dict[str, Any]:
     one = result.check
-    return {"kind": one.kind, "name": one.name, "check": one.check, "result": result.outcome, "reason": result.reason or None,
-            "seconds": round(result.seconds, 3)}  # fmt: skip
+    return {
+        "kind": one.kind,
+        "name": one.name,
+        "check": one.check,
+        "result": result.outcome,
+        "reason": result.reason or None,
+        "seconds": round(result.seconds, 3),
+    }

@@ -35,7 +35,12 @@ class Loaded:
 
 
 def load_each(
-    names: Iterable[str], *, timeout: float = TIMEOUT, at_a_time: int = 2, verbose: bool = False, all_in_use: bool = False
+    names: Iterable[str],
+    *,
+    timeout: float = TIMEOUT,
+    at_a_time: int = 2,
+    verbose: bool = False,
+    all_in_use: bool = False,
 ) -> Iterator[Loaded]:
     """Load every plugin named in a process of its own, a few at a time; they come back as they are done.
 
@@ -48,7 +53,9 @@ def load_each(
     try:
         while waiting or running:
             while waiting and len(running) < at_a_time:
-                running.append(_Process("load", waiting.pop(0), timeout=timeout, verbose=verbose, all_in_use=all_in_use))
+                running.append(
+                    _Process("load", waiting.pop(0), timeout=timeout, verbose=verbose, all_in_use=all_in_use)
+                )
             for process in [process for process in running if process.ended()]:
                 running.remove(process)
                 yield _loaded(process)
@@ -89,10 +96,13 @@ class _Process:
         env = {key: value for key, value in os.environ.items() if key not in hidden}
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                [sys.executable, *_safe_path(), "-c", code, question, name, str(self._answer)], env=env,
-                stdin=subprocess.DEVNULL, stdout=sys.stderr if verbose else said, stderr=None if verbose else said,
+                [sys.executable, *_safe_path(), "-c", code, question, name, str(self._answer)],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr if verbose else said,
+                stderr=None if verbose else said,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self._until = time.monotonic() + timeout
         self.timed_out = False
 
@@ -138,7 +148,9 @@ def _loaded(process: _Process) -> Loaded:
         return Loaded(process.name, process.found["seconds"], process.found["fault"])
     if process.code < 0:
         with contextlib.suppress(ValueError):
-            return Loaded(process.name, fault=f"crashes Python while it is imported ({signal.Signals(-process.code).name})")
+            return Loaded(
+                process.name, fault=f"crashes Python while it is imported ({signal.Signals(-process.code).name})"
+            )
     return Loaded(process.name, fault=f"ends the process while it is imported (exit code {process.code})")
 
 
@@ -158,7 +170,10 @@ def _look() -> list[dict[str, Any]]:
     from zoo.cli.plugins import facts, loadable, missing
 
     found = plugins.declared(disabled=True)
-    return [facts(plugin) | {"origin": plugin.origin, "missing": missing(plugin), "loadable": loadable(plugin)} for plugin in found]
+    return [
+        facts(plugin) | {"origin": plugin.origin, "missing": missing(plugin), "loadable": loadable(plugin)}
+        for plugin in found
+    ]
 
 
 def _load(name: str) -> dict[str, Any]:

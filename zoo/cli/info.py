@@ -49,22 +49,43 @@ def info(model: output.ModelArgument, json: output.JsonOption = False) -> None:
     packed = extra.get("bytes", math.inf) < spec.params * _BYTES.get(str(extra.get("stored")), 0)
     memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
     if json:
-        output.print_json({**spec.to_json(), **extra, "shape": shape, "weights": source, "memory_bytes": memory,
-                           "kv_cache_bytes_per_token": cache.per_token or None, "kv_cache_dtype": dtype if cache.per_token else None,
-                           "kv_cache_window": cache.window or None, "kv_cache_bytes_per_token_in_window": cache.in_window or None,
-                           "kv_cache_bytes_per_token_read": cache.read or None,
-                           "kv_cache_bytes_at_context": cache.at(shape.get("context", 0)) or None})  # fmt: skip
+        output.print_json(
+            {
+                **spec.to_json(),
+                **extra,
+                "shape": shape,
+                "weights": source,
+                "memory_bytes": memory,
+                "kv_cache_bytes_per_token": cache.per_token or None,
+                "kv_cache_dtype": dtype if cache.per_token else None,
+                "kv_cache_window": cache.window or None,
+                "kv_cache_bytes_per_token_in_window": cache.in_window or None,
+                "kv_cache_bytes_per_token_read": cache.read or None,
+                "kv_cache_bytes_at_context": cache.at(shape.get("context", 0)) or None,
+            }
+        )
         return
     hub = f"{spec.hub} at {spec.revision}" if spec.revision else spec.hub
-    output.print_facts([
-        ("name", spec.name), ("summary", spec.summary), ("modality", spec.modality), ("task", spec.task),
-        ("family", spec.family), ("plugin", spec.plugin), ("licence", spec.license), ("paper", spec.paper),
-        ("hub", hub), ("params", _params(spec)),
-        ("shape", ", ".join(f"{key} {value}" for key, value in shape.items())),
-        ("memory", ", ".join(f"{name} {output.size(size)}" for name, size in memory.items())),
-        ("KV cache", cache.said(dtype, shape.get("context", 0))),
-        ("weights", source), ("unknown", spec.unknown), *((key, str(value)) for key, value in extra.items()),
-    ])  # fmt: skip
+    output.print_facts(
+        [
+            ("name", spec.name),
+            ("summary", spec.summary),
+            ("modality", spec.modality),
+            ("task", spec.task),
+            ("family", spec.family),
+            ("plugin", spec.plugin),
+            ("licence", spec.license),
+            ("paper", spec.paper),
+            ("hub", hub),
+            ("params", _params(spec)),
+            ("shape", ", ".join(f"{key} {value}" for key, value in shape.items())),
+            ("memory", ", ".join(f"{name} {output.size(size)}" for name, size in memory.items())),
+            ("KV cache", cache.said(dtype, shape.get("context", 0))),
+            ("weights", source),
+            ("unknown", spec.unknown),
+            *((key, str(value)) for key, value in extra.items()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,10 @@ def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
         spec = replace(spec, params=params)
     if isinstance(manifest.get("dtype"), str):
         spec = replace(spec, dtype=manifest["dtype"])
-    extra: dict[str, Any] = {"stages": ", ".join(stages) or "none", **{key: manifest[key] for key in ("bytes", "stored") if key in manifest}}
+    extra: dict[str, Any] = {
+        "stages": ", ".join(stages) or "none",
+        **{key: manifest[key] for key in ("bytes", "stored") if key in manifest},
+    }
     if stages:
         left = manifest.get("shape")  # absent in models saved by an older zoo: then nothing is said
         kept = {name: size for name, size in shape_of(spec.config).items() if name in ("vocabulary", "context")}
@@ -148,7 +172,16 @@ def _foreign(path: Path, family: registry.Declared) -> tuple[ModelSpec, str, dic
     files = sorted(path.rglob("*.safetensors"))
     params = sum(math.prod(entry["shape"]) for file in files for entry in header.read(file).values())
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
-    spec = ModelSpec(path.name, family.name, family.modality, family.task, params=params, config=config, plugin=family.plugin, dtype=dtype)
+    spec = ModelSpec(
+        path.name,
+        family.name,
+        family.modality,
+        family.task,
+        params=params,
+        config=config,
+        plugin=family.plugin,
+        dtype=dtype,
+    )
     return spec, f"checkpoint in {path}" if files else f"no safetensors in {path}", {}
 
 
@@ -166,7 +199,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Read the sizes of a language model from its config, whatever the config calls them."""
     config = _text_part(config)
-    found = {name: next((_count(config, key) for key in keys if _count(config, key)), 0) for name, keys in _SHAPE.items()}
+    found = {
+        name: next((_count(config, key) for key in keys if _count(config, key)), 0) for name, keys in _SHAPE.items()
+    }
     if found["heads"]:
         found["kv_heads"] = found["kv_heads"] or (1 if config.get("multi_query") else found["heads"])
         found["head_dim"] = found["head_dim"] or found["width"] // found["heads"]

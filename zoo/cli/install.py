@@ -28,11 +28,18 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Go on without aski
 def install(
     specs: Annotated[
         list[str],
-        typer.Argument(metavar="SPEC...", help="A name, a path, a wheel or a VCS address such as git+https://...; anything pip takes."),
+        typer.Argument(
+            metavar="SPEC...",
+            help="A name, a path, a wheel or a VCS address such as git+https://...; anything pip takes.",
+        ),
     ],
-    upgrade: Annotated[bool, typer.Option("--upgrade", "-U", help="Look for a newer version of what is installed already.")] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", "-U", help="Look for a newer version of what is installed already.")
+    ] = False,
     reinstall: Annotated[bool, typer.Option("--reinstall", help="Install anew what has that version already.")] = False,
-    editable: Annotated[bool, typer.Option("--editable", "-e", help="Use the project's directory as it stands; for work on a plugin.")] = False,
+    editable: Annotated[
+        bool, typer.Option("--editable", "-e", help="Use the project's directory as it stands; for work on a plugin.")
+    ] = False,
     no_deps: Annotated[bool, typer.Option("--no-deps", help="Leave out what it needs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and stop.")] = False,
     yes: YesOption = False,
@@ -73,7 +80,10 @@ def install(
 
 def uninstall(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A name from `zoo plugins`, or of a distribution.", autocompletion=complete_removable)
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name from `zoo plugins`, or of a distribution.", autocompletion=complete_removable
+        ),
     ],
     yes: YesOption = False,
 ) -> None:
@@ -126,7 +136,9 @@ def _planned(specs: Sequence[str], **options: bool) -> list[Change]:
         return installer.planned(specs, **options)
     except ZooError as error:
         if nearby := [spec for spec in specs if not _looks_like_a_path(spec) and Path(spec).is_dir()]:
-            raise ZooError(f"{one_line(error)} There is a directory of that name: write ./{nearby[0]} to install it.") from error
+            raise ZooError(
+                f"{one_line(error)} There is a directory of that name: write ./{nearby[0]} to install it."
+            ) from error
         raise
 
 
@@ -143,8 +155,10 @@ def _show(changes: Sequence[Change], before: set[str]) -> None:
     sys.stdout.flush()
     for change in changes:
         if change.kind in ("upgrade", "downgrade") and not change.requested:
-            output.warn(f"this would {change.kind} {change.name}, which is installed already, "
-                        f"from {change.before} to {change.version}.")  # fmt: skip
+            output.warn(
+                f"this would {change.kind} {change.name}, which is installed already, "
+                f"from {change.before} to {change.version}."
+            )
     for sentence in sorted(installer.problems(changes) - before):
         output.warn(f"afterwards, {sentence}")
 
@@ -233,8 +247,10 @@ def _look_at(distributions: Sequence[tuple[str, str]], known: Sequence[Facts], *
         for plugin in brought[name]:
             one = loaded.get(plugin["name"])
             if fault := (one.fault if one else "") or plugin["fault"]:
-                faults.append(f"{what}, but its plugin {plugin['name']} is broken: {installer.sentence(fault)} "
-                              f"`zoo plugins uninstall {name}` removes it.")  # fmt: skip
+                faults.append(
+                    f"{what}, but its plugin {plugin['name']} is broken: {installer.sentence(fault)} "
+                    f"`zoo plugins uninstall {name}` removes it."
+                )
             else:
                 _report(plugin, what, one)
     return faults
@@ -253,7 +269,9 @@ def _report(plugin: Facts, what: str, loaded: fresh.Loaded | None) -> None:
     if admitted is not None and normalised(name) not in map(normalised, map(str.strip, admitted.split(","))):
         output.warn(f"ZOO_PLUGINS leaves plugin {name} out.")
     for thing, needs in plugin["missing"].items():
-        output.warn(f"{thing} needs {', '.join(needs)}, not installed yet: pip install {' '.join(map(shlex.quote, needs))}")
+        output.warn(
+            f"{thing} needs {', '.join(needs)}, not installed yet: pip install {' '.join(map(shlex.quote, needs))}"
+        )
 
 
 def _brought_by(distribution: str, known: Sequence[Facts]) -> list[Facts]:
@@ -280,11 +298,21 @@ def _distribution_of(name: str) -> str:
         raise RequestError(f"{name} is half uninstalled, and pip cannot do the rest: delete {damaged.place} by hand.")
     distributions = sorted({one.distribution for one in found})
     if DISTRIBUTION in map(normalised, distributions):
-        others = [f"`zoo plugins uninstall {other}` removes the other of that name." for other in distributions if other != DISTRIBUTION]
-        instead = "it cannot go." if normalised(name) in (CORE, DISTRIBUTION) else f"`zoo plugins disable {name}` leaves it out."
+        others = [
+            f"`zoo plugins uninstall {other}` removes the other of that name."
+            for other in distributions
+            if other != DISTRIBUTION
+        ]
+        instead = (
+            "it cannot go."
+            if normalised(name) in (CORE, DISTRIBUTION)
+            else f"`zoo plugins disable {name}` leaves it out."
+        )
         raise RequestError(" ".join([f"{name} comes with zoo itself: {instead}", *others]))
     if len(distributions) > 1:
-        raise RequestError(f"Distributions {' and '.join(distributions)} both take the name {name!r}: say which of them is to go.")
+        raise RequestError(
+            f"Distributions {' and '.join(distributions)} both take the name {name!r}: say which of them is to go."
+        )
     if distributions:
         return distributions[0]
     raise _unknown(name, [text for one in claims for text in (one.plugin, one.distribution)])
@@ -298,7 +326,9 @@ def _unknown(name: str, choices: Sequence[str]) -> RequestError:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     for location in (spec.submodule_search_locations if spec else None) or ():
         if Path(location, "registry.toml").exists():
-            return RequestError(f"{name} is half uninstalled: no distribution owns {location} any more. Delete that folder by hand.")
+            return RequestError(
+                f"{name} is half uninstalled: no distribution owns {location} any more. Delete that folder by hand."
+            )
     return UnknownName(f"No plugin named {name!r}.{nearest(name, choices)} `zoo plugins` shows what there is.")
 
 
@@ -328,7 +358,9 @@ def _removed(distribution: str, found: Sequence[Facts]) -> str:
     except ZooError as error:
         if "RECORD" not in str(error):
             raise
-        places = [one.place for one in installer.claims() if one.distribution == distribution] + [p["path"] for p in found if p["path"]]
+        places = [one.place for one in installer.claims() if one.distribution == distribution] + [
+            p["path"] for p in found if p["path"]
+        ]
         raise ZooError(f"{one_line(error)} Delete {' and '.join(dict.fromkeys(places))} by hand.") from error
 
 
@@ -340,10 +372,16 @@ def _check_gone(distribution: str, said: str) -> None:
     """
     if left := installer.versions().get(normalised(distribution)):
         outside = re.search(r"Not uninstalling .*", said)
-        why = f"pip says: {outside[0]}" if outside else f"version {left} was installed in another place; uninstall it again"
+        why = (
+            f"pip says: {outside[0]}"
+            if outside
+            else f"version {left} was installed in another place; uninstall it again"
+        )
         raise ZooError(f"{distribution} is still there: {installer.sentence(why)}")
     for plugin in _brought_by(distribution, fresh.look()):
-        raise ZooError(f"pip said it uninstalled {distribution}, but its plugin {plugin['name']} is still found in {plugin['path']}.")
+        raise ZooError(
+            f"pip said it uninstalled {distribution}, but its plugin {plugin['name']} is still found in {plugin['path']}."
+        )
 
 
 def _clear_up(found: Sequence[Facts]) -> None:

@@ -89,7 +89,9 @@ def require_pip(action: str, *names: str) -> None:
     if importlib.util.find_spec("pip") is None:
         words = " ".join(map(shlex.quote, names))
         uv = f", or use `uv pip {action} --python {sys.executable} {words}`" if shutil.which("uv") else ""
-        raise RequestError(f"There is no pip in this environment ({sys.prefix}): `{sys.executable} -m ensurepip` gets it{uv}.")
+        raise RequestError(
+            f"There is no pip in this environment ({sys.prefix}): `{sys.executable} -m ensurepip` gets it{uv}."
+        )
     marker = Path(sysconfig.get_path("stdlib", sysconfig.get_default_scheme()), "EXTERNALLY-MANAGED")
     allowed = os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() not in ("", "0", "false", "no", "off")
     if sys.prefix == sys.base_prefix and marker.exists() and not allowed:
@@ -100,7 +102,12 @@ def require_pip(action: str, *names: str) -> None:
 
 
 def planned(
-    specs: Sequence[str], *, upgrade: bool = False, dependencies: bool = True, editable: bool = False, reinstall: bool = False
+    specs: Sequence[str],
+    *,
+    upgrade: bool = False,
+    dependencies: bool = True,
+    editable: bool = False,
+    reinstall: bool = False,
 ) -> list[Change]:
     """Ask pip what installing `specs` would change; nothing is changed.
 
@@ -190,7 +197,8 @@ def claims() -> list[Claim]:
         place, name = str(getattr(distribution, "_path", "")), None
         with contextlib.suppress(Exception):
             name = distribution.metadata["Name"] if distribution.version else None
-        with contextlib.suppress(Exception):  # whatever is wrong with its entry points, pip can uninstall it by its own name
+        # whatever is wrong with its entry points, pip can uninstall it by its own name
+        with contextlib.suppress(Exception):
             for point in distribution.entry_points:
                 if point.group in GROUPS:
                     label = name or Path(place).name.partition("-")[0]
@@ -293,9 +301,15 @@ def pip(*arguments: str) -> tuple[int, str]:
     command = [sys.executable, "-P", "-m", "pip", *arguments]
     lines: list[str] = []
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, encoding="utf-8", errors="replace", env={**os.environ, **PIP_ENV},
-    ) as process:  # fmt: skip
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **PIP_ENV},
+    ) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -331,8 +345,14 @@ def _conflict(lines: list[str]) -> str:
     return "the requirements do not go together: " + "; ".join(causes)
 
 
-PIPS_OWN = ("subprocess-exited-with-error", "metadata-generation-failed", "Failed to build", "Failed building",
-            "No matching distribution", "backend-unavailable")  # fmt: skip
+PIPS_OWN = (
+    "subprocess-exited-with-error",
+    "metadata-generation-failed",
+    "Failed to build",
+    "Failed building",
+    "No matching distribution",
+    "backend-unavailable",
+)
 
 
 def _step(lines: list[str]) -> str:
@@ -352,7 +372,9 @@ def _errors(lines: list[str]) -> str:
     errors = [i for i, line in enumerate(lines) if line.startswith("ERROR:") and line != "ERROR: Exception:"]
     if errors:
         first = errors[0]
-        hints = [line.removeprefix("Hint:").strip() for line in lines[first + 1 : first + 2] if line.startswith("Hint:")]
+        hints = [
+            line.removeprefix("Hint:").strip() for line in lines[first + 1 : first + 2] if line.startswith("Hint:")
+        ]
         return " ".join([_stripped(lines[first]), *hints])
     return lines[-1] if lines else "it said nothing"
 

@@ -15,11 +15,16 @@ from zoo.errors import RequestError
 def evaluate(
     model: output.ModelArgument,
     data: Annotated[
-        str | None, typer.Option(help="What to measure on: a source or a path.  [default: what suits the model, such as stdlib:test]")
+        str | None,
+        typer.Option(
+            help="What to measure on: a source or a path.  [default: what suits the model, such as stdlib:test]"
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="What to measure; may be given several times.  [default: what suits the model, such as perplexity]"),
+        typer.Option(
+            help="What to measure; may be given several times.  [default: what suits the model, such as perplexity]"
+        ),
     ] = None,
     json: output.JsonOption = False,
 ) -> None:

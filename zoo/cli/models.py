@@ -25,9 +25,14 @@ def list_models(
     if json:
         output.print_json([{**spec.to_json(), "name": name} for name, spec in found.items()])
     elif found:
-        rows = [(name, output.count(s.params), s.modality, s.family, s.task, s.license, s.summary) for name, s in found.items()]
+        rows = [
+            (name, output.count(s.params), s.modality, s.family, s.task, s.license, s.summary)
+            for name, s in found.items()
+        ]
         columns = ("name", "params", "modality", "family", "task", "license", "summary")
-        output.print_table(columns, rows, right=("params",), cut="summary", spare=("family", "modality", "task", "license"))
+        output.print_table(
+            columns, rows, right=("params",), cut="summary", spare=("family", "modality", "task", "license")
+        )
     if not found:
         output.say(_nothing(modality=modality, family=family, license=license))
 

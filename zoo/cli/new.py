@@ -38,14 +38,19 @@ KINDS = {
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="What the plugin, and its distribution, will be called, such as zoo-thing.")],
+    name: Annotated[
+        str, typer.Argument(help="What the plugin, and its distribution, will be called, such as zoo-thing.")
+    ],
     kind: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help=f"What it adds: {', '.join(KINDS)}; may be given several times.  [default: compressor]",
-                     autocompletion=lambda incomplete: [kind for kind in KINDS if kind.startswith(incomplete)]),
+        typer.Option(
+            metavar="KIND",
+            help=f"What it adds: {', '.join(KINDS)}; may be given several times.  [default: compressor]",
+            autocompletion=lambda incomplete: [kind for kind in KINDS if kind.startswith(incomplete)],
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.  [default: NAME]")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a plugin project whose own tests pass."""
     kinds = _checked_kinds(kind or ["compressor"])
     values = _values(name, kinds)
@@ -78,22 +83,37 @@ def _values(name: str, kinds: Sequence[str]) -> dict[str, str]:
         RequestError: it is no name of a distribution, or is taken; proposes another.
     """
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
-        raise RequestError(f"{name!r} is no name of a distribution: letters, digits, '.', '_' and '-', with a letter or digit at both ends."
-                           f" Take {_valid(name)!r}.")  # fmt: skip
+        raise RequestError(
+            f"{name!r} is no name of a distribution: letters, digits, '.', '_' and '-', with a letter or digit at both ends."
+            f" Take {_valid(name)!r}."
+        )
     package = re.sub(r"[-_.]+", "_", name).lower()
     if not package.isidentifier() or keyword.iskeyword(package):
-        raise RequestError(f"{name!r} would need a package called {package!r}, which Python does not take. Take {_valid('zoo-' + name)!r}.")
+        raise RequestError(
+            f"{name!r} would need a package called {package!r}, which Python does not take. Take {_valid('zoo-' + name)!r}."
+        )
     taken = {plugins.normalised(other): other for other in plugins.installed()}
     if other := taken.get(plugins.normalised(name)):
-        raise RequestError(f"A plugin called {other!r} is installed already; choose another name, such as {_unused(name, taken)!r}.")
+        raise RequestError(
+            f"A plugin called {other!r} is installed already; choose another name, such as {_unused(name, taken)!r}."
+        )
     if package in sys.stdlib_module_names or importlib.util.find_spec(package) is not None:
-        raise RequestError(f"A package called {package!r} is there already, and would be hidden; choose another name, such as 'zoo-{name}'.")
+        raise RequestError(
+            f"A package called {package!r} is there already, and would be hidden; choose another name, such as 'zoo-{name}'."
+        )
     stem = re.sub(r"[^a-z0-9]+", "-", re.sub(r"^zoo[-_.]+", "", name.lower())).strip("-")
     from zoo import __version__
 
     adds = " and ".join(KINDS[kind] for kind in kinds) if len(kinds) < 3 else f"{len(kinds)} kinds of things"
-    return {"name": name, "package": package, "stem": stem, "description": f"A plugin of zoo that adds {adds}", "zoo_version": __version__,
-            "api": f">={API},<{API + 1}", "year": str(datetime.date.today().year)}  # fmt: skip
+    return {
+        "name": name,
+        "package": package,
+        "stem": stem,
+        "description": f"A plugin of zoo that adds {adds}",
+        "zoo_version": __version__,
+        "api": f">={API},<{API + 1}",
+        "year": str(datetime.date.today().year),
+    }
 
 
 def _valid(name: str) -> str:
@@ -114,10 +134,11 @@ def _files(kinds: Sequence[str], values: Mapping[str, str]) -> dict[str, str]:
     coded = any((TEMPLATES / "kinds" / kind / f"plugin.py{SUFFIX}").exists() for kind in kinds)
     extra = {
         "module_entry": f'\n# What registers the names in it, imported when one of them is used.\n[project.entry-points.zoo]\n"{values["name"]}" = "{package}.plugin"\n'
-        if coded else "",
+        if coded
+        else "",
         "registers": "; plugin.py registers the same names" if coded else "",
         "readme": "\n".join(_filled(f"kinds/{kind}/readme.md", values) for kind in kinds),
-    }  # fmt: skip
+    }
     every = {**values, **extra}
     files = {name: _filled(f"project/{name}", every) for name in ("pyproject.toml", "README.md", "LICENSE")}
     files[".gitignore"] = _filled("project/gitignore", every)

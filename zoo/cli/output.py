@@ -47,9 +47,11 @@ def complete_plugin(incomplete: str) -> list[str]:
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A name from `zoo list`, or the path of a saved model.",
-                        autocompletion=complete_model)
-]  # fmt: skip
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A name from `zoo list`, or the path of a saved model.", autocompletion=complete_model
+    ),
+]
 
 
 def prepare() -> None:
@@ -69,7 +71,12 @@ def print_json(data: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), cut: str = "", spare: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    cut: str = "",
+    spare: Sequence[str] = (),
 ) -> None:
     """Print rows under column names: a rich table on a terminal, aligned text of full width when piped.
 
@@ -96,7 +103,9 @@ def print_table(
     for i in shown:
         table.add_column(columns[i], justify="right" if columns[i] in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(row[i], no_wrap=True, overflow="ellipsis") if columns[i] == cut else Text(row[i]) for i in shown))
+        table.add_row(
+            *(Text(row[i], no_wrap=True, overflow="ellipsis") if columns[i] == cut else Text(row[i]) for i in shown)
+        )
     console.print(table)
 
 

@@ -132,7 +132,9 @@ def list_plugins(load: LoadOption = False, timeout: TimeoutOption = None, json: 
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `zoo plugins`.", autocompletion=complete_any)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name from `zoo plugins`.", autocompletion=complete_any)
+    ],
     load: LoadOption = False,
     timeout: TimeoutOption = None,
     json: output.JsonOption = False,
@@ -155,7 +157,9 @@ def info(
 
 @app.command("enable")
 def enable(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Disabled plugins.", autocompletion=complete_disabled)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Disabled plugins.", autocompletion=complete_disabled)
+    ],
 ) -> None:
     """Use plugins again that were disabled.
 
@@ -179,7 +183,9 @@ def enable(
 
 @app.command("disable")
 def disable(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names from `zoo plugins`.", autocompletion=complete_enabled)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Names from `zoo plugins`.", autocompletion=complete_enabled)
+    ],
 ) -> None:
     """Leave plugins out, without uninstalling them.
 
@@ -190,14 +196,18 @@ def disable(
     """
     found = [plugins.find(name) for name in names]
     if any(plugin.name == CORE for plugin in found):
-        raise RequestError(f"Plugin {CORE} cannot be disabled: the catalogue and the commands of zoo itself come with it.")
+        raise RequestError(
+            f"Plugin {CORE} cannot be disabled: the catalogue and the commands of zoo itself come with it."
+        )
     for plugin in found:
         plugins.disable(plugin.name)
         adds = counted(declares(plugin))
         if plugin.disabled:
             print(f"Plugin {plugin.name} is disabled already.")
         else:
-            print(f"Plugin {plugin.name} is disabled{f' ({adds})' if adds else ''}: `zoo plugins enable {plugin.name}` brings it back.")
+            print(
+                f"Plugin {plugin.name} is disabled{f' ({adds})' if adds else ''}: `zoo plugins enable {plugin.name}` brings it back."
+            )
 
 
 def _called(name: str) -> str:
@@ -281,13 +291,22 @@ def _print_list(found: Sequence[Plugin], loaded: Mapping[str, Any], *, load: boo
 
 def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
     about, state = _about(plugin), _state(plugin, loaded)
-    output.print_facts([
-        ("name", plugin.name), ("status", state), ("reason", _reason(plugin, loaded)),
-        ("distribution", plugin.distribution), ("version", plugin.version), ("source", about["source"]),
-        ("license", about["license"] or ""), ("home page", about["home_page"] or ""), ("plugin API", plugin.api),
-        ("files", str(plugin.path or "")), ("module", plugin.module),
-        ("load time", _took(plugin, loaded)),
-    ])  # fmt: skip
+    output.print_facts(
+        [
+            ("name", plugin.name),
+            ("status", state),
+            ("reason", _reason(plugin, loaded)),
+            ("distribution", plugin.distribution),
+            ("version", plugin.version),
+            ("source", about["source"]),
+            ("license", about["license"] or ""),
+            ("home page", about["home_page"] or ""),
+            ("plugin API", plugin.api),
+            ("files", str(plugin.path or "")),
+            ("module", plugin.module),
+            ("load time", _took(plugin, loaded)),
+        ]
+    )
     lacking = missing(plugin)
     entries = [(f"model {spec.name}", spec.summary) for spec in plugin.models]
     for declared in plugin.names:
@@ -334,11 +353,16 @@ def _about(plugin: Plugin) -> dict[str, Any]:
         message = metadata(plugin.distribution)
         for key in ("License-Expression", "License", "Classifier", "Project-URL", "Home-page"):
             fields[key] = [_shown(value) for value in message.get_all(key) or []]
-    licences = fields.get("License-Expression") or fields.get("License") or [
-        line.rpartition(" :: ")[2] for line in fields.get("Classifier", []) if line.startswith("License ::")
-    ]  # fmt: skip
-    addresses = [line.partition(",")[2].strip() for line in fields.get("Project-URL", [])
-                 if line.partition(",")[0].strip().lower().replace("-", "").replace(" ", "") in ("homepage", "home")]  # fmt: skip
+    licences = (
+        fields.get("License-Expression")
+        or fields.get("License")
+        or [line.rpartition(" :: ")[2] for line in fields.get("Classifier", []) if line.startswith("License ::")]
+    )
+    addresses = [
+        line.partition(",")[2].strip()
+        for line in fields.get("Project-URL", [])
+        if line.partition(",")[0].strip().lower().replace("-", "").replace(" ", "") in ("homepage", "home")
+    ]
     return {
         "source": plugin.origin or "a package index",
         "license": licences[0] if licences else None,

@@ -27,34 +27,69 @@ FLAGS = {"images": "--image", "messages": "--chat", "files": "--file"}
 
 def run(
     model: output.ModelArgument,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat format; without a prompt on a terminal, converse.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask in the model's chat format; without a prompt on a terminal, converse.")
+    ] = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before a chat.")] = None,
-    suffix: Annotated[str | None, typer.Option(metavar="TEXT", help="Code after the gap that follows the prompt.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="Another file of the code's repository; may be given several times.")] = None,
+    suffix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Code after the gap that follows the prompt.")
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="Another file of the code's repository; may be given several times.")
+    ] = None,
     repo: Annotated[str | None, typer.Option(metavar="NAME", help="The name of the code's repository.")] = None,
     path: Annotated[str | None, typer.Option(metavar="PATH", help="The path in it of the code itself.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="An image to look at; may be given several times.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share.  [default: 1]")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens of this share.  [default: 1]")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="How many images, classes or words for a mask.  [default: the model's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many images, classes or words for a mask.  [default: the model's]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ...")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ..."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     json: output.JsonOption = False,
 ) -> None:
     """Generate from a model: text is printed as it comes, images are written to --out."""
     asked: dict[str, Any] = {
-        "prompt": prompt, "images": image or None, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
-        "stop": stop or None, "steps": steps, "guidance": guidance, "count": count, "seed": seed,
-        "messages": [] if chat or system is not None else None, "suffix": suffix, "files": file or None, "repo": repo, "path": path,
-    }  # fmt: skip
+        "prompt": prompt,
+        "images": image or None,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop or None,
+        "steps": steps,
+        "guidance": guidance,
+        "count": count,
+        "seed": seed,
+        "messages": [] if chat or system is not None else None,
+        "suffix": suffix,
+        "files": file or None,
+        "repo": repo,
+        "path": path,
+    }
     given = {name: value for name, value in asked.items() if value is not None}
     with output.status(f"Loading {model}"):
         import zoo
@@ -152,9 +187,13 @@ def _files(model: str, family: Family, given: Mapping[str, Any], *, out: Path | 
         return []
     if out is None:
         say = f" --prompt {shlex.quote(str(given['prompt'])[:60])}" if "prompt" in given else ""
-        raise RequestError(f"{model} makes images; say where they go: zoo run {shlex.quote(model)}{say} --out image.png")
+        raise RequestError(
+            f"{model} makes images; say where they go: zoo run {shlex.quote(model)}{say} --out image.png"
+        )
     if out.suffix.lower() != ".png":
-        raise OutputError(f"{out}: images are written as PNG; name it {out.with_suffix('.png') if out.name else 'image.png'}.")
+        raise OutputError(
+            f"{out}: images are written as PNG; name it {out.with_suffix('.png') if out.name else 'image.png'}."
+        )
     count = given.get("count", 1)
     files = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
     for path in files:

@@ -55,7 +55,9 @@ class Shell(TyperGroup):
         except SystemExit as error:  # a command may end as it likes; what it uses of other plugins may not
             plugin = _whose(error)
             if plugin and plugin != registry.plugin_of("command", ctx.invoked_subcommand):
-                raise PluginError(f"Plugin {plugin} ended the program before the work was done ({one_line(error)}).") from error
+                raise PluginError(
+                    f"Plugin {plugin} ended the program before the work was done ({one_line(error)})."
+                ) from error
             raise
 
 
@@ -159,19 +161,37 @@ def _show_version(value: bool) -> None:
 
 _Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", callback=_set_verbose, expose_value=False, show_default=False,
-                 help="Say more; show the traceback of an unexpected error."),
-]  # fmt: skip
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_set_verbose,
+        expose_value=False,
+        show_default=False,
+        help="Say more; show the traceback of an unexpected error.",
+    ),
+]
 _Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", callback=_set_quiet, expose_value=False, show_default=False,
-                 help="No progress and no warnings."),
-]  # fmt: skip
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=_set_quiet,
+        expose_value=False,
+        show_default=False,
+        help="No progress and no warnings.",
+    ),
+]
 _Version = Annotated[
     bool,
-    typer.Option("--version", callback=_show_version, is_eager=True, expose_value=False, show_default=False,
-                 help="Print the version."),
-]  # fmt: skip
+    typer.Option(
+        "--version",
+        callback=_show_version,
+        is_eager=True,
+        expose_value=False,
+        show_default=False,
+        help="Print the version.",
+    ),
+]
 
 
 def _shared(verbose: _Verbose = False, quiet: _Quiet = False) -> None:
@@ -186,9 +206,9 @@ def _root(ctx: typer.Context, version: _Version = False, verbose: _Verbose = Fal
 def shell() -> Any:
     """Build the group of all commands, from what the plugins declare."""
     app = typer.Typer(cls=Shell, rich_markup_mode=None)
-    app.callback(
-        help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
-    )(_root)  # fmt: skip
+    app.callback(help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})(
+        _root
+    )
     group = typer.main.get_command(app)
     assert isinstance(group, Shell)
     for name, declared in registry.names("command").items():
@@ -236,7 +256,8 @@ def _run(args: Sequence[str] | None) -> int:
         output.error(f"the output cannot be written: {error.strerror}.")
         return OutputError.exit_code
     except BaseException as error:  # not only Exception: whatever a plugin thinks of
-        signals.check()  # Python turns what a signal raises in some places, such as a class that is being made, into another error
+        # Python turns what a signal raises in some places, such as a class that is being made, into another error
+        signals.check()
         return _explain(error)
 
 
@@ -257,7 +278,9 @@ def _explain(error: BaseException) -> int:
         output.error("stopped at your request.")
         return 1
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's allocator
-        output.error("memory ran out; what was being written is as it was before. `zoo plan` says how much a recipe needs.")
+        output.error(
+            "memory ran out; what was being written is as it was before. `zoo plan` says how much a recipe needs."
+        )
         return 1
     plugin = _whose(error)
     said = f"unexpected {one_line(error)}" + (f", in plugin {plugin}" if plugin else "")

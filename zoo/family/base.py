@@ -37,8 +37,10 @@ class Rows:
         return len(self.hidden)
 
     def __getitem__(self, chosen: slice | torch.Tensor) -> Rows:
-        picked: dict[str, Any] = {name: None if (value := getattr(self, name)) is None else value[chosen]
-                                  for name in ("hidden", "sample", "target", "time")}  # fmt: skip
+        picked: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[chosen]
+            for name in ("hidden", "sample", "target", "time")
+        }
         return replace(self, **picked)
 
 
@@ -60,7 +62,8 @@ class Family(ABC):
     takes: ClassVar[tuple[str, ...]] = ("prompt",)  # what `generate` takes: "prompt", "images", names of options
     makes: ClassVar[str] = "text"  # what `generate` returns: "text" or "images"
     library: ClassVar[str] = "transformers"  # the ecosystem's own, whose files `write_foreign` writes
-    needs_processor: ClassVar[bool] = True  # whether a model of random weights waits for a stage that makes its tokenizer
+    # whether a model of random weights waits for a stage that makes its tokenizer
+    needs_processor: ClassVar[bool] = True
 
     # --- building -----------------------------------------------------------------------------------------------
 
@@ -76,7 +79,9 @@ class Family(ABC):
         """
         from zoo.errors import RequestError
 
-        raise RequestError(f"{spec.name} cannot be shrunk: its family {spec.family} does not say how, as that of language models does.")
+        raise RequestError(
+            f"{spec.name} cannot be shrunk: its family {spec.family} does not say how, as that of language models does."
+        )
 
     @abstractmethod
     def build(self, config: dict[str, Any], task: str) -> nn.Module:

@@ -18,8 +18,10 @@ SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
 LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
 # What `generate` takes beside a prompt, where a task takes only some of it.
 OF_TASK = {
-    "causal-lm": (*SAMPLING, "messages", "suffix", "files", "repo", "path"), "seq2seq": SAMPLING, "masked-lm": ("count",),
-}  # fmt: skip
+    "causal-lm": (*SAMPLING, "messages", "suffix", "files", "repo", "path"),
+    "seq2seq": SAMPLING,
+    "masked-lm": ("count",),
+}
 
 
 class TextFamily(Family):
@@ -47,7 +49,9 @@ class TextFamily(Family):
         generator = torch.Generator().manual_seed(seed)
         vocabulary, size = int(self.text_config(model)["vocab_size"]), min(size, self.context_length(model))
         names = ("input_ids", "decoder_input_ids") if model.spec.task == "seq2seq" else ("input_ids",)
-        return {name: torch.randint(0, vocabulary, (batch, size), generator=generator).to(model.device) for name in names}
+        return {
+            name: torch.randint(0, vocabulary, (batch, size), generator=generator).to(model.device) for name in names
+        }
 
     def forward(self, model: Model, batch: Batch) -> torch.Tensor:
         """Return logits (B, T, V)."""
@@ -112,7 +116,9 @@ class TextFamily(Family):
         size = getattr(table, "num_embeddings", None)
         if ids and size is not None and max(ids) >= size:
             token = self.tokenizer(model).convert_ids_to_tokens(max(ids))
-            raise RequestError(f"Token {max(ids)} ({token!r}) is none of the {size:,} that {model.spec.name} has: its tokenizer is that of another model.")
+            raise RequestError(
+                f"Token {max(ids)} ({token!r}) is none of the {size:,} that {model.spec.name} has: its tokenizer is that of another model."
+            )
 
     def tokenizer(self, model: Model) -> Any:
         from zoo.errors import RequestError
@@ -137,7 +143,9 @@ class TextFamily(Family):
             require_text(prompt)
             ids = self._marked(model, prompt)
         if not ids:
-            raise RequestError(f"The prompt {prompt!r} has no token that {model.spec.name} knows: pass some text to continue.")
+            raise RequestError(
+                f"The prompt {prompt!r} has no token that {model.spec.name} knows: pass some text to continue."
+            )
         return ids, {}
 
     def _marked(self, model: Model, prompt: str) -> list[int]:
@@ -199,7 +207,9 @@ class TextFamily(Family):
         for name in options.keys() - known:
             of = f" for {model.spec.name}, a {model.spec.task} model" if name in self.takes else ""
             near = "" if of else nearest(name, known)
-            raise RequestError(f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}.")
+            raise RequestError(
+                f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}."
+            )
 
     def _written(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
         """The prompt, or what messages or parts of code become in the model's own format."""
@@ -210,7 +220,9 @@ class TextFamily(Family):
         if messages is None and not code:
             return prompt
         if messages is not None and (prompt is not None or code):
-            raise RequestError(f"messages take the place of a prompt: leave out {', '.join(['the prompt'] * (prompt is not None) + list(code))}.")
+            raise RequestError(
+                f"messages take the place of a prompt: leave out {', '.join(['the prompt'] * (prompt is not None) + list(code))}."
+            )
         if isinstance(prompt, list):
             raise RequestError(f"Several prompts are plain texts: leave out {', '.join(code)}, or pass one prompt.")
         if messages is None:
@@ -327,14 +339,18 @@ class TokenWindows(Sequence[Batch]):
         lead = [] if end is None else [int(end)]
         pieces = []
         for samples in _groups(data):
-            encoded = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)["input_ids"]
+            encoded = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
             for sample, ids in zip(samples, encoded, strict=True):
                 with placed(sample):
                     family.require_known(model, lead + ids)
                 pieces.append(torch.tensor(lead + ids, dtype=torch.int32))
         self.stream = torch.cat(pieces)
         if len(self.stream) < length + 1:
-            raise DataError(f"{data.name!r} holds {len(self.stream)} tokens, fewer than one window of {length + 1}; lower `length`, or add text.")
+            raise DataError(
+                f"{data.name!r} holds {len(self.stream)} tokens, fewer than one window of {length + 1}; lower `length`, or add text."
+            )
         self.length = length
         self.data, self.starts = data, torch.tensor([0, *map(len, pieces)]).cumsum(0)
 
@@ -382,7 +398,11 @@ class Halves(Sequence[Batch]):
 
         ids_T = self.windows[index]["input_ids"]
         read, write = ids_T[: len(ids_T) // 2], ids_T[len(ids_T) // 2 :]
-        return {"input_ids": read, "decoder_input_ids": torch.cat([write.new_tensor([self.start]), write[:-1]]), "labels": write}
+        return {
+            "input_ids": read,
+            "decoder_input_ids": torch.cat([write.new_tensor([self.start]), write[:-1]]),
+            "labels": write,
+        }
 
     def where(self, index: int) -> str:
         return self.windows.where(index)
@@ -402,9 +422,15 @@ def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) ->
     draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
     share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
     hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
-    other_BT = torch.randint(0, int(model.spec.config["vocab_size"]), ids_BT.shape, generator=generator).to(ids_BT.device)
+    other_BT = torch.randint(0, int(model.spec.config["vocab_size"]), ids_BT.shape, generator=generator).to(
+        ids_BT.device
+    )
     shown_BT = torch.where(kind_BT < 0.8, mask, torch.where(kind_BT < 0.9, other_BT, ids_BT))
-    return {**batch, "input_ids": torch.where(hidden_BT, shown_BT, ids_BT), "labels": ids_BT.masked_fill(~hidden_BT, -1)}
+    return {
+        **batch,
+        "input_ids": torch.where(hidden_BT, shown_BT, ids_BT),
+        "labels": ids_BT.masked_fill(~hidden_BT, -1),
+    }
 
 
 def start_token(model: Model) -> int:

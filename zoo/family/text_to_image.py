@@ -74,7 +74,11 @@ class TextToImageFamily(Family):
         if "seed" in batch:
             return self._whole(model, batch)
         latent_BLhw = diffusion.encode(model.module, batch["image"])
-        noise, time_B, scheduler = batch["noise"].to(latent_BLhw), batch["time"].to(latent_BLhw), (model.processor or {}).get("scheduler")
+        noise, time_B, scheduler = (
+            batch["noise"].to(latent_BLhw),
+            batch["time"].to(latent_BLhw),
+            (model.processor or {}).get("scheduler"),
+        )
         noisy, step_B, _ = diffusion.noised(scheduler, latent_BLhw, noise, time_B)
         out = diffusion.denoise(model.module, noisy, step_B, batch["input_ids"])
         return diffusion.decode(model.module, diffusion.without_noise(scheduler, noisy, out, time_B))
@@ -87,7 +91,12 @@ class TextToImageFamily(Family):
         side = 8 * pipeline.vae_scale_factor
         generators = [torch.Generator().manual_seed(int(seed)) for seed in batch["seed"]]
         images: torch.Tensor = pipeline(
-            ["a"] * len(generators), height=side, width=side, num_inference_steps=1, generator=generators, output_type="pt"
+            ["a"] * len(generators),
+            height=side,
+            width=side,
+            num_inference_steps=1,
+            generator=generators,
+            output_type="pt",
         ).images
         return images
 
@@ -138,7 +147,9 @@ class TextToImageFamily(Family):
         if "velocity" in kinds:
             with torch.no_grad():
                 latent_BLhw = diffusion.encode(module, batch["image"])
-            noisy, step_B, target = diffusion.noised((model.processor or {}).get("scheduler"), latent_BLhw, batch["noise"], batch["time"])
+            noisy, step_B, target = diffusion.noised(
+                (model.processor or {}).get("scheduler"), latent_BLhw, batch["noise"], batch["time"]
+            )
             out = diffusion.denoise(module, noisy, step_B, batch["input_ids"])
             found["velocity"] = Rows(out.flatten(1), _unchanged, each_B, target.flatten(1), batch["time"])
         if "pixel" in kinds:
@@ -159,8 +170,15 @@ class TextToImageFamily(Family):
         )
 
     def generate(
-        self, model: Model, prompt: Any = None, *, steps: int | None = None, seed: int = 0, guidance: float | None = None,
-        count: int = 1, **others: Any,
+        self,
+        model: Model,
+        prompt: Any = None,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        count: int = 1,
+        **others: Any,
     ) -> Any:
         """Make `count` images of a prompt, the same for a seed whatever the count.
 
@@ -177,19 +195,34 @@ class TextToImageFamily(Family):
         from zoo.errors import RequestError
         from zoo.generation import require_seed
 
-        text = require_prompt(self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name)
+        text = require_prompt(
+            self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name
+        )
         for name, value in {"steps": 1 if steps is None else steps, "count": count}.items():
             if not isinstance(value, int) or not 1 <= value <= 1000:
                 raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
         require_seed(seed)
-        if guidance is not None and (isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < 1e6):
-            raise RequestError(f"guidance = {guidance!r} is not a number that images can be made with, such as 2 or 7.5.")
-        return [image for i in range(count)
-                for image in self.images(model, [text], seeds=[seed + i], steps=steps, guidance=guidance, **others)]  # fmt: skip
+        if guidance is not None and (
+            isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < 1e6
+        ):
+            raise RequestError(
+                f"guidance = {guidance!r} is not a number that images can be made with, such as 2 or 7.5."
+            )
+        return [
+            image
+            for i in range(count)
+            for image in self.images(model, [text], seeds=[seed + i], steps=steps, guidance=guidance, **others)
+        ]
 
     def images(
-        self, model: Model, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None,
-        guidance: float | None = None, **others: Any,
+        self,
+        model: Model,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        **others: Any,
     ) -> list[Any]:
         """Make one image for each prompt and seed in one batch: quicker, and equal to single ones but for rounding."""
         from inspect import signature
@@ -200,15 +233,23 @@ class TextToImageFamily(Family):
         from zoo.finite import all_finite, cause
 
         pipeline = self.pipeline(model)
-        known = [name for name in signature(pipeline.__call__).parameters if name not in ("prompt", "generator", "output_type", "return_dict")]
+        known = [
+            name
+            for name in signature(pipeline.__call__).parameters
+            if name not in ("prompt", "generator", "output_type", "return_dict")
+        ]
         for name in others.keys() - set(known):
-            raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: steps, seed, guidance, count, {', '.join(known)}.")
+            raise RequestError(
+                f"{name!r} is not an option of generate.{nearest(name, known)} Options: steps, seed, guidance, count, {', '.join(known)}."
+            )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance}
         asked = {name: value for name, value in asked.items() if value is not None} | others
         pixels = pipeline(prompt=list(prompts), generator=generators, output_type="np", **asked).images
         if not all_finite(torch.from_numpy(pixels)):
-            raise ZooError(f"{model.spec.name} makes pixels of nan or infinity: {cause(model, self.example(model, batch=1))}.")
+            raise ZooError(
+                f"{model.spec.name} makes pixels of nan or infinity: {cause(model, self.example(model, batch=1))}."
+            )
         found: list[Any] = pipeline.numpy_to_pil(pixels)
         return found
 
@@ -218,8 +259,10 @@ class TextToImageFamily(Family):
         from zoo.images import data_uri
 
         made = [self.generate(model, prompt, steps=16, count=8) for prompt in prompts]
-        return [{"prompt": p, "image": data_uri(sheet(images, side=64)), "output": "seeds 0 to 7"}
-                for p, images in zip(prompts, made, strict=True)]  # fmt: skip
+        return [
+            {"prompt": p, "image": data_uri(sheet(images, side=64)), "output": "seeds 0 to 7"}
+            for p, images in zip(prompts, made, strict=True)
+        ]
 
     def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
         """Time one image of eight steps; token counts mean nothing here."""

@@ -91,7 +91,9 @@ class VisionFamily(Family):
             batch = {"images": self.preprocess(model, read_image(image))[None].to(model.device)}
             with torch.inference_mode():
                 logits_V = self.forward(model, batch)[0].float()
-            require_finite_outputs(model, logits_V, batch, of=str(image) if isinstance(image, str | Path) else f"image {number}")
+            require_finite_outputs(
+                model, logits_V, batch, of=str(image) if isinstance(image, str | Path) else f"image {number}"
+            )
             chances_V = logits_V.softmax(-1)
             best = chances_V.topk(min(count, len(names)))
             found.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
@@ -112,11 +114,15 @@ class VisionFamily(Family):
 
         known = (*self.takes, "stream")
         for name in options.keys() - set(known):
-            raise RequestError(f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}.")
+            raise RequestError(
+                f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}."
+            )
         images = options.get("images") or prompt
         images = list(images) if isinstance(images, list | tuple) else [images]
         if not images or images[0] is None:
-            raise RequestError(f"{model.spec.name} classifies images, and there is none. Give one with --image PATH, or images=[...].")
+            raise RequestError(
+                f"{model.spec.name} classifies images, and there is none. Give one with --image PATH, or images=[...]."
+            )
         count = options.get("count", 5)
         if not isinstance(count, int) or count < 1:
             raise RequestError(f"count = {count!r} is not a number of classes from 1.")
@@ -140,8 +146,15 @@ class VisionFamily(Family):
                 image = read_image(sample.fields["image"])
             (name, chance), *_ = self.classify(model, [image], count=1)[0]
             image.thumbnail((256, 256))
-            found.append({"prompt": sample.where, "image": data_uri(image), "output": name,
-                          "note": f"{100 * chance:.0f} %", "expected": names[label_of(sample, names)]})  # fmt: skip
+            found.append(
+                {
+                    "prompt": sample.where,
+                    "image": data_uri(image),
+                    "output": name,
+                    "note": f"{100 * chance:.0f} %",
+                    "expected": names[label_of(sample, names)],
+                }
+            )
         return found
 
     def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:

@@ -63,13 +63,16 @@ class VisionLanguageFamily(TextFamily):
 
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
-        if len(prompt) > (most := 8 * self.context_length(model)):  # hardly a token has more characters; do not read a book
+        # hardly a token has more characters; do not read a book
+        if len(prompt) > (most := 8 * self.context_length(model)):
             raise RequestError(f"The prompt has {len(prompt):,} characters; {model.spec.name} reads at most {most:,}.")
         if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
             raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
         prompt = prompt if "<image>" in prompt else "<image>\n" * len(images) + prompt
         if prompt.count("<image>") != len(images):
-            raise RequestError(f"The prompt has {prompt.count('<image>')} times <image>, but {len(images)} images came with it.")
+            raise RequestError(
+                f"The prompt has {prompt.count('<image>')} times <image>, but {len(images)} images came with it."
+            )
         tiles = [self.tiles(model, read_image(image)) for image in images]
         ids = self.chat(model, prompt, [len(one) for one in tiles])
         self.require_known(model, ids)
@@ -186,7 +189,7 @@ class VisionLanguageFamily(TextFamily):
         return {
             "prefill_tokens_per_s": len(ids) / (read - start),
             "decode_tokens_per_s": count / (time.perf_counter() - read),
-        }  # fmt: skip
+        }
 
 
 class QuestionWindows(Sequence[Batch]):
@@ -211,7 +214,9 @@ class QuestionWindows(Sequence[Batch]):
             ids, tiles = self.family.question(self.model, prompt, images)
             answer = [*self.family.tokens(self.model, sample.text)[0], self.family.tokenizer(self.model).eos_token_id]
         if len(ids) + len(answer) - 1 > self.length:
-            raise DataError(f"{sample.where} has {len(ids) + len(answer) - 1} tokens, more than a window of {self.length}: raise `length`.")
+            raise DataError(
+                f"{sample.where} has {len(ids) + len(answer) - 1} tokens, more than a window of {self.length}: raise `length`."
+            )
         whole = torch.tensor(ids + answer)
         labels = whole[1:].clone()
         labels[: len(ids) - 1] = -100
@@ -234,5 +239,7 @@ def asked(sample: Sample) -> tuple[str, list[Any]]:
 
     for name in ("prompt", "image"):
         if name not in sample.fields:
-            raise DataError(f"{sample.where}: no field {name!r}. Records about images have \"image\", \"prompt\" and \"text\", the answer.")
+            raise DataError(
+                f'{sample.where}: no field {name!r}. Records about images have "image", "prompt" and "text", the answer.'
+            )
     return str(sample.fields["prompt"]), [sample.fields["image"]]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 MAIN = 0.25  # a list of blocks with this share of the parameters has to be in the anatomy
 CLOSE = 1e-3  # of a block's largest output: float32 sums in another order
 
-Swap = list[tuple["Part", tuple[int, ...], tuple[int, ...]]]  # a part, some of its units, and those they change places with
+# a part, some of its units, and those they change places with
+Swap = list[tuple["Part", tuple[int, ...], tuple[int, ...]]]
 
 
 def check_anatomy(model: Model) -> None:
@@ -54,8 +55,11 @@ def _check_units(model: Model) -> None:
             after = _outputs(changed, batch, blocks)
             _exchange(changed.module, swap)
             wrong = [block for block in after if _differs(before[block], after[block])]
-            require(not wrong, f"{name_of(model)}: with two of the units of {path} exchanged in all its parts, {wrong[:1]} "
-                               "computes something else; the anatomy takes parts for one unit that are not")  # fmt: skip
+            require(
+                not wrong,
+                f"{name_of(model)}: with two of the units of {path} exchanged in all its parts, {wrong[:1]} "
+                "computes something else; the anatomy takes parts for one unit that are not",
+            )
 
 
 # --- paths and sizes --------------------------------------------------------------------------------------------------
@@ -66,10 +70,14 @@ def _faults(module: nn.Module, anatomy: Anatomy) -> Iterator[str]:
     for stack in anatomy.stacks.values():
         yield from _stack_faults(module, stack)
     for region, paths in anatomy.layers.items():
-        yield from (f"region {region!r} has {path}, which has no weight" for path in paths if _tensor(module, path) is None)
+        yield from (
+            f"region {region!r} has {path}, which has no weight" for path in paths if _tensor(module, path) is None
+        )
     ends = {name: getattr(anatomy, name) for name in ("embedding", "head") if getattr(anatomy, name)}
     weights = {name: _tensor(module, path) for name, path in ends.items()}
-    yield from (f"the {name} is {ends[name]}, which has no weight" for name, weight in weights.items() if weight is None)
+    yield from (
+        f"the {name} is {ends[name]}, which has no weight" for name, weight in weights.items() if weight is None
+    )
     if anatomy.tied and (len(weights) < 2 or weights["embedding"] is not weights["head"]):
         yield "embedding and head are tied, but they have a weight each"
     if not anatomy.tied and len(weights) == 2 and weights["embedding"] is weights["head"] is not None:
@@ -86,8 +94,13 @@ def _stack_faults(module: nn.Module, stack: Stack) -> Iterator[str]:
         return
     if [block.path for block in stack.blocks] != expected and len(stack.blocks) != len(listed):
         yield f"stack {stack.name!r} has {len(stack.blocks)} blocks, but {stack.path} has {len(expected)}"
-    touching = {"norm": stack.norms, "embedding": stack.embeddings, "head": (stack.head,) if stack.head else (),
-                "reader": stack.readers, "writer": stack.writers}  # fmt: skip
+    touching = {
+        "norm": stack.norms,
+        "embedding": stack.embeddings,
+        "head": (stack.head,) if stack.head else (),
+        "reader": stack.readers,
+        "writer": stack.writers,
+    }
     for kind, paths in touching.items():
         for path in paths:
             weight = _tensor(module, path)
@@ -156,7 +169,9 @@ def _left_out(module: nn.Module, anatomy: Anatomy) -> Iterator[str]:
     known = [stack.path for stack in anatomy.stacks.values()]
     known += [path for paths in anatomy.layers.values() for path in paths]
     for path, part in module.named_modules():
-        alike = isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1 and len({type(one) for one in part}) == 1
+        alike = (
+            isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1 and len({type(one) for one in part}) == 1
+        )
         if not alike or not all(list(one.children()) for one in part.children()):
             continue
         share = sum(p.numel() for p in part.parameters()) / max(1, whole)
@@ -202,7 +217,10 @@ def _swaps(block: Block) -> Iterator[tuple[str, Swap]]:
             mine, theirs = tuple(range(group)), tuple(range(last * group, attention.heads))
             swap: Swap = [(part, mine, theirs) for part in (attention.q, attention.o)]
             swap += [(part, (0,), (last,)) for part in (attention.k, attention.v)]
-            swap += [(part, mine, theirs) if part.units == attention.heads else (part, (0,), (last,)) for part in attention.norms]
+            swap += [
+                (part, mine, theirs) if part.units == attention.heads else (part, (0,), (last,))
+                for part in attention.norms
+            ]
             yield attention.path, swap
     if block.ffn and (last := block.ffn.down.units - 1) > 0:
         parts = (block.ffn.up, block.ffn.down, *([block.ffn.gate] if block.ffn.gate else []))
@@ -242,7 +260,12 @@ def _outputs(model: Model, batch: Any, blocks: Iterable[Block]) -> dict[str, lis
     hooks = []
     for path in dict.fromkeys(block.path for block in blocks):
 
-        def keep(_module: nn.Module, _read: Any, out: Any, kept: list[torch.Tensor] = found.setdefault(path, [])) -> None:  # noqa: B008
+        def keep(
+            _module: nn.Module,
+            _read: Any,
+            out: Any,
+            kept: list[torch.Tensor] = found.setdefault(path, []),  # noqa: B008
+        ) -> None:
             kept.append(out[0] if isinstance(out, tuple) else out)
 
         hooks.append(model.module.get_submodule(path).register_forward_hook(keep))

@@ -95,19 +95,29 @@ class Bench:
         from zoo.data import Dataset, Sample
 
         if model.spec.modality == "text":
-            return Dataset("texts", [Sample({"text": "".join(LINES[i:] + LINES[:i]) * 40}, f"texts:{i}") for i in range(2)])
+            return Dataset(
+                "texts", [Sample({"text": "".join(LINES[i:] + LINES[:i]) * 40}, f"texts:{i}") for i in range(2)]
+            )
         names = _classes(model)
-        return Dataset("pictures", [
-            Sample({"image": picture(seed=i), "prompt": "What digit is this?", "text": str(i), "label": i % names}, f"pictures:{i}")
-            for i in range(8)
-        ])  # fmt: skip
+        return Dataset(
+            "pictures",
+            [
+                Sample(
+                    {"image": picture(seed=i), "prompt": "What digit is this?", "text": str(i), "label": i % names},
+                    f"pictures:{i}",
+                )
+                for i in range(8)
+            ],
+        )
 
     def context(self, model: Model, *, roles: tuple[str, ...] = (), seed: int = 0) -> Context:
         """What a stage may use: the same data in every role, and the model itself as the teacher."""
         from zoo.compressor import Context
 
         data = self.data(model)
-        return Context(seed=seed, data=dict.fromkeys(("train", "calibration", "test", *roles), data), load=lambda _: model.copy())
+        return Context(
+            seed=seed, data=dict.fromkeys(("train", "calibration", "test", *roles), data), load=lambda _: model.copy()
+        )
 
     def batch(self, model: Model) -> Batch:
         """A training batch of the model's own windows."""
@@ -209,8 +219,14 @@ def thing(kind: str, name: str) -> Any:
     Raises:
         PluginError: it cannot be had; says why.
     """
-    getters = {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss,
-               "evaluator": registry.evaluator, "data": registry.data_source, "command": registry.command}  # fmt: skip
+    getters = {
+        "family": registry.family,
+        "compressor": registry.compressor,
+        "loss": registry.loss,
+        "evaluator": registry.evaluator,
+        "data": registry.data_source,
+        "command": registry.command,
+    }
     return getters[kind](name)
 
 

@@ -32,7 +32,8 @@ class Check:
     name: str  # "zoo-example:tiny-thing"; of a compressor, "zoo-example:thing on tiny-code"
     check: str  # "build", "estimate", "save and reload", ...
     run: Callable[[Path], None] = field(compare=False, repr=False)
-    package: Path | None = field(default=None, compare=False, repr=False)  # the plugin's, whose line an exception is blamed on
+    # the plugin's, whose line an exception is blamed on
+    package: Path | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}::{self.check}"

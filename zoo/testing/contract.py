@@ -42,9 +42,14 @@ def checks(plugin: str) -> list[Check]:
     bench = Bench(plugins.find(plugin))
     found = list(_everything(bench))
     subjects = dict.fromkeys((check.kind, check.name) for check in found)
-    place = {subject: number for number, subject in enumerate(sorted(subjects, key=lambda subject: ORDER.index(subject[0])))}
+    place = {
+        subject: number for number, subject in enumerate(sorted(subjects, key=lambda subject: ORDER.index(subject[0])))
+    }
     found.sort(key=lambda check: place[check.kind, check.name])
-    return [check if {check.kind, check.check} & set(LIGHT) else replace(check, run=partial(_on_one_thread, check.run)) for check in found]
+    return [
+        check if {check.kind, check.check} & set(LIGHT) else replace(check, run=partial(_on_one_thread, check.run))
+        for check in found
+    ]
 
 
 def only(found: Iterable[Check], wanted: str) -> list[Check]:
@@ -57,7 +62,9 @@ def only(found: Iterable[Check], wanted: str) -> list[Check]:
     chosen = [check for check in everything if wanted in _labels(check)]
     if not chosen:
         known = dict.fromkeys(label for check in everything for label in _labels(check))
-        raise RequestError(f"There is nothing called {wanted!r} to check.{nearest(wanted, known)} Kinds: {', '.join(dict.fromkeys(c.kind for c in everything))}.")
+        raise RequestError(
+            f"There is nothing called {wanted!r} to check.{nearest(wanted, known)} Kinds: {', '.join(dict.fromkeys(c.kind for c in everything))}."
+        )
     return chosen
 
 

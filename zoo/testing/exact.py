@@ -56,8 +56,11 @@ def planned(model: Model, compressor: Compressor, options: CompressorOptions) ->
     record = json.loads(json.dumps(compressor.outline(skeleton, options)))
     skeleton.replay(stage_of(compressor, options.model_dump(mode="json"), record, seed=0))
     real = [name for name, tensor in skeleton.tensors().items() if not tensor.is_meta]
-    require(not real, f"{name_of(model, compressor)}: outline, replayed on a skeleton, allocates {real[:1]}; "
-                      "what is rebuilt must be on the device of what it replaces")  # fmt: skip
+    require(
+        not real,
+        f"{name_of(model, compressor)}: outline, replayed on a skeleton, allocates {real[:1]}; "
+        "what is rebuilt must be on the device of what it replaces",
+    )
     return skeleton
 
 
@@ -136,7 +139,11 @@ def outputs(model: Model) -> Outputs:
         "tensors": hash_of_tensors(model),
     }
     with torch.no_grad():
-        for name, (batch, size) in {"output": (2, 16), "output for four tokens": (1, 4), "output for one token": (1, 1)}.items():
+        for name, (batch, size) in {
+            "output": (2, 16),
+            "output for four tokens": (1, 4),
+            "output for one token": (1, 1),
+        }.items():
             found[name] = _hash(model.family.forward(model, model.family.example(model, batch=batch, size=size)))
     if isinstance(model.family, TextFamily) and model.spec.task == "causal-lm":
         prompt = model.family.example(model, batch=1, size=4)["input_ids"][0].tolist()

@@ -33,7 +33,9 @@ class FreshProcess:
     def __enter__(self) -> FreshProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def start(self) -> subprocess.Popen[str]:
@@ -42,9 +44,13 @@ class FreshProcess:
             self._said.seek(0)
             self._said.truncate()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zoo.testing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
+                [sys.executable, "-m", "zoo.testing"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                text=True,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
+            )
             weakref.finalize(self, _end, self._process)
         return self._process
 

@@ -39,7 +39,10 @@ def checks_of_compressor(bench: Bench, declared: Declared) -> Iterator[Check]:
 
     def taken(folder: Path) -> None:
         """Some model takes it."""
-        require(any(trial.taken for trial in trials), f"{name} refuses every model it was tried on: {', '.join(bench.bases)}")
+        require(
+            any(trial.taken for trial in trials),
+            f"{name} refuses every model it was tried on: {', '.join(bench.bases)}",
+        )
 
     yield Check("compressor", name, "applies to a model", taken, bench.plugin.path)
 
@@ -62,9 +65,13 @@ class _Trial:
         self.done = Once(lambda: self._apply(chance=1))
         self.saved: dict[str, Path] = {}
         self.questions = {
-            "check": self.check, "apply": self.apply, "estimate": self.estimate, "save and reload": self.save_and_reload,
-            "determinism": self.determinism, "random state": self.random_state,
-        }  # fmt: skip
+            "check": self.check,
+            "apply": self.apply,
+            "estimate": self.estimate,
+            "save and reload": self.save_and_reload,
+            "determinism": self.determinism,
+            "random state": self.random_state,
+        }
 
     @property
     def compressor(self) -> Compressor:
@@ -93,8 +100,11 @@ class _Trial:
 
         self.chosen.after("check")
         done = self.done()
-        require(not done.printed.strip(), f"{name_of(done.model)}: it prints {done.printed.strip()[:60]!r} on stdout, where commands "
-                                          "write what was asked of them; use `context.progress.say`")  # fmt: skip
+        require(
+            not done.printed.strip(),
+            f"{name_of(done.model)}: it prints {done.printed.strip()[:60]!r} on stdout, where commands "
+            "write what was asked of them; use `context.progress.say`",
+        )
         with torch.no_grad():
             out = done.model.family.forward(done.model, done.model.family.example(done.model))
         require(bool(torch.isfinite(out.float()).all()), f"{name_of(done.model)} computes values that are not finite")
@@ -123,13 +133,19 @@ class _Trial:
         wrong = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
         require(not wrong, f"{name_of(again.model)}: applied twice with one seed, it leaves another {', '.join(wrong)}")
         manifests = [(place / artifact.MANIFEST).read_bytes() for place in (one, other)]
-        require(manifests[0] == manifests[1], f"{name_of(again.model)}: applied twice with one seed, it leaves another record")
+        require(
+            manifests[0] == manifests[1],
+            f"{name_of(again.model)}: applied twice with one seed, it leaves another record",
+        )
 
     def random_state(self, folder: Path) -> None:
         """Applying it leaves the global random states as they were."""
         done = self.done.after("apply")
         named = " and ".join(done.changed)
-        require(not done.changed, f"{name_of(done.model)}: it changes the global random state of {named}; draw from a generator of its own")
+        require(
+            not done.changed,
+            f"{name_of(done.model)}: it changes the global random state of {named}; draw from a generator of its own",
+        )
 
     def _choose(self) -> CompressorOptions:
         """The first options that the model's skeleton takes.
@@ -182,7 +198,9 @@ def _built(compressor: Compressor, values: dict[str, Any]) -> CompressorOptions:
         return compressor.Options(**values)
     except ValueError as error:  # pydantic's are of this kind
         said = " ".join(str(error).split())[:200]
-        raise AssertionError(f"{compressor.name}: Options(**{values}) is refused; give its fields examples=[...] that go together ({said})") from None
+        raise AssertionError(
+            f"{compressor.name}: Options(**{values}) is refused; give its fields examples=[...] that go together ({said})"
+        ) from None
 
 
 def _candidates(compressor: Compressor, model: Model) -> Iterator[dict[str, Any]]:

@@ -56,9 +56,13 @@ class _Subject:
         self.cases = Once(self._cases)
         self.valued, self.moving = Once(self._check_value), Once(self._check_gradient)
         self.questions = {
-            "value": self.value, "gradient": self.gradient, "minimum": self.minimum, "chunks": self.chunks,
-            "random state": self.random_state, "training": self.training,
-        }  # fmt: skip
+            "value": self.value,
+            "gradient": self.gradient,
+            "minimum": self.minimum,
+            "chunks": self.chunks,
+            "random state": self.random_state,
+            "training": self.training,
+        }
 
     @property
     def loss(self) -> Any:
@@ -67,7 +71,10 @@ class _Subject:
     @property
     def options(self) -> Any:
         chosen = self.loss.Options(**options(self.loss.Options))
-        require(hasattr(chosen, "weight"), f"{self.name}: its Options have no `weight`; derive them from zoo_compress.distill.losses.LossOptions")
+        require(
+            hasattr(chosen, "weight"),
+            f"{self.name}: its Options have no `weight`; derive them from zoo_compress.distill.losses.LossOptions",
+        )
         return chosen
 
     @property
@@ -91,26 +98,40 @@ class _Subject:
     def _check_value(self) -> None:
         if self.on_blocks:
             one, again = self._on_blocks(0), self._on_blocks(0)
-            require(one.dim() == 0, f"{self.name} gives {tuple(one.shape)}, and one number is expected of a loss on blocks")
-            require(_finite(one) and bool(one == again), f"{self.name} gives {float(one)} and then {float(again)} for the same blocks and seed")
+            require(
+                one.dim() == 0, f"{self.name} gives {tuple(one.shape)}, and one number is expected of a loss on blocks"
+            )
+            require(
+                _finite(one) and bool(one == again),
+                f"{self.name} gives {float(one)} and then {float(again)} for the same blocks and seed",
+            )
             return
         for case in self.cases():
             where = f"{self.name} on the rows of {case.base}"
             one, again = (self._call(case.own_NV, case.other_NV, case.rows) for _ in range(2))
             expected: tuple[int, ...] = () if self.loss.whole else (len(case.rows),)
-            require(tuple(one.shape) == expected, f"{where} gives {tuple(one.shape)}; expected is {expected}: "
-                                                  f"{'one number, since it is `whole`' if self.loss.whole else 'a number for each row'}")  # fmt: skip
+            require(
+                tuple(one.shape) == expected,
+                f"{where} gives {tuple(one.shape)}; expected is {expected}: "
+                f"{'one number, since it is `whole`' if self.loss.whole else 'a number for each row'}",
+            )
             require(_finite(one), f"{where} is not finite")
             require(bool((one == again).all()), f"{where} is not the same twice")
 
     def _check_gradient(self) -> None:
         if self.on_blocks:
             gradients = self._gradient_on_blocks(0)
-            require(all(_finite(g) for g in gradients) and any(g.any() for g in gradients), f"{self.name}: no finite gradient reaches the student's blocks")
+            require(
+                all(_finite(g) for g in gradients) and any(g.any() for g in gradients),
+                f"{self.name}: no finite gradient reaches the student's blocks",
+            )
             return
         for case in self.cases():
             gradient = self._gradient(case.own_NV, case.other_NV, case.rows)
-            require(_finite(gradient) and bool(gradient.any()), f"{self.name} on the rows of {case.base}: no finite gradient reaches the student")
+            require(
+                _finite(gradient) and bool(gradient.any()),
+                f"{self.name} on the rows of {case.base}: no finite gradient reaches the student",
+            )
 
     def minimum(self, folder: Path) -> None:
         """Where only a teacher says what is right, a student that is the teacher has nothing to learn."""
@@ -119,15 +140,27 @@ class _Subject:
             raise Skipped("the data says what is right" if self.loss.needs_target else "it compares with no teacher")
         if self.on_blocks:
             same, other = float(self._on_blocks(0, same=True)), float(self._on_blocks(0))
-            require(same < other, f"{self.name} is {same:.4g} where student and teacher are the same, and {other:.4g} where not")
+            require(
+                same < other,
+                f"{self.name} is {same:.4g} where student and teacher are the same, and {other:.4g} where not",
+            )
             return
         for case in self.cases():
             where = f"{self.name} on the rows of {case.base}"
-            same, other = (float(self._call(case.own_NV, taught, case.rows).mean()) for taught in (case.own_NV, case.other_NV))
-            require(same < other, f"{where} is {same:.4g} where student and teacher are the same, and {other:.4g} where not")
-            still, moved = (self._gradient(case.own_NV, taught, case.rows).norm() for taught in (case.own_NV, case.other_NV))
-            require(bool(still <= NEAR * moved), f"{where} moves a student that is the teacher already: its gradient there is {float(still):.2g}, "
-                                                 f"and {float(moved):.2g} at another")  # fmt: skip
+            same, other = (
+                float(self._call(case.own_NV, taught, case.rows).mean()) for taught in (case.own_NV, case.other_NV)
+            )
+            require(
+                same < other, f"{where} is {same:.4g} where student and teacher are the same, and {other:.4g} where not"
+            )
+            still, moved = (
+                self._gradient(case.own_NV, taught, case.rows).norm() for taught in (case.own_NV, case.other_NV)
+            )
+            require(
+                bool(still <= NEAR * moved),
+                f"{where} moves a student that is the teacher already: its gradient there is {float(still):.2g}, "
+                f"and {float(moved):.2g} at another",
+            )
 
     def chunks(self, folder: Path) -> None:
         """Rows are compared a chunk at a time, so what a row gives must not depend on those beside it."""
@@ -140,8 +173,11 @@ class _Subject:
             half = len(case.rows) // 2
             whole = self._call(case.own_NV, case.other_NV, case.rows)[:half]
             part = self._call(case.own_NV[:half], case.other_NV[:half], case.rows[:half])
-            require(torch.allclose(whole, part, rtol=1e-4, atol=1e-5 * float(whole.abs().max())), f"{self.name} on the rows of {case.base}: what it gives for a row depends on "
-                                                                       "the rows beside it; say `whole = True`")  # fmt: skip
+            require(
+                torch.allclose(whole, part, rtol=1e-4, atol=1e-5 * float(whole.abs().max())),
+                f"{self.name} on the rows of {case.base}: what it gives for a row depends on "
+                "the rows beside it; say `whole = True`",
+            )
 
     def random_state(self, folder: Path) -> None:
         """It draws from no global random state."""
@@ -171,8 +207,14 @@ class _Subject:
             found.append(model.tensors())
         one, again = found
         before = start.tensors()
-        require(any(not torch.equal(one[name], before[name]) for name in before), f"{self.name} trains nothing: after two steps all weights are as they were")
-        require(all(torch.equal(one[name], again[name]) for name in one), f"{self.name}: training with it twice from one seed gives other weights")
+        require(
+            any(not torch.equal(one[name], before[name]) for name in before),
+            f"{self.name} trains nothing: after two steps all weights are as they were",
+        )
+        require(
+            all(torch.equal(one[name], again[name]) for name in one),
+            f"{self.name}: training with it twice from one seed gives other weights",
+        )
 
     # --- calling it ---------------------------------------------------------------------------------------------
 
@@ -220,7 +262,11 @@ class _Subject:
                 own_NV = rows.head(rows.hidden).float()
             noise = torch.randn(own_NV.shape, generator=torch.Generator().manual_seed(2)).to(own_NV.device)
             cases.append(_Case(base, rows, own_NV, own_NV + NOISE * own_NV.std() * noise))
-        require(bool(cases), f"{self.name} compares rows of kind {kind!r}, and no model has any" + (f" ({'; '.join(why)})" if why else ""))
+        require(
+            bool(cases),
+            f"{self.name} compares rows of kind {kind!r}, and no model has any"
+            + (f" ({'; '.join(why)})" if why else ""),
+        )
         return cases
 
     def _call(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -48,8 +48,11 @@ class _Evaluator:
         self.bench, self.name = bench, name
         self.measured = Once(self._measure_something)
         self.questions = {
-            "measure": self.measure, "figures": self.figures, "determinism": self.determinism, "side effects": self.side_effects,
-        }  # fmt: skip
+            "measure": self.measure,
+            "figures": self.figures,
+            "determinism": self.determinism,
+            "side effects": self.side_effects,
+        }
 
     @property
     def evaluator(self) -> Any:
@@ -62,12 +65,20 @@ class _Evaluator:
     def figures(self, folder: Path) -> None:
         """Its figures are named, finite, and such as a report can show."""
         found = self.measured.after("measure").figures
-        require(isinstance(found, Mapping) and bool(found), f"{self.name} gives {found!r:.80}, and a table of figures is expected: "
-                                                            '{"accuracy": {"value": 97.5, "unit": "%", "better": "higher"}}')  # fmt: skip
+        require(
+            isinstance(found, Mapping) and bool(found),
+            f"{self.name} gives {found!r:.80}, and a table of figures is expected: "
+            '{"accuracy": {"value": 97.5, "unit": "%", "better": "higher"}}',
+        )
         for name, figure in found.items():
-            require(isinstance(name, str) and name.replace("_", "").isalnum() and name == name.lower(),
-                    f"{self.name}: {name!r} is no name of a figure; write it like bits_per_byte")  # fmt: skip
-            require(isinstance(figure, Mapping) and "value" in figure, f"{self.name}: {name} is {figure!r:.80}, without a \"value\"")
+            require(
+                isinstance(name, str) and name.replace("_", "").isalnum() and name == name.lower(),
+                f"{self.name}: {name!r} is no name of a figure; write it like bits_per_byte",
+            )
+            require(
+                isinstance(figure, Mapping) and "value" in figure,
+                f'{self.name}: {name} is {figure!r:.80}, without a "value"',
+            )
             _check_figure(f"{self.name}: {name}", figure)
 
     def determinism(self, folder: Path) -> None:
@@ -77,8 +88,10 @@ class _Evaluator:
             again = self._measure(measured.model, measured.data)
         for name, figure in measured.figures.items():
             if not _is_cost(name, figure):
-                require(json.dumps(figure, default=str) == json.dumps(again.get(name), default=str),
-                        f"{self.name}: {name} is {figure['value']} and then {again.get(name, {}).get('value')} for the same model and data")  # fmt: skip
+                require(
+                    json.dumps(figure, default=str) == json.dumps(again.get(name), default=str),
+                    f"{self.name}: {name} is {figure['value']} and then {again.get(name, {}).get('value')} for the same model and data",
+                )
 
     def side_effects(self, folder: Path) -> None:
         """It leaves the model and the global random states as they were."""
@@ -86,7 +99,10 @@ class _Evaluator:
         before = hash_of_tensors(measured.model) if measured.model else ""
         with other_chance(), random_state_kept(self.name):
             self._measure(measured.model, measured.data)
-        require(not measured.model or hash_of_tensors(measured.model) == before, f"{self.name} changes the model it measures")
+        require(
+            not measured.model or hash_of_tensors(measured.model) == before,
+            f"{self.name} changes the model it measures",
+        )
 
     def _measure(self, model: Model | None, data: Dataset | None) -> Figures:
         found: Figures = self.evaluator.measure(model, data, options=options(self.evaluator.Options))
@@ -137,11 +153,16 @@ def _check_figure(where: str, figure: Figures) -> None:
     for key, number in numbers.items():
         real = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
         require(real, f"{where}: {key} is {number!r}, not a finite number")
-    require(("low" in figure) == ("high" in figure), f"{where} has one end of an interval; give low and high, or neither")
+    require(
+        ("low" in figure) == ("high" in figure), f"{where} has one end of an interval; give low and high, or neither"
+    )
     if "low" in figure:
-        require(figure["low"] <= figure["value"] <= figure["high"], f"{where} is {figure['value']}, outside its interval {figure['low']} to {figure['high']}")
+        require(
+            figure["low"] <= figure["value"] <= figure["high"],
+            f"{where} is {figure['value']}, outside its interval {figure['low']} to {figure['high']}",
+        )
     better = figure.get("better", "lower")
-    require(better in ("lower", "higher"), f"{where}: better is {better!r:.40}, not \"lower\" or \"higher\"")
+    require(better in ("lower", "higher"), f'{where}: better is {better!r:.40}, not "lower" or "higher"')
     require(isinstance(figure.get("unit", ""), str), f"{where}: its unit is {figure.get('unit')!r:.40}, not text")
     try:
         json.dumps(figure, allow_nan=False)
@@ -171,7 +192,12 @@ class _Source:
     def __init__(self, bench: Bench, name: str) -> None:
         self.bench, self.name = bench, name
         self.opened = Once(self._open)
-        self.questions = {"resolve": self.resolve, "records": self.records, "determinism": self.determinism, "random state": self.random_state}
+        self.questions = {
+            "resolve": self.resolve,
+            "records": self.records,
+            "determinism": self.determinism,
+            "random state": self.random_state,
+        }
 
     def resolve(self, folder: Path) -> None:
         """It has splits, and each holds records."""
@@ -186,10 +212,18 @@ class _Source:
             wrong = [sample for sample in data if not isinstance(sample, Sample)]
             require(not wrong, f"{where} yields {wrong[:1]!r:.80}, not a zoo.data.Sample")
             for number, sample in enumerate(data):
-                require(bool(sample.where), f"{where}: record {number} does not say where it is from (`where` is empty)")
+                require(
+                    bool(sample.where), f"{where}: record {number} does not say where it is from (`where` is empty)"
+                )
                 told = "text" in sample.fields or {"image", "label"} <= sample.fields.keys()
-                require(told, f"{sample.where}: no field 'text', and no 'image' with its 'label'; fields are {', '.join(sample.fields) or 'none'}")
-                require(isinstance(sample.fields.get("text", ""), str), f"{sample.where}: 'text' is {type(sample.fields.get('text')).__name__}, not text")
+                require(
+                    told,
+                    f"{sample.where}: no field 'text', and no 'image' with its 'label'; fields are {', '.join(sample.fields) or 'none'}",
+                )
+                require(
+                    isinstance(sample.fields.get("text", ""), str),
+                    f"{sample.where}: 'text' is {type(sample.fields.get('text')).__name__}, not text",
+                )
             places = [sample.where for sample in data]
             twice = next((place for i, place in enumerate(places) if place in places[:i]), "")
             require(not twice, f"{where}: two records are from {twice!r}; each needs a `where` of its own")
@@ -199,9 +233,15 @@ class _Source:
         for split, data in self.opened.after("resolve").items():
             with other_chance():
                 again = self._dataset(split)
-            require(again.fingerprint == data.fingerprint, f"{self.name}:{split} holds something else when it is opened again")
+            require(
+                again.fingerprint == data.fingerprint,
+                f"{self.name}:{split} holds something else when it is opened again",
+            )
             there = self.bench.fresh.fingerprint(self._reference(split))
-            require(there == data.fingerprint, f"{self.name}:{split} holds something else in a fresh process; does it follow the order of a set?")
+            require(
+                there == data.fingerprint,
+                f"{self.name}:{split} holds something else in a fresh process; does it follow the order of a set?",
+            )
 
     def random_state(self, folder: Path) -> None:
         """Reading it leaves the global random states as they were."""
@@ -211,8 +251,10 @@ class _Source:
 
     def _open(self) -> dict[str, Dataset]:
         splits = thing("data", self.name).splits
-        require(isinstance(splits, tuple) and bool(splits) and all(isinstance(split, str) for split in splits),
-                f"{self.name}: splits is {splits!r:.60}; name them in a tuple, such as (\"train\", \"test\")")  # fmt: skip
+        require(
+            isinstance(splits, tuple) and bool(splits) and all(isinstance(split, str) for split in splits),
+            f'{self.name}: splits is {splits!r:.60}; name them in a tuple, such as ("train", "test")',
+        )
         return {split: self._dataset(split) for split in splits}
 
     def _dataset(self, split: str) -> Dataset:

@@ -56,10 +56,16 @@ class _Subject:
         self.bench, self.full, self.spec = bench, full, spec
         self.loads = TINY.get(full, full)
         self.questions = {
-            "build": self.build, "random weights": self.random_weights, "anatomy": self.anatomy, "forward": self.forward,
-            "gradients": self.gradients, "generate": self.generate, "save and reload": self.save_and_reload,
-            "packaged weights": self.packaged_weights, "random state": self.random_state,
-        }  # fmt: skip
+            "build": self.build,
+            "random weights": self.random_weights,
+            "anatomy": self.anatomy,
+            "forward": self.forward,
+            "gradients": self.gradients,
+            "generate": self.generate,
+            "save and reload": self.save_and_reload,
+            "packaged weights": self.packaged_weights,
+            "random state": self.random_state,
+        }
 
     def model(self) -> Model:
         """The model with weights, for checks that need them."""
@@ -73,15 +79,21 @@ class _Subject:
         from zoo.loading import load
 
         found = load(self.loads, device="meta")
-        require(found.family.modality == self.spec.modality,
-                f"{self.spec.name} is declared as {self.spec.modality}, but its family is of {found.family.modality}")  # fmt: skip
-        require(self.spec.task in found.family.tasks,
-                f"{self.spec.name} has the task {self.spec.task!r}, but its family does {', '.join(found.family.tasks)}")  # fmt: skip
+        require(
+            found.family.modality == self.spec.modality,
+            f"{self.spec.name} is declared as {self.spec.modality}, but its family is of {found.family.modality}",
+        )
+        require(
+            self.spec.task in found.family.tasks,
+            f"{self.spec.name} has the task {self.spec.task!r}, but its family does {', '.join(found.family.tasks)}",
+        )
         real = [name for name, p in found.module.named_parameters() if not p.is_meta]
         require(not real, f"{name_of(found)} allocates {real[:1]} when it is built on the meta device")
         if self.full in self.bench.own:
-            require(found.params == self.spec.params,
-                    f"{self.spec.name} has {found.params:,} parameters, but registry.toml says params = {self.spec.params:,}")  # fmt: skip
+            require(
+                found.params == self.spec.params,
+                f"{self.spec.name} has {found.params:,} parameters, but registry.toml says params = {self.spec.params:,}",
+            )
 
     def random_weights(self, folder: Path) -> None:
         """Random weights follow from the seed alone, and are all finite."""
@@ -95,8 +107,11 @@ class _Subject:
             again = load(self.loads, weights="random").tensors()
         for name, tensor in one.tensors().items():
             require(finite(tensor), f"{name_of(one)}: `initialise` leaves {name} with values that are not finite")
-            require(torch.equal(tensor, again[name]), f"{name_of(one)}: {name} is not the same twice; `initialise` must draw from torch's "
-                                                      "global state (which the caller seeds) and from nothing else")  # fmt: skip
+            require(
+                torch.equal(tensor, again[name]),
+                f"{name_of(one)}: {name} is not the same twice; `initialise` must draw from torch's "
+                "global state (which the caller seeds) and from nothing else",
+            )
 
     def anatomy(self, folder: Path) -> None:
         """Its anatomy describes the module; of a large one, the skeleton's."""
@@ -115,7 +130,9 @@ class _Subject:
             one, again = (model.family.forward(model, batch) for _ in range(2))
         require(finite(one), f"{name_of(model)}: `forward` gives values that are not finite")
         require(len(one) == 2, f"{name_of(model)}: `forward` gives {len(one)} rows for 2 samples")
-        require(torch.equal(one, again), f"{name_of(model)}: `forward` is not the same twice for one batch; is dropout on?")
+        require(
+            torch.equal(one, again), f"{name_of(model)}: `forward` is not the same twice for one batch; is dropout on?"
+        )
 
     def gradients(self, folder: Path) -> None:
         """Every parameter gets a gradient from the example."""
@@ -130,7 +147,10 @@ class _Subject:
             weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(out.device)
             torch.autograd.backward((out * weights).sum())
         idle = [name for name, p in model.module.named_parameters() if p.grad is None or not p.grad.any()]
-        require(not idle, f"{name_of(model)}: no gradient reaches {', '.join(idle[:3])}{' and others' if len(idle) > 3 else ''}")
+        require(
+            not idle,
+            f"{name_of(model)}: no gradient reaches {', '.join(idle[:3])}{' and others' if len(idle) > 3 else ''}",
+        )
 
     def generate(self, folder: Path) -> None:
         """What is generated follows from the prompt and the seed, whatever else is made beside it."""
@@ -146,7 +166,10 @@ class _Subject:
             again = model.generate(prompt, **options)
         require(_alike(one, again), f"{name_of(model)}: `generate` gives something else for the same prompt and seed")
         kind = "images" if isinstance(one, list) else "text"
-        require(kind == model.family.makes, f"{name_of(model)}: the family makes {model.family.makes}, but `generate` gave {kind}")
+        require(
+            kind == model.family.makes,
+            f"{name_of(model)}: the family makes {model.family.makes}, but `generate` gave {kind}",
+        )
         _check_company(model, prompt, options)
 
     def save_and_reload(self, folder: Path) -> None:
@@ -164,7 +187,10 @@ class _Subject:
         if not self.spec.packaged:
             raise Skipped("none are declared")
         place = weights.packaged_at(self.spec)
-        require(place is not None, f"{self.spec.name}: packaged = {self.spec.packaged!r} is no folder of the installed package")
+        require(
+            place is not None,
+            f"{self.spec.name}: packaged = {self.spec.packaged!r} is no folder of the installed package",
+        )
         assert place is not None
         if (place / artifact.MANIFEST).exists():
             problems = artifact.verify(place)
@@ -208,19 +234,28 @@ def _check_company(model: Model, prompt: Any, options: Mapping[str, Any]) -> Non
     if model.family.makes == "images" and {"count", "seed"} <= set(takes):
         together = ask(**{**options, "count": 2, "seed": 5})
         alone = ask(**{**options, "count": 1, "seed": 6})
-        require(_alike(together[1:], alone), f"{name_of(model)}: the second of two images from seed 5 is not the first from seed 6")
+        require(
+            _alike(together[1:], alone),
+            f"{name_of(model)}: the second of two images from seed 5 is not the first from seed 6",
+        )
     elif "images" in takes and "prompt" not in takes:
         pictures = [picture(seed=seed) for seed in range(2)]
         together, alone = (ask(**{**options, "images": some}) for some in (pictures, pictures[1:]))
         require(together.endswith(alone), f"{name_of(model)}: what is said of an image depends on the one before it")
     elif "max_new_tokens" in takes:
         pieces = list(ask(**options, stream=True))
-        require("".join(pieces) == ask(**options), f"{name_of(model)}: the pieces of `stream=True` are not the text without it")
+        require(
+            "".join(pieces) == ask(**options),
+            f"{name_of(model)}: the pieces of `stream=True` are not the text without it",
+        )
     if "temperature" in takes:
         drawn = {**options, "temperature": 1.0, "seed": 3}
         one = ask(**drawn)
         with other_chance():
-            require(_alike(one, ask(**drawn)), f"{name_of(model)}: `generate` with a temperature does not follow from its seed")
+            require(
+                _alike(one, ask(**drawn)),
+                f"{name_of(model)}: `generate` with a temperature does not follow from its seed",
+            )
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -228,7 +263,11 @@ def _alike(one: Any, other: Any) -> bool:
     import numpy as np
 
     if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+        return (
+            isinstance(other, Mapping)
+            and one.keys() == other.keys()
+            and all(_alike(one[key], other[key]) for key in one)
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, str):

@@ -36,15 +36,22 @@ class _Plugin:
 
     def __init__(self, bench: Bench) -> None:
         self.plugin = bench.plugin
-        self.questions = {"declarations": self.declarations, "registrations": self.registrations, "import": self.imports, "docs": self.docs}
+        self.questions = {
+            "declarations": self.declarations,
+            "registrations": self.registrations,
+            "import": self.imports,
+            "docs": self.docs,
+        }
 
     def declarations(self, folder: Path) -> None:
         """Its registry.toml can be read, and says for which plugin API it is made."""
         found = self.plugin
         require(not found.disabled, f"plugin {found.name} is disabled: `zoo plugins enable {found.name}`")
         require(not found.fault, found.fault)
-        require(bool(found.api), "registry.toml does not say for which plugin API it is made; write: api = \">=1,<2\"")
-        require(bool(found.models or found.names), "registry.toml declares nothing: add a [[model]], a [[compressor]], ...")
+        require(bool(found.api), 'registry.toml does not say for which plugin API it is made; write: api = ">=1,<2"')
+        require(
+            bool(found.models or found.names), "registry.toml declares nothing: add a [[model]], a [[compressor]], ..."
+        )
 
     def registrations(self, folder: Path) -> None:
         """It registers exactly what it declares, and everything declared can be had."""
@@ -62,7 +69,10 @@ class _Plugin:
         done = _run(sys.executable, "-c", code)
         require(done.returncode == 0, f"{self.plugin.module} cannot be imported: {_last_line(done.stderr)}")
         heavy = done.stdout.strip().splitlines()[-1:] or [""]
-        require(not heavy[0], f"{self.plugin.module} imports {heavy[0]} at once; register names as texts, and import inside what they name")
+        require(
+            not heavy[0],
+            f"{self.plugin.module} imports {heavy[0]} at once; register names as texts, and import inside what they name",
+        )
 
     def docs(self, folder: Path) -> None:
         """Its distribution says what it is, under which licence, and has a readme."""
@@ -72,10 +82,15 @@ class _Plugin:
         licence = about.get("License-Expression") or about.get("License") or about.get("License-File")
         licence = licence or any(line.startswith("License ::") for line in about.get_all("Classifier") or ())
         where = f"distribution {self.plugin.distribution}"
-        require(bool(licence), f"{where} names no licence; add license = \"Apache-2.0\", or another, to its pyproject.toml")
-        require(bool(about.get("Summary")), f"{where} has no summary; add description = \"...\" to its pyproject.toml")
+        require(
+            bool(licence), f'{where} names no licence; add license = "Apache-2.0", or another, to its pyproject.toml'
+        )
+        require(bool(about.get("Summary")), f'{where} has no summary; add description = "..." to its pyproject.toml')
         readme = about.get("Description") or about.get_payload()
-        require(bool(readme and str(readme).strip()), f"{where} has no readme; add readme = \"README.md\" to its pyproject.toml")
+        require(
+            bool(readme and str(readme).strip()),
+            f'{where} has no readme; add readme = "README.md" to its pyproject.toml',
+        )
 
 
 # --- what it adds -----------------------------------------------------------------------------------------------------
@@ -88,7 +103,9 @@ def checks_of_words(bench: Bench) -> Iterator[Check]:
         yield Check("model", bench.label(spec.name), "docs", partial(_check_model_words, spec), package)
     for declared in bench.plugin.names:
 
-        def run(folder: Path, kind: str = declared.kind, name: str = declared.name, summary: str = declared.summary) -> None:
+        def run(
+            folder: Path, kind: str = declared.kind, name: str = declared.name, summary: str = declared.summary
+        ) -> None:
             _check_summary(name, summary)
             if kind != "command":
                 _check_class(thing(kind, bench.label(name)), bench.label(name))
@@ -103,12 +120,17 @@ def checks_of_family(bench: Bench) -> Iterator[Check]:
 
             def run(folder: Path, name: str = declared.name, modality: str = declared.modality) -> None:
                 found = thing("family", bench.label(name))
-                require(found.modality == modality, f"family {name} is declared as {modality}, but its class is of {found.modality}")
+                require(
+                    found.modality == modality,
+                    f"family {name} is declared as {modality}, but its class is of {found.modality}",
+                )
                 require(bool(found.tasks), f"family {name} has no tasks")
                 from zoo.testing.of_models import models_of
 
                 if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
-                    raise Skipped("no model of it is declared, so there is none to test; add a [[model]], however small")
+                    raise Skipped(
+                        "no model of it is declared, so there is none to test; add a [[model]], however small"
+                    )
 
             yield Check("family", bench.label(declared.name), "family", run, bench.plugin.path)
 
@@ -120,23 +142,40 @@ def _check_model_words(spec: ModelSpec, folder: Path) -> None:
 def _check_summary(name: str, summary: str) -> None:
     words = summary.split()
     require(len(words) >= 3, f"the summary of {name} is {summary!r}; say in a sentence what it is")
-    require("todo" not in summary.lower() and "\n" not in summary, f"the summary of {name} is {summary!r}; say in one line what it is")
+    require(
+        "todo" not in summary.lower() and "\n" not in summary,
+        f"the summary of {name} is {summary!r}; say in one line what it is",
+    )
 
 
 def _check_class(found: Any, name: str) -> None:
     """A class has a docstring of its own, and every option a description and, where it is needed, an example."""
     kind = found if isinstance(found, type) else type(found)
-    require(bool((kind.__dict__.get("__doc__") or "").strip()), f"{name}: class {kind.__name__} has no docstring, which is what the reference shows")
+    require(
+        bool((kind.__dict__.get("__doc__") or "").strip()),
+        f"{name}: class {kind.__name__} has no docstring, which is what the reference shows",
+    )
     chosen = getattr(found, "Options", None)
     if chosen is None:
         return
     fields: dict[str, Any] = getattr(chosen, "model_fields", {})
-    require(hasattr(chosen, "model_fields"), f"{name}: its Options is no pydantic model; derive it from zoo.compressor.CompressorOptions")
-    require(chosen.model_config.get("extra") == "forbid", f"{name}: its Options takes unknown keys; derive it from zoo.compressor.CompressorOptions")
+    require(
+        hasattr(chosen, "model_fields"),
+        f"{name}: its Options is no pydantic model; derive it from zoo.compressor.CompressorOptions",
+    )
+    require(
+        chosen.model_config.get("extra") == "forbid",
+        f"{name}: its Options takes unknown keys; derive it from zoo.compressor.CompressorOptions",
+    )
     silent = [option for option, field in fields.items() if not (field.description or "").strip()]
-    require(not silent, f"{name}: option {', '.join(silent[:3])} has no description; write Field(..., description=\"...\")")
+    require(
+        not silent, f'{name}: option {", ".join(silent[:3])} has no description; write Field(..., description="...")'
+    )
     bare = [option for option, field in fields.items() if field.is_required() and not field.examples]
-    require(not bare, f"{name}: option {', '.join(bare[:3])} has neither default nor example; write Field(..., examples=[...])")
+    require(
+        not bare,
+        f"{name}: option {', '.join(bare[:3])} has neither default nor example; write Field(..., examples=[...])",
+    )
     for attempt in range(attempts(chosen)):
         values = options(chosen, attempt=attempt)
         try:
@@ -157,8 +196,10 @@ def checks_of_command(bench: Bench, name: str) -> Iterator[Check]:
         require(done.returncode == 0, f"`zoo {full} --help` ends with {done.returncode}: {_last_line(done.stderr)}")
         require("usage" in done.stdout.lower(), f"`zoo {full} --help` prints no usage")
         said = [line for line in done.stdout.splitlines() if line.strip() and "usage" not in line.lower()]
-        require(bool(said) and not said[0].strip().lower().startswith(("option", "argument", "command")),
-                f"`zoo {full} --help` does not say what the command does; give its function a docstring")  # fmt: skip
+        require(
+            bool(said) and not said[0].strip().lower().startswith(("option", "argument", "command")),
+            f"`zoo {full} --help` does not say what the command does; give its function a docstring",
+        )
 
     def strange(folder: Path) -> None:
         done = _run(sys.executable, "-m", "zoo", full, "--no-such-option-anywhere")
@@ -171,7 +212,9 @@ def checks_of_command(bench: Bench, name: str) -> Iterator[Check]:
 
 def _run(*args: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(args, capture_output=True, text=True, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            args, capture_output=True, text=True, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         raise AssertionError(f"`{' '.join(args[1:])}` had not ended after {SECONDS} seconds") from None
 

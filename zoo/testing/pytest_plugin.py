@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             raise pytest.UsageError(f"zoo_plugin = {name!r}: {error}") from None
         owner = Contract.from_parent(session, name=name, nodeid=name)
         made = [ContractItem.from_parent(owner, name=_name(check), check=check) for check in found]
-        config.hook.pytest_collectreport(report=pytest.CollectReport(name, "passed", None, [*made]))  # so that they are counted
+        # so that they are counted
+        config.hook.pytest_collectreport(report=pytest.CollectReport(name, "passed", None, [*made]))
         items += made
 
 

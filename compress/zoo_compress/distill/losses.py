@@ -40,7 +40,9 @@ class RowLoss(ABC):
     whole: ClassVar[bool] = False  # is given all rows of a batch at once, since it relates them to one another
 
     @abstractmethod
-    def __call__(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any) -> torch.Tensor:
+    def __call__(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: Any
+    ) -> torch.Tensor:
         """Return one value a row (N,), or, where the loss is `whole`, one for all rows; in nats where it is a likelihood."""
 
 
@@ -142,7 +144,9 @@ def resolve(requests: Iterable[Mapping[str, Any]]) -> tuple[list[WeightedRow], l
     for request in requests:
         name = str(request.get("use", ""))
         found = registry.loss(name)
-        own = validated(found.Options, {key: value for key, value in request.items() if key != "use"}, what=f"loss {name}")
+        own = validated(
+            found.Options, {key: value for key, value in request.items() if key != "use"}, what=f"loss {name}"
+        )
         if any(name == other for other, *_ in (*rows, *features)):
             raise RecipeError(f"loss {name!r} is listed twice; give it one weight.")
         if isinstance(found, RowLoss):

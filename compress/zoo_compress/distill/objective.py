@@ -26,8 +26,13 @@ class Objective(nn.Module):
     """Row and feature losses of a model of any modality, with or without a teacher."""
 
     def __init__(
-        self, student: Model, teacher: Model | None, row_losses: Sequence[WeightedRow],
-        feature_losses: Sequence[WeightedFeature] = (), *, seed: int = 0,
+        self,
+        student: Model,
+        teacher: Model | None,
+        row_losses: Sequence[WeightedRow],
+        feature_losses: Sequence[WeightedFeature] = (),
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.module = student.module
@@ -39,7 +44,9 @@ class Objective(nn.Module):
         self._models = (student, teacher)  # a tuple: the teacher's weights must not be registered as ours
         if teacher is not None:
             for name, loss, options in feature_losses:
-                (a, b), (c, d) = ((len(s.blocks), s.width) for s in (m.anatomy.stack(options.target) for m in (student, teacher)))
+                (a, b), (c, d) = (
+                    (len(s.blocks), s.width) for s in (m.anatomy.stack(options.target) for m in (student, teacher))
+                )
                 built = loss.build(layers=(a, c), widths=(b, d), options=options, seed=seed)
                 self.features[name] = built.to(student.device)
         self.taught = bool(self.features) or any(loss.needs_teacher for _, loss, _ in row_losses)

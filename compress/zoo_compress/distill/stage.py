@@ -27,7 +27,9 @@ class Distill(Compressor):
     trains = True
 
     class Options(TrainingOptions):
-        teacher: str = Field("original", description="a model name or path; \"original\" is the recipe's model before any stage")
+        teacher: str = Field(
+            "original", description='a model name or path; "original" is the recipe\'s model before any stage'
+        )
         data: str = Field("train", description="which entry of the recipe's [data] table to train on")
 
     def roles(self, options: Options) -> tuple[str, ...]:
@@ -56,7 +58,9 @@ class Distill(Compressor):
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         if context.load is None:
-            raise RequestError(f"{self.name} needs its teacher: pass Context(load=...), a function from {options.teacher!r} to a model.")
+            raise RequestError(
+                f"{self.name} needs its teacher: pass Context(load=...), a function from {options.teacher!r} to a model."
+            )
         teacher = context.load(options.teacher)
         self.check_teacher(model, teacher)
         require_finite(teacher, what=f"{self.name}: the teacher {teacher.spec.name}")

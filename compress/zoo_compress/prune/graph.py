@@ -104,7 +104,9 @@ def _part(model: Model, target: str) -> nn.Module:
         others = [stack.path for name, stack in stacks.items() if name != target]
         return module.get_submodule(container(stacks[target].path, others))
     top = [path for path, _ in module.named_children()]
-    raise UnknownName(f"With ratio, target is a module, and the model has none at {target!r}.{nearest(target, paths)} Its parts: {', '.join(top)}.")
+    raise UnknownName(
+        f"With ratio, target is a module, and the model has none at {target!r}.{nearest(target, paths)} Its parts: {', '.join(top)}."
+    )
 
 
 def rebuild(model: Model, record: Record) -> None:
@@ -116,7 +118,9 @@ def rebuild(model: Model, record: Record) -> None:
         old = owner._parameters.get(name, owner._buffers.get(name))
         if old is None:
             raise ArtifactError(f"{path} was pruned to {shape}, but {type(module).__name__} has no such tensor.")
-        if len(shape) != old.dim() or not all(type(new) is int and 0 < new <= was for new, was in zip(shape, old.shape, strict=True)):
+        if len(shape) != old.dim() or not all(
+            type(new) is int and 0 < new <= was for new, was in zip(shape, old.shape, strict=True)
+        ):
             raise ArtifactError(f"{path} cannot have been pruned from {tuple(old.shape)} to {shape}.")
         new = torch.empty(shape, dtype=old.dtype, device=old.device)
         if name in owner._parameters:
@@ -126,7 +130,9 @@ def rebuild(model: Model, record: Record) -> None:
     for path, numbers in graph["numbers"].items():
         known = _numbers_of(module.get_submodule(path))
         for name, value in numbers.items():
-            if type(value) is not type(known.get(name)) or not all(type(number) is int for number in (value if isinstance(value, list) else [value])):
+            if type(value) is not type(known.get(name)) or not all(
+                type(number) is int for number in (value if isinstance(value, list) else [value])
+            ):
                 raise ArtifactError(f"{path} has no number {name!r} that pruning could have made {value!r}.")
             setattr(module.get_submodule(path), name, tuple(value) if isinstance(value, list) else value)
     _tie_again(module, ties)
@@ -174,7 +180,9 @@ def _run_watching(model: Model, part: nn.Module, *, stage: str) -> tuple[Inputs,
     used: list[nn.Module] = []
     layers = [one for one in part.modules() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
     handles = [one.register_forward_hook(lambda one, _, __: used.append(one)) for one in layers]
-    handles.append(part.register_forward_hook(lambda _, args, kwargs, out: seen.append(((args, kwargs), out)), with_kwargs=True))
+    handles.append(
+        part.register_forward_hook(lambda _, args, kwargs, out: seen.append(((args, kwargs), out)), with_kwargs=True)
+    )
     try:
         with torch.no_grad():
             model.family.forward(model, model.family.example(model, batch=1, size=16))
@@ -183,7 +191,9 @@ def _run_watching(model: Model, part: nn.Module, *, stage: str) -> tuple[Inputs,
             handle.remove()
     if not used or not seen:
         inner = [path for path, _ in part.named_children()]
-        raise Refused(f"{stage}: {type(part).__name__} does not run as one module with layers to prune; aim at a part of it: {', '.join(inner) or 'it has none'}.")
+        raise Refused(
+            f"{stage}: {type(part).__name__} does not run as one module with layers to prune; aim at a part of it: {', '.join(inner) or 'it has none'}."
+        )
     return seen[0][0], _tensors(seen[0][1]), used[-1]
 
 
@@ -202,7 +212,11 @@ def _attention_projections(module: nn.Module) -> list[nn.Module]:
 def _fused_ffns(model: Model) -> list[nn.Module]:
     """Layers that hold gate and up in one: which units the two halves lose, and so how many, would follow from the weights."""
     ffns = [block.ffn for stack in model.anatomy.stacks.values() for block in stack.blocks if block.ffn]
-    return [model.module.get_submodule(ffn.up.path) for ffn in ffns if ffn.gate and ffn.gate.path == ffn.up.path and not ffn.experts]
+    return [
+        model.module.get_submodule(ffn.up.path)
+        for ffn in ffns
+        if ffn.gate and ffn.gate.path == ffn.up.path and not ffn.experts
+    ]
 
 
 def _channels(module: nn.Module) -> dict[str, tuple[int, int]]:

@@ -31,7 +31,9 @@ class PruneMagnitude(Compressor):
     leaves = "sparse"
 
     class Options(CompressorOptions):
-        sparsity: float | None = Field(None, gt=0, lt=1, examples=[0.5], description="share of each matrix set to zero (unstructured)")
+        sparsity: float | None = Field(
+            None, gt=0, lt=1, examples=[0.5], description="share of each matrix set to zero (unstructured)"
+        )
         pattern: str = Field("unstructured", description='"unstructured", or "N:M": N of every M inputs of a row stay')
         target: str = Field("language", description="which projections are pruned")
 
@@ -67,7 +69,9 @@ class PruneMagnitude(Compressor):
                     f"pattern {options.pattern} needs whole groups. Use sparsity instead, or another pattern."
                 )
         if not parts:
-            raise Refused(f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be pruned.")
+            raise Refused(
+                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be pruned."
+            )
 
     def outline(self, model: Model, options: Options) -> Record:
         paths = dict.fromkeys(part.path for part, _ in _parts(model, options))

@@ -52,15 +52,24 @@ class PruneStructured(Compressor):
     name: ClassVar[str] = "prune.structured"
 
     class Options(CompressorOptions):
-        target: str = Field("language", description="part to prune, such as language.blocks[4:]; with ratio a module, such as unet")
-        ffn: Amount | None = Field(None, examples=[0.25], description="FFN channels: share removed (0.25) or number kept (1024)")
-        heads: Amount | None = Field(None, examples=[0.5, None], description="query heads: share removed or number kept, evenly per kv group")
+        target: str = Field(
+            "language", description="part to prune, such as language.blocks[4:]; with ratio a module, such as unet"
+        )
+        ffn: Amount | None = Field(
+            None, examples=[0.25], description="FFN channels: share removed (0.25) or number kept (1024)"
+        )
+        heads: Amount | None = Field(
+            None, examples=[0.5, None], description="query heads: share removed or number kept, evenly per kv group"
+        )
         kv_groups: Amount | None = Field(
             None, description="kv heads, each with its query heads: share removed or number kept"
         )
         width: Amount | None = Field(None, description="residual width of a whole stack: share removed or number kept")
         ratio: float | None = Field(
-            None, gt=0, lt=1, description="share of channels removed by dependency graph, of a module that reads no tokens"
+            None,
+            gt=0,
+            lt=1,
+            description="share of channels removed by dependency graph, of a module that reads no tokens",
         )
         importance: Literal["magnitude", "activation"] = Field(
             "magnitude", description="choose by weights, or by activations on calibration data"
@@ -123,13 +132,18 @@ class PruneStructured(Compressor):
             found = plan.record()["found"]
             raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {found}.")
         for name, left in record["kept"].items():
-            pairs = zip(left, record["found"][name], strict=True) if isinstance(left, list) else [(left, record["found"][name])]
+            pairs = (
+                zip(left, record["found"][name], strict=True)
+                if isinstance(left, list)
+                else [(left, record["found"][name])]
+            )
             if not all(type(new) is int and 0 < new <= was for new, was in pairs):
                 raise ArtifactError(f"{self.name} cannot have cut {name} from {record['found'][name]} to {left}.")
         carry_out(model.module, model.anatomy, plan, first(plan), stage=self.name)
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
-        cut = 16 * max(tensor.numel() for tensor in model.tensors().values())  # squares in double, what is kept, where it is
+        # squares in double, what is kept, where it is
+        cut = 16 * max(tensor.numel() for tensor in model.tensors().values())
         if options.importance != "activation" or options.ratio is not None:
             return cut
         from zoo_compress.dryrun import forward_bytes, windows_of
@@ -151,7 +165,9 @@ class PruneStructured(Compressor):
             )
         target = anatomy.select(options.target)
         if not target.blocks:
-            raise Refused(f"{self.name}: {options.target!r} has no transformer blocks; give ratio instead of ffn, heads, kv_groups or width.")
+            raise Refused(
+                f"{self.name}: {options.target!r} has no transformer blocks; give ratio instead of ffn, heads, kv_groups or width."
+            )
         if options.ffn is not None:
             ffn = tuple(
                 kept(options.ffn, layer.width, what=f"{layer.path}: FFN channels", round_to=options.round_to)
@@ -215,7 +231,9 @@ def _require_whole_rows(model: Model, plan: Plan, *, stage: str) -> None:
         sizes.append((plan.width, "residual width"))
     for size, what in sizes:
         if size % step:
-            raise Refused(f"{stage}: {what} {size} of experts in {model.dtype} must be a multiple of {step}; keep {size // step * step or step}.")
+            raise Refused(
+                f"{stage}: {what} {size} of experts in {model.dtype} must be a multiple of {step}; keep {size // step * step or step}."
+            )
 
 
 def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:

@@ -203,7 +203,9 @@ class Int8Conv2d(Packed):
         """Make an empty layer of the shape of `conv`, on the meta device."""
         super().__init__()
         if conv.padding_mode != "zeros":
-            raise ValueError(f"cannot quantise a convolution padded with {conv.padding_mode!r}: only zeros are supported")
+            raise ValueError(
+                f"cannot quantise a convolution padded with {conv.padding_mode!r}: only zeros are supported"
+            )
         self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.register_buffer("weight_int8", torch.empty_like(conv.weight, dtype=torch.int8, device="meta"))
@@ -361,7 +363,9 @@ class NF4Linear(Packed):
         import bitsandbytes as bnb
 
         shape = torch.Size((self.out_features, self.in_features))
-        y: Tensor = bnb.matmul_4bit(compute.contiguous(), self.weight_nf4, self._quant_state(shape, x.dtype), bias=bias_O)
+        y: Tensor = bnb.matmul_4bit(
+            compute.contiguous(), self.weight_nf4, self._quant_state(shape, x.dtype), bias=bias_O
+        )
         return y.to(x.dtype)
 
     def _quant_state(self, shape: torch.Size, dtype: torch.dtype) -> Any:

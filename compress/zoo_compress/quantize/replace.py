@@ -40,7 +40,9 @@ BITS = {LINEAR: 0, CONVOLUTION: 8, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage'
 class QuantizeOptions(CompressorOptions):
     """Options that every weight quantiser shares."""
 
-    target: str = Field("all", description='"all" (every stack, and what joins them), or a part such as "language" or "unet.down"')
+    target: str = Field(
+        "all", description='"all" (every stack, and what joins them), or a part such as "language" or "unet.down"'
+    )
     embedding: bool = Field(True, description="also pack the token table and the head, to 8 bits a row")
     skip: tuple[str, ...] = Field((), description='modules to leave as they are, as patterns such as "*.down_proj"')
 
@@ -144,7 +146,6 @@ class Quantize(Compressor):
             new.train(old.training)
             for place in group:
                 model.module.set_submodule(place, new)
-
 
     def _modules(self, model: Model, options: Any) -> dict[str, str]:
         """What the stage packs, each path with its kind."""

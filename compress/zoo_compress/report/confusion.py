@@ -35,7 +35,9 @@ def matrix(column: Column, row: Row) -> Matrix | None:
     if not all(isinstance(part, list) and 0 < len(part) <= LARGEST for part in (true, predicted, counts)):
         return None
     assert isinstance(true, list) and isinstance(predicted, list) and isinstance(counts, list)
-    table = [[finite(value) for value in line] for line in counts if isinstance(line, list) and len(line) == len(predicted)]
+    table = [
+        [finite(value) for value in line] for line in counts if isinstance(line, list) and len(line) == len(predicted)
+    ]
     known = [[value for value in line if value is not None and value >= 0] for line in table]
     if len(known) != len(true) or any(len(line) != len(predicted) for line in known) or not any(map(sum, known)):
         return None
@@ -51,7 +53,9 @@ def mistakes(found: Matrix, *, count: int = 3) -> list[str]:
         if value and other != true
     ]
     wrong.sort(key=lambda one: -one[0])
-    return [f"{true} for {other} ({quantity(value)} of {quantity(total)})" for value, true, other, total in wrong[:count]]
+    return [
+        f"{true} for {other} ({quantity(value)} of {quantity(total)})" for value, true, other, total in wrong[:count]
+    ]
 
 
 def heat(found: Matrix, title: str, ident: str, *, beside: Sequence[Matrix] = ()) -> str:
@@ -67,16 +71,26 @@ def heat(found: Matrix, title: str, ident: str, *, beside: Sequence[Matrix] = ()
     upright = tall > size - 2
     top = 30 + (min(tall, TALLEST) if upright else 14)
     body = [text(2, 14, fit(title, WIDTH - 4), "title")]
-    body.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{len(found.predicted) * size:.1f}" height="{len(found.true) * size:.1f}" class="track"/>')
+    body.append(
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{len(found.predicted) * size:.1f}" height="{len(found.true) * size:.1f}" class="track"/>'
+    )
     for index, name in enumerate(found.predicted):
-        body.append(_heading(left + (index + 0.5) * size, top - 6, name, upright=upright, every=_every(size), index=index))
+        body.append(
+            _heading(left + (index + 0.5) * size, top - 6, name, upright=upright, every=_every(size), index=index)
+        )
     for index, (name, line) in enumerate(zip(found.true, found.counts, strict=True)):
         at = top + index * size
         if index % _every(size) == 0:
             body.append(text(left - 6, at + size / 2 + 4, fit(name, left - 8), "", "end"))
         body += [_cell(found, index, place, left + place * size, at, size) for place, value in enumerate(line) if value]
     worst = ", ".join(mistakes(found)) or "none"
-    return svg(ident, top + len(found.true) * size + 2, title, f"Rows: what was right. Columns: what was answered. Most mistaken: {worst}.", body)
+    return svg(
+        ident,
+        top + len(found.true) * size + 2,
+        title,
+        f"Rows: what was right. Columns: what was answered. Most mistaken: {worst}.",
+        body,
+    )
 
 
 def _every(size: float) -> int:

@@ -31,7 +31,9 @@ def shares(column: Column, row: Row) -> dict[str, Share]:
     found = entry.get("by") if isinstance(entry, Mapping) else None
     read: dict[str, Share] = {}
     for name, one in found.items() if isinstance(found, Mapping) else ():
-        value, low, high, count = (finite(one.get(key)) if isinstance(one, Mapping) else None for key in ("value", "low", "high", "n"))
+        value, low, high, count = (
+            finite(one.get(key)) if isinstance(one, Mapping) else None for key in ("value", "low", "high", "n")
+        )
         if value is not None:
             whole = low is not None and high is not None and low <= value <= high
             read[clean(name)] = Share(value, low if whole else None, high if whole else None, count)
@@ -55,16 +57,23 @@ def by_group(stages: Sequence[Row], column: Column, ident: str) -> str:
     bottom = top + height * len(names)
     ticks = scale.ticks()
     for value, label in zip(ticks, tick_labels(ticks, column.unit), strict=True):
-        body += [line(scale(value), top, scale(value), bottom, "grid"), text(scale(value), bottom + 16, label, "", "middle")]
+        body += [
+            line(scale(value), top, scale(value), bottom, "grid"),
+            text(scale(value), bottom + 16, label, "", "middle"),
+        ]
     for index, name in enumerate(names):
         at = top + 4 + index * height
         label = fit(name, left - 8 - text_width(counts[name], SIZE)) + counts[name]
         body.append(text(left - 6, at + (height - 9) / 2 + 3, label, "", "end"))
         for place, (row, groups) in enumerate(shown):
             if name in groups:
-                body.append(_bar(groups[name], row, column, name, scale, at + place * STEP, last=place or len(shown) == 1))
-    said = "; ".join(f"{row.label}: " + ", ".join(f"{n} {quantity(groups[n].value, column.unit)}" for n in names if n in groups)
-                     for row, groups in shown)  # fmt: skip
+                body.append(
+                    _bar(groups[name], row, column, name, scale, at + place * STEP, last=place or len(shown) == 1)
+                )
+    said = "; ".join(
+        f"{row.label}: " + ", ".join(f"{n} {quantity(groups[n].value, column.unit)}" for n in names if n in groups)
+        for row, groups in shown
+    )
     return svg(ident, bottom + 22, f"{column.label} by group", said, body)
 
 

@@ -173,8 +173,22 @@ def _groups(results: Data) -> str:
         shown = [*found[:1], *found[1:][-1:]]
         for place, (row, made) in enumerate(shown):
             worst = ", ".join(mistakes(made))
-            caption = f"Rows: what was right; columns: what was answered. Most mistaken: {worst}." if worst else "No mistakes."
-            tables.append(_figure(heat(made, f"{column.label}: {row.label}", f"confusion-{index}-{place}", beside=[one for _, one in shown]), caption))
+            caption = (
+                f"Rows: what was right; columns: what was answered. Most mistaken: {worst}."
+                if worst
+                else "No mistakes."
+            )
+            tables.append(
+                _figure(
+                    heat(
+                        made,
+                        f"{column.label}: {row.label}",
+                        f"confusion-{index}-{place}",
+                        beside=[one for _, one in shown],
+                    ),
+                    caption,
+                )
+            )
     return "".join(f'<div class="parts">{"".join(drawings)}</div>' for drawings in (tables, groups) if drawings)
 
 

@@ -49,7 +49,12 @@ def _prompt(sample: Data, index: int = 0) -> str:
 def _is_question(group: Group) -> bool:
     """Whether a short answer is looked for: something was expected, or all rows were shown the same picture."""
     pictures = {str(sample.get("image") or "") for _, sample in group}
-    same = len(group) > 1 and len(pictures) == 1 and pictures != {""} and all(sample.get("output") is not None for _, sample in group)
+    same = (
+        len(group) > 1
+        and len(pictures) == 1
+        and pictures != {""}
+        and all(sample.get("output") is not None for _, sample in group)
+    )
     return same or any(sample.get("expected") is not None for _, sample in group)
 
 
@@ -61,7 +66,10 @@ def _answers(groups: Sequence[Group]) -> str:
     if not groups:
         return ""
     columns = list(dict.fromkeys(row for group in groups for row, _ in group))
-    heads = "".join(f'<th scope="col" class="{row.kind}">{_text(row.label)}<small>{_score(row, groups)}</small></th>' for row in columns)
+    heads = "".join(
+        f'<th scope="col" class="{row.kind}">{_text(row.label)}<small>{_score(row, groups)}</small></th>'
+        for row in columns
+    )
     expected = any(sample.get("expected") is not None for group in groups for _, sample in group)
     body = "".join(_answer_row(group, columns, expected=expected) for group in groups)
     return (
@@ -72,7 +80,9 @@ def _answers(groups: Sequence[Group]) -> str:
 
 
 def _score(row: Row, groups: Sequence[Group]) -> str:
-    verdicts = [verdict for group in groups for one, sample in group if one == row and (verdict := right(sample)) is not None]
+    verdicts = [
+        verdict for group in groups for one, sample in group if one == row and (verdict := right(sample)) is not None
+    ]
     return f"{sum(verdicts)} of {len(verdicts)} right" if verdicts else ""
 
 
@@ -104,9 +114,11 @@ def _cards(groups: Sequence[Group]) -> str:
     frame = '<div class="samples" role="region" aria-label="outputs side by side" tabindex="0">'
     found = []
     for group in groups:
-        pictured = ' pictured' if any(sample.get("image") for _, sample in group) else ""
+        pictured = " pictured" if any(sample.get("image") for _, sample in group) else ""
         cards = "".join(_card(row, sample) for row, sample in group)
-        found.append(f'<h3 class="prompt">{_text(_prompt(group[0][1]))}</h3>{frame.replace("samples", f"samples{pictured}", 1)}{cards}</div>')
+        found.append(
+            f'<h3 class="prompt">{_text(_prompt(group[0][1]))}</h3>{frame.replace("samples", f"samples{pictured}", 1)}{cards}</div>'
+        )
     rest = "".join(found[OPEN:])
     more = f"<details><summary>{len(found) - OPEN} more</summary>{rest}</details>" if rest else ""
     return "".join(found[:OPEN]) + more
@@ -124,7 +136,9 @@ def _picture(sample: Data, alt: object) -> str:
     if isinstance(picture, str) and PICTURE.fullmatch(picture):
         square = ' class="square"' if 0 < _width(picture) <= SMALL else ""
         return f'<img{square} src="{picture}" alt="{_text(alt)}">'
-    return '<p class="hint">A picture is shown only when it is a PNG, JPEG, GIF or WebP data URI.</p>' if picture else ""
+    return (
+        '<p class="hint">A picture is shown only when it is a PNG, JPEG, GIF or WebP data URI.</p>' if picture else ""
+    )
 
 
 def _width(picture: str) -> int:

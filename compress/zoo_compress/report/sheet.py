@@ -28,7 +28,9 @@ def contact_sheet(samples: Sequence[Mapping[str, Any]]) -> bytes | None:
         for place, i in enumerate(row):
             left = place * (width + 8)
             for line, text in enumerate(_captions(shown[i])):
-                draw.text((left + 2, top + 2 + line * LINE), text.encode("latin-1", "replace").decode("latin-1"), fill="black")
+                draw.text(
+                    (left + 2, top + 2 + line * LINE), text.encode("latin-1", "replace").decode("latin-1"), fill="black"
+                )
             page.paste(pictures[i], (left, top + 2 * LINE + 4))
         top += height
     file = io.BytesIO()

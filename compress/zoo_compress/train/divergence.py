@@ -16,8 +16,16 @@ SHOWN = 4  # samples that are named
 
 
 def divergence(
-    model: Model, teacher: Model | None, rows: Sequence[int], batch: Batch, *, figures: Mapping[str, float], label: str, step: int,
-    where: Callable[[int], str], losses: Callable[[int], Mapping[str, torch.Tensor]] | None,
+    model: Model,
+    teacher: Model | None,
+    rows: Sequence[int],
+    batch: Batch,
+    *,
+    figures: Mapping[str, float],
+    label: str,
+    step: int,
+    where: Callable[[int], str],
+    losses: Callable[[int], Mapping[str, torch.Tensor]] | None,
 ) -> ZooError:
     """Describe a step whose loss or gradient is not finite.
 

@@ -15,9 +15,15 @@ from zoo_compress.train.loop import TrainingOptions, sparse_masks, trainable
 
 
 def training_bytes(
-    model: Model, teacher: Model | None, rows: Sequence[WeightedRow], features: Sequence[WeightedFeature] = (), *,
-    data: str, options: TrainingOptions, context: Context,
-) -> int:  # fmt: skip
+    model: Model,
+    teacher: Model | None,
+    rows: Sequence[WeightedRow],
+    features: Sequence[WeightedFeature] = (),
+    *,
+    data: str,
+    options: TrainingOptions,
+    context: Context,
+) -> int:
     """Memory of training on top of the model's weights: the teacher, fp32 copies, gradients, moments, activations, data.
 
     Args:
@@ -43,6 +49,7 @@ def training_bytes(
             moments = [torch.empty_like(p) for p in trained for _ in range(2)]
             objective(batch)["loss"].backward()
             largest = max(trained, key=torch.numel)
-            update = [torch.empty_like(largest) for _ in range(2)]  # AdamW's root of the second moment, and over its bias
+            # AdamW's root of the second moment, and over its bias
+            update = [torch.empty_like(largest) for _ in range(2)]
             del moments, update, masks
     return run.peak + windows.kept_bytes - sum(tensor.nbytes for tensor in model.tensors().values())

@@ -40,7 +40,9 @@ class TrainingOptions(CompressorOptions):
     loss: tuple[dict[str, Any], ...] = Field(
         (), description='losses, each {use = "kl", weight = 1.0, ...}; empty: what models of this kind are trained on'
     )
-    only: tuple[str, ...] = Field((), description='train these modules alone, by path, such as ["projector"]; empty: all')
+    only: tuple[str, ...] = Field(
+        (), description='train these modules alone, by path, such as ["projector"]; empty: all'
+    )
     steps: int = Field(200, ge=1, examples=[2], description="optimizer steps")
     batch: int = Field(8, ge=1, examples=[2], description="windows in a batch, over all processes")
     length: int = Field(256, ge=2, examples=[64], description="tokens in a window, for models that read text")
@@ -53,7 +55,13 @@ class TrainingOptions(CompressorOptions):
 
 
 def fit(
-    model: Model, objective: nn.Module, windows: Sequence[Batch], *, options: TrainingOptions, context: Context, label: str
+    model: Model,
+    objective: nn.Module,
+    windows: Sequence[Batch],
+    *,
+    options: TrainingOptions,
+    context: Context,
+    label: str,
 ) -> None:
     """Train `model` in place; `objective(batch)` returns a dict of scalars with "loss" among them.
 
@@ -72,7 +80,9 @@ def fit(
     own = {id(p) for p in model.module.parameters()}
     extra = {f"objective.{n}": p for n, p in objective.named_parameters() if id(p) not in own}
     zeros = sparse_masks(model)
-    optimizer = torch.optim.AdamW(_groups([*trained.values(), *extra.values()], options), lr=options.lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        _groups([*trained.values(), *extra.values()], options), lr=options.lr, betas=(0.9, 0.95)
+    )
     run = _Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
     start = run.restore(context)
     prepared, optimizer = accelerator.prepare(objective, optimizer)
@@ -81,9 +91,17 @@ def fit(
     with run.kept(context, label=label):
         for step in context.progress.track(range(start, options.steps), total=options.steps - start, label=label):
             for group in optimizer.param_groups:
-                group["lr"] = options.lr * wsd(step + 1, warmup=warmup, total=options.steps, decay=decay,
-                                               shape=options.decay_shape, half_life=max(1.0, decay / 5))
-            rows = range(step * options.batch, (step + 1) * options.batch)[accelerator.process_index :: accelerator.num_processes]
+                group["lr"] = options.lr * wsd(
+                    step + 1,
+                    warmup=warmup,
+                    total=options.steps,
+                    decay=decay,
+                    shape=options.decay_shape,
+                    half_life=max(1.0, decay / 5),
+                )
+            rows = range(step * options.batch, (step + 1) * options.batch)[
+                accelerator.process_index :: accelerator.num_processes
+            ]
             batch = _batch(model, windows, rows, seed=context.seed, device=accelerator.device)
             values = prepared(batch)
             accelerator.backward(values["loss"])
@@ -91,11 +109,20 @@ def fit(
             figures = _figures({**values, "gradient": values["loss"] if norm is None else norm})
             if not math.isfinite(figures["loss"] + figures["gradient"]):
                 raise divergence(
-                    model, getattr(objective, "teacher", None), rows, batch, figures=figures, label=label, step=step,
+                    model,
+                    getattr(objective, "teacher", None),
+                    rows,
+                    batch,
+                    figures=figures,
+                    label=label,
+                    step=step,
                     where=lambda row: place(windows, _shuffled(row, len(windows), context.seed)),
-                    losses=None if accelerator.num_processes > 1 else
-                    lambda row: objective(_batch(model, windows, [row], seed=context.seed, device=accelerator.device)),
-                )  # fmt: skip
+                    losses=None
+                    if accelerator.num_processes > 1
+                    else lambda row: objective(
+                        _batch(model, windows, [row], seed=context.seed, device=accelerator.device)
+                    ),
+                )
             with whole():
                 optimizer.step()
                 optimizer.zero_grad()
@@ -119,7 +146,9 @@ def require_parts(model: Model, options: TrainingOptions, *, stage: str) -> None
     for name in options.only:
         if name not in paths:
             top = [path for path, _ in model.module.named_children()]
-            raise UnknownName(f"{stage}: the model has no module {name!r} to train.{nearest(name, paths)} Its parts: {', '.join(top)}.")
+            raise UnknownName(
+                f"{stage}: the model has no module {name!r} to train.{nearest(name, paths)} Its parts: {', '.join(top)}."
+            )
 
 
 def trainable(model: Model, options: TrainingOptions) -> dict[str, nn.Parameter]:
@@ -191,7 +220,9 @@ def _restore_dtype(model: Model, kept: dict[str, torch.dtype]) -> None:
 class _Checkpoint:
     """Weights, optimizer moments and curves in one safetensors file, replaced whole every few seconds."""
 
-    def __init__(self, folder: Path | None, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, folder: Path | None, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
         self.path = folder / "training.safetensors" if folder else None
         self.parameters, self.optimizer = parameters, optimizer
         self.time = time.monotonic()  # of the last one

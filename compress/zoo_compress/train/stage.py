@@ -67,7 +67,11 @@ def check_training(
                 f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models do not have; "
                 f"theirs are {', '.join(model.family.kinds)}."
             )
-        if loss.needs_target and model.spec.task == "masked-lm" and getattr(model.processor, "mask_token_id", 0) is None:
+        if (
+            loss.needs_target
+            and model.spec.task == "masked-lm"
+            and getattr(model.processor, "mask_token_id", 0) is None
+        ):
             raise Refused(
                 f"{stage} hides tokens of a masked-lm model, and the tokenizer of {model.spec.name} has no mask token. "
                 'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'

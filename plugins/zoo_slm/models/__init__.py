@@ -44,7 +44,9 @@ def own_type(config: Mapping[str, Any]) -> str:
     if kind in OWN:
         return kind
     named = config.get("architectures")
-    kind = next((PUBLISHED[name] for name in map(str, named) if name in PUBLISHED), "") if isinstance(named, list) else ""
+    kind = (
+        next((PUBLISHED[name] for name in map(str, named) if name in PUBLISHED), "") if isinstance(named, list) else ""
+    )
     if kind == "slimlm" and (not config.get("learned_pos_emb") or (config.get("attn_config") or config).get("alibi")):
         return ""
     if kind == "bebeshka" and config.get("position_embedding_type") != "relative_key_query":
@@ -62,7 +64,10 @@ def adopted(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = own_type(config)
     file, config_class, model_class = OWN[kind]
     module = import_module(f"{__name__}.{file}")
-    made, auto = getattr(module, config_class), "AutoModelForMaskedLM" if model_class.endswith("MaskedLM") else "AutoModelForCausalLM"
+    made, auto = (
+        getattr(module, config_class),
+        "AutoModelForMaskedLM" if model_class.endswith("MaskedLM") else "AutoModelForCausalLM",
+    )
     transformers.AutoConfig.register(kind, made, exist_ok=True)
     getattr(transformers, auto).register(made, getattr(module, model_class), exist_ok=True)
     values = {key: value for key, value in config.items() if key not in CODE_KEYS}

@@ -51,7 +51,9 @@ class BebeshkaConfig(RobertaConfig):  # type: ignore[misc]
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.position_embedding_type != "relative_key_query" or self.is_decoder:
-            raise ValueError("Bebeshka is an encoder with position_embedding_type relative_key_query; others are transformers' own RoBERTa")
+            raise ValueError(
+                "Bebeshka is an encoder with position_embedding_type relative_key_query; others are transformers' own RoBERTa"
+            )
         super().__post_init__(**kwargs)
 
 
@@ -59,13 +61,23 @@ class BebeshkaEmbeddings(RobertaEmbeddings):  # type: ignore[misc]
     """Tokens and their type, normed. The position table is there, as in the published files, and is not read."""
 
     def forward(
-        self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None, cache_length: int = 0,
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_length: int = 0,
     ) -> Tensor:
         words_BTD = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if words_BTD.shape[1] > self.position_embeddings.num_embeddings:
-            raise ValueError(f"{words_BTD.shape[1]} tokens are more than the {self.position_embeddings.num_embeddings} that the model takes.")
-        kinds = self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+            raise ValueError(
+                f"{words_BTD.shape[1]} tokens are more than the {self.position_embeddings.num_embeddings} that the model takes."
+            )
+        kinds = (
+            self.token_type_embeddings.weight[0]
+            if token_type_ids is None
+            else self.token_type_embeddings(token_type_ids)
+        )
         out: Tensor = self.dropout(self.LayerNorm(words_BTD + kinds))
         return out
 
@@ -78,13 +90,19 @@ class BebeshkaSelfAttention(RobertaSelfAttention):  # type: ignore[misc]
         self.farthest = config.max_position_embeddings - 1
         self.distance_embedding = nn.Embedding(2 * self.farthest + 1, self.attention_head_size)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         parts = (self.query(hidden_states), self.key(hidden_states), self.value(hidden_states))
         q_BHTK, k_BHTK, v_BHTK = (part.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2) for part in parts)
         bias_BHIJ = with_mask(self.distance_scores(q_BHTK, k_BHTK) * self.scaling, attention_mask)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         dropout = self.dropout.p if self.training else 0.0
-        mixed_BTHK, weights = attend(self, q_BHTK, k_BHTK, v_BHTK, bias_BHIJ, dropout=dropout, scaling=self.scaling, **kwargs)
+        mixed_BTHK, weights = attend(
+            self, q_BHTK, k_BHTK, v_BHTK, bias_BHIJ, dropout=dropout, scaling=self.scaling, **kwargs
+        )
         return mixed_BTHK.flatten(2), weights
 
     def distance_scores(self, q_BHTK: Tensor, k_BHTK: Tensor) -> Tensor:
@@ -99,7 +117,9 @@ def with_mask(bias_BHIJ: Tensor, mask: Tensor | None) -> Tensor:
     """Add a mask of either kind that transformers makes: true where to look, or a number to add."""
     if mask is None:
         return bias_BHIJ
-    return bias_BHIJ.masked_fill(~mask, torch.finfo(bias_BHIJ.dtype).min) if mask.dtype == torch.bool else bias_BHIJ + mask
+    return (
+        bias_BHIJ.masked_fill(~mask, torch.finfo(bias_BHIJ.dtype).min) if mask.dtype == torch.bool else bias_BHIJ + mask
+    )
 
 
 class BebeshkaModel(RobertaModel):  # type: ignore[misc]

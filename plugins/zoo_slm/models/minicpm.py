@@ -63,7 +63,8 @@ class MiniCPMConfig(LlamaConfig):  # type: ignore[misc]
     max_position_embeddings: int = 4096
     initializer_range: float = 0.1
     rms_norm_eps: float = 1e-5
-    tie_word_embeddings: bool = True  # published configs do not say so, except that of the 128k version, whose head is untied
+    # published configs do not say so, except that of the 128k version, whose head is untied
+    tie_word_embeddings: bool = True
     scale_emb: int | float = 12
     scale_depth: int | float = 1.4
     dim_model_base: int | float = 256
@@ -84,7 +85,9 @@ class MiniCPMConfig(LlamaConfig):  # type: ignore[misc]
 
 def activation(config: MiniCPMConfig) -> nn.Module:
     """The function on the gate; fatrelu(x) is x above the threshold and 0 elsewhere (ProSparse, 2402.13516)."""
-    found: nn.Module = nn.Threshold(config.hidden_act_param, 0.0) if config.hidden_act == "fatrelu" else ACT2FN[config.hidden_act]
+    found: nn.Module = (
+        nn.Threshold(config.hidden_act_param, 0.0) if config.hidden_act == "fatrelu" else ACT2FN[config.hidden_act]
+    )
     return found
 
 
@@ -133,7 +136,9 @@ class MiniCPMPreTrained(MixtralPreTrainedModel):  # type: ignore[misc]  # which 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw as Llama does, but matrices between hidden states narrower the wider they are (the paper's table)."""
         super()._init_weights(module)
-        matrices = [module.weight] if isinstance(module, nn.Linear) and module is not self.get_output_embeddings() else []
+        matrices = (
+            [module.weight] if isinstance(module, nn.Linear) and module is not self.get_output_embeddings() else []
+        )
         if isinstance(module, MixtralExperts):
             matrices = [module.gate_up_proj, module.down_proj]
         for matrix in matrices:
@@ -158,13 +163,13 @@ class MiniCPMModel(MiniCPMPreTrained, ScaledLlama):
         self.post_init()
 
 
-
 class MiniCPMForCausalLM(MiniCPMPreTrained, LlamaForCausalLM):  # type: ignore[misc]
     """The decoder and its head; called like `LlamaForCausalLM`."""
 
     def __init__(self, config: MiniCPMConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
-        self._can_compile_fullgraph = not config.num_experts  # how many tokens an expert gets is known only when it runs
+        # how many tokens an expert gets is known only when it runs
+        self._can_compile_fullgraph = not config.num_experts
         self.model = MiniCPMModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -185,7 +190,9 @@ def fold(model: MiniCPMForCausalLM) -> LlamaForCausalLM:
         raise RequestError(f"fold takes a MiniCPM module, such as model.module, not a {type(model).__name__}.")
     config, body = model.config, model.model
     if config.num_experts:
-        raise RequestError(f"A Llama has one FFN in a layer; this MiniCPM has {config.num_experts} experts, which cannot be folded into it.")
+        raise RequestError(
+            f"A Llama has one FFN in a layer; this MiniCPM has {config.num_experts} experts, which cannot be folded into it."
+        )
     if config.hidden_act == "fatrelu":
         raise RequestError("A Llama has no fatrelu gate, so this MiniCPM cannot be folded into one.")
     tensors = dict(model.state_dict())
@@ -196,13 +203,20 @@ def fold(model: MiniCPMForCausalLM) -> LlamaForCausalLM:
             place = f"model.layers.{index}.{name}"
             if place in tensors:  # there may be no bias; a factored or packed one has other names, and is refused below
                 tensors[place] = tensors[place] * layer.residual_scale
-    known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "tie_word_embeddings"}
+    known = LlamaConfig().to_dict().keys() - {
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "tie_word_embeddings",
+    }
     values = {key: value for key, value in config.to_dict().items() if key in known}
     folded = LlamaForCausalLM(LlamaConfig(**values, tie_word_embeddings=False)).to(model.dtype)
     expected = folded.state_dict()
     for name in sorted(tensors.keys() | expected.keys()):
         shapes = [tuple(found[name].shape) if name in found else "absent" for found in (tensors, expected)]
         if shapes[0] != shapes[1]:
-            raise RequestError(f"{name} is {shapes[0]}, which a Llama of this config has as {shapes[1]}; it cannot be folded.")
+            raise RequestError(
+                f"{name} is {shapes[0]}, which a Llama of this config has as {shapes[1]}; it cannot be folded."
+            )
     folded.load_state_dict(tensors)
     return folded.to(model.device).eval()

@@ -100,8 +100,9 @@ class MobiLlamaForCausalLM(MobiLlamaPreTrained, LlamaForCausalLM):  # type: igno
         super(LlamaForCausalLM, self).__init__(config)
         if config.shared_ffn and config.num_hidden_layers > 1:  # so that `save_pretrained` writes it once
             self._tied_weights_keys = {
-                "lm_head.weight": "model.embed_tokens.weight", r"model\.layers\.(?!0\.)\d+\.mlp": r"model\.layers\.0\.mlp",
-            }  # fmt: skip
+                "lm_head.weight": "model.embed_tokens.weight",
+                r"model\.layers\.(?!0\.)\d+\.mlp": r"model\.layers\.0\.mlp",
+            }
         self.model = MobiLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -127,7 +128,7 @@ def require_sound(path: Path) -> None:
         _, name, first = min(differing)
         raise ArtifactError(
             f"{path}: {name!r} is not {first!r}, but all layers of a MobiLlama share one FFN. If its layers have FFNs of "
-            "their own, as the 1B models' have, write \"shared_ffn\": false into its config.json."
+            'their own, as the 1B models\' have, write "shared_ffn": false into its config.json.'
         )
 
 
@@ -138,7 +139,9 @@ def _first_other(copies: list[tuple[int, str, Path]]) -> tuple[int, str, str] | 
     for layer, name, place in copies[1:]:
         other = _tensor(place, name)
         if other.shape != kept.shape:
-            raise ArtifactError(f"{place}: {name!r} has shape {tuple(other.shape)}, and {first!r}, which should be the same, {tuple(kept.shape)}.")
+            raise ArtifactError(
+                f"{place}: {name!r} has shape {tuple(other.shape)}, and {first!r}, which should be the same, {tuple(kept.shape)}."
+            )
         if not torch.equal(other, kept):
             return layer, name, first
     return None

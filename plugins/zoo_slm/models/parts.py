@@ -26,16 +26,27 @@ class ScaledLlama(LlamaModel):  # type: ignore[misc]
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: Any,
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """As `LlamaModel`; hidden states are (B, T, D). Embeddings that are given are taken as they are, without the scale."""
         if input_ids is not None and inputs_embeds is None:
             input_ids, inputs_embeds = None, self.embed_tokens(input_ids) * self.input_scale
         found = super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         found.last_hidden_state = found.last_hidden_state / self.head_divisor
         return found
 
@@ -66,17 +77,33 @@ class CausalHead:
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
-        use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, **kwargs: Any,
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run on tokens (B, T): logits (B, T, V) of all places, or of the last `logits_to_keep`, and the loss where `labels` are given."""
         found = self.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         logits = self.lm_head(slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        loss = (
+            None
+            if labels is None
+            else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        )
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, cache=found.cache, hidden_states=found.hidden_states, attentions=found.attentions
         )

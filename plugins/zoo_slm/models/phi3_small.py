@@ -123,12 +123,21 @@ class Phi3SmallConfig(PreTrainedConfig):  # type: ignore[misc]
         lists = [given.get(name) for name in ("short_factor", "long_factor")]
         multipliers = [given.get(name) for name in ("short_mscale", "long_mscale")]
         if kind not in ("su", "longrope") or not all(isinstance(factors, list) for factors in lists):
-            raise RequestError(f"rope_scaling of type {kind!r} is not one Phi-3-small is known with: longrope, with short_factor and long_factor.")
+            raise RequestError(
+                f"rope_scaling of type {kind!r} is not one Phi-3-small is known with: longrope, with short_factor and long_factor."
+            )
         if multipliers[0] != multipliers[1]:
-            raise RequestError(f"rope_scaling has two multipliers, {multipliers[0]} and {multipliers[1]}; only one for all lengths is supported.")
+            raise RequestError(
+                f"rope_scaling has two multipliers, {multipliers[0]} and {multipliers[1]}; only one for all lengths is supported."
+            )
         original = int(given.get("original_max_position_embeddings") or 8192)
-        found = {"rope_type": "longrope", "short_factor": lists[0], "long_factor": lists[1],
-                 "original_max_position_embeddings": original, "factor": self.max_position_embeddings / original}  # fmt: skip
+        found = {
+            "rope_type": "longrope",
+            "short_factor": lists[0],
+            "long_factor": lists[1],
+            "original_max_position_embeddings": original,
+            "factor": self.max_position_embeddings / original,
+        }
         return found if multipliers[0] is None else {**found, "attention_factor": float(multipliers[0])}
 
     def validate_architecture(self) -> None:
@@ -136,7 +145,9 @@ class Phi3SmallConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.hidden_act != "gegelu":
             raise ValueError(f"hidden_act is {self.hidden_act!r}; Phi-3-small has gegelu.")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"{self.num_attention_heads} heads cannot share {self.num_key_value_heads} key/value heads evenly.")
+            raise ValueError(
+                f"{self.num_attention_heads} heads cannot share {self.num_key_value_heads} key/value heads evenly."
+            )
 
 
 class Phi3SmallAttention(nn.Module):
@@ -154,7 +165,12 @@ class Phi3SmallAttention(nn.Module):
         self.dense = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size)
 
     def forward(
-        self, x_BTD: Tensor, mask: Tensor | None, turns: tuple[Tensor, Tensor], cache: Cache | None = None, **kwargs: Any
+        self,
+        x_BTD: Tensor,
+        mask: Tensor | None,
+        turns: tuple[Tensor, Tensor],
+        cache: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return what the heads found (B, T, D), and their weights where the attention function gives them."""
         shared = self.num_key_value_groups
@@ -166,7 +182,9 @@ class Phi3SmallAttention(nn.Module):
             k_BGTK, v_BGTK = cache.update(k_BGTK, v_BGTK, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout_prob if self.training else 0.0
-        found_BTHK, weights = attend(self, q_BHTK, k_BGTK, v_BGTK, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        found_BTHK, weights = attend(
+            self, q_BHTK, k_BGTK, v_BGTK, mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
         out_BTD: Tensor = self.dense(found_BTHK.flatten(2))
         return out_BTD, weights
 
@@ -199,7 +217,8 @@ class Phi3SmallLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     def __init__(self, config: Phi3SmallConfig, layer: int) -> None:
         super().__init__()
         every = config.dense_attention_every_n_layers
-        self.stride = 0 if every and (layer + 1) % every == 0 else config.blocksparse_vert_stride  # 0: a dense layer, wherever it is moved
+        # 0: a dense layer, wherever it is moved
+        self.stride = 0 if every and (layer + 1) % every == 0 else config.blocksparse_vert_stride
         self.self_attn = Phi3SmallAttention(config, layer)
         self.mlp = Phi3SmallMLP(config)
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
@@ -238,8 +257,14 @@ class Phi3SmallModel(Phi3SmallPreTrained):
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: Any,
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run on tokens (B, T), or on rows of the table (B, T, D), which are scaled as the tokens' are."""
         e_BTD, cache, past = begun(self, input_ids, inputs_embeds, cache, use_cache)
@@ -252,7 +277,9 @@ class Phi3SmallModel(Phi3SmallPreTrained):
             h_BTD = layer(h_BTD, masks=masks, turns=turns, cache=cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(h_BTD) / self.head_divisor, cache=cache)
 
-    def _masks(self, e_BTD: Tensor, attention_mask: Tensor | None, cache: Cache | None, past: int) -> dict[bool, Tensor | None]:
+    def _masks(
+        self, e_BTD: Tensor, attention_mask: Tensor | None, cache: Cache | None, past: int
+    ) -> dict[bool, Tensor | None]:
         """The masks of sparse layers (True) and of dense ones (False), of the kind that the attention function takes."""
         config = self.config
         keys = cache.get_mask_sizes(e_BTD.shape[1], 0)[0] if cache is not None else e_BTD.shape[1]

@@ -40,22 +40,52 @@ from zoo_slm.models.parts import CausalHead, begun
 
 # llm-foundry's name -> ours
 NAMES = {
-    "d_model": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers", "max_seq_len": "max_position_embeddings",
-    "attn_pdrop": "attention_dropout", "norm_eps": "layer_norm_epsilon",
-}  # fmt: skip
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "max_seq_len": "max_position_embeddings",
+    "attn_pdrop": "attention_dropout",
+    "norm_eps": "layer_norm_epsilon",
+}
 # What llm-foundry can also build, and what such an option says where a model does without it.
 ABSENT: dict[str, tuple[Any, ...]] = {
-    "alibi": (False, None), "rope": (False, None), "qk_ln": (False, None), "qk_gn": (False, None), "clip_qkv": (None,),
-    "softmax_scale": (None,), "prefix_lm": (False, None), "attn_uses_sequence_id": (False, None), "sliding_window_size": (-1, None),
-    "attn_type": ("multihead_attention",), "learned_pos_emb": (True,), "logit_scale": (None,), "embedding_fraction": (1, 1.0),
-    "norm_type": ("low_precision_layernorm", "layernorm"), "norm": ("low_precision_layernorm", "layernorm"), "ffn_type": ("mptmlp",),
-    "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
+    "alibi": (False, None),
+    "rope": (False, None),
+    "qk_ln": (False, None),
+    "qk_gn": (False, None),
+    "clip_qkv": (None,),
+    "softmax_scale": (None,),
+    "prefix_lm": (False, None),
+    "attn_uses_sequence_id": (False, None),
+    "sliding_window_size": (-1, None),
+    "attn_type": ("multihead_attention",),
+    "learned_pos_emb": (True,),
+    "logit_scale": (None,),
+    "embedding_fraction": (1, 1.0),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+    "norm": ("low_precision_layernorm", "layernorm"),
+    "ffn_type": ("mptmlp",),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
     "ffn_act_fn": (None, {"name": "gelu"}, {"name": "gelu", "approximate": "none"}),
-}  # fmt: skip
+}
 # Nested tables, and what only matters to the other library or repeats the above in words.
 TABLES = ("attn_config", "ffn_config")
-UNREAD = ("attn_impl", "alibi_bias_max", "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config", "fc_type", "ffn",
-          "init_config", "init_device", "use_pad_tok_in_ffn", "verbose", "d_model_inferred")  # fmt: skip
+UNREAD = (
+    "attn_impl",
+    "alibi_bias_max",
+    "rope_theta",
+    "rope_impl",
+    "rope_dail_config",
+    "rope_hf_config",
+    "fc_type",
+    "ffn",
+    "init_config",
+    "init_device",
+    "use_pad_tok_in_ffn",
+    "verbose",
+    "d_model_inferred",
+)
 
 
 @strict
@@ -107,13 +137,19 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
         values |= found
     for option, allowed in ABSENT.items():
         if option in values and (found := values.pop(option)) not in allowed:
-            raise RequestError(f"This MPT config has {option} = {found!r}; SlimLM does without, and no other MPT with learned positions is known here.")
+            raise RequestError(
+                f"This MPT config has {option} = {found!r}; SlimLM does without, and no other MPT with learned positions is known here."
+            )
     values = {NAMES.get(key, key): value for key, value in values.items() if key not in UNREAD}
     if "hidden_size" not in values and {"num_hidden_layers", "num_attention_heads"} & values.keys():
-        raise RequestError("This MPT config does not say how wide the model is (d_model); for SlimLM 270M and 450M that is not public.")
+        raise RequestError(
+            "This MPT config does not say how wide the model is (d_model); for SlimLM 270M and 450M that is not public."
+        )
     heads, groups = values.get("num_attention_heads"), values.pop("kv_n_heads", None)
     if groups not in (None, heads):
-        raise RequestError(f"This MPT config has kv_n_heads = {groups!r} beside {heads!r} heads; every head of SlimLM has its own key and value.")
+        raise RequestError(
+            f"This MPT config has kv_n_heads = {groups!r} beside {heads!r} heads; every head of SlimLM has its own key and value."
+        )
     ratio = values.pop("expansion_ratio", None) if "hidden_size" in values else None
     if not isinstance(ratio, int | float | None):
         raise RequestError(f"This MPT config has expansion_ratio = {ratio!r}, which is not a number.")
@@ -134,14 +170,18 @@ class SlimLMAttention(nn.Module):
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=not config.no_bias)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=not config.no_bias)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None, cache: Cache | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x_BTD: Tensor, mask: Tensor | None, cache: Cache | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """Return what the heads found (B, T, D), and their weights where the attention function gives them."""
         q_BHTK, k_BHTK, v_BHTK = self.Wqkv(x_BTD).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k_BHTK, v_BHTK = cache.update(k_BHTK, v_BHTK, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
-        found_BTHK, weights = attend(self, q_BHTK, k_BHTK, v_BHTK, mask, dropout=dropout, scaling=self.head_dim**-0.5, **kwargs)
+        found_BTHK, weights = attend(
+            self, q_BHTK, k_BHTK, v_BHTK, mask, dropout=dropout, scaling=self.head_dim**-0.5, **kwargs
+        )
         out_BTD: Tensor = self.out_proj(found_BTHK.flatten(2))
         return out_BTD, weights
 
@@ -171,7 +211,9 @@ class SlimLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def forward(self, h_BTD: Tensor, mask: Tensor | None, cache: Cache | None = None, **kwargs: Any) -> Tensor:
         """(B, T, D) in and out."""
-        h_BTD = h_BTD + F.dropout(self.attn(self.norm_1(h_BTD), mask, cache=cache, **kwargs)[0], self.dropout, self.training)
+        h_BTD = h_BTD + F.dropout(
+            self.attn(self.norm_1(h_BTD), mask, cache=cache, **kwargs)[0], self.dropout, self.training
+        )
         return h_BTD + F.dropout(self.ffn(self.norm_2(h_BTD)), self.dropout, self.training)
 
 
@@ -204,8 +246,14 @@ class SlimLMModel(SlimLMPreTrained):
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: Any,
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run on tokens (B, T), or on rows of the table (B, T, D); places (B, T) are counted unless they are given.
 
@@ -215,7 +263,9 @@ class SlimLMModel(SlimLMPreTrained):
         e_BTD, cache, past = begun(self, input_ids, inputs_embeds, cache, use_cache)
         length, most = past + e_BTD.shape[1], self.wpe.num_embeddings
         if length > most:
-            raise RequestError(f"This model has learned {most} positions; with this call the text is {length} tokens long.")
+            raise RequestError(
+                f"This model has learned {most} positions; with this call the text is {length} tokens long."
+            )
         if position_ids is None:
             position_ids = _places(attention_mask, length, e_BTD.device)[:, past:]
         mask = create_causal_mask(config=self.config, inputs_embeds=e_BTD, attention_mask=attention_mask, cache=cache)

@@ -35,10 +35,14 @@ FFN_TYPES = ("swiglu", "gelu")
 
 # a name in the repository's own configs -> ours; what has no other is left out
 NAMES = {
-    "hidden_dim": "hidden_size", "ffn_dim": "intermediate_size", "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads", "context_window": "max_position_embeddings", "norm_eps": "rms_norm_eps",
+    "hidden_dim": "hidden_size",
+    "ffn_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "context_window": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
     "embedding_weight_tying": "tie_word_embeddings",
-}  # fmt: skip
+}
 SAID_ELSEWHERE = ("group_size", "positional_encoding", "norm")  # what the architecture or another field says
 
 
@@ -83,9 +87,13 @@ class SuperTinyConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.ffn_type not in FFN_TYPES:
             raise ValueError(f"ffn_type is {self.ffn_type!r}, not one of {', '.join(FFN_TYPES)}")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"{self.num_attention_heads} query heads do not divide among {self.num_key_value_heads} key/value heads")
+            raise ValueError(
+                f"{self.num_attention_heads} query heads do not divide among {self.num_key_value_heads} key/value heads"
+            )
         if self.byte_context_window and self.tie_word_embeddings:
-            raise ValueError("a byte-level model has no table that its head could share: set tie_word_embeddings to false")
+            raise ValueError(
+                "a byte-level model has no table that its head could share: set tie_word_embeddings to false"
+            )
         super().__post_init__(**kwargs)
 
 
@@ -289,12 +297,22 @@ class SuperTinyModel(SuperTinyPreTrainedModel):
         """Name the FFN weights that are those of layer 0; transformers itself looks only where embedding and head are tied."""
         if all_submodels:
             return dict(super().get_expanded_tied_weights_keys(all_submodels))
-        names = [name for name, _ in self.get_submodule("layers.0.mlp").named_parameters()] if self.config.ffn_weight_tying else []
+        names = (
+            [name for name, _ in self.get_submodule("layers.0.mlp").named_parameters()]
+            if self.config.ffn_weight_tying
+            else []
+        )
         return {f"layers.{i}.mlp.{name}": f"layers.0.mlp.{name}" for i in range(1, len(self.layers)) for name in names}
 
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Any = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **_: Any,
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
     ) -> BaseModelOutputWithPast:
         """Run on tokens (B, T), the bytes of tokens (B, T, S), or vectors in their place (B, T, D).
 
@@ -305,8 +323,13 @@ class SuperTinyModel(SuperTinyPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.finish(found.last_hidden_state), cache=found.cache)
 
     def read(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Any,
-        inputs_embeds: Tensor | None, use_cache: bool | None,
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Any,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
     ) -> BaseModelOutputWithPast:
         """Run the core: hidden states (B, T, D)."""
         wanted = (self.config.use_cache if use_cache is None else use_cache) and not self.training
@@ -314,7 +337,11 @@ class SuperTinyModel(SuperTinyPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(past, past + x_BTD.shape[1], device=x_BTD.device)[None]
         mask = create_causal_mask(
-            config=self.config, inputs_embeds=x_BTD, attention_mask=attention_mask, cache=cache, position_ids=position_ids
+            config=self.config,
+            inputs_embeds=x_BTD,
+            attention_mask=attention_mask,
+            cache=cache,
+            position_ids=position_ids,
         )
         tables = rotary_tables(position_ids, self.config, x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
@@ -338,14 +365,23 @@ class SuperTinyForCausalLM(SuperTinyPreTrainedModel, GenerationMixin):  # type: 
         super().__init__(config)
         self.model = SuperTinyModel(config)
         bytewise = config.byte_context_window > 0
-        sizes = (config.byte_embedding_dim, config.byte_vocab_size) if bytewise else (config.hidden_size, config.vocab_size)
+        sizes = (
+            (config.byte_embedding_dim, config.byte_vocab_size) if bytewise else (config.hidden_size, config.vocab_size)
+        )
         self.lm_head = nn.Linear(*sizes, bias=False)
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-        cache: Any = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0, **_: Any,
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run on tokens (B, T), or the bytes of tokens (B, T, S).
 
@@ -366,7 +402,9 @@ class SuperTinyForCausalLM(SuperTinyPreTrainedModel, GenerationMixin):  # type: 
             return super().generate(inputs, *args, **options)
         given = options.pop("input_ids", inputs)
         if args or given is None:
-            raise ValueError("A byte-level model generates from the bytes of tokens (B, T, S); other arguments go by name.")
+            raise ValueError(
+                "A byte-level model generates from the bytes of tokens (B, T, S); other arguments go by name."
+            )
         return self.write(given, **options)
 
     @torch.no_grad()
@@ -378,10 +416,21 @@ class SuperTinyForCausalLM(SuperTinyPreTrainedModel, GenerationMixin):  # type: 
         step_BTS, cache = input_ids, None
         over_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         end_S = F.pad(input_ids.new_tensor([END]), (0, input_ids.shape[-1] - 1), value=PAD)
-        mask = torch.ones(input_ids.shape[:2], dtype=torch.long, device=input_ids.device) if attention_mask is None else attention_mask
+        mask = (
+            torch.ones(input_ids.shape[:2], dtype=torch.long, device=input_ids.device)
+            if attention_mask is None
+            else attention_mask
+        )
         for _ in range(max_new_tokens):
             places = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -step_BTS.shape[1] :]
-            out = self(input_ids=step_BTS, attention_mask=mask, position_ids=places, cache=cache, use_cache=True, logits_to_keep=1)
+            out = self(
+                input_ids=step_BTS,
+                attention_mask=mask,
+                position_ids=places,
+                cache=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             cache = out.cache
             step_BTS = torch.where(over_B[:, None, None], end_S, out.logits.argmax(-1))
             over_B |= step_BTS[:, 0, 0] == END

@@ -55,7 +55,6 @@ class TeleFLMModel(TeleFLMPreTrained, ScaledLlama):
         self.head_divisor = config.mup_scale_factor / config.output_mult if config.use_mup else 1.0
 
 
-
 class TeleFLMForCausalLM(TeleFLMPreTrained, LlamaForCausalLM):  # type: ignore[misc]
     """The decoder and its head; called like `LlamaForCausalLM`."""
 

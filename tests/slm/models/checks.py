@@ -79,7 +79,9 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     """Write a directory as the hub has it: config.json and one safetensors file with exactly these names."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors"
+    )
     return folder
 
 
@@ -106,7 +108,9 @@ def rotated(x_TK: Tensor, frequencies: Tensor) -> Tensor:
     return out
 
 
-def llama_attention(x_TD: Tensor, tensors: Mapping[str, Tensor], place: str, *, heads: int, kv_heads: int, frequencies: Tensor) -> Tensor:
+def llama_attention(
+    x_TD: Tensor, tensors: Mapping[str, Tensor], place: str, *, heads: int, kv_heads: int, frequencies: Tensor
+) -> Tensor:
     """Causal attention of a Llama layer, head by head, from the weights at `place`q_proj and so on."""
     q, k, v = (x_TD @ tensors[f"{place}{name}_proj.weight"].T for name in "qkv")
     size, out = q.shape[1] // heads, []
@@ -199,7 +203,9 @@ def checkpointing_keeps_gradients(model: Any) -> None:
     after = _gradients(checkpointed)
     assert before.keys() == after.keys()
     for name, gradient in before.items():
-        torch.testing.assert_close(after[name], gradient, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            after[name], gradient, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def bf16_is_near(model: Any, *, share: float = 0.05) -> None:
@@ -250,9 +256,14 @@ def near(found: Tensor, expected: Tensor, tolerance: float = NEAR) -> None:
 
 # The checks that take a causal model and nothing else.
 ALL = (
-    cached_equals_full, generates_greedily, padded_equals_alone, eager_equals_sdpa, gradients_reach_all,
-    checkpointing_keeps_gradients, bf16_is_near,
-)  # fmt: skip
+    cached_equals_full,
+    generates_greedily,
+    padded_equals_alone,
+    eager_equals_sdpa,
+    gradients_reach_all,
+    checkpointing_keeps_gradients,
+    bf16_is_near,
+)
 
 
 def _gradients(model: Any) -> dict[str, Tensor | None]:
@@ -267,6 +278,12 @@ def _greedy(model: Any, ids: Tensor, new: int, attention_mask: Tensor | None = N
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
     with torch.no_grad():
         found: Tensor = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
         )
     return found

@@ -19,11 +19,21 @@ from zoo.errors import ZooError
 EXAMPLES = Path(__file__).parents[3] / "examples" / "train"
 POSITIONS = "roberta.embeddings.position_embeddings.weight"  # there, and never read
 PUBLISHED = {
-    "model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "position_embedding_type": "relative_key_query",
-    "vocab_size": 96, "hidden_size": 40, "intermediate_size": 52, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 24, "type_vocab_size": 1, "hidden_act": "gelu_new", "layer_norm_eps": 1e-12,
-    "hidden_dropout_prob": 0.15, "attention_probs_dropout_prob": 0.3,
-}  # fmt: skip
+    "model_type": "roberta",
+    "architectures": ["RobertaForMaskedLM"],
+    "position_embedding_type": "relative_key_query",
+    "vocab_size": 96,
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 24,
+    "type_vocab_size": 1,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.15,
+    "attention_probs_dropout_prob": 0.3,
+}
 
 
 def made(**changes: Any) -> Any:
@@ -108,9 +118,18 @@ def test_as_many_tokens_as_distances_and_no_more() -> None:
 
 
 def test_count_is_that_of_the_facts() -> None:
-    facts = {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "position_embedding_type": "relative_key_query",
-             "hidden_size": 560, "intermediate_size": 1412, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 8192,
-             "max_position_embeddings": 128, "type_vocab_size": 1}  # fmt: skip
+    facts = {
+        "model_type": "roberta",
+        "architectures": ["RobertaForMaskedLM"],
+        "position_embedding_type": "relative_key_query",
+        "hidden_size": 560,
+        "intermediate_size": 1412,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "vocab_size": 8192,
+        "max_position_embeddings": 128,
+        "type_vocab_size": 1,
+    }
     assert checks.params(facts, "masked-lm") == 16_424_920
     assert checks.params({"model_type": "bebeshka"}, "masked-lm") == 16_424_920
 
@@ -122,7 +141,9 @@ def test_published_files_load_whole(tmp_path: Path, repeated: bool) -> None:
     tensors = {name: tensor.float() for name, tensor in model.state_dict().items()}
     head = {"lm_head.decoder.weight", "lm_head.decoder.bias"}
     kept = tensors if repeated else {name: tensor for name, tensor in tensors.items() if name not in head}
-    place = checks.write_checkpoint(tmp_path / "hub", PUBLISHED, {**kept, "roberta.embeddings.position_ids": torch.arange(24)[None]})
+    place = checks.write_checkpoint(
+        tmp_path / "hub", PUBLISHED, {**kept, "roberta.embeddings.position_ids": torch.arange(24)[None]}
+    )
     loaded = zoo.load(place)
     assert type(loaded.module) is BebeshkaForMaskedLM
     assert loaded.spec.task == "masked-lm"
@@ -133,7 +154,11 @@ def test_published_files_load_whole(tmp_path: Path, repeated: bool) -> None:
 
 
 def test_an_incomplete_file_is_refused_by_name(tmp_path: Path) -> None:
-    tensors = {name: tensor.float() for name, tensor in made().state_dict().items() if "layer.1.attention.self.distance" not in name}
+    tensors = {
+        name: tensor.float()
+        for name, tensor in made().state_dict().items()
+        if "layer.1.attention.self.distance" not in name
+    }
     place = checks.write_checkpoint(tmp_path / "hub", PUBLISHED, tensors)
     with pytest.raises(ZooError, match=r"layer\.1\.attention\.self\.distance_embedding\.weight' is missing"):
         zoo.load(place)

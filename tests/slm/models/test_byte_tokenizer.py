@@ -29,7 +29,10 @@ def bpe() -> Any:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=300,
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     made.train_from_iterator(["the cat and the other cat, international"] * 20, trainer=trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False)
@@ -81,7 +84,9 @@ def test_it_is_saved_as_json_and_read_again(bpe: Any, tmp_path: Path) -> None:
 
 
 def test_another_kind_of_tokenizer_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"needs a tokenizer whose pieces are bytes, such as GPT-2's; this one's are not\."):
+    with pytest.raises(
+        RequestError, match=r"needs a tokenizer whose pieces are bytes, such as GPT-2's; this one's are not\."
+    ):
         ByteTokenizer(words())
 
 
@@ -90,11 +95,27 @@ def test_a_model_continues_a_batch_of_texts(bpe: Any) -> None:
     tokenizer = ByteTokenizer(bpe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: Any = SuperTinyForCausalLM(SuperTinyConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-            tie_word_embeddings=False, byte_context_window=12, byte_embedding_dim=16, byte_heads=4, embedder_blocks=2, decoder_blocks=1,
-            initializer_range=0.3,
-        )).eval().double()  # fmt: skip
+        model: Any = (
+            SuperTinyForCausalLM(
+                SuperTinyConfig(
+                    hidden_size=32,
+                    intermediate_size=48,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    head_dim=8,
+                    tie_word_embeddings=False,
+                    byte_context_window=12,
+                    byte_embedding_dim=16,
+                    byte_heads=4,
+                    embedder_blocks=2,
+                    decoder_blocks=1,
+                    initializer_range=0.3,
+                )
+            )
+            .eval()
+            .double()
+        )
     texts = ["the cat and the other", "cat"]
     together = model.generate(**tokenizer.batch(texts), max_new_tokens=3)
     for text, found in zip(texts, together, strict=True):

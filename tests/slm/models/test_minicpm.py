@@ -19,19 +19,51 @@ from zoo.errors import ArtifactError, Refused, RequestError
 
 # The config.json of the S version but for its activation, which is the 1B model's; sizes are replaced below.
 FILE: dict[str, Any] = {
-    "architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm",
-    "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMConfig", "AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM"},
-    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.1,
-    "intermediate_size": 3840, "max_position_embeddings": 4096, "num_attention_heads": 24, "num_hidden_layers": 52,
-    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_scaling": None, "torch_dtype": "bfloat16", "use_cache": True,
-    "vocab_size": 73440, "scale_emb": 12, "dim_model_base": 256, "scale_depth": 1.4,
-}  # fmt: skip
-TWO = {"hidden_size": 2304, "intermediate_size": 5760, "num_hidden_layers": 40, "num_attention_heads": 36,
-       "num_key_value_heads": 36, "vocab_size": 122753}  # fmt: skip
+    "architectures": ["MiniCPMForCausalLM"],
+    "model_type": "minicpm",
+    "auto_map": {
+        "AutoConfig": "configuration_minicpm.MiniCPMConfig",
+        "AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM",
+    },
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "initializer_range": 0.1,
+    "intermediate_size": 3840,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 24,
+    "num_hidden_layers": 52,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 73440,
+    "scale_emb": 12,
+    "dim_model_base": 256,
+    "scale_depth": 1.4,
+}
+TWO = {
+    "hidden_size": 2304,
+    "intermediate_size": 5760,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 36,
+    "num_key_value_heads": 36,
+    "vocab_size": 122753,
+}
 DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "rope_theta": 1000000.0, "tie_word_embeddings": False}
 
-SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "dim_model_base": 8}  # fmt: skip
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "dim_model_base": 8,
+}
 VERSIONS: dict[str, dict[str, Any]] = {
     "dense": {},
     "sparse": {"hidden_act": "fatrelu", "hidden_act_param": 0.03},
@@ -78,7 +110,10 @@ def fed(x_D: Tensor, tensors: dict[str, Tensor], place: str, config: MiniCPMConf
     best = sorted(range(4), key=lambda expert: -shares[expert])[:2]
     out_D = torch.zeros_like(x_D)
     for expert in best:
-        (w1, w3), w2 = tensors[f"{place}experts.gate_up_proj"][expert].chunk(2), tensors[f"{place}experts.down_proj"][expert]
+        (w1, w3), w2 = (
+            tensors[f"{place}experts.gate_up_proj"][expert].chunk(2),
+            tensors[f"{place}experts.down_proj"][expert],
+        )
         out_D += shares[expert] / sum(shares[other] for other in best) * (w2 @ (silu(w1 @ x_D) * (w3 @ x_D)))
     return out_D
 
@@ -116,7 +151,9 @@ def test_embeddings_that_are_given_are_not_scaled():
 @pytest.mark.parametrize("tied", [True, False])
 def test_matrices_start_narrower_in_a_wider_model(tied: bool):
     torch.manual_seed(0)
-    model = MiniCPMForCausalLM(MiniCPMConfig(**{**SMALL, "hidden_size": 64, "dim_model_base": 4, "tie_word_embeddings": tied}))
+    model = MiniCPMForCausalLM(
+        MiniCPMConfig(**{**SMALL, "hidden_size": 64, "dim_model_base": 4, "tie_word_embeddings": tied})
+    )
     found = {name: float(tensor.detach().std()) for name, tensor in model.named_parameters()}
     for name in ("model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])):
         assert found[name] == pytest.approx(0.1, rel=0.05)
@@ -168,7 +205,11 @@ def names(version: str) -> set[str]:
     ffn = ["gate.weight", *(f"experts.{i}.{name}.weight" for i in range(4) for name in ("w1", "w2", "w3"))]
     if version != "moe":
         ffn = [f"{name}_proj.weight" for name in ("gate", "up", "down")]
-    parts = ["input_layernorm.weight", "post_attention_layernorm.weight", *(f"self_attn.{name}_proj.weight" for name in "qkvo")]
+    parts = [
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+        *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
+    ]
     parts += [f"mlp.{name}" for name in ffn]
     outside = {"model.embed_tokens.weight", "model.norm.weight", *(["lm_head.weight"] if version == "128k" else [])}
     return outside | {f"model.layers.{layer}.{part}" for layer in range(3) for part in parts}
@@ -180,7 +221,11 @@ def published(model: MiniCPMForCausalLM) -> dict[str, Tensor]:
     for name, tensor in model.named_parameters():
         place, _, stack = name.partition("experts.")
         for index in range(4 if stack else 0):
-            parts = {"w1": tensor[index].chunk(2)[0], "w3": tensor[index].chunk(2)[1]} if stack == "gate_up_proj" else {"w2": tensor[index]}
+            parts = (
+                {"w1": tensor[index].chunk(2)[0], "w3": tensor[index].chunk(2)[1]}
+                if stack == "gate_up_proj"
+                else {"w2": tensor[index]}
+            )
             found |= {f"{place}experts.{index}.{part}.weight": matrix.float() for part, matrix in parts.items()}
         if not stack:
             found[name] = tensor.float()
@@ -204,7 +249,9 @@ def test_a_missing_expert_is_named(tmp_path: Path):
     tensors = published(made("moe"))
     del tensors["model.layers.1.mlp.experts.2.w3.weight"]
     folder = checks.write_checkpoint(tmp_path / "hub", {**FILE, **SMALL, **VERSIONS["moe"]}, tensors)
-    with pytest.raises(ArtifactError, match=r"'model.layers.1.mlp.experts.2.w3.weight' is missing, where other experts have \(48, 32\)"):
+    with pytest.raises(
+        ArtifactError, match=r"'model.layers.1.mlp.experts.2.w3.weight' is missing, where other experts have \(48, 32\)"
+    ):
         zoo.load(folder)
 
 
@@ -249,7 +296,9 @@ def test_what_a_llama_does_not_have_is_not_folded(version: str, reason: str):
 
 def test_factored_layers_are_not_folded(tmp_path: Path):
     factored = checks.compressed(made("dense"), tmp_path / "saved", "lowrank.svd", ratio=0.5, samples=4, length=32)
-    with pytest.raises(RequestError, match=r"mlp.* is \(.*\), which a Llama of this config has as absent; it cannot be folded"):
+    with pytest.raises(
+        RequestError, match=r"mlp.* is \(.*\), which a Llama of this config has as absent; it cannot be folded"
+    ):
         fold(factored.module)
 
 

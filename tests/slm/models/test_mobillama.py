@@ -19,15 +19,39 @@ from zoo.errors import ArtifactError, Refused
 
 # The config.json of the 0.5B model, except for sizes: it calls itself a Llama and names four key/value heads.
 FILE: dict[str, Any] = {
-    "architectures": ["MobiLlamaForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modelling_mobillama.MobiLlamaForCausalLM"},
-    "model_type": "llama", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
-    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5632,
-    "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 22, "num_key_value_heads": 4,
-    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
-    "torch_dtype": "float32", "use_cache": True, "vocab_size": 32000,
-}  # fmt: skip
-SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    "architectures": ["MobiLlamaForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modelling_mobillama.MobiLlamaForCausalLM"},
+    "model_type": "llama",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 5632,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 22,
+    "num_key_value_heads": 4,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +121,9 @@ def published(model: MobiLlamaForCausalLM, layers: tuple[int, ...]) -> dict[str,
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 2), (0,), (2,)], ids=["repeated", "under the first", "under the last"])
-def test_a_published_checkpoint_loads_with_one_ffn(model: MobiLlamaForCausalLM, tmp_path: Path, layers: tuple[int, ...]):
+def test_a_published_checkpoint_loads_with_one_ffn(
+    model: MobiLlamaForCausalLM, tmp_path: Path, layers: tuple[int, ...]
+):
     ids = checks.tokens(model)
     folder = checks.write_checkpoint(tmp_path / "hub", {**FILE, **SMALL}, published(model, layers))
     loaded = zoo.load(folder)
@@ -119,13 +145,17 @@ def test_repeated_ffns_that_differ_are_refused_naming_the_first(model: MobiLlama
     for name in ("model.layers.2.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"):
         tensors[name] = tensors[name] + 1
     folder = checks.write_checkpoint(tmp_path / "hub", {**FILE, **SMALL}, tensors)
-    with pytest.raises(ArtifactError, match=r"'model.layers.1.mlp.up_proj.weight' is not 'model.layers.0.mlp.up_proj.weight'"):
+    with pytest.raises(
+        ArtifactError, match=r"'model.layers.1.mlp.up_proj.weight' is not 'model.layers.0.mlp.up_proj.weight'"
+    ):
         zoo.load(folder)
     with pytest.raises(ArtifactError, match=r'write "shared_ffn": false into its config\.json'):
         zoo.load(folder)
     checks.write_checkpoint(folder, {**FILE, **SMALL, "shared_ffn": False}, tensors)
     loaded = zoo.load(folder)
-    assert torch.equal(loaded.module.model.layers[2].mlp.down_proj.weight, tensors["model.layers.2.mlp.down_proj.weight"])
+    assert torch.equal(
+        loaded.module.model.layers[2].mlp.down_proj.weight, tensors["model.layers.2.mlp.down_proj.weight"]
+    )
 
 
 def test_copies_are_compared_across_files(model: MobiLlamaForCausalLM, tmp_path: Path):
@@ -171,7 +201,9 @@ def test_what_transformers_saves_holds_one_copy_too(model: MobiLlamaForCausalLM,
         ("lowrank.svd", {"ratio": 0.5, "samples": 4, "length": 32}, 3),
     ],
 )
-def test_compressors_keep_the_sharing(model: MobiLlamaForCausalLM, tmp_path: Path, stage: str, options: dict[str, Any], count: int):
+def test_compressors_keep_the_sharing(
+    model: MobiLlamaForCausalLM, tmp_path: Path, stage: str, options: dict[str, Any], count: int
+):
     smaller = checks.compressed(model, tmp_path / "saved", stage, **options)
     layers = smaller.module.model.layers
     assert len(layers) == count

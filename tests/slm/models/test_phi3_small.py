@@ -17,21 +17,54 @@ from zoo.errors import RequestError
 
 # The published config of the 8k model, as the catalogue has it.
 FILE: dict[str, Any] = {
-    "model_type": "phi3small", "architectures": ["Phi3SmallForCausalLM"], "hidden_size": 4096, "ff_intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 100352,
-    "max_position_embeddings": 8192, "rope_embedding_base": 1000000, "rope_position_scale": 1.0, "hidden_act": "gegelu",
-    "gegelu_limit": 20.0, "gegelu_pad_to_256": True, "norm": "layernorm", "layer_norm_epsilon": 1e-05, "tie_word_embeddings": True,
-    "linear_bias": True, "mup_use_scaling": True, "mup_embedding_multiplier": 10.0, "mup_attn_multiplier": 1.0,
-    "mup_width_multiplier": 8.0, "blocksparse_block_size": 64, "blocksparse_num_local_blocks": 16, "blocksparse_vert_stride": 8,
-    "blocksparse_homo_head_pattern": False, "dense_attention_every_n_layers": 2, "embedding_dropout_prob": 0.1, "ffn_dropout_prob": 0.1,
-}  # fmt: skip
+    "model_type": "phi3small",
+    "architectures": ["Phi3SmallForCausalLM"],
+    "hidden_size": 4096,
+    "ff_intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 100352,
+    "max_position_embeddings": 8192,
+    "rope_embedding_base": 1000000,
+    "rope_position_scale": 1.0,
+    "hidden_act": "gegelu",
+    "gegelu_limit": 20.0,
+    "gegelu_pad_to_256": True,
+    "norm": "layernorm",
+    "layer_norm_epsilon": 1e-05,
+    "tie_word_embeddings": True,
+    "linear_bias": True,
+    "mup_use_scaling": True,
+    "mup_embedding_multiplier": 10.0,
+    "mup_attn_multiplier": 1.0,
+    "mup_width_multiplier": 8.0,
+    "blocksparse_block_size": 64,
+    "blocksparse_num_local_blocks": 16,
+    "blocksparse_vert_stride": 8,
+    "blocksparse_homo_head_pattern": False,
+    "dense_attention_every_n_layers": 2,
+    "embedding_dropout_prob": 0.1,
+    "ffn_dropout_prob": 0.1,
+}
 # Blocks of 2 tokens, 2 of them local, every third further one: at 40 tokens a query sees about half of what it could.
 SMALL: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "ff_intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "blocksparse_block_size": 2,
-    "blocksparse_num_local_blocks": 2, "blocksparse_vert_stride": 3, "embedding_dropout_prob": 0.0, "ffn_dropout_prob": 0.0,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "ff_intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "blocksparse_block_size": 2,
+    "blocksparse_num_local_blocks": 2,
+    "blocksparse_vert_stride": 3,
+    "embedding_dropout_prob": 0.0,
+    "ffn_dropout_prob": 0.0,
     "gegelu_limit": 0.7,
-}  # fmt: skip
+}
 LONG = 40
 
 
@@ -50,7 +83,11 @@ def sees(config: Phi3SmallConfig, layer: int, head: int, i: int, j: int) -> bool
         return False
     if config.dense_attention_every_n_layers and (layer + 1) % config.dense_attention_every_n_layers == 0:
         return True
-    shift = 0 if config.blocksparse_homo_head_pattern else head * max(1, config.blocksparse_vert_stride // config.num_attention_heads)
+    shift = (
+        0
+        if config.blocksparse_homo_head_pattern
+        else head * max(1, config.blocksparse_vert_stride // config.num_attention_heads)
+    )
     local = i // block - j // block < config.blocksparse_num_local_blocks
     return local or (j // block + shift + 1) % config.blocksparse_vert_stride == 0
 
@@ -82,26 +119,43 @@ def reference(model: Any, row: Tensor) -> Tensor:
             mixed.append(torch.stack(out))
         h = h + linear(torch.cat(mixed, dim=1), "self_attn.dense")
         up = linear(_norm(h, tensors, part + "post_attention_layernorm"), "mlp.up_proj")
-        gated = torch.stack([_gegelu(up[:, 2 * c], up[:, 2 * c + 1], config.gegelu_limit) for c in range(config.ff_intermediate_size)], dim=1)
+        gated = torch.stack(
+            [_gegelu(up[:, 2 * c], up[:, 2 * c + 1], config.gegelu_limit) for c in range(config.ff_intermediate_size)],
+            dim=1,
+        )
         h = h + linear(gated, "mlp.down_proj")
     return _norm(h, tensors, "model.final_layernorm") @ table.T / 8
 
 
 def _norm(x: Tensor, tensors: dict[str, Tensor], name: str) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+    return (
+        centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * tensors[f"{name}.weight"]
+        + tensors[f"{name}.bias"]
+    )
 
 
 def _gegelu(a: Tensor, b: Tensor, limit: float) -> Tensor:
-    a, b = torch.minimum(a, torch.tensor(limit)), torch.maximum(torch.minimum(b, torch.tensor(limit)), torch.tensor(-limit))
+    a, b = (
+        torch.minimum(a, torch.tensor(limit)),
+        torch.maximum(torch.minimum(b, torch.tensor(limit)), torch.tensor(-limit)),
+    )
     return a / (1 + torch.exp(-1.702 * a)) * (b + 1)
 
 
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{}, {"blocksparse_homo_head_pattern": True}, {"blocksparse_vert_stride": 8},
-                                    {"dense_attention_every_n_layers": None}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"blocksparse_homo_head_pattern": True},
+        {"blocksparse_vert_stride": 8},
+        {"dense_attention_every_n_layers": None},
+    ],
+    ids=str,
+)
 def test_logits_are_those_of_the_formulas(change: dict[str, Any]) -> None:
     model = checks.tiny(Phi3SmallForCausalLM, Phi3SmallConfig(**{**SMALL, **change}))
     ids = checks.tokens(model, batch=1, length=LONG)
@@ -111,7 +165,9 @@ def test_logits_are_those_of_the_formulas(change: dict[str, Any]) -> None:
 def test_blocks_are_those_of_the_picture() -> None:
     """Six blocks of one token, two local, every third column; each head's columns lie one to the left of the last's."""
     config = Phi3SmallConfig(**{**SMALL, "blocksparse_block_size": 1})
-    found = block_pattern(torch.arange(6)[None], config, first=0, queries=6)[0] & torch.ones(6, 6, dtype=torch.bool).tril()
+    found = (
+        block_pattern(torch.arange(6)[None], config, first=0, queries=6)[0] & torch.ones(6, 6, dtype=torch.bool).tril()
+    )
     pictures = ["".join(".x"[int(cell)] for cell in head.flatten()) for head in found]
     assert pictures[0] == "".join(("x.....", "xx....", ".xx...", "..xx..", "..xxx.", "..x.xx"))
     assert pictures[1] == "".join(("x.....", "xx....", ".xx...", ".xxx..", ".x.xx.", ".x..xx"))
@@ -173,7 +229,9 @@ def test_a_static_cache_gives_the_same(model: Any) -> None:
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     asked = {"attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(model.generate(ids, **asked), model.generate(ids, **asked, cache_implementation="static", disable_compile=True))
+    assert torch.equal(
+        model.generate(ids, **asked), model.generate(ids, **asked, cache_implementation="static", disable_compile=True)
+    )
 
 
 def test_attention_implementations_agree(model: Any) -> None:
@@ -230,19 +288,36 @@ def test_parameters_at_full_shape(length: int) -> None:
 
 
 def test_defaults_are_the_smallest_published() -> None:
-    ours, told = Phi3SmallConfig().to_dict(), Phi3SmallConfig(**{k: v for k, v in FILE.items() if k != "model_type"}).to_dict()
-    assert {key: told[key] for key in ours if key != "architectures"} == {key: ours[key] for key in ours if key != "architectures"}
+    ours, told = (
+        Phi3SmallConfig().to_dict(),
+        Phi3SmallConfig(**{k: v for k, v in FILE.items() if k != "model_type"}).to_dict(),
+    )
+    assert {key: told[key] for key in ours if key != "architectures"} == {
+        key: ours[key] for key in ours if key != "architectures"
+    }
 
 
 def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
     """With the names that the public runtime reads, and the tied head left out."""
     tensors = {name: tensor.float() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    ours = ("self_attn.query_key_value", "self_attn.dense", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
+    ours = (
+        "self_attn.query_key_value",
+        "self_attn.dense",
+        "mlp.up_proj",
+        "mlp.down_proj",
+        "input_layernorm",
+        "post_attention_layernorm",
+    )
     assert sorted(tensors) == sorted(
         ["model.embed_tokens.weight", "model.final_layernorm.weight", "model.final_layernorm.bias"]
         + [f"model.layers.{layer}.{name}.{kind}" for layer in range(3) for name in ours for kind in ("weight", "bias")]
     )
-    config = {**FILE, **SMALL, "torch_dtype": "float32", "auto_map": {"AutoModelForCausalLM": "modeling_phi3_small.Phi3SmallForCausalLM"}}
+    config = {
+        **FILE,
+        **SMALL,
+        "torch_dtype": "float32",
+        "auto_map": {"AutoModelForCausalLM": "modeling_phi3_small.Phi3SmallForCausalLM"},
+    }
     loaded = zoo.load(checks.write_checkpoint(tmp_path / "hub", config, tensors))
     assert type(loaded.module) is Phi3SmallForCausalLM
     assert loaded.module.lm_head.weight is loaded.module.model.embed_tokens.weight
@@ -255,8 +330,14 @@ def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
 
 def test_factors_of_a_config_are_followed() -> None:
     """A made-up list: 2 for short texts, 4 for long ones, and a multiplier of 1.5 on both tables."""
-    scaling = {"type": "su", "short_factor": [2.0] * 4, "long_factor": [4.0] * 4, "short_mscale": 1.5, "long_mscale": 1.5,
-               "original_max_position_embeddings": 16}  # fmt: skip
+    scaling = {
+        "type": "su",
+        "short_factor": [2.0] * 4,
+        "long_factor": [4.0] * 4,
+        "short_mscale": 1.5,
+        "long_mscale": 1.5,
+        "original_max_position_embeddings": 16,
+    }
     rotary = checks.tiny(Phi3SmallForCausalLM, Phi3SmallConfig(**SMALL, rope_scaling=scaling)).model.rotary_emb
     angles = checks.rotary_frequencies(8, 1_000_000.0)
     for length, factor in ((16, 2), (17, 4)):
@@ -266,22 +347,42 @@ def test_factors_of_a_config_are_followed() -> None:
 
 
 def test_without_factors_positions_are_plain() -> None:
-    assert Phi3SmallConfig(max_position_embeddings=131072).rope_parameters == {"rope_theta": 1_000_000, "rope_type": "default"}
-    assert Phi3SmallConfig(rope_position_scale=4.0).rope_parameters == {"rope_theta": 1_000_000, "rope_type": "linear", "factor": 4.0}
+    assert Phi3SmallConfig(max_position_embeddings=131072).rope_parameters == {
+        "rope_theta": 1_000_000,
+        "rope_type": "default",
+    }
+    assert Phi3SmallConfig(rope_position_scale=4.0).rope_parameters == {
+        "rope_theta": 1_000_000,
+        "rope_type": "linear",
+        "factor": 4.0,
+    }
 
 
-@pytest.mark.parametrize(("scaling", "says"), [
-    ({"type": "yarn", "factor": 4.0}, "rope_scaling of type 'yarn' is not one Phi-3-small is known with"),
-    ({"type": "longrope"}, "longrope, with short_factor and long_factor"),
-    ({"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 4, "short_mscale": 1.0, "long_mscale": 1.2},
-     "two multipliers, 1.0 and 1.2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scaling", "says"),
+    [
+        ({"type": "yarn", "factor": 4.0}, "rope_scaling of type 'yarn' is not one Phi-3-small is known with"),
+        ({"type": "longrope"}, "longrope, with short_factor and long_factor"),
+        (
+            {
+                "type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [1.0] * 4,
+                "short_mscale": 1.0,
+                "long_mscale": 1.2,
+            },
+            "two multipliers, 1.0 and 1.2",
+        ),
+    ],
+)
 def test_other_scalings_are_refused(scaling: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         checks.params({**FILE, "rope_scaling": scaling})
 
 
-@pytest.mark.parametrize(("change", "says"), [({"hidden_act": "silu"}, "has gegelu"), ({"num_key_value_heads": 5}, "cannot share 5")])
+@pytest.mark.parametrize(
+    ("change", "says"), [({"hidden_act": "silu"}, "has gegelu"), ({"num_key_value_heads": 5}, "cannot share 5")]
+)
 def test_sizes_that_do_not_go_together_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         checks.params({**FILE, **change})

@@ -15,7 +15,11 @@ from zoo_slm.models.phonelm import PhoneLMConfig, PhoneLMForCausalLM
 import zoo
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
 # What the catalogue says of the published sizes: width, FFN width, layers, head width, parameters.
@@ -40,7 +44,11 @@ def reference(model: Any, ids: Tensor, pieces: tuple[int, ...]) -> Tensor:
     config, tensors = model.config, model.state_dict()
     width, heads = config.hidden_size, config.num_attention_heads
     size = width // heads
-    tables = [table for start, stop in _spans(pieces) for table in _tables(list(range(start, stop)), size, rounded=config.rope_int8)]
+    tables = [
+        table
+        for start, stop in _spans(pieces)
+        for table in _tables(list(range(start, stop)), size, rounded=config.rope_int8)
+    ]
     rows = []
     for row in ids:
         h = [tensors["model.embed_tokens.weight"][token] for token in row]
@@ -53,14 +61,18 @@ def reference(model: Any, ids: Tensor, pieces: tuple[int, ...]) -> Tensor:
                 for head in range(heads):
                     own = slice(head * size, (head + 1) * size)
                     query = _rotated(q[i][own], *tables[i])
-                    scores = torch.stack([query @ _rotated(k[j][own], *tables[j]) for j in range(i + 1)]) / math.sqrt(size)
+                    scores = torch.stack([query @ _rotated(k[j][own], *tables[j]) for j in range(i + 1)]) / math.sqrt(
+                        size
+                    )
                     mixed.append(sum(p * v[j][own] for j, p in enumerate(scores.softmax(0))))
                 h[i] = h[i] + tensors[part + "self_attn.o_proj.weight"] @ torch.cat(mixed)
             for i, one in enumerate(h):
                 x_i = _norm(one, tensors[part + "post_attention_layernorm.weight"])
                 gate, up = (tensors[f"{part}mlp.{name}_proj.weight"] @ x_i for name in ("gate", "up"))
                 h[i] = one + tensors[part + "mlp.down_proj.weight"] @ (torch.where(gate > 0, gate, 0) * up)
-        rows.append(torch.stack([tensors["model.embed_tokens.weight"] @ _norm(v, tensors["model.norm.weight"]) for v in h]))
+        rows.append(
+            torch.stack([tensors["model.embed_tokens.weight"] @ _norm(v, tensors["model.norm.weight"]) for v in h])
+        )
     return torch.stack(rows)
 
 
@@ -164,7 +176,9 @@ def test_parameters_at_full_shape(size: str) -> None:
 def test_defaults_are_the_smallest_published() -> None:
     ours, told = PhoneLMConfig(), PhoneLMConfig(**{k: v for k, v in published("0.5B").items() if k != "model_type"})
     unread = ("mlp", "norm", "architectures")
-    assert {k: v for k, v in told.to_dict().items() if k not in unread} == {k: v for k, v in ours.to_dict().items() if k not in unread}
+    assert {k: v for k, v in told.to_dict().items() if k not in unread} == {
+        k: v for k, v in ours.to_dict().items() if k not in unread
+    }
 
 
 def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
@@ -172,9 +186,13 @@ def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
     tensors = {name: tensor.float() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     assert sorted(name for name in tensors if ".1." in name) == sorted(
         f"model.layers.1.{name}.weight"
-        for name in ("input_layernorm", "post_attention_layernorm", *(f"self_attn.{p}_proj" for p in "qkvo"),
-                     *(f"mlp.{p}_proj" for p in ("gate", "up", "down")))
-    )  # fmt: skip
+        for name in (
+            "input_layernorm",
+            "post_attention_layernorm",
+            *(f"self_attn.{p}_proj" for p in "qkvo"),
+            *(f"mlp.{p}_proj" for p in ("gate", "up", "down")),
+        )
+    )
     config = {**published("0.5B"), **SHAPE, "num_key_value_heads": 4, "head_dim": 8, "torch_dtype": "float32"}
     loaded = zoo.load(checks.write_checkpoint(tmp_path / "hub", config, tensors))
     assert type(loaded.module) is PhoneLMForCausalLM
@@ -186,9 +204,23 @@ def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
 def published(size: str) -> dict[str, Any]:
     width, ffn, layers, head, _ = PUBLISHED[size]
     return {
-        "model_type": "phonelm", "architectures": ["PhoneLMForCausalLM"], "hidden_size": width, "intermediate_size": ffn,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": head, "vocab_size": 49152,
-        "max_position_embeddings": 2048, "rope_theta": 10000.0, "hidden_act": "relu", "norm": "rmsnorm", "rms_norm_eps": 1e-6,
-        "mlp": "gated: down(relu(gate(x)) * up(x))", "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+        "model_type": "phonelm",
+        "architectures": ["PhoneLMForCausalLM"],
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": head,
+        "vocab_size": 49152,
+        "max_position_embeddings": 2048,
+        "rope_theta": 10000.0,
+        "hidden_act": "relu",
+        "norm": "rmsnorm",
+        "rms_norm_eps": 1e-6,
+        "mlp": "gated: down(relu(gate(x)) * up(x))",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
         "rope_int8": True,
-    }  # fmt: skip
+    }

@@ -19,29 +19,80 @@ from zoo.errors import RequestError
 FILE: dict[str, Any] = {
     "architectures": ["MPTForCausalLM"],
     "attn_config": {
-        "alibi": False, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0.0, "attn_type": "multihead_attention",
-        "attn_uses_sequence_id": False, "clip_qkv": None, "qk_gn": False, "qk_ln": False, "rope": False,
+        "alibi": False,
+        "alibi_bias_max": 8,
+        "attn_impl": "torch",
+        "attn_pdrop": 0.0,
+        "attn_type": "multihead_attention",
+        "attn_uses_sequence_id": False,
+        "clip_qkv": None,
+        "qk_gn": False,
+        "qk_ln": False,
+        "rope": False,
         "rope_dail_config": {"pos_idx_in_fp32": True, "type": "original", "xpos_scale_base": 512},
-        "rope_hf_config": {"factor": 1.0, "type": "no_scaling"}, "rope_impl": "dail", "rope_theta": 10000,
-        "sliding_window_size": -1, "softmax_scale": None,
+        "rope_hf_config": {"factor": 1.0, "type": "no_scaling"},
+        "rope_impl": "dail",
+        "rope_theta": 10000,
+        "sliding_window_size": -1,
+        "softmax_scale": None,
     },
     "auto_map": {"AutoConfig": "configuration_mpt.MPTConfig", "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM"},
-    "d_model": 768, "emb_pdrop": 0.0, "embedding_fraction": 1.0, "expansion_ratio": 4, "fc_type": {"name": "torch"},
+    "d_model": 768,
+    "emb_pdrop": 0.0,
+    "embedding_fraction": 1.0,
+    "expansion_ratio": 4,
+    "fc_type": {"name": "torch"},
     "ffn_config": {"fc_type": {"name": "torch"}, "ffn_type": "mptmlp"},
-    "init_config": {"emb_init_std": None, "emb_init_uniform_lim": None, "fan_mode": "fan_in", "init_div_is_residual": True, "init_gain": 0.0,
-                    "init_nonlinearity": "relu", "init_std": None, "name": "kaiming_normal_"},
-    "init_device": "cpu", "learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048, "model_type": "mpt", "n_heads": 12,
-    "n_layers": 12, "no_bias": False, "norm_type": "low_precision_layernorm", "resid_pdrop": 0.0, "torch_dtype": "bfloat16",
-    "transformers_version": "4.42.4", "use_cache": False, "use_pad_tok_in_ffn": True, "vocab_size": 50368,
-}  # fmt: skip
+    "init_config": {
+        "emb_init_std": None,
+        "emb_init_uniform_lim": None,
+        "fan_mode": "fan_in",
+        "init_div_is_residual": True,
+        "init_gain": 0.0,
+        "init_nonlinearity": "relu",
+        "init_std": None,
+        "name": "kaiming_normal_",
+    },
+    "init_device": "cpu",
+    "learned_pos_emb": True,
+    "logit_scale": None,
+    "max_seq_len": 2048,
+    "model_type": "mpt",
+    "n_heads": 12,
+    "n_layers": 12,
+    "no_bias": False,
+    "norm_type": "low_precision_layernorm",
+    "resid_pdrop": 0.0,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.4",
+    "use_cache": False,
+    "use_pad_tok_in_ffn": True,
+    "vocab_size": 50368,
+}
 # The same as the catalogue has it, flat and with words for what is as usual.
 FLAT: dict[str, Any] = {
-    "architectures": ["MPTForCausalLM"], "model_type": "mpt", "d_model": 768, "n_heads": 12, "n_layers": 12, "expansion_ratio": 4,
-    "max_seq_len": 2048, "vocab_size": 50368, "learned_pos_emb": True, "alibi": False, "rope": False,
-    "norm": "low_precision_layernorm", "ffn": "mptmlp (plain, GELU)", "no_bias": False, "tie_word_embeddings": True,
-}  # fmt: skip
+    "architectures": ["MPTForCausalLM"],
+    "model_type": "mpt",
+    "d_model": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "expansion_ratio": 4,
+    "max_seq_len": 2048,
+    "vocab_size": 50368,
+    "learned_pos_emb": True,
+    "alibi": False,
+    "rope": False,
+    "norm": "low_precision_layernorm",
+    "ffn": "mptmlp (plain, GELU)",
+    "no_bias": False,
+    "tie_word_embeddings": True,
+}
 SMALL: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 24,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 24,
 }
 
 
@@ -65,7 +116,9 @@ def reference(model: Any, row: Tensor) -> Tensor:
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * tensors[f"{name}.weight"] + tensors.get(f"{name}.bias", 0)
+        return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * tensors[
+            f"{name}.weight"
+        ] + tensors.get(f"{name}.bias", 0)
 
     for layer in range(config.num_hidden_layers):
         block = f"transformer.blocks.{layer}."
@@ -122,7 +175,9 @@ def test_a_static_cache_gives_the_same(model: Any) -> None:
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     asked = {"attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(model.generate(ids, **asked), model.generate(ids, **asked, cache_implementation="static", disable_compile=True))
+    assert torch.equal(
+        model.generate(ids, **asked), model.generate(ids, **asked, cache_implementation="static", disable_compile=True)
+    )
 
 
 def test_attention_implementations_agree(model: Any) -> None:
@@ -146,12 +201,15 @@ def test_saved_and_loaded_is_the_same(model: Any, tmp_path: Path) -> None:
     checks.roundtrip(model, tmp_path / "saved")
 
 
-@pytest.mark.parametrize(("shape", "count"), [
-    ({}, 125_311_488),
-    ({"d_model": 1024, "n_heads": 16, "n_layers": 24}, 355_985_408),  # the widths of these three are inferred
-    ({"d_model": 1536, "n_heads": 12, "n_layers": 24}, 760_470_528),
-    ({"d_model": 2048, "n_heads": 16, "n_layers": 24}, 1_315_950_592),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ({}, 125_311_488),
+        ({"d_model": 1024, "n_heads": 16, "n_layers": 24}, 355_985_408),  # the widths of these three are inferred
+        ({"d_model": 1536, "n_heads": 12, "n_layers": 24}, 760_470_528),
+        ({"d_model": 2048, "n_heads": 16, "n_layers": 24}, 1_315_950_592),
+    ],
+)
 def test_parameters_at_full_shape(shape: dict[str, int], count: int) -> None:
     assert checks.params({**FLAT, **shape}) == count
 
@@ -162,9 +220,18 @@ def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
     parts = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj", "norm_1", "norm_2")
     names = ["norm_f", *(f"blocks.{layer}.{part}" for layer in range(2) for part in parts)]
     assert sorted(tensors) == sorted(
-        [f"transformer.{name}.{kind}" for name in names for kind in ("weight", "bias")] + ["transformer.wte.weight", "transformer.wpe.weight"]
+        [f"transformer.{name}.{kind}" for name in names for kind in ("weight", "bias")]
+        + ["transformer.wte.weight", "transformer.wpe.weight"]
     )
-    config = {**FILE, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 24, "vocab_size": 64, "torch_dtype": "float32"}
+    config = {
+        **FILE,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 24,
+        "vocab_size": 64,
+        "torch_dtype": "float32",
+    }
     loaded = zoo.load(checks.write_checkpoint(tmp_path / "hub", config, tensors))
     assert type(loaded.module) is SlimLMForCausalLM
     assert loaded.module.lm_head.weight is loaded.module.transformer.wte.weight
@@ -179,7 +246,12 @@ def test_a_published_checkpoint_loads(model: Any, tmp_path: Path) -> None:
 def test_the_published_config_is_the_default(config: dict[str, Any]) -> None:
     values = {key: value for key, value in translated(config).items() if key not in ("model_type", "auto_map")}
     ours, read = SlimLMConfig().to_dict(), SlimLMConfig(**values).to_dict()
-    assert {k: v for k, v in read.items() if v != ours.get(k)}.keys() <= {"architectures", "dtype", "use_cache", "transformers_version"}
+    assert {k: v for k, v in read.items() if v != ours.get(k)}.keys() <= {
+        "architectures",
+        "dtype",
+        "use_cache",
+        "transformers_version",
+    }
     assert ours.keys() <= read.keys()
     assert read["intermediate_size"] == 3072
 
@@ -189,19 +261,22 @@ def test_a_config_of_ours_is_left_as_it_is() -> None:
     assert translated(ours) == ours
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"attn_config": {"alibi": True}}, "alibi = True; SlimLM does without"),
-    ({"attn_config": {"qk_ln": True}}, "qk_ln = True"),
-    ({"attn_config": {"attn_type": "grouped_query_attention"}}, "attn_type = 'grouped_query_attention'"),
-    ({"ffn_config": {"ffn_type": "mptglu"}}, "ffn_type = 'mptglu'"),
-    ({"logit_scale": "inv_sqrt_d_model"}, "logit_scale = 'inv_sqrt_d_model'"),
-    ({"norm": "rmsnorm"}, "norm = 'rmsnorm'"),
-    ({"ffn_config": {"ffn_act_fn": {"name": "relu"}}}, "ffn_act_fn = {'name': 'relu'}"),
-    ({"ffn_config": "mptmlp"}, "ffn_config = 'mptmlp', which should be a table of options"),
-    ({"attn_config": {"kv_n_heads": 2}}, "kv_n_heads = 2 beside"),
-    ({"attn_config": {"attn_logit_softcapping": 30.0}}, "attn_logit_softcapping = 30.0"),
-    ({"expansion_ratio": "4"}, "expansion_ratio = '4', which is not a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"attn_config": {"alibi": True}}, "alibi = True; SlimLM does without"),
+        ({"attn_config": {"qk_ln": True}}, "qk_ln = True"),
+        ({"attn_config": {"attn_type": "grouped_query_attention"}}, "attn_type = 'grouped_query_attention'"),
+        ({"ffn_config": {"ffn_type": "mptglu"}}, "ffn_type = 'mptglu'"),
+        ({"logit_scale": "inv_sqrt_d_model"}, "logit_scale = 'inv_sqrt_d_model'"),
+        ({"norm": "rmsnorm"}, "norm = 'rmsnorm'"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "relu"}}}, "ffn_act_fn = {'name': 'relu'}"),
+        ({"ffn_config": "mptmlp"}, "ffn_config = 'mptmlp', which should be a table of options"),
+        ({"attn_config": {"kv_n_heads": 2}}, "kv_n_heads = 2 beside"),
+        ({"attn_config": {"attn_logit_softcapping": 30.0}}, "attn_logit_softcapping = 30.0"),
+        ({"expansion_ratio": "4"}, "expansion_ratio = '4', which is not a number"),
+    ],
+)
 def test_other_kinds_of_mpt_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         translated({**FLAT, **change})

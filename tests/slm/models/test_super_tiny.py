@@ -16,13 +16,23 @@ import zoo
 from zoo import header
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
 BYTES = {
-    "tie_word_embeddings": False, "byte_context_window": 5, "byte_embedding_dim": 16, "byte_heads": 4, "embedder_blocks": 3,
+    "tie_word_embeddings": False,
+    "byte_context_window": 5,
+    "byte_embedding_dim": 16,
+    "byte_heads": 4,
+    "embedder_blocks": 3,
     "decoder_blocks": 2,
-}  # fmt: skip
+}
 KINDS: dict[str, dict[str, Any]] = {
     "baseline": {"ffn_type": "swiglu"},
     "ffn-sharing": {"ffn_type": "swiglu", "ffn_weight_tying": True},
@@ -83,7 +93,9 @@ def byte_block(x: Tensor, w: dict[str, Tensor], at: str) -> Tensor:
 def byte_vector(w: dict[str, Tensor], slots: Tensor) -> Tensor:
     """The vector (D,) of the bytes (S,) of one token."""
     at = "model.embed_tokens"
-    x = torch.stack([w[f"{at}.bytes.weight"][byte] + w[f"{at}.slots.weight"][i] for i, byte in enumerate(slots.tolist())])
+    x = torch.stack(
+        [w[f"{at}.bytes.weight"][byte] + w[f"{at}.slots.weight"][i] for i, byte in enumerate(slots.tolist())]
+    )
     for block in range(3):
         x = byte_block(x, w, f"{at}.blocks.{block}")
     return x.sum(0) / len(slots)
@@ -104,7 +116,9 @@ def core(w: dict[str, Tensor], x: Tensor, config: SuperTinyConfig) -> Tensor:
         at = f"model.layers.{layer}"
         ffn = "model.layers.0.mlp" if config.ffn_weight_tying else f"{at}.mlp"
         nothing = torch.zeros(())
-        x = x + attended(norm(x, w[f"{at}.input_layernorm.weight"]), w, f"{at}.self_attn", heads=4, groups=2, causal=True)
+        x = x + attended(
+            norm(x, w[f"{at}.input_layernorm.weight"]), w, f"{at}.self_attn", heads=4, groups=2, causal=True
+        )
         y = norm(x, w[f"{at}.post_attention_layernorm.weight"])
         up = y @ w[f"{ffn}.up_proj.weight"].T + w.get(f"{ffn}.up_proj.bias", nothing)
         if config.ffn_type == "swiglu":
@@ -151,24 +165,80 @@ def test_it_holds_what_every_architecture_must(kind: str, tmp_path: Path) -> Non
 # models.toml, in the words of the repository's own configs
 FACTS: dict[str, tuple[int, dict[str, Any]]] = {
     "stlm-50m-baseline": (47_203_328, {"hidden_dim": 512, "ffn_dim": 1320, "num_layers": 8, "head_dim": 32}),
-    "stlm-ffn-sharing": (34_655_232, {"hidden_dim": 512, "ffn_dim": 1536, "num_layers": 10, "head_dim": 32, "ffn_weight_tying": True}),
-    "stlm-byte-level": (55_924_736, {"hidden_dim": 768, "ffn_dim": 1536, "num_layers": 10, "head_dim": 48, "byte_context_window": 12}),
-    "stlm-byte-level-ffn-sharing": (17_980_416, {"hidden_dim": 512, "ffn_dim": 1536, "num_layers": 16, "head_dim": 32, "ffn_weight_tying": True,
-                                                 "byte_context_window": 12}),
-    "stlm-10m": (9_650_304, {"hidden_dim": 384, "ffn_dim": 1536, "ffn_type": "generic (GELU)", "num_layers": 5, "num_heads": 8, "head_dim": 48,
-                             "vocab_size": 4000}),
-    "stlm-50m": (15_112_192, {"hidden_dim": 512, "ffn_dim": 2048, "ffn_type": "generic (GELU)", "num_layers": 12, "head_dim": 32,
-                              "vocab_size": 10000, "bias": True, "ffn_weight_tying": True}),
-    "stlm-100m": (99_778_048, {"hidden_dim": 1024, "ffn_dim": 4096, "ffn_type": "generic (GELU)", "num_layers": 27, "head_dim": 64,
-                               "vocab_size": 20000, "bias": True, "ffn_weight_tying": True}),
-}  # fmt: skip
+    "stlm-ffn-sharing": (
+        34_655_232,
+        {"hidden_dim": 512, "ffn_dim": 1536, "num_layers": 10, "head_dim": 32, "ffn_weight_tying": True},
+    ),
+    "stlm-byte-level": (
+        55_924_736,
+        {"hidden_dim": 768, "ffn_dim": 1536, "num_layers": 10, "head_dim": 48, "byte_context_window": 12},
+    ),
+    "stlm-byte-level-ffn-sharing": (
+        17_980_416,
+        {
+            "hidden_dim": 512,
+            "ffn_dim": 1536,
+            "num_layers": 16,
+            "head_dim": 32,
+            "ffn_weight_tying": True,
+            "byte_context_window": 12,
+        },
+    ),
+    "stlm-10m": (
+        9_650_304,
+        {
+            "hidden_dim": 384,
+            "ffn_dim": 1536,
+            "ffn_type": "generic (GELU)",
+            "num_layers": 5,
+            "num_heads": 8,
+            "head_dim": 48,
+            "vocab_size": 4000,
+        },
+    ),
+    "stlm-50m": (
+        15_112_192,
+        {
+            "hidden_dim": 512,
+            "ffn_dim": 2048,
+            "ffn_type": "generic (GELU)",
+            "num_layers": 12,
+            "head_dim": 32,
+            "vocab_size": 10000,
+            "bias": True,
+            "ffn_weight_tying": True,
+        },
+    ),
+    "stlm-100m": (
+        99_778_048,
+        {
+            "hidden_dim": 1024,
+            "ffn_dim": 4096,
+            "ffn_type": "generic (GELU)",
+            "num_layers": 27,
+            "head_dim": 64,
+            "vocab_size": 20000,
+            "bias": True,
+            "ffn_weight_tying": True,
+        },
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_count_is_that_of_the_facts(name: str) -> None:
     expected, values = FACTS[name]
-    common = {"model_type": "super-tiny-lm", "ffn_type": "swiglu", "num_heads": 16, "num_key_value_heads": 4, "vocab_size": 50257,
-              "norm": "rmsnorm", "positional_encoding": "rope", "group_size": 4, "embedding_weight_tying": "byte" not in name}  # fmt: skip
+    common = {
+        "model_type": "super-tiny-lm",
+        "ffn_type": "swiglu",
+        "num_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": 50257,
+        "norm": "rmsnorm",
+        "positional_encoding": "rope",
+        "group_size": 4,
+        "embedding_weight_tying": "byte" not in name,
+    }
     assert checks.params({**common, **values}) == expected
 
 

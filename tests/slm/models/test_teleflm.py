@@ -18,16 +18,47 @@ pytestmark = pytest.mark.quick
 
 # The config.json of the 52B model.
 FILE: dict[str, Any] = {
-    "architectures": ["TeleFLMForCausalLM"], "model_type": "TeleFLM", "attention_bias": False, "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_teleflm.TeleFLMConfig", "AutoModelForCausalLM": "modeling_teleflm.TeleFLMForCausalLM"},
-    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 8192, "initializer_range": 0.02, "input_mult": 1.0,
-    "intermediate_size": 21824, "max_position_embeddings": 4096, "mup_scale_factor": 16.0, "num_attention_heads": 64,
-    "num_hidden_layers": 64, "num_key_value_heads": 64, "output_mult": 0.5, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
-    "rope_scaling": None, "rope_theta": 10000, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
-    "use_mup": True, "vocab_size": 80384,
-}  # fmt: skip
-SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 4, "max_position_embeddings": 64, "input_mult": 3.0}  # fmt: skip
+    "architectures": ["TeleFLMForCausalLM"],
+    "model_type": "TeleFLM",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {
+        "AutoConfig": "configuration_teleflm.TeleFLMConfig",
+        "AutoModelForCausalLM": "modeling_teleflm.TeleFLMForCausalLM",
+    },
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 8192,
+    "initializer_range": 0.02,
+    "input_mult": 1.0,
+    "intermediate_size": 21824,
+    "max_position_embeddings": 4096,
+    "mup_scale_factor": 16.0,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 64,
+    "num_key_value_heads": 64,
+    "output_mult": 0.5,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_mup": True,
+    "vocab_size": 80384,
+}
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "input_mult": 3.0,
+}
 
 
 def made(**changes: Any) -> TeleFLMForCausalLM:
@@ -86,12 +117,26 @@ def test_it_runs_as_every_model_does(model: TeleFLMForCausalLM, check: Any):
     ("changes", "count"),
     [
         ({}, 52_824_121_344),
-        ({"vocab_size": 80896, "max_position_embeddings": 2048, "output_mult": 1.0, "mup_scale_factor": 32.0}, 52_832_509_952),
-        ({"hidden_size": 20480, "intermediate_size": 98304, "num_hidden_layers": 140, "num_attention_heads": 160,
-          "num_key_value_heads": 160, "vocab_size": 81920, "output_mult": 2.0, "mup_scale_factor": 80.0}, 1_083_813_908_480),
+        (
+            {"vocab_size": 80896, "max_position_embeddings": 2048, "output_mult": 1.0, "mup_scale_factor": 32.0},
+            52_832_509_952,
+        ),
+        (
+            {
+                "hidden_size": 20480,
+                "intermediate_size": 98304,
+                "num_hidden_layers": 140,
+                "num_attention_heads": 160,
+                "num_key_value_heads": 160,
+                "vocab_size": 81920,
+                "output_mult": 2.0,
+                "mup_scale_factor": 80.0,
+            },
+            1_083_813_908_480,
+        ),
     ],
     ids=["52b", "52b-instruct", "1t"],
-)  # fmt: skip
+)
 def test_it_has_as_many_parameters_as_was_published(changes: dict[str, Any], count: int):
     assert checks.params({**FILE, **changes}) == count
 

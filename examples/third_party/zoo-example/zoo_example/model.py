@@ -135,6 +135,4 @@ class MinGRULM(nn.Module):
         """Return logits, of all positions or of the last `logits_to_keep`."""
         found = self.body(input_ids, cache, use_cache)
         assert found.last_hidden_state is not None
-        return Output(
-            logits=self.lm_head(found.last_hidden_state[:, -logits_to_keep:]), cache=found.cache
-        )
+        return Output(logits=self.lm_head(found.last_hidden_state[:, -logits_to_keep:]), cache=found.cache)
