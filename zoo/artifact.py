@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import header, plugins, registry
+from zoo import header, plugins
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
 from zoo.files import sha256_of, sync, why_unwritable, writing
 from zoo.finite import require_finite
 from zoo.installed import DISTRIBUTION
+from zoo.names import declaration_of
 from zoo.origin import problem_of_made, problem_of_source, sealed
 from zoo.reading import LARGEST_DATA, text_of
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Buffer
 
-    from zoo.model import Model, Stage
+    from zoo.lineage import Stage
+    from zoo.model import Model
 
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
@@ -128,7 +130,7 @@ def read(path: Path) -> Manifest:
     Raises:
         RequestError, ArtifactError: as `checked`.
     """
-    from zoo.model import lineage_of
+    from zoo.lineage import lineage_of
 
     data = checked(path)
     try:
@@ -404,7 +406,7 @@ def _write_files(model: Model, path: Path) -> None:
 def _made_with(model: Model) -> dict[str, Any]:
     """Which plugin provides the family, and the distributions and versions of all that the model needs or comes from."""
     try:
-        family = registry.owner("family", model.family, model.spec.family).plugin
+        family = declaration_of("family", model.family, model.spec.family).plugin
     except RequestError:  # a family that nobody declares, which can be saved but not loaded
         family = model.spec.plugin
     installed = {plugin.name: plugin for plugin in plugins.declared()}

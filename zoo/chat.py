@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import RequestError, nearest, plain
@@ -168,3 +169,11 @@ def _end(child: int) -> None:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have been waited for elsewhere
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt in a format of the model's own (a chat, a gap to fill), which brings its special tokens along."""
+
+    text: str
+    ends: tuple[int, ...] = ()  # tokens of the format that end the answer, beside those that end every text

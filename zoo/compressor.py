@@ -193,6 +193,7 @@ def require_dense(
 
 
 def _accepted_by(stage: str) -> tuple[str, ...]:
-    from zoo import registry
+    from zoo.names import resolve
 
-    return registry.compressor(stage).accepts
+    compressor: Compressor = resolve("compressor", stage)
+    return compressor.accepts

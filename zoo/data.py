@@ -146,15 +146,15 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
         raise DataError(
             f"{text!r} is not a path that can be read: {getattr(error, 'strerror', None) or error}."
         ) from None
-    from zoo import registry
+    from zoo.names import is_known
 
     samples: Sequence[Sample]
     # a plugin and its source rather than a source and its split
-    if registry.is_known("data", f"{reference.source}:{reference.split}"):
+    if is_known("data", f"{reference.source}:{reference.split}"):
         reference = replace(reference, source=f"{reference.source}:{reference.split}", split="")
     if reference.source.startswith("hub:"):
         samples = _from_hub(reference)
-    elif there and not registry.is_known("data", reference.source):
+    elif there and not is_known("data", reference.source):
         samples = _from_path(path, reference)
     else:
         samples = _from_source(reference, path)
@@ -165,12 +165,12 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
 
 
 def _from_source(reference: Reference, path: Path) -> Sequence[Sample]:
-    from zoo import registry
+    from zoo.names import is_known, of_kind, resolve, why_unused
 
-    names = registry.names("data")
-    if not registry.is_known("data", reference.source):
-        if reason := registry.why_unused("data", reference.source):
+    if not is_known("data", reference.source):
+        if reason := why_unused("data", reference.source):
             raise DataError(reason)
+        names = of_kind("data")
         beside = [place.name for place in path.parent.iterdir()] if path.parent.is_dir() else []
         hub = f" A data set of the hub is written 'hub:{reference.source}'." if reference.source.count("/") == 1 else ""
         raise DataError(
@@ -178,7 +178,7 @@ def _from_source(reference: Reference, path: Path) -> Sequence[Sample]:
             f"Sources: {', '.join(sorted(names))}; looked for a file at {path}.{hub}"
         )
     try:
-        source: Source = registry.data_source(reference.source)
+        source: Source = resolve("data", reference.source)
     except RequestError as error:  # of several plugins' sources, none is meant more than another
         raise DataError(str(error)) from None
     split = reference.split or source.splits[0]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from zoo import registry
 from zoo.data import Dataset
 from zoo.errors import DataError, ZooError
 from zoo.finite import cause, require_finite
 from zoo.model import Model
+from zoo.names import resolve
 
 
 class Evaluator(Protocol):
@@ -39,7 +39,7 @@ def measure(
         raise DataError(f"{task}: {data.name!r} holds no records.")
     if model is not None:
         require_finite(model, what=f"{task} of {model.spec.name}")
-    found: dict[str, dict[str, Any]] = registry.evaluator(task).measure(model, data, options=options)
+    found: dict[str, dict[str, Any]] = resolve("evaluator", task).measure(model, data, options=options)
     for name, value in _figures(found):
         if not math.isfinite(value):
             why = cause(model) if model is not None else "look at the data"

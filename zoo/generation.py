@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zoo.chat import Written
 from zoo.errors import RequestError, ZooError
+from zoo.family.sampling import pick
+from zoo.family.tokens import end_tokens, reads_apart
 from zoo.finite import cause, damage, ends, require_finite_outputs
 
 if TYPE_CHECKING:
     import torch
 
     from zoo.family import Batch, TextFamily
+    from zoo.family.sampling import Sampling
     from zoo.model import Model
-
-
-@dataclass(frozen=True)
-class Written:
-    """A prompt in a format of the model's own (a chat, a gap to fill), which brings its special tokens along."""
-
-    text: str
-    ends: tuple[int, ...] = ()  # tokens of the format that end the answer, beside those that end every text
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a text is continued, and where it ends.
-
-    Raises:
-        RequestError: a value is of the wrong kind or out of range.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "temperature", "top_p"):
-            value, whole = getattr(self, name), name == "max_new_tokens"
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
-        if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
-        require_seed(self.seed)
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
-            raise RequestError("A stop string is some text; an empty one would stop before the first character.")
-        object.__setattr__(self, "stop", tuple(stop))
-        object.__setattr__(self, "temperature", float(min(self.temperature, 1e300)))
 
 
 def stream_text(family: TextFamily, model: Model, prompt: Any, how: Sampling) -> Iterator[str]:
@@ -92,30 +58,6 @@ def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: S
     return [start + text.rest() for start, text in zip(written, texts, strict=True)]
 
 
-def require_seed(seed: Any) -> None:
-    """Refuse what no generator takes as a seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise RequestError(f"seed = {seed!r} is not a whole number.")
-    if not 0 <= seed < 2**63:
-        raise RequestError(f"seed {seed} is not between 0 and 2**63.")
-
-
-def end_tokens(model: Model) -> set[int]:
-    """The tokens that end a text: the tokenizer's, and those of the config and the generation config (a chat's end of turn)."""
-    kept = getattr(model.module, "generation_config", None)
-    own = getattr(getattr(model.module, "config", None), "eos_token_id", None)
-    named = getattr(kept, "eos_token_id", None)
-    found = [getattr(model.processor, "eos_token_id", None), model.spec.config.get("eos_token_id")]
-    if named != own:  # else it repeats the config, or what its class takes where a checkpoint names none
-        found.append(named)
-    return {
-        int(token)
-        for some in found
-        if some is not None
-        for token in (some if isinstance(some, list | tuple) else [some])
-    }
-
-
 def _ends(family: TextFamily, model: Model, prompt: Any) -> Container[Any]:
     if (own := family.ends(model)) is not None:
         return own
@@ -136,11 +78,6 @@ def _together(family: TextFamily, model: Model, prompts: Sequence[list[int]], co
     if len(prompts) == 1 or "attention_mask" not in _names(model):
         return False
     return reads_apart(model) or max(map(len, prompts)) + count <= family.context_length(model)
-
-
-def reads_apart(model: Model) -> bool:
-    """Whether an encoder reads the prompt and a decoder writes the answer."""
-    return bool(getattr(getattr(model.module, "config", None), "is_encoder_decoder", False))
 
 
 def _pieces(
@@ -285,7 +222,7 @@ def next_together(
         if not math.isfinite(highest) or (lowest == -math.inf and not looked):
             _require_meant(model, logits_BV, reader.seen(), of)
             looked = True
-        tokens = [_pick(logits_V, temperature, top_p, draw) for logits_V, draw in zip(logits_BV, draws, strict=True)]
+        tokens = [pick(logits_V, temperature, top_p, draw) for logits_V, draw in zip(logits_BV, draws, strict=True)]
         yield tokens
         if all(done):
             return
@@ -364,7 +301,7 @@ class _Decoder(_Reader):
     def __init__(self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int) -> None:
         import torch
 
-        from zoo.family.text import start_token
+        from zoo.family.tokens import start_token
 
         self.model, self.first, self.cache = model, first, None
         longest = max(map(len, prompts))
@@ -423,23 +360,6 @@ def _require_meant(model: Model, logits_BV: torch.Tensor, batch: Batch, of: Sequ
     if not math.isfinite(ends(highest_B)[1]) or damage(model):
         read = batch.get("decoder_input_ids", batch["input_ids"])
         raise ZooError(f"{model.spec.name} gives nan or infinity after {read.shape[1]} tokens: {cause(model, batch)}.")
-
-
-def _pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Any:
-    """Greedy at temperature 0, otherwise nucleus sampling (Holtzman et al. 2020, 1904.09751, section 3.1).
-
-    Of tokens in slots (slots, V) each slot is picked for itself.
-    """
-    import torch
-
-    if logits_V.dim() > 1:
-        return tuple(_pick(slot_V, temperature, top_p, generator) for slot_V in logits_V)
-    if temperature == 0:
-        return int(logits_V.argmax())
-    scaled_V = (logits_V - logits_V.max()).cpu().double() / temperature  # at most 0: no temperature is too low
-    chances_V, order_V = torch.softmax(scaled_V, -1).sort(descending=True, stable=True)
-    chances_V = chances_V.masked_fill(chances_V.cumsum(-1) - chances_V >= top_p, 0.0)
-    return int(order_V[torch.multinomial(chances_V, 1, generator=generator)])
 
 
 def _unfinished(text: str, stop: list[str]) -> int:

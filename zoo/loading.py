@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from zoo import artifact, catalog, header, plugins, registry, weights
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_name
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
-from zoo.model import Model, Stage
+from zoo.model import Model, build_empty, build_random, build_skeleton
+from zoo.names import declaration, family_declaration, recognise
 from zoo.origin import source
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ MOST = {
     "expert": 10_000,
     **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24),
 }
-# what a record of another model causes
-UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
-
-_global_state = threading.RLock()  # of torch, which building a model changes for a moment: one thread at a time
 
 
 def load(
@@ -179,86 +175,6 @@ def family_of(name_or_path: str | Path) -> Family:
     return registry.family(_recognised(path))
 
 
-def build_skeleton(
-    family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str = "float32", stored: str = ""
-) -> Model:
-    """Build a model's structure on the meta device, its lineage replayed; nothing is allocated."""
-    import torch
-
-    with torch.device("meta"):
-        module = family.build(spec.config, spec.task)
-    cast_parameters(module, getattr(torch, dtype))
-    return _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype), lineage)
-
-
-def build_random(
-    family: Family,
-    spec: ModelSpec,
-    *,
-    lineage: Sequence[Stage] = (),
-    dtype: str = "float32",
-    stored: str = "",
-    device: str | None = None,
-    seed: int = 0,
-) -> Model:
-    """Build a model with the architecture's own random initialisation, drawn from `seed`.
-
-    Raises:
-        RequestError: the lineage packs weights; codes and scales have no random initialisation.
-    """
-    import torch
-
-    with _global_state, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        with torch.device("cpu"):
-            module = family.build(spec.config, spec.task)
-        model = _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype, origin="random"), lineage)
-        if any(hasattr(part, "zoo_packed") for part in model.module.modules()):
-            raise RequestError(
-                f"{spec.name} has packed weights, which cannot be drawn at random; start from the model it was made of."
-            )
-        family.initialise(model.module)
-    cast_parameters(model.module, getattr(torch, dtype))
-    model.module.to(device or "cpu")
-    model.source = source(spec.name, weights="random", dtype=dtype, stages=len(lineage), seed=seed)
-    return model
-
-
-def build_empty(family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str, stored: str) -> Model:
-    """Build a model whose parameters are on the meta device and whose buffers are real, ready to be filled from a file."""
-    import torch
-
-    with _empty_parameters():
-        module = family.build(spec.config, spec.task)
-    cast_parameters(module, getattr(torch, dtype))
-    return _replayed(Model(module, family, spec, dtype=dtype, stored=stored), lineage)
-
-
-@contextmanager
-def _empty_parameters() -> Iterator[None]:
-    """Put every parameter on the meta device as it is registered; buffers, such as rotary tables, become real.
-
-    accelerate's `init_empty_weights` does the same but takes tied parameters apart. Modules that other threads make
-    meanwhile are theirs.
-    """
-    from torch import nn
-
-    here = threading.get_ident()
-
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta" and threading.get_ident() == here:
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    with _global_state:
-        register = nn.Module.register_parameter
-        nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse a config that would make a loader fetch code, or build until memory is full, before anything is built of it.
 
@@ -282,28 +198,6 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, dict):
                 check_config(inner, where)
-
-
-def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast float parameters in place; buffers (rotary tables, packed codes and scales) keep their dtype.
-
-    So do the parameters of a normalisation with running statistics, which runs in the dtype of those.
-    """
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            if parameter.is_floating_point() and getattr(part, "running_mean", None) is None:
-                parameter.data = parameter.data.to(dtype)
-
-
-def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
-    for number, stage in enumerate(lineage, 1):
-        try:
-            model.replay(stage)
-        except UNFIT as error:
-            raise ArtifactError(
-                f"the record of stage {number} ({stage.use}) does not fit the model ({one_line(error)[:160]})."
-            ) from error
-    return model
 
 
 def _locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
@@ -365,7 +259,7 @@ def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
     if (
         path.is_dir()
         and not (path / artifact.MANIFEST).exists()
-        and not registry.recognise(path)
+        and not recognise(path)
         and (path / artifact.WEIGHTS).exists()
     ):
         return path / artifact.WEIGHTS
@@ -430,7 +324,7 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
 
 def _recognised(path: Path) -> str:
     """The family whose checkpoint directory `path` is."""
-    for name in registry.recognise(path):
+    for name in recognise(path):
         return name
     raise RequestError(
         f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json."
@@ -487,10 +381,10 @@ def _require_plugins(manifest: artifact.Manifest, path: Path) -> None:
         manifest.family_plugin or manifest.spec.plugin,
     )
     try:
-        registry.family_declared(spec, plugin=manifest.family_plugin)
+        family_declaration(spec, plugin=manifest.family_plugin)
         for number, stage in enumerate(manifest.lineage, 1):
             what, plugin = f"stage {number} ({stage.use})", stage.plugin
-            registry.declared("compressor", stage.use, plugin=plugin)
+            declaration("compressor", stage.use, plugin=plugin)
     except RequestError as error:
         raise ArtifactError(f"{path}: {what} {_missing(plugin, manifest) or f'is not to be had: {error}'}") from None
 

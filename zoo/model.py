@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.building import cast_parameters, empty_parameters, global_state
 from zoo.catalog import ModelSpec
-from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait
-from zoo.errors import ZooError
+from zoo.errors import ArtifactError, RequestError, one_line
 from zoo.finite import require_finite, require_finite_once, require_fitting
+from zoo.lineage import as_json, stage_of
+from zoo.names import declaration, name_to_write, object_of, resolve
+from zoo.origin import Inputs, source
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from zoo.anatomy import Anatomy
+    from zoo.compressor import Compressor, CompressorOptions, Context, State, Trait
     from zoo.family import Family
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One finished stage in a model's lineage: enough to replay its structural change."""
-
-    use: str
-    version: int
-    options: dict[str, Any]
-    record: Record
-    plugin: str = ""
-    seed: int = 0
-    # data, teachers, circumstances, and a hash of the tensors it left
-    made: dict[str, Any] = field(default_factory=dict)
+    from zoo.lineage import Stage
 
 
 @dataclass
@@ -87,12 +77,11 @@ class Model:
 
     def state(self) -> State:
         """What has been done to which module, from the records of the lineage; paths are those of the module as it is now."""
-        from zoo.registry import compressor, declared, written
-
         traits: dict[str, list[Trait]] = {}
         for number, stage in enumerate(self.lineage, 1):
-            done = compressor(stage.use, plugin=stage.plugin)
-            label = f"stage {number} ({written(declared('compressor', stage.use, plugin=stage.plugin))})"
+            declared = declaration("compressor", stage.use, plugin=stage.plugin)
+            done: Compressor = object_of(declared)
+            label = f"stage {number} ({name_to_write(declared)})"
             moves = {path: done.moved(stage.record, path) for path in traits}
             traits = {place: traits[path] for path, place in moves.items() if place is not None}
             for path, trait in done.traits(stage.record).items():
@@ -101,11 +90,9 @@ class Model:
 
     def replay(self, stage: Stage) -> None:
         """Replay one lineage stage on this model's (usually empty) module."""
-        from zoo.registry import compressor
-
-        found: Compressor = compressor(stage.use, plugin=stage.plugin)
-        found.require_version(stage.version)
-        found.rebuild(self, stage.record)
+        compressor: Compressor = resolve("compressor", stage.use, plugin=stage.plugin)
+        compressor.require_version(stage.version)
+        compressor.rebuild(self, stage.record)
         self.lineage = (*self.lineage, stage)
 
     def apply(self, compressor: Compressor, options: CompressorOptions, context: Context) -> None:
@@ -117,8 +104,6 @@ class Model:
             Refused: the stage cannot follow what was done to the model before.
             ZooError: the weights hold nan or infinity, before or after; names the tensor.
         """
-        from zoo.origin import Inputs
-
         compressor.check(self, self.state(), options)
         require_finite(self, what=compressor.name)
         inputs = Inputs(compressor, options, context)
@@ -132,8 +117,6 @@ class Model:
 
     def skeleton(self) -> Model:
         """An empty copy on the meta device: the same structure, no memory."""
-        from zoo.loading import build_skeleton
-
         made = build_skeleton(self.family, self.spec, self.lineage, dtype=self.dtype, stored=self.stored)
         return replace(made, origin=self.origin, source=self.source)
 
@@ -220,31 +203,71 @@ class Model:
         return sizes
 
 
-def stage_of(compressor: Compressor, options: Mapping[str, Any], record: Record, *, seed: int) -> Stage:
-    """Describe a finished stage for the lineage."""
-    from zoo.registry import owner
-
-    declared = owner("compressor", compressor, compressor.name)
-    # as a manifest gives them back: a card is the same either way
-    canonical = json.loads(json.dumps(options, sort_keys=True))
-    return Stage(compressor.name, compressor.version, canonical, record, declared.plugin, seed)
+# what a record of another model causes
+UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 
 
-def as_json(record: Record, *, stage: str) -> Record:
-    """Return a record as a manifest will give it back.
+def build_skeleton(
+    family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str = "float32", stored: str = ""
+) -> Model:
+    """Build a model's structure on the meta device, its lineage replayed; nothing is allocated."""
+    import torch
+
+    with torch.device("meta"):
+        module = family.build(spec.config, spec.task)
+    cast_parameters(module, getattr(torch, dtype))
+    return _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype), lineage)
+
+
+def build_random(
+    family: Family,
+    spec: ModelSpec,
+    *,
+    lineage: Sequence[Stage] = (),
+    dtype: str = "float32",
+    stored: str = "",
+    device: str | None = None,
+    seed: int = 0,
+) -> Model:
+    """Build a model with the architecture's own random initialisation, drawn from `seed`.
 
     Raises:
-        ZooError: it holds what JSON cannot, such as nan.
+        RequestError: the lineage packs weights; codes and scales have no random initialisation.
     """
-    try:
-        found: Record = json.loads(json.dumps(record, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ZooError(
-            f"{stage} gave a record that no manifest can hold ({error}), so the model could not be saved."
-        ) from error
-    return found
+    import torch
+
+    with global_state, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with torch.device("cpu"):
+            module = family.build(spec.config, spec.task)
+        model = _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype, origin="random"), lineage)
+        if any(hasattr(part, "zoo_packed") for part in model.module.modules()):
+            raise RequestError(
+                f"{spec.name} has packed weights, which cannot be drawn at random; start from the model it was made of."
+            )
+        family.initialise(model.module)
+    cast_parameters(model.module, getattr(torch, dtype))
+    model.module.to(device or "cpu")
+    model.source = source(spec.name, weights="random", dtype=dtype, stages=len(lineage), seed=seed)
+    return model
 
 
-def lineage_of(stages: Iterable[Mapping[str, Any]]) -> tuple[Stage, ...]:
-    """Read a lineage from a manifest's JSON (already validated)."""
-    return tuple(Stage(**stage) for stage in stages)
+def build_empty(family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str, stored: str) -> Model:
+    """Build a model whose parameters are on the meta device and whose buffers are real, ready to be filled from a file."""
+    import torch
+
+    with empty_parameters():
+        module = family.build(spec.config, spec.task)
+    cast_parameters(module, getattr(torch, dtype))
+    return _replayed(Model(module, family, spec, dtype=dtype, stored=stored), lineage)
+
+
+def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
+    for number, stage in enumerate(lineage, 1):
+        try:
+            model.replay(stage)
+        except UNFIT as error:
+            raise ArtifactError(
+                f"the record of stage {number} ({stage.use}) does not fit the model ({one_line(error)[:160]})."
+            ) from error
+    return model

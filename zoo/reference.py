@@ -12,6 +12,7 @@ from zoo import declarations, evaluation, hooks, plugins, registry
 from zoo.data import Source
 from zoo.declarations import API, KINDS, Declared, ModelSpec, keys_of
 from zoo.family import Family
+from zoo.names import name_to_write, of_kind
 from zoo.plugins import HOOKS
 
 PROTOCOLS: dict[str, type] = {"evaluator": evaluation.Evaluator, "data": Source}  # of what needs no base class
@@ -56,7 +57,7 @@ def reference() -> str:
 
 
 def _hook(kind: str) -> str:
-    name, users = HOOKS[kind], [found for found in registry.names(kind).values() if plugins.find(found.plugin).ours]
+    name, users = HOOKS[kind], [found for found in of_kind(kind).values() if plugins.find(found.plugin).ours]
     function = getattr(hooks, name)
     sentence, _, call = str(inspect.getdoc(function)).partition(": call ")
     signature = _source(function).body[0]
@@ -138,7 +139,7 @@ def _bases(kind: str, users: list[Declared]) -> list[Any]:
 
 def _thing(user: Declared) -> Any:
     return {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss}[user.kind](
-        registry.written(user)
+        name_to_write(user)
     )
 
 

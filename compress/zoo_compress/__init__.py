@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from zoo.faces import face
 
 if TYPE_CHECKING:
     from zoo_compress.planner import Plan, plan
@@ -12,19 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Recipe", "Result", "apply", "plan", "run"]
 
-_HOMES = {
-    "Plan": "planner",
-    "plan": "planner",
-    "Recipe": "recipe",
-    "Result": "runner",
-    "apply": "runner",
-    "run": "runner",
+HOMES = {
+    "zoo_compress.planner": ("Plan", "plan"),
+    "zoo_compress.recipe": ("Recipe",),
+    "zoo_compress.runner": ("Result", "apply", "run"),
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'zoo_compress' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"zoo_compress.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = face(__name__, HOMES)

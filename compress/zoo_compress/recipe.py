@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zoo import registry
 from zoo.compressor import Compressor, CompressorOptions
 from zoo.errors import RecipeError, RequestError, nearest
+from zoo.names import declaration
 from zoo.reading import text_of, toml_of
 
 M = TypeVar("M", bound=BaseModel)
@@ -244,7 +245,7 @@ def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
         *(("baselines", task) for task in evaluate.baselines),
     ):
         try:
-            registry.declared("evaluator", task)
+            declaration("evaluator", task)
         except RequestError as error:
             raise type(error)(
                 f"{place('evaluate', key)}, [evaluate]: {str(error)[:1].lower()}{str(error)[1:]}"

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from zoo import registry
+from zoo.names import of_kind
 
 
 def reference() -> str:
@@ -20,7 +21,7 @@ def reference() -> str:
         "",
     ]
     for kind, get in (("compressor", registry.compressor), ("loss", registry.loss)):
-        for name in sorted(registry.names(kind)):
+        for name in sorted(of_kind(kind)):
             lines += _entry(name if kind == "compressor" else f"loss: {name}", get(name))
     return "\n".join(lines)
 

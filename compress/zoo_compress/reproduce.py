@@ -19,7 +19,8 @@ from zoo import artifact, catalog, loading, plugins, registry, weights
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset, open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
-from zoo.model import Model, Stage
+from zoo.lineage import Stage
+from zoo.model import Model, build_random
 from zoo.origin import circumstances, threads, weights_digest
 
 SHOWN = 12  # characters of a hash
@@ -293,7 +294,7 @@ class _Reproduction:
         manifest, source = self.manifest, self.source
         family = registry.family_of(manifest.spec, plugin=manifest.family_plugin)
         before = manifest.lineage[: source["stages"]]
-        model = loading.build_random(
+        model = build_random(
             family, manifest.spec, lineage=before, dtype=manifest.dtype, stored=manifest.stored, seed=source["seed"]
         )
         if not any(step.compressor.tokenizes for step in self.steps):

@@ -22,7 +22,8 @@ from zoo import artifact, catalog, evaluation, loading, registry, signals, weigh
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset
 from zoo.errors import OutputError, RequestError, nearest
-from zoo.model import Model
+from zoo.model import Model, build_random
+from zoo.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
 from zoo_compress.folder import RunFolder, repairable
 from zoo_compress.measure import in_own_process
 from zoo_compress.memory import peak_bytes, reset_peak
@@ -242,7 +243,7 @@ class _Job:
     def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
         start = self.folder.stage(self._name(stages[request.index - 1])) if request.index else None
         before = loading.load(start, device="meta") if start else self.original()
-        model = loading.build_random(
+        model = build_random(
             before.family,
             before.spec,
             lineage=before.lineage,
@@ -422,7 +423,7 @@ class _Job:
     def _origin(self) -> dict[str, Any]:
         """What the original is: spec, weights, dtypes, and the versions numbers depend on."""
         asked = self.recipe.model
-        outside = registry.outside(registry.family_declared(self.plan.spec))
+        outside = outside_distributions(family_declaration(self.plan.spec))
         return {
             "config": self.plan.spec.config,
             "weights": _weights_digest(self.recipe),
@@ -439,8 +440,8 @@ class _Job:
             for term in getattr(request.options, "loss", None) or ()
             if isinstance(term, dict) and "use" in term
         ]
-        named = [registry.declared("loss", name) for name in losses if registry.is_known("loss", name)]
-        outside = registry.outside(registry.owner("compressor", request.compressor, request.use), *named)
+        named = [declaration("loss", name) for name in losses if is_known("loss", name)]
+        outside = outside_distributions(declaration_of("compressor", request.compressor, request.use), *named)
         return {
             **({"plugins": outside} if outside else {}),
             "use": request.use,

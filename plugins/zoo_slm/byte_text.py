@@ -9,7 +9,8 @@ from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Batch
-from zoo.family.text import SAMPLING, TokenWindows, require_text
+from zoo.family.text import SAMPLING, TokenWindows
+from zoo.family.tokens import require_text
 from zoo_slm.byte_tokenizer import END, ByteTokenizer
 from zoo_slm.language import TransformersText
 

@@ -21,10 +21,11 @@ from torch import nn
 
 from zoo import header
 from zoo.anatomy import Anatomy
+from zoo.building import cast_parameters
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.family import TextFamily
-from zoo.loading import CODE_KEYS, DTYPES, cast_parameters, check_config
+from zoo.loading import CODE_KEYS, DTYPES, check_config
 from zoo.model import Model
 from zoo.reading import LARGEST_DATA, text_of
 from zoo_slm import models

@@ -19,11 +19,11 @@ import transformers
 from torch import nn
 
 from zoo import header
+from zoo.building import cast_parameters
 from zoo.catalog import ModelSpec
 from zoo.diffusion import DENOISERS
 from zoo.errors import ArtifactError, RequestError
 from zoo.family import TextToImageFamily
-from zoo.loading import cast_parameters
 from zoo.model import Model
 from zoo_snapgen import classes
 

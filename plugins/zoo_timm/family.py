@@ -162,7 +162,7 @@ class TimmVision(VisionFamily):
         Raises:
             ArtifactError: a file is missing or damaged, or a tensor does not fit the config.
         """
-        from zoo.loading import build_empty, build_skeleton
+        from zoo.model import build_empty, build_skeleton
 
         config = _read_config(path)
         spec = ModelSpec(

@@ -9,7 +9,8 @@ import pytest
 from outsiders import zoo
 from tiny import RECIPE, texts
 
-from zoo import cli, registry
+from zoo import cli
+from zoo.names import of_kind
 
 pytestmark = pytest.mark.quick
 
@@ -196,7 +197,7 @@ def test_a_wrong_request_is_one_sentence(
 
     code = cli.main(args)
     out, err = capsys.readouterr()
-    sentence = sentence.format(models=len(catalogue()), sources=", ".join(sorted(registry.names("data"))))
+    sentence = sentence.format(models=len(catalogue()), sources=", ".join(sorted(of_kind("data"))))
     assert (code, out) == (2, "") and err.startswith(f"error: {sentence}"), err
     assert err.count("\n") == 1 and (not sentence.endswith((".", "?")) or err == f"error: {sentence}\n")
     assert sorted(path.name for path in place.iterdir()) == ["recipe.toml", "texts"]

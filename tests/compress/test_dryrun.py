@@ -98,7 +98,7 @@ def test_logits_are_counted_by_the_chunk(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_half_precision_is_trained_on_copies(monkeypatch: pytest.MonkeyPatch):
-    from zoo.loading import cast_parameters
+    from zoo.building import cast_parameters
 
     model, options = small("llama-tied"), TrainingOptions(batch=2, length=16)
     context = Context(data={"train": data()})

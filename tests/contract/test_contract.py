@@ -44,6 +44,7 @@ import zoo
 from zoo import registry
 from zoo.errors import RequestError
 from zoo.model import Model
+from zoo.names import of_kind
 from zoo.testing import (
     Outputs,
     check_estimate,
@@ -126,7 +127,7 @@ def test_what_the_graph_cannot_prune_is_refused_and_left_alone(
 
 
 def test_every_registered_compressor_is_tested() -> None:
-    builtin = {name for name, declared in registry.names("compressor").items() if declared.plugin.startswith("zoo_")}
+    builtin = {name for name, declared in of_kind("compressor").items() if declared.plugin.startswith("zoo_")}
     assert builtin == set(OPTIONS), "give a new compressor its options in tests/contract/cases.py"
     assert all((name, use) in REFUSED or f"{name}: {use}" in CASES for name in BASES for use in builtin)
     assert len([stages for _, stages in CHAINS if len(stages) > 1]) >= 10

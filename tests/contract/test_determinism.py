@@ -28,7 +28,8 @@ from cases import (
 )
 
 import zoo
-from zoo import artifact, registry
+from zoo import artifact
+from zoo.names import of_kind
 from zoo.testing import random_state_kept
 
 # Everything in which chance could play: calibration, training on shuffled windows, a loss with weights of its own.
@@ -83,7 +84,7 @@ def test_a_run_that_goes_on_from_a_saved_stage_gives_the_same_bytes(one: Path) -
     assert (resumed.out / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("use", registry.names("compressor"))
+@pytest.mark.parametrize("use", of_kind("compressor"))
 def test_applying_a_stage_keeps_the_global_random_state(use: str, tmp_path: Path) -> None:
     start = base(RANDOM if use == "vocabulary.bpe" else "gpt-neox", tmp_path)
     shared = context(start)

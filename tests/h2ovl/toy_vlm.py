@@ -10,8 +10,7 @@ from zoo_h2ovl.family import H2OVLFamily
 
 from zoo import catalog
 from zoo.data import Dataset, Sample
-from zoo.loading import build_random
-from zoo.model import Model
+from zoo.model import Model, build_random
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from zoo_slm.byte_tokenizer import END
 from zoo_slm.evaluate import Perplexity
 
 import zoo
-from zoo import loading
 from zoo.catalog import ModelSpec
 from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.errors import RequestError
-from zoo.model import Model
+from zoo.model import Model, build_random
 from zoo.testing import check_estimate
 
 CONFIG: dict[str, Any] = {
@@ -54,7 +53,7 @@ def data() -> Context:
 def trained(data: Context) -> Model:
     """From nothing: a tokenizer of its own, then a few steps, after which it knows its one sentence."""
     spec = ModelSpec("tiny-bytes", "bytes", "text", "causal-lm", plugin="zoo_slm", config=CONFIG)
-    model = apply(loading.build_random(ByteText(), spec), "vocabulary.bpe", {}, data)
+    model = apply(build_random(ByteText(), spec), "vocabulary.bpe", {}, data)
     return apply(model, "train", {"steps": 100, "batch": 4, "length": 24, "lr": 5e-3, "warmup": 4}, data)
 
 

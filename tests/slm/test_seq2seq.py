@@ -17,7 +17,8 @@ from zoo import generation
 from zoo.catalog import ModelSpec
 from zoo.compressor import Context
 from zoo.errors import Refused, RequestError
-from zoo.generation import _pick, next_tokens
+from zoo.family.sampling import pick
+from zoo.generation import next_tokens
 from zoo.model import Model
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
@@ -169,7 +170,7 @@ def test_a_decoder_with_a_cache_writes_what_one_without_writes(name: str):
             logits = model.module(input_ids=torch.tensor([[5, 9, 40]]), decoder_input_ids=torch.tensor([read])).logits[
                 0, -1
             ]
-        assert _pick(logits, 1.5, 1.0, draw) == token
+        assert pick(logits, 1.5, 1.0, draw) == token
         read.append(token)
 
 

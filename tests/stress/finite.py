@@ -153,7 +153,7 @@ def fresh(name: str, folder: Path) -> Model:
     """The base, in its dtype."""
     model = cases.base(name, folder)
     if name in DTYPES:
-        from zoo.loading import cast_parameters
+        from zoo.building import cast_parameters
 
         cast_parameters(model.module, getattr(torch, DTYPES[name]))
         model = replace(model, dtype=DTYPES[name], stored=DTYPES[name])

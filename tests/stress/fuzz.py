@@ -570,9 +570,10 @@ class Readers:
         return "planned"
 
     def read_registry(self, document: Document) -> str:
-        from zoo import catalog, declarations, registry
+        from zoo import catalog, declarations
+        from zoo.names import of_kind, recognise, refresh
 
-        registry.refresh()
+        refresh()
         try:
             declared = declarations.read(document.path, plugin="zoo_odd")
         except ZooError as error:
@@ -581,13 +582,13 @@ class Readers:
         for spec in catalog.models():
             catalog.info(spec.name)
         for kind in declarations.KINDS:
-            registry.names(kind)
+            of_kind(kind)
         self.command("list")
         self.command("list", "--json")
         self.command("plugins")
         for spec in declared.models[:2]:
             self.command("info", spec.name)
-        registry.recognise(self.folder / "model")
+        recognise(self.folder / "model")
         return "listed"
 
     def read_manifest(self, document: Document) -> str:

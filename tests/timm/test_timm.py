@@ -22,6 +22,7 @@ from zoo.data import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
 from zoo.images import read_image
 from zoo.model import Model
+from zoo.names import refresh
 from zoo.testing import check_estimate, check_exact_reload, check_refuses, random_state_kept
 
 VIT = "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&patch_size=8&depth=4&embed_dim=48&num_heads=3"
@@ -107,7 +108,7 @@ def test_two_families_with_one_prefix_name_both_sides(tmp_path: Path, monkeypatc
         assert catalog.info("timm:resnet18").family == "timm"
     finally:
         monkeypatch.undo()
-        registry.refresh()
+        refresh()
 
 
 def test_imagenet_models_name_their_classes():
@@ -393,7 +394,7 @@ def test_random_weights_are_timms_own_initialisation(vit: Model):
 @pytest.mark.parametrize("case", ["resnet: channels", "convnext: channels", "vit: chain", "vit: factors", "vit: width"])
 def test_a_compressed_architecture_is_drawn_anew(case: str, finished: dict[str, Model]):
     """What a control trains from: the lineage's shapes, no value of the weights it was made of."""
-    from zoo.loading import build_random
+    from zoo.model import build_random
 
     done = finished[case]
     lineage = tuple(stage for stage in done.lineage if not stage.use.startswith("quantize"))

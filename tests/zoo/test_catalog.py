@@ -10,10 +10,11 @@ import pytest
 from outsiders import MODEL, install
 
 import zoo
-from zoo import catalog, registry, weights
+from zoo import catalog, weights
 from zoo.catalog import ModelSpec, parse_count
 from zoo.declarations import read
 from zoo.errors import PluginError, RequestError, UnknownName
+from zoo.names import of_kind, refresh
 
 pytestmark = pytest.mark.quick
 
@@ -24,10 +25,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("ZOO_PLUGINS", raising=False)
     monkeypatch.delenv("ZOO_STRICT", raising=False)
-    registry.refresh()
+    refresh()
     yield tmp_path
     monkeypatch.undo()
-    registry.refresh()
+    refresh()
 
 
 def fault_of(tmp_path: Path, text: str) -> str:
@@ -44,7 +45,7 @@ def test_every_builtin_model_has_what_the_catalogue_promises():
     for name, spec in catalog.catalogue().items():
         assert name == spec.name
         assert spec.license and spec.summary and (spec.params > 0 or spec.unknown)
-        assert spec.family in registry.names("family")
+        assert spec.family in of_kind("family")
 
 
 def test_a_spec_survives_json():

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import zoo
 from zoo import chat, cli, generation
 from zoo.errors import RequestError
+from zoo.family import tokens
 from zoo.generation import next_tokens
 
 CHATML = (
@@ -104,7 +105,7 @@ def test_every_end_token_ends_an_answer(tmp_path: Path):
     assert model.generate("w5 w6", max_new_tokens=8) != said
     model.module.generation_config.eos_token_id = [2, end]  # type: ignore[union-attr]
     assert model.generate("w5 w6", max_new_tokens=8).strip() == said
-    assert generation.end_tokens(model) == {2, end}
+    assert tokens.end_tokens(model) == {2, end}
     model.module.generation_config.eos_token_id = None  # type: ignore[union-attr]
     listed = replace(model, spec=replace(model.spec, config={**model.spec.config, "eos_token_id": [2, end]}))
     assert listed.generate("w5 w6", max_new_tokens=8).strip() == said

@@ -14,12 +14,12 @@ from stages import small
 
 import zoo.data
 from zoo import evaluation
+from zoo.building import cast_parameters
 from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
 from zoo.family import place
 from zoo.finite import cause, damage, ends, require_finite_outputs
-from zoo.loading import cast_parameters
 from zoo.model import Model
 
 pytestmark = pytest.mark.quick

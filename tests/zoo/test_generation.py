@@ -18,7 +18,9 @@ from twins import CAUSAL, TABLE, tokens, twin, twin_model
 import zoo
 from zoo import generation
 from zoo.errors import RequestError
-from zoo.generation import end_tokens, next_tokens
+from zoo.family import sampling
+from zoo.family.tokens import end_tokens
+from zoo.generation import next_tokens
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +309,7 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_top_p():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
     for top_p, kept in ((0.5, {0}), (0.7, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
-        assert {generation._pick(logits, 1.0, top_p, generator) for _ in range(300)} == kept
+        assert {sampling.pick(logits, 1.0, top_p, generator) for _ in range(300)} == kept
 
 
 @pytest.mark.parametrize("name", CAUSAL)

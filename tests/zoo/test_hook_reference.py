@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from zoo import declarations, hooks, plugins, registry
+from zoo import declarations, hooks, plugins
 from zoo.declarations import KINDS
+from zoo.names import of_kind
 from zoo.plugins import HOOKS
 from zoo.reference import reference
 
@@ -33,7 +34,7 @@ def test_every_hook_says_who_uses_it_and_its_own_example_is_one_of_them(kind: st
     assert (name, target) in {(name, target) for _, name, target in used}
     assert used == [
         (found.plugin, short, plugins.load(found.plugin)[kind][short])
-        for short, found in registry.names(kind).items()
+        for short, found in of_kind(kind).items()
         if plugins.find(found.plugin).ours
     ]
 

@@ -18,9 +18,9 @@ from twins import tokens
 from zoo_compress import apply
 
 import zoo
-from zoo import registry
 from zoo.artifact import manifest_text
 from zoo.errors import ArtifactError, RequestError, UnknownName, WeightsUnavailable
+from zoo.names import of_kind
 
 pytestmark = pytest.mark.quick
 
@@ -480,7 +480,7 @@ def test_an_artifact_of_a_family_that_is_not_installed_names_the_plugin(place: P
     del manifest["family_plugin"], manifest["plugins"]  # as an older zoo wrote it
     file.write_text(json.dumps({**manifest, "format": 1}))
     assert refusal(ArtifactError, "./saved") == f"{needs}; install it, then load again."
-    assert "wonder" not in registry.names("family")
+    assert "wonder" not in of_kind("family")
 
 
 def test_packed_weights_are_not_drawn_at_random(tmp_path: Path) -> None:

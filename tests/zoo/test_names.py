@@ -19,6 +19,7 @@ from zoo import artifact, catalog, plugins, registry
 from zoo.artifact import manifest_text
 from zoo.data import open_data
 from zoo.errors import ArtifactError, DataError, PluginError, RequestError, UnknownName
+from zoo.names import of_kind, plugin_of, refresh
 
 pytestmark = pytest.mark.quick
 
@@ -117,7 +118,7 @@ def remove(site: Path, package: str) -> None:
 def forget() -> None:
     for module in [module for module in sys.modules if module.startswith("out_")]:
         del sys.modules[module]
-    registry.refresh()
+    refresh()
 
 
 def test_a_name_of_two_plugins_belongs_to_neither_and_nothing_is_broken(site: Path):
@@ -157,14 +158,14 @@ def test_an_ambiguous_name_is_refused_and_both_full_names_work(site: Path, kind:
         str(caught.value)
         == f"{label} 'same' is declared by plugins Out_One and out-two: write 'Out_One:same' or 'out-two:same'."
     )
-    assert {"Out_One:same", "out-two:same"} <= set(registry.names(kind)) and "same" not in registry.names(kind)
+    assert {"Out_One:same", "out-two:same"} <= set(of_kind(kind)) and "same" not in of_kind(kind)
     assert have("out.one:same") is have("Out_One:same") and have("OUT_TWO:same") is have("out-two:same")
     assert have("out_one:same").__module__ == "out_one.made" and have("out_two:same").__module__ == "out_two.made"
 
 
 def test_the_other_gone_the_short_name_is_enough(site: Path):
     remove(site, "out_two")
-    assert registry.names("loss")["same"].plugin == "Out_One" and zoo.info("twin").plugin == "Out_One"
+    assert of_kind("loss")["same"].plugin == "Out_One" and zoo.info("twin").plugin == "Out_One"
     assert registry.loss("same") is registry.loss("out_one:same")
 
 
@@ -197,7 +198,7 @@ def test_a_model_takes_the_family_of_its_own_plugin(site: Path):
 
 def test_a_model_of_a_third_plugin_names_the_family_in_full(site: Path):
     install(site, "out_three", registry=MODEL.format(name="third", params=1).replace('"llama"', '"out-two:same"'))
-    registry.refresh()
+    refresh()
     assert type(zoo.loading.family_of("third")).__module__ == "out_two.made"
 
 
@@ -364,7 +365,7 @@ def test_a_saved_family_is_that_of_its_plugin(site: Path, tmp_path: Path):
         "vocab_size": 16,
     }
     spec = catalog.ModelSpec("small", "same", "text", "causal-lm", plugin="Out_One", config=config)
-    model = zoo.loading.build_random(registry.family("Out_One:same"), spec)
+    model = zoo.model.build_random(registry.family("Out_One:same"), spec)
     path = model.save(tmp_path / "small")
     assert json.loads((path / "zoo.json").read_text())["family_plugin"] == "Out_One"
     assert type(zoo.load(path).family).__module__ == "out_one.made"
@@ -416,7 +417,7 @@ def test_what_is_disabled_is_named_when_it_is_used(site: Path):
 
 def test_disabling_settles_who_has_a_name(site: Path):
     plugins.disable("out_one")
-    assert registry.plugin_of("loss", "same") == "out-two"
+    assert plugin_of("loss", "same") == "out-two"
 
 
 def test_disabling_is_written_whole_and_kept_for_other_processes(site: Path, tmp_path: Path):
@@ -428,7 +429,7 @@ def test_disabling_is_written_whole_and_kept_for_other_processes(site: Path, tmp
     done = command("list", "--json", site=site, ZOO_CONFIG_DIR=str(file.parent))
     assert {"twin"} == {spec["name"] for spec in json.loads(done.stdout) if "out" in spec["plugin"]}
     file.write_text(json.dumps({"disabled": ["Out_One", "gone"], "later": 1}))
-    registry.refresh()
+    refresh()
     plugins.enable("gone")
     assert json.loads(file.read_text()) == {"disabled": ["Out_One"], "later": 1}
     assert list(file.parent.iterdir()) == [file]
@@ -445,7 +446,7 @@ def test_the_core_and_what_is_not_there_are_not_disabled(site: Path):
         plugins.enable("out-three")
     plugins.disabled_file().parent.mkdir()
     plugins.disabled_file().write_text('{"disabled": ["zoo"]}')
-    registry.refresh()
+    refresh()
     assert plugins.declared()[0].name == "zoo"
 
 
@@ -477,7 +478,7 @@ def test_a_damaged_file_is_one_warning_and_disables_nothing(site: Path, content:
     file = plugins.disabled_file()
     file.parent.mkdir()
     file.mkdir() if content is None else file.write_text(content)
-    registry.refresh()
+    refresh()
     sentence = f"{file} is damaged, so no plugin is disabled; mend or delete it ({reason.format(file=file)})."
     assert plugins.disabled() == frozenset() and plugins.disabled_fault() == sentence
     with pytest.raises(PluginError) as caught:

@@ -12,6 +12,7 @@ import zoo
 from zoo import hooks, plugins, registry
 from zoo.declarations import KINDS
 from zoo.errors import PluginError, UnknownName
+from zoo.names import of_kind, plugin_of, refresh
 
 pytestmark = pytest.mark.quick
 
@@ -34,10 +35,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("ZOO_PLUGINS", raising=False)
     monkeypatch.delenv("ZOO_STRICT", raising=False)
-    registry.refresh()
+    refresh()
     yield tmp_path
     monkeypatch.undo()
-    registry.refresh()
+    refresh()
 
 
 def refusal_of(name: str) -> str:
@@ -70,7 +71,7 @@ def test_everything_declared_can_be_had(kind: str):
         "evaluator": registry.evaluator,
         "data": registry.data_source,
     }[kind]
-    for name in registry.names(kind):
+    for name in of_kind(kind):
         assert have(name) is have(name)
 
 
@@ -90,7 +91,7 @@ def test_an_outsider_adds_a_loss(site: Path):
         site, "out_loss", registry=LOSS.format(name="mine"), code=CODE.format(name="mine", target="out_loss.made:Mine")
     )
     (package / "made.py").write_text("print('importing')\n\nclass Mine:\n    pass\n")
-    assert registry.plugin_of("loss", "mine") == "out_loss"
+    assert plugin_of("loss", "mine") == "out_loss"
     assert "out_loss" not in sys.modules
     assert type(registry.loss("mine")).__name__ == "Mine"
     assert registry.loss("mine") is registry.loss("out_loss:mine")
@@ -157,7 +158,7 @@ def test_a_clash_names_both_and_refuses_the_later(site: Path):
     assert plugins.find("out_clash").fault == (
         "loss 'kl' is already declared by plugin zoo_compress; out_clash's is reached as 'out_clash:kl'."
     )
-    assert registry.plugin_of("loss", "kl") == "zoo_compress"
+    assert plugin_of("loss", "kl") == "zoo_compress"
     assert type(registry.loss("out_clash:kl")).__name__ == "KL"
 
 
@@ -188,7 +189,7 @@ def claim(site: Path, distribution: str, *, group: str, name: str) -> None:
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = thief\n")
-    registry.refresh()
+    refresh()
 
 
 HALF = "as if it were half uninstalled: install it again, or delete {folder}."
@@ -291,7 +292,7 @@ def test_odd_metadata_is_one_fault_and_the_rest_goes_on(
         (folder / "METADATA").unlink()
     elif metadata != "ok":
         (folder / "METADATA").write_text(metadata)
-    registry.refresh()
+    refresh()
     found = plugins.find(name)
     assert (found.fault, found.status, found.models) == (fault.format(folder=folder), "broken", ())
     assert [plugin.name for plugin in plugins.declared() if plugin.fault] == [name]
@@ -301,7 +302,7 @@ def test_odd_metadata_is_one_fault_and_the_rest_goes_on(
 def test_metadata_that_is_nobodys_plugin_is_left_alone(site: Path):
     claim(site, "bystander", group="console_scripts", name="x")
     (site / "bystander-1.0.dist-info/METADATA").unlink()
-    registry.refresh()
+    refresh()
     assert not [plugin for plugin in plugins.declared() if plugin.fault]
 
 
@@ -311,7 +312,7 @@ def test_the_first_of_a_distribution_on_the_path_counts(site: Path, tmp_path: Pa
     metadata = tmp_path / "later/out_first-1.0.dist-info/METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 2.0"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "later")])
-    registry.refresh()
+    refresh()
     found = plugins.find("out_first")
     assert (found.version, found.declares("model"), found.fault) == ("1.0", ("first",), "")
 
@@ -347,7 +348,7 @@ def test_a_plugin_made_for_another_api_is_not_used(site: Path):
     assert plugins.find("out_newer").fault == fault
     assert refusal_of("out_newer") == f"Plugin out_newer cannot be used: {fault}"
     assert "'api' is missing: write api = \">=1,<2\"" in plugins.find("out_old").fault
-    assert not {"newer", "old"} & set(registry.names("loss"))
+    assert not {"newer", "old"} & set(of_kind("loss"))
     with pytest.raises(UnknownName, match=r"Plugin out_newer, out_old cannot be used; `zoo plugins` says why\.$"):
         registry.loss("newer")
     assert hooks.API == 1

@@ -1,16 +1,12 @@
-"""The `zoo` command."""
+"""The `zoo` command: `main` runs it; `output` is what commands print with, those of plugins as well."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from zoo.faces import face
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run `zoo` with `args` (default: the process's own) and return the exit code."""
-    try:
-        from zoo.cli.shell import run
-    except KeyboardInterrupt:
-        print("error: interrupted before the work was done.", file=sys.stderr)
-        return 130
-    return run(args)
+if TYPE_CHECKING:
+    from zoo.cli.entry import main as main
+
+__getattr__, __dir__ = face(__name__, {"zoo.cli.entry": ("main",)})

@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def _look() -> list[dict[str, Any]]:
-    from zoo.cli.plugins import facts, loadable, missing
+    from zoo.cli.facts import facts, loadable, missing
 
     found = plugins.declared(disabled=True)
     return [

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo import catalog, header, registry, weights
+from zoo import catalog, header, weights
 from zoo.cli import output
-from zoo.declarations import ModelSpec
+from zoo.declarations import Declared, ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName
+from zoo.names import declaration, recognise
 from zoo.reading import LARGEST_DATA, text_of
 
 # Bits a parameter takes; the packed formats' scales come on top (a few per cent).
@@ -134,8 +135,8 @@ def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
         return spec, weights.describe(spec), {}
     if (path / "zoo.json").is_file():
         return _saved(path)
-    for name in registry.recognise(path):
-        return _foreign(path, registry.declared("family", name))
+    for name in recognise(path):
+        return _foreign(path, declaration("family", name))
     raise RequestError(f"{text} holds no model: neither zoo.json nor config.json is in it.")
 
 
@@ -165,7 +166,7 @@ def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
     return spec, f"saved in {path}", extra
 
 
-def _foreign(path: Path, family: registry.Declared) -> tuple[ModelSpec, str, dict[str, Any]]:
+def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, Any]]:
     """Say what the files of a plain checkpoint show."""
     marks = [mark.partition(":")[0] for mark in family.recognises]
     config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))

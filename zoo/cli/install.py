@@ -15,8 +15,9 @@ import typer
 
 from zoo import plugins
 from zoo.cli import fresh, installer, output
+from zoo.cli.facts import counted, milliseconds
 from zoo.cli.installer import Change
-from zoo.cli.plugins import complete_removable, counted, milliseconds
+from zoo.cli.plugins import complete_removable
 from zoo.errors import RequestError, UnknownName, ZooError, nearest, one_line
 from zoo.plugins import CORE, DISTRIBUTION, normalised
 

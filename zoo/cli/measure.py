@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo import registry
 from zoo.cli import output
 from zoo.errors import RequestError
+from zoo.names import declaration
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
 ) -> None:
     """Measure a model's quality on data."""
     for name in task or ():
-        registry.declared("evaluator", name)  # a wrong name is known before anything is loaded
+        declaration("evaluator", name)  # a wrong name is known before anything is loaded
     from zoo.loading import family_of
 
     own_task, own_data = family_of(model).evaluation

@@ -17,11 +17,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from zoo import plugins
 from zoo.cli import output
+from zoo.cli.facts import counted, declares, facts, loadable, milliseconds, missing
 from zoo.cli.shell import command_of
-from zoo.declarations import KINDS, label
 from zoo.errors import RequestError, plain
 from zoo.plugins import CORE, Plugin, normalised
-from zoo.registry import is_present
 
 # The commands that are imported when they are invoked: summary, and where the function is.
 LATER = {
@@ -31,8 +30,6 @@ LATER = {
     "check": ("Run the contract tests on what a plugin adds.", "zoo.cli.check:check"),
 }
 ORDER = ("list", "info", "install", "uninstall", "enable", "disable", "new", "check")
-
-PLURALS = {"family": "families", "loss": "losses"}
 
 
 class Later(TyperCommand):
@@ -219,28 +216,6 @@ def _called(name: str) -> str:
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def declares(plugin: Plugin) -> dict[str, list[str]]:
-    """What a plugin declares: kind -> names."""
-    return {kind: list(plugin.declares(kind)) for kind in ("model", *KINDS)}
-
-
-def counted(declared: Mapping[str, Sequence[str]]) -> str:
-    """Say how much there is of each kind: "1 model, 9 compressors"."""
-    words = [(len(names), label(kind)) for kind, names in declared.items() if names]
-    return ", ".join(f"{n} {word if n == 1 else PLURALS.get(word, word + 's')}" for n, word in words)
-
-
-def loadable(plugin: Plugin) -> bool:
-    """Whether there is anything to load; one that only has a name refused still loads."""
-    return bool(plugin.module and not plugin.disabled and (plugin.names or not plugin.fault))
-
-
-def missing(plugin: Plugin) -> dict[str, list[str]]:
-    """What the names of a plugin need and is not installed: "kind name" -> needs."""
-    found = {f"{d.kind} {d.name}": [need for need in d.needs if not is_present(need)] for d in plugin.names}
-    return {thing: needs for thing, needs in found.items() if needs}
-
-
 def _loaded(found: Sequence[Plugin], timeout: float | None) -> dict[str, Any]:
     """Load what can be loaded, each in a fresh process; says on stderr how far it is."""
     from zoo.cli import fresh
@@ -268,11 +243,6 @@ def _reason(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
 def _took(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
     one = loaded.get(plugin.name)
     return milliseconds(one.seconds) if one and not one.fault else ""
-
-
-def milliseconds(seconds: float) -> str:
-    """Write a short time."""
-    return f"{seconds * 1000:.0f} ms"
 
 
 def _print_list(found: Sequence[Plugin], loaded: Mapping[str, Any], *, load: bool) -> None:
@@ -319,22 +289,6 @@ def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
         output.print_facts(entries)
     for note in plugin.notes:
         output.say(f"note: {note}")
-
-
-def facts(plugin: Plugin) -> dict[str, Any]:
-    """What is known of a plugin without importing it, as plain JSON data."""
-    return {
-        "name": plugin.name,
-        "version": plugin.version,
-        "distribution": plugin.distribution,
-        "status": plugin.status,
-        "fault": plugin.fault or None,
-        "notes": list(plugin.notes),
-        "path": str(plugin.path) if plugin.path else None,
-        "module": plugin.module or None,
-        "api": plugin.api or None,
-        "declares": declares(plugin),
-    }
 
 
 def _facts(plugin: Plugin, loaded: Mapping[str, Any]) -> dict[str, Any]:

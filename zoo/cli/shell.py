@@ -19,6 +19,7 @@ from zoo import plugins, registry, signals
 from zoo.cli import output
 from zoo.errors import OutputError, PluginError, RequestError, ZooError, one_line
 from zoo.files import refused
+from zoo.names import declaration, of_kind, plugin_of
 
 HELP = "A model zoo whose models come with the means to make them smaller."
 
@@ -39,7 +40,7 @@ class Shell(TyperGroup):
             return None
         if cmd_name not in self.commands:
             try:
-                registry.declared("command", cmd_name)  # "plugin:name", or refused with the nearest
+                declaration("command", cmd_name)  # "plugin:name", or refused with the nearest
             except RequestError:
                 if ctx.resilient_parsing:  # while completing: nothing to complete
                     return None
@@ -54,7 +55,7 @@ class Shell(TyperGroup):
             raise Interrupted(error) from None
         except SystemExit as error:  # a command may end as it likes; what it uses of other plugins may not
             plugin = _whose(error)
-            if plugin and plugin != registry.plugin_of("command", ctx.invoked_subcommand):
+            if plugin and plugin != plugin_of("command", ctx.invoked_subcommand):
                 raise PluginError(
                     f"Plugin {plugin} ended the program before the work was done ({one_line(error)})."
                 ) from error
@@ -73,7 +74,7 @@ class Lazy(TyperCommand):
         try:
             command = command_of(self.name, function)
         except Exception as error:  # no function, or a parameter that typer cannot read from a command line
-            plugin = registry.plugin_of("command", self.name)
+            plugin = plugin_of("command", self.name)
             raise PluginError(f"Command {self.name!r} of plugin {plugin} is no command: {one_line(error)}") from error
         return command.make_context(*args, **extra)
 
@@ -211,7 +212,7 @@ def shell() -> Any:
     )
     group = typer.main.get_command(app)
     assert isinstance(group, Shell)
-    for name, declared in registry.names("command").items():
+    for name, declared in of_kind("command").items():
         group.commands[name] = Lazy(name, declared.summary)
     _spare_pydantic(group)
     return group

@@ -6,13 +6,28 @@ architecture of a known modality is little more than `config`, `build` and `anat
 
 from __future__ import annotations
 
-from zoo.family.base import Batch as Batch
-from zoo.family.base import Family as Family
-from zoo.family.base import Rows as Rows
-from zoo.family.base import place as place
-from zoo.family.text import TextFamily as TextFamily
-from zoo.family.text import start_token as start_token
-from zoo.family.text_to_image import TextToImageFamily as TextToImageFamily
-from zoo.family.vision import VisionFamily as VisionFamily
-from zoo.family.vision_language import VisionLanguageFamily as VisionLanguageFamily
-from zoo.family.vision_language import asked as asked
+from typing import TYPE_CHECKING
+
+from zoo.faces import face
+
+if TYPE_CHECKING:
+    from zoo.family.base import Batch as Batch
+    from zoo.family.base import Family as Family
+    from zoo.family.base import Rows as Rows
+    from zoo.family.base import place as place
+    from zoo.family.text import TextFamily as TextFamily
+    from zoo.family.text_to_image import TextToImageFamily as TextToImageFamily
+    from zoo.family.tokens import start_token as start_token
+    from zoo.family.vision import VisionFamily as VisionFamily
+    from zoo.family.vision_language import VisionLanguageFamily as VisionLanguageFamily
+    from zoo.family.vision_language import asked as asked
+
+HOMES = {
+    "zoo.family.base": ("Batch", "Family", "Rows", "place"),
+    "zoo.family.text": ("TextFamily",),
+    "zoo.family.text_to_image": ("TextToImageFamily",),
+    "zoo.family.tokens": ("start_token",),
+    "zoo.family.vision": ("VisionFamily",),
+    "zoo.family.vision_language": ("VisionLanguageFamily", "asked"),
+}
+__getattr__, __dir__ = face(__name__, HOMES)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Batch, Family, Rows
+from zoo.family.tokens import differing_token, require_text, start_token
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ class TextFamily(Family):
     def comparable(self, student: Model, teacher: Model) -> str:
         mine, theirs = (int(self.text_config(m).get("vocab_size", 0)) for m in (student, teacher))
         if mine == theirs:
-            return _other_token(student, teacher)
+            return differing_token(student, teacher)
         return (
             f"distill compares distributions over one vocabulary: {student.spec.name} has {mine} tokens, the teacher "
             f"{teacher.spec.name} {theirs}. Choose a teacher with the same tokenizer."
@@ -133,8 +134,8 @@ class TextFamily(Family):
         Raises:
             RequestError: the prompt is not text or holds nothing that the model knows, or the model continues no text.
         """
+        from zoo.chat import Written
         from zoo.errors import RequestError
-        from zoo.generation import Written
 
         if isinstance(prompt, Written):
             prompt = prompt.text
@@ -158,7 +159,7 @@ class TextFamily(Family):
         return bare if not bare or bare[: len(start)] == start else start + bare
 
     def ends(self, model: Model) -> Container[Any] | None:
-        """The tokens that end a text, where they are no single ids; None: `zoo.generation.end_tokens` says."""
+        """The tokens that end a text, where they are no single ids; None: `zoo.family.tokens.end_tokens` says."""
         return None
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
@@ -181,8 +182,9 @@ class TextFamily(Family):
             RequestError: the prompt leaves no room in the model's context, or an option is unknown or does not fit the model.
         """
         from zoo.errors import RequestError
+        from zoo.family.sampling import Sampling
         from zoo.filling import shown
-        from zoo.generation import Sampling, stream_text, write_texts
+        from zoo.generation import stream_text, write_texts
 
         stream = options.pop("stream", False)
         self._require_options(model, options)
@@ -213,8 +215,8 @@ class TextFamily(Family):
 
     def _written(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
         """The prompt, or what messages or parts of code become in the model's own format."""
+        from zoo.chat import Written
         from zoo.errors import RequestError
-        from zoo.generation import Written
 
         code = {name: value for name, value in code.items() if value is not None}
         if messages is None and not code:
@@ -293,32 +295,6 @@ class TextFamily(Family):
         """Longest sequence the model takes, in tokens."""
         config = self.text_config(model)
         return int(config.get("max_position_embeddings") or config.get("n_positions") or 1024)
-
-
-def require_text(prompt: Any) -> None:
-    from zoo.errors import RequestError
-
-    if prompt and not isinstance(prompt, str):
-        raise RequestError(f"The prompt is of type {type(prompt).__name__}: pass some text, or a list of texts.")
-    if not prompt:
-        raise RequestError("The prompt is empty: pass some text to continue.")
-    if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
-
-
-def _other_token(student: Model, teacher: Model) -> str:
-    """Name the first number that stands for different tokens; "" where none does, or a tokenizer is not known."""
-    both = [model.processor for model in (student, teacher)]
-    if both[0] is both[1] or not all(hasattr(one, "get_vocab") for one in both):
-        return ""
-    mine, theirs = ({number: token for token, number in one.get_vocab().items()} for one in both)
-    number = next((number for number in sorted(mine.keys() & theirs.keys()) if mine[number] != theirs[number]), None)
-    if number is None:
-        return ""
-    return (
-        f"distill compares distributions over one vocabulary: token {number} is {mine[number]!r} to {student.spec.name} and "
-        f"{theirs[number]!r} to the teacher {teacher.spec.name}. Choose a teacher with the same tokenizer."
-    )
 
 
 def _inputs(batch: Batch) -> Batch:
@@ -431,9 +407,3 @@ def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) ->
         "input_ids": torch.where(hidden_BT, shown_BT, ids_BT),
         "labels": ids_BT.masked_fill(~hidden_BT, -1),
     }
-
-
-def start_token(model: Model) -> int:
-    """The token with which the decoder of a seq2seq model begins."""
-    found = [model.spec.config.get(name) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")]
-    return next((int(token) for token in found if token is not None), 0)

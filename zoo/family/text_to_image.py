@@ -193,7 +193,7 @@ class TextToImageFamily(Family):
         """
         from zoo.diffusion import require_prompt
         from zoo.errors import RequestError
-        from zoo.generation import require_seed
+        from zoo.family.sampling import require_seed
 
         text = require_prompt(
             self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name

@@ -14,11 +14,28 @@ fresh process finds it by its name. `zoo plugins check NAME` and the pytest plug
 
 from __future__ import annotations
 
-from zoo.testing.exact import Outputs as Outputs
-from zoo.testing.exact import check_estimate as check_estimate
-from zoo.testing.exact import check_exact_reload as check_exact_reload
-from zoo.testing.exact import check_refuses as check_refuses
-from zoo.testing.exact import difference as difference
-from zoo.testing.exact import outputs as outputs
-from zoo.testing.exact import outputs_in_fresh_process as outputs_in_fresh_process
-from zoo.testing.exact import random_state_kept as random_state_kept
+from typing import TYPE_CHECKING
+
+from zoo.faces import face
+
+if TYPE_CHECKING:
+    from zoo.testing.computed import Outputs as Outputs
+    from zoo.testing.computed import difference as difference
+    from zoo.testing.computed import outputs as outputs
+    from zoo.testing.exact import check_estimate as check_estimate
+    from zoo.testing.exact import check_exact_reload as check_exact_reload
+    from zoo.testing.exact import check_refuses as check_refuses
+    from zoo.testing.exact import outputs_in_fresh_process as outputs_in_fresh_process
+    from zoo.testing.exact import random_state_kept as random_state_kept
+
+HOMES = {
+    "zoo.testing.exact": (
+        "check_estimate",
+        "check_exact_reload",
+        "check_refuses",
+        "outputs_in_fresh_process",
+        "random_state_kept",
+    ),
+    "zoo.testing.computed": ("Outputs", "difference", "outputs"),
+}
+__getattr__, __dir__ = face(__name__, HOMES)

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+from zoo.testing.computed import difference, hash_of_tensors, outputs
 
+if TYPE_CHECKING:
     from zoo.compressor import Compressor, CompressorOptions, Context
     from zoo.model import Model
-
-Outputs = dict[str, Any]
-TOKENS = 8  # generated with a cache
+    from zoo.testing.computed import Outputs
 
 
 def check_estimate(
@@ -48,7 +46,7 @@ def planned(model: Model, compressor: Compressor, options: CompressorOptions) ->
         AssertionError: the model's own lineage does not give its sizes, or the outline allocates memory.
         ZooError: the stage refuses the model.
     """
-    from zoo.model import stage_of
+    from zoo.lineage import stage_of
 
     skeleton = model.skeleton()
     require_equal_sizes(skeleton, model, f"{name_of(model)}: its lineage, replayed on a skeleton")
@@ -121,37 +119,6 @@ def random_state_kept(what: str = "this") -> Iterator[None]:
 # --- what a model computes ------------------------------------------------------------------------------------------
 
 
-def outputs(model: Model) -> Outputs:
-    """What a model is and computes: sizes, traits, and hashes of the raw bytes of its tensors and outputs.
-
-    Batches of several sizes, since many rows, few, and one run in different kernels, and one in particular is sensitive
-    to where a weight lies in memory. Causal models also generate, with a cache.
-    """
-    import torch
-
-    from zoo.family import TextFamily
-    from zoo.generation import next_tokens
-
-    found: Outputs = {
-        "parameters": model.params,
-        "bytes": model.bytes,
-        "traits": {path: [[t.kind, t.detail, t.stage] for t in traits] for path, traits in model.state().items()},
-        "tensors": hash_of_tensors(model),
-    }
-    with torch.no_grad():
-        for name, (batch, size) in {
-            "output": (2, 16),
-            "output for four tokens": (1, 4),
-            "output for one token": (1, 1),
-        }.items():
-            found[name] = _hash(model.family.forward(model, model.family.example(model, batch=batch, size=size)))
-    if isinstance(model.family, TextFamily) and model.spec.task == "causal-lm":
-        prompt = model.family.example(model, batch=1, size=4)["input_ids"][0].tolist()
-        found["generated tokens"] = list(next_tokens(model, prompt, TOKENS))
-        found["sampled tokens"] = list(next_tokens(model, prompt, TOKENS, temperature=1.0))
-    return found
-
-
 def outputs_in_fresh_process(folders: Sequence[Path]) -> dict[Path, Outputs]:
     """Load each artifact in one fresh process and return what `outputs` says of it there."""
     from zoo.testing.fresh import FreshProcess
@@ -160,16 +127,6 @@ def outputs_in_fresh_process(folders: Sequence[Path]) -> dict[Path, Outputs]:
         return {}
     with FreshProcess() as fresh:
         return {folder: fresh.outputs(folder) for folder in folders}
-
-
-def difference(label: str, here: Outputs, there: Outputs) -> str:
-    """Say in what a reloaded model differs from the saved one; "" where in nothing."""
-    if "error" in there:
-        return f"{label} does not load in a fresh process: {there['error']}"
-    if there["stored bytes"] != here["bytes"]:
-        return f"{label}: its file holds {there['stored bytes']:,} bytes of weights, Model.bytes says {here['bytes']:,}"
-    wrong = [key for key, value in json.loads(json.dumps(here)).items() if there.get(key) != value]
-    return f"{label}, reloaded in a fresh process, differs in {', '.join(wrong)}" if wrong else ""
 
 
 # --- small questions ------------------------------------------------------------------------------------------------
@@ -202,18 +159,6 @@ def require_equal_sizes(predicted: Model, real: Model, label: str) -> None:
     for what in ("params", "bytes"):
         one, other = getattr(predicted, what), getattr(real, what)
         require(one == other, f"{label}, has {one:,} {what}; the model has {other:,}")
-
-
-def _hash(tensor: torch.Tensor) -> str:
-    import torch
-
-    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor.detach()
-    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
-
-
-def hash_of_tensors(model: Model) -> str:
-    parts = [(name, str(t.dtype), list(t.shape), _hash(t)) for name, t in sorted(model.tensors().items())]
-    return hashlib.sha256(json.dumps([parts, model.aliases()], sort_keys=True).encode()).hexdigest()
 
 
 def random_states() -> dict[str, str]:

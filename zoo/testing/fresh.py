@@ -132,7 +132,7 @@ def _answer(request: dict[str, Any]) -> Answer:
 
         return {"fingerprint": open_data(request["fingerprint"]).fingerprint}
     from zoo.loading import load
-    from zoo.testing.exact import outputs
+    from zoo.testing.computed import outputs
 
     folder = Path(request["outputs"])
     model = load(folder)

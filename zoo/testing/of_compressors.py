@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import RequestError, ZooError
 from zoo.testing.bench import Bench, attempts, folder_in, options, other_chance, thing
 from zoo.testing.check import Check, Once, Skipped
-from zoo.testing.exact import (
-    check_refuses,
-    difference,
-    name_of,
-    outputs,
-    planned,
-    random_states,
-    require,
-    require_equal_sizes,
-)
+from zoo.testing.computed import difference, outputs
+from zoo.testing.exact import check_refuses, name_of, planned, random_states, require, require_equal_sizes
 
 if TYPE_CHECKING:
     from zoo.compressor import Compressor, CompressorOptions

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ZooError, one_line
 from zoo.testing.bench import Bench, options, other_chance, thing
 from zoo.testing.check import Check, Once, Skipped
-from zoo.testing.exact import hash_of_tensors, random_state_kept, require
+from zoo.testing.computed import hash_of_tensors
+from zoo.testing.exact import random_state_kept, require
 
 if TYPE_CHECKING:
     from zoo.data import Dataset

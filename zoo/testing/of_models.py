@@ -11,7 +11,8 @@ from zoo.errors import RequestError
 from zoo.testing.anatomy import check_anatomy
 from zoo.testing.bench import LARGEST, LINES, TINY, Bench, folder_in, other_chance, picture
 from zoo.testing.check import Check, Skipped
-from zoo.testing.exact import difference, name_of, outputs, random_state_kept, require
+from zoo.testing.computed import difference, outputs
+from zoo.testing.exact import name_of, random_state_kept, require
 
 if TYPE_CHECKING:
     import torch

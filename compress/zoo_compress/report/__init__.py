@@ -10,7 +10,16 @@ Both take the content of results.json and say the same things, because both read
     page, terminal
 """
 
-from zoo_compress.report.page import html
-from zoo_compress.report.terminal import table
+from __future__ import annotations
 
-__all__ = ["html", "table"]
+from typing import TYPE_CHECKING
+
+from zoo.faces import face
+
+if TYPE_CHECKING:
+    from zoo_compress.report.page import html as html
+    from zoo_compress.report.terminal import table as table
+
+__getattr__, __dir__ = face(
+    __name__, {"zoo_compress.report.page": ("html",), "zoo_compress.report.terminal": ("table",)}
+)

@@ -1,0 +1,61 @@
+"""Tokens of language models: where a text begins and ends, and whether two tokenizers agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import RequestError
+
+if TYPE_CHECKING:
+    from zoo.model import Model
+
+
+def require_text(prompt: Any) -> None:
+    if prompt and not isinstance(prompt, str):
+        raise RequestError(f"The prompt is of type {type(prompt).__name__}: pass some text, or a list of texts.")
+    if not prompt:
+        raise RequestError("The prompt is empty: pass some text to continue.")
+    if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
+
+
+def differing_token(student: Model, teacher: Model) -> str:
+    """Name the first number that stands for different tokens; "" where none does, or a tokenizer is not known."""
+    both = [model.processor for model in (student, teacher)]
+    if both[0] is both[1] or not all(hasattr(one, "get_vocab") for one in both):
+        return ""
+    mine, theirs = ({number: token for token, number in one.get_vocab().items()} for one in both)
+    number = next((number for number in sorted(mine.keys() & theirs.keys()) if mine[number] != theirs[number]), None)
+    if number is None:
+        return ""
+    return (
+        f"distill compares distributions over one vocabulary: token {number} is {mine[number]!r} to {student.spec.name} and "
+        f"{theirs[number]!r} to the teacher {teacher.spec.name}. Choose a teacher with the same tokenizer."
+    )
+
+
+def start_token(model: Model) -> int:
+    """The token with which the decoder of a seq2seq model begins."""
+    found = [model.spec.config.get(name) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")]
+    return next((int(token) for token in found if token is not None), 0)
+
+
+def end_tokens(model: Model) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and those of the config and the generation config (a chat's end of turn)."""
+    kept = getattr(model.module, "generation_config", None)
+    own = getattr(getattr(model.module, "config", None), "eos_token_id", None)
+    named = getattr(kept, "eos_token_id", None)
+    found = [getattr(model.processor, "eos_token_id", None), model.spec.config.get("eos_token_id")]
+    if named != own:  # else it repeats the config, or what its class takes where a checkpoint names none
+        found.append(named)
+    return {
+        int(token)
+        for some in found
+        if some is not None
+        for token in (some if isinstance(some, list | tuple) else [some])
+    }
+
+
+def reads_apart(model: Model) -> bool:
+    """Whether an encoder reads the prompt and a decoder writes the answer."""
+    return bool(getattr(getattr(model.module, "config", None), "is_encoder_decoder", False))
