@@ -25,7 +25,7 @@ CHILD = """
 import json, sys, time
 import torch, transformers, zoo, zoo.loading, zoo.model, zoo.artifact, safetensors.torch
 from zoo import registry
-from zoo_compress.memory import peak_bytes, reset_peak, resident_bytes
+from zoo.system.memory import peak_bytes, reset_peak, resident_bytes
 how, path, dtype = sys.argv[1:4]
 registry.family("llama")
 transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM, transformers.AutoTokenizer

@@ -27,12 +27,12 @@ from zoo import header, plugins
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
-from zoo.files import sha256_of, sync, why_unwritable, writing
 from zoo.finite import require_finite
 from zoo.installed import DISTRIBUTION
 from zoo.names import declaration_of
 from zoo.origin import problem_of_made, problem_of_source, sealed
-from zoo.reading import LARGEST_DATA, text_of
+from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.system.writing import sha256_of, sync, why_unwritable, writing
 
 if TYPE_CHECKING:
     import torch

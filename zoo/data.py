@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from zoo.errors import DataError, RequestError, nearest
-from zoo.files import sha256_of
+from zoo.system.writing import sha256_of
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -334,7 +334,7 @@ def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "
 def _from_hub(reference: Reference) -> list[Sample]:
     name = reference.source.removeprefix("hub:")
     hint = " Go online once (and unset HF_HUB_OFFLINE), or name a folder that `datasets` saved."
-    from zoo.weights import no_telemetry
+    from zoo.system.hub import no_telemetry
 
     with no_telemetry():
         return _from_datasets(lambda d: d.load_dataset(name), reference, reference.source, hint=hint)

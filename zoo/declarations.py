@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo.errors import PluginError, nearest
-from zoo.reading import text_of, toml_of
+from zoo.system.reading import text_of, toml_of
 
 API = 1  # the version of the hooks and of registry.toml; raised when plugins made for the old one no longer work
 

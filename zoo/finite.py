@@ -16,7 +16,7 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family import Batch
+    from zoo.family.base import Batch
     from zoo.model import Model
 
 REPAIR = "Load the weights anew or repair them."

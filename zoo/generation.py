@@ -15,8 +15,9 @@ from zoo.finite import cause, damage, ends, require_finite_outputs
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family import Batch, TextFamily
+    from zoo.family.base import Batch
     from zoo.family.sampling import Sampling
+    from zoo.family.text import TextFamily
     from zoo.model import Model
 
 

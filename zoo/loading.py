@@ -19,7 +19,7 @@ from zoo.origin import source
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family import Family
+    from zoo.family.base import Family
 
 DTYPES = artifact.PRECISIONS
 SCALES = ("tiny",)

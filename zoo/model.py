@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from zoo.anatomy import Anatomy
     from zoo.compressor import Compressor, CompressorOptions, Context, State, Trait
-    from zoo.family import Family
+    from zoo.family.base import Family
     from zoo.lineage import Stage
 
 

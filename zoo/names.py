@@ -14,7 +14,7 @@ from zoo import plugins
 from zoo.declarations import Declared as Declared
 from zoo.declarations import label
 from zoo.errors import PluginError, RequestError, UnknownName, ZooError, nearest, one_line
-from zoo.reading import LARGEST_DATA, text_of
+from zoo.system.reading import LARGEST_DATA, text_of
 
 if TYPE_CHECKING:
     from zoo.declarations import ModelSpec

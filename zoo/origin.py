@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.files import sha256_of
+from zoo.system.writing import sha256_of
 
 if TYPE_CHECKING:
     from zoo.compressor import Compressor, Context

@@ -11,7 +11,7 @@ from typing import Any
 from zoo import declarations, evaluation, hooks, plugins, registry
 from zoo.data import Source
 from zoo.declarations import API, KINDS, Declared, ModelSpec, keys_of
-from zoo.family import Family
+from zoo.family.base import Family
 from zoo.names import name_to_write, of_kind
 from zoo.plugins import HOOKS
 

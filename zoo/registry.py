@@ -9,7 +9,7 @@ from zoo.names import family_declaration, object_of, resolve
 if TYPE_CHECKING:
     from zoo.compressor import Compressor
     from zoo.declarations import ModelSpec
-    from zoo.family import Family
+    from zoo.family.base import Family
 
 
 def compressor(name: str, *, plugin: str = "") -> Compressor:

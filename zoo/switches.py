@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import PluginError, one_line
-from zoo.reading import text_of
+from zoo.system.reading import text_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def write(names: frozenset[str]) -> None:
     """
     from json import dumps
 
-    from zoo.files import replace_file
+    from zoo.system.writing import replace_file
 
     found = current()
     if found.fault:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from zoo import plugins
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line
-from zoo.files import sha256_of
+from zoo.system.hub import no_telemetry
+from zoo.system.writing import sha256_of
 
 PATTERNS = [
     "*.safetensors",
@@ -62,19 +61,6 @@ def resolve(spec: ModelSpec) -> Path:
                 f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
             )
     return Path(found)
-
-
-@contextmanager
-def no_telemetry() -> Iterator[None]:
-    """Ask the hub for what is needed and no more: without this, huggingface_hub reports torch's version and the agent it runs under."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_DISABLE_TELEMETRY
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def packaged_at(spec: ModelSpec) -> Path | None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo.compressor import CompressorOptions, Context
 from zoo.errors import DataError, ZooError
-from zoo.family import Batch, place
+from zoo.family.base import Batch, place
 from zoo.finite import all_finite, cause
 from zoo.model import Model
 

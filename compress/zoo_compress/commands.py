@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli import output
-from zoo.signals import remark
+from zoo.system import quantities
+from zoo.system.signals import remark
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
 SetOption = Annotated[
@@ -28,9 +29,9 @@ def plan(
     recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, json: output.JsonOption = False
 ) -> None:
     """Say what a recipe would do, cost and need, without doing it."""
-    from zoo_compress import Recipe
-    from zoo_compress import plan as make_plan
     from zoo_compress.folder import RunFolder
+    from zoo_compress.planner import plan as make_plan
+    from zoo_compress.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides=set_ or [])
     if out is not None:
@@ -63,11 +64,11 @@ def compress(
 
     A rerun skips what is finished, and goes on where the last one stopped or was killed.
     """
-    from zoo_compress import Recipe, run
-    from zoo_compress import plan as make_plan
     from zoo_compress.folder import RunFolder
+    from zoo_compress.planner import plan as make_plan
     from zoo_compress.progress import Terminal
-    from zoo_compress.runner import selected
+    from zoo_compress.recipe import Recipe
+    from zoo_compress.runner import run, selected
 
     parsed = Recipe.load(recipe, overrides=set_ or [])
     folder = out or Path("runs") / parsed.about.name
@@ -178,7 +179,7 @@ def show_plan(found: Any) -> None:
     licenses = ", ".join(f"{name}: {license}" for name, license in found.licenses.items())
     print(f"Plan of {found.recipe.about.name}: {spec.name} ({licenses}), {len(found.stages) - 1} stages")
     rows = [
-        [str(number), stage.use, f"{stage.params:,}", output.size(stage.bytes), output.size(stage.peak_bytes)]
+        [str(number), stage.use, f"{stage.params:,}", quantities.size(stage.bytes), quantities.size(stage.peak_bytes)]
         for number, stage in enumerate(found.stages)
     ]
     output.print_table(
@@ -192,20 +193,20 @@ def show_plan(found: Any) -> None:
     for role, data in found.data.items():
         print(f"  {role}: {data.name}, {len(data):,} records")
     print(
-        f"  needs {output.size(found.disk_bytes)} of disk ({output.size(found.free_disk_bytes)} free); "
-        f"{output.size(found.free_memory_bytes)} of memory free"
+        f"  needs {quantities.size(found.disk_bytes)} of disk ({quantities.size(found.free_disk_bytes)} free); "
+        f"{quantities.size(found.free_memory_bytes)} of memory free"
     )
     if found.shortage:
         output.warn(found.shortage)
     if found.disk_bytes > found.free_disk_bytes:
-        output.warn(f"the plan needs {output.size(found.disk_bytes)} of disk, more than is free.")
+        output.warn(f"the plan needs {quantities.size(found.disk_bytes)} of disk, more than is free.")
 
 
 def show_results(results: dict[str, Any], folder: Path) -> None:
     """Print the table of a finished run and where to look."""
     from rich.console import Console
 
-    from zoo_compress.report import table
+    from zoo_compress.report.terminal import table
 
     console = Console()
     if not console.is_terminal:  # piped: wide enough for every column

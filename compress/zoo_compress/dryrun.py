@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zoo.data import Dataset
 from zoo.errors import ZooError, one_line
-from zoo.family import Batch
+from zoo.family.base import Batch
 from zoo.model import Model
 
 aten: Any = torch.ops.aten

@@ -28,7 +28,7 @@ from typing import Any
 from zoo import artifact, loading
 from zoo.card import card
 from zoo.errors import ArtifactError, OutputError
-from zoo.files import replace_file, sync, why_unwritable, writing
+from zoo.system.writing import replace_file, sync, why_unwritable, writing
 
 MARKER = "run.json"
 MARKERS = ("config.json", "model_index.json")  # files by which a directory is taken for a model

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zoo import load
 from zoo.anatomy import Block
 from zoo.compressor import State
+from zoo.loading import load
 
 
 def describe(name_or_path: str) -> dict[str, Any]:

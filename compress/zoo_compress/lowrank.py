@@ -25,7 +25,7 @@ from torch import nn
 from zoo.anatomy import Target
 from zoo.compressor import Compressor, Context, Record, State, Trait, require_dense
 from zoo.errors import Refused, ZooError
-from zoo.family import Batch
+from zoo.family.base import Batch
 from zoo.model import Model
 from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
 from zoo_compress.quantize.packed import weight_out_in

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zoo.errors import RequestError
-from zoo_compress.memory import Limit, limits, resident_bytes
+from zoo.system.memory import Limit, limits, resident_bytes
 
 if TYPE_CHECKING:
     from zoo_compress.planner import Plan
@@ -50,7 +50,7 @@ def needs(plan: Plan, *, done: Collection[str] = ()) -> Iterator[Need]:
 
 def shortage(wanted: Sequence[Need], *, bounds: Sequence[Limit] | None = None) -> str:
     """Say in one sentence what cannot have the memory it needs, that which lacks most, or return ""."""
-    from zoo_compress.report.quantities import quantity
+    from zoo.system.quantities import quantity
 
     now = resident_bytes()
     lacking = [
@@ -75,7 +75,7 @@ def require_room() -> None:
     Raises:
         RequestError: names what bounds it.
     """
-    from zoo_compress.report.quantities import quantity
+    from zoo.system.quantities import quantity
 
     for limit in limits():
         least = ADDRESSES if limit.source.startswith("RLIMIT_AS") else ROOM

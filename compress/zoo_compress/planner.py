@@ -20,7 +20,7 @@ from zoo.data import Dataset, open_data
 from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
 from zoo.lineage import Stage, stage_of
 from zoo.model import Model
-from zoo_compress.memory import give_back, limits, resident_bytes
+from zoo.system.memory import give_back, limits, resident_bytes
 from zoo_compress.needs import needs, require_room, shortage
 from zoo_compress.recipe import Recipe, StageRequest
 

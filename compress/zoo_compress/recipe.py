@@ -24,7 +24,7 @@ from zoo import registry
 from zoo.compressor import Compressor, CompressorOptions
 from zoo.errors import RecipeError, RequestError, nearest
 from zoo.names import declaration
-from zoo.reading import text_of, toml_of
+from zoo.system.reading import text_of, toml_of
 
 M = TypeVar("M", bound=BaseModel)
 Dtype = Literal["", "float32", "bfloat16", "float16"]

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo import artifact, catalog, evaluation, loading, registry, signals, weights
+from zoo import artifact, catalog, evaluation, loading, registry, weights
 from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
 from zoo.data import Dataset
 from zoo.errors import OutputError, RequestError, nearest
 from zoo.model import Model, build_random
 from zoo.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
+from zoo.system import signals
+from zoo.system.memory import peak_bytes, reset_peak
 from zoo_compress.folder import RunFolder, repairable
 from zoo_compress.measure import in_own_process
-from zoo_compress.memory import peak_bytes, reset_peak
 from zoo_compress.needs import require_memory
 from zoo_compress.planner import Plan, blamed, control_of, located, plan, weights_of
 from zoo_compress.provenance import digest, machine, versions, weights_digest
@@ -392,7 +393,7 @@ class _Job:
 
     def publish(self, stages: tuple[StageRequest, ...], results: dict[str, Any]) -> None:
         """Write results and report, then the last stage's artifact with its figures on the card."""
-        from zoo_compress.report import html
+        from zoo_compress.report.page import html
         from zoo_compress.report.sheet import contact_sheet
 
         beside = {"results.json": json.dumps(results, indent=1) + "\n", "report.html": html(results)}

@@ -13,7 +13,7 @@ from zoo_compress.accuracy import accuracy
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset, Sample, placed
 from zoo.errors import DataError, RequestError
-from zoo.family import VisionLanguageFamily, asked
+from zoo.family.vision_language import VisionLanguageFamily, asked
 from zoo.finite import require_finite_outputs
 from zoo.generation import greedy
 from zoo.model import Model

@@ -16,7 +16,8 @@ from pydantic import Field
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset, placed
 from zoo.errors import DataError, RequestError
-from zoo.family import TextFamily, start_token
+from zoo.family.text import TextFamily
+from zoo.family.tokens import start_token
 from zoo.finite import require_finite_outputs
 from zoo.model import Model
 

@@ -24,10 +24,10 @@ from zoo.anatomy import Anatomy
 from zoo.building import cast_parameters
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
-from zoo.family import TextFamily
+from zoo.family.text import TextFamily
 from zoo.loading import CODE_KEYS, DTYPES, check_config
 from zoo.model import Model
-from zoo.reading import LARGEST_DATA, text_of
+from zoo.system.reading import LARGEST_DATA, text_of
 from zoo_slm import models
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}

@@ -19,7 +19,7 @@ from zoo_compress.accuracy import accuracy
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset, Sample, open_data
 from zoo.errors import DataError, RequestError
-from zoo.family import TextToImageFamily
+from zoo.family.text_to_image import TextToImageFamily
 from zoo.finite import require_finite_outputs
 from zoo.model import Model
 from zoo_snapgen.data import DIGITS

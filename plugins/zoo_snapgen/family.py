@@ -23,7 +23,7 @@ from zoo.building import cast_parameters
 from zoo.catalog import ModelSpec
 from zoo.diffusion import DENOISERS
 from zoo.errors import ArtifactError, RequestError
-from zoo.family import TextToImageFamily
+from zoo.family.text_to_image import TextToImageFamily
 from zoo.model import Model
 from zoo_snapgen import classes
 

@@ -12,7 +12,7 @@ from zoo_compress.accuracy import accuracy
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import DataError, RequestError
-from zoo.family import VisionFamily
+from zoo.family.vision import VisionFamily
 from zoo.finite import require_finite_outputs
 from zoo.model import Model
 

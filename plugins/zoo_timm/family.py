@@ -26,7 +26,7 @@ from zoo import artifact, header
 from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
-from zoo.family import VisionFamily
+from zoo.family.vision import VisionFamily
 from zoo.model import Model
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from zoo_compress.report import html, table
 from zoo_compress.report.axes import axis, overlap, place, text_width, tick_labels
 from zoo_compress.report.columns import quality, stages
 from zoo_compress.report.confusion import matrix, mistakes
-from zoo_compress.report.quantities import clean, finite, measured, percent, points, quantity, seconds, times
 from zoo_compress.report.samples import right
 from zoo_compress.report.summary import summary
+
+from zoo.system.quantities import clean, finite, measured, percent, points, quantity, seconds, times
 
 pytestmark = pytest.mark.quick
 

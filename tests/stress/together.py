@@ -38,7 +38,7 @@ from zygote import Process, Zygote
 import zoo
 from zoo import artifact
 from zoo.errors import ZooError
-from zoo.files import sha256_of
+from zoo.system.writing import sha256_of
 
 HELD = re.compile(
     r"error: Another run is writing into \S+( \(process (\d+) on (\S+), since \S+\))?; wait for it, or choose another --out\."

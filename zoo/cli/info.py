@@ -14,7 +14,8 @@ from zoo.cli import output
 from zoo.declarations import Declared, ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName
 from zoo.names import declaration, recognise
-from zoo.reading import LARGEST_DATA, text_of
+from zoo.system import quantities
+from zoo.system.reading import LARGEST_DATA, text_of
 
 # Bits a parameter takes; the packed formats' scales come on top (a few per cent).
 FORMATS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
@@ -80,7 +81,7 @@ def info(model: output.ModelArgument, json: output.JsonOption = False) -> None:
             ("hub", hub),
             ("params", _params(spec)),
             ("shape", ", ".join(f"{key} {value}" for key, value in shape.items())),
-            ("memory", ", ".join(f"{name} {output.size(size)}" for name, size in memory.items())),
+            ("memory", ", ".join(f"{name} {quantities.size(size)}" for name, size in memory.items())),
             ("KV cache", cache.said(dtype, shape.get("context", 0))),
             ("weights", source),
             ("unknown", spec.unknown),
@@ -106,14 +107,14 @@ class Cache:
         """Say it in a line; "" where nothing is kept, or the config does not say."""
         if not self.per_token:
             return ""
-        parts = [f"{output.size(self.per_token)} per token in {dtype}"]
+        parts = [f"{quantities.size(self.per_token)} per token in {dtype}"]
         if self.window:
-            part = "all" if self.in_window == self.per_token else output.size(self.in_window)
+            part = "all" if self.in_window == self.per_token else quantities.size(self.in_window)
             parts[0] += f" ({part} of it only for the last {self.window} tokens)"
         if self.read:
-            parts.append(f"and {output.size(self.read)} per token read")
+            parts.append(f"and {quantities.size(self.read)} per token read")
         if context:
-            parts.append(f"{output.size(self.at(context))} at {context} tokens")
+            parts.append(f"{quantities.size(self.at(context))} at {context} tokens")
         return ", ".join(parts)
 
 

@@ -29,10 +29,10 @@ from urllib.request import url2pathname
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from zoo import signals
 from zoo.cli import output
 from zoo.errors import RequestError, ZooError, plain
 from zoo.installed import GROUPS, normalised
+from zoo.system import signals
 
 PIP_ENV = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",

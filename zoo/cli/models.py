@@ -9,6 +9,7 @@ import typer
 from zoo import catalog
 from zoo.cli import output
 from zoo.errors import nearest
+from zoo.system import quantities
 
 
 def list_models(
@@ -26,7 +27,7 @@ def list_models(
         output.print_json([{**spec.to_json(), "name": name} for name, spec in found.items()])
     elif found:
         rows = [
-            (name, output.count(s.params), s.modality, s.family, s.task, s.license, s.summary)
+            (name, quantities.count(s.params), s.modality, s.family, s.task, s.license, s.summary)
             for name, s in found.items()
         ]
         columns = ("name", "params", "modality", "family", "task", "license", "summary")

@@ -20,7 +20,7 @@ import typer
 from zoo import plugins
 from zoo.declarations import API
 from zoo.errors import OutputError, RequestError, nearest
-from zoo.files import why_unwritable
+from zoo.system.writing import why_unwritable
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 SUFFIX = ".tmpl"  # so that no tool takes a template for Python or TOML

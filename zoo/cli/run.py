@@ -19,7 +19,7 @@ from zoo.cli import output
 from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
-    from zoo.family import Family
+    from zoo.family.base import Family
 
 # What `generate` calls an option, where the command line calls it something else.
 FLAGS = {"images": "--image", "messages": "--chat", "files": "--file"}
@@ -154,7 +154,7 @@ def _converse(model: Any, *, messages: list[dict[str, str]], **options: Any) -> 
 
 def _text(path: Path) -> str:
     from zoo.errors import DataError
-    from zoo.reading import text_of
+    from zoo.system.reading import text_of
 
     return text_of(path, error=DataError)
 
@@ -179,7 +179,7 @@ def _piped_prompt() -> str:
 
 def _files(model: str, family: Family, given: Mapping[str, Any], *, out: Path | None, force: bool) -> list[Path]:
     """Where the images will go, one each; refused before any work where they cannot."""
-    from zoo.files import why_unwritable
+    from zoo.system.writing import why_unwritable
 
     if family.makes != "images":
         if out is not None:
@@ -210,7 +210,7 @@ def _write(picture: Any, path: Path) -> dict[str, Any]:
     """Write one image whole or not at all, and say what it is."""
     import io
 
-    from zoo.files import replace_file, writing
+    from zoo.system.writing import replace_file, writing
 
     content = io.BytesIO()
     picture.save(content, format="PNG")

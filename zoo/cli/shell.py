@@ -15,11 +15,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zoo import plugins, registry, signals
+from zoo import plugins, registry
 from zoo.cli import output
 from zoo.errors import OutputError, PluginError, RequestError, ZooError, one_line
-from zoo.files import refused
 from zoo.names import declaration, of_kind, plugin_of
+from zoo.system import signals
+from zoo.system.writing import refused
 
 HELP = "A model zoo whose models come with the means to make them smaller."
 

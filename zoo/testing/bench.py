@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.compressor import Context
     from zoo.data import Dataset
     from zoo.declarations import ModelSpec
-    from zoo.family import Batch
+    from zoo.family.base import Batch
     from zoo.model import Model
     from zoo.plugins import Plugin
 

@@ -26,7 +26,7 @@ def outputs(model: Model) -> Outputs:
     """
     import torch
 
-    from zoo.family import TextFamily
+    from zoo.family.text import TextFamily
     from zoo.generation import next_tokens
 
     found: Outputs = {

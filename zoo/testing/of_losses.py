@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.declarations import Declared
-    from zoo.family import Rows
+    from zoo.family.base import Rows
     from zoo.model import Model
 
 NEAR = 1e-2  # of the gradient at another place: what is left of it at a minimum, in float32

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.family import Batch, Rows
+from zoo.family.base import Batch, Rows
 from zoo.model import Model
 from zoo_compress.distill.losses import WeightedFeature, WeightedRow
 

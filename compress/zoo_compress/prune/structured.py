@@ -19,7 +19,7 @@ from zoo.anatomy import Part
 from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, require_dense
 from zoo.detect import config_of, resolve
 from zoo.errors import ArtifactError, DataError, Refused, ZooError
-from zoo.family import place
+from zoo.family.base import place
 from zoo.finite import cause
 from zoo.model import Model
 from zoo_compress.calibrate import joined, require_finite_batch

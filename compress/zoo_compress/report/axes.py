@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from zoo_compress.report.quantities import is_bytes, power, quantity, strip_zeros
+from zoo.system.quantities import is_bytes, power, quantity, strip_zeros
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 GAP = 8.0

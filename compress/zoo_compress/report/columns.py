@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zoo_compress.report.quantities import clean, finite, is_bytes, measured, percent, points, quantity, times
+from zoo.system.quantities import clean, finite, is_bytes, measured, percent, points, quantity, times
 
 Data = Mapping[str, Any]
 Kind = Literal["stage", "control", "baseline"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from zoo.system.quantities import clean, finite, quantity
 from zoo_compress.report.axes import text_width
 from zoo_compress.report.columns import Column, Row
 from zoo_compress.report.plots import SIZE, WIDTH, fit, svg, text
-from zoo_compress.report.quantities import clean, finite, quantity
 
 LARGEST = 60  # rows or columns; beyond that nothing could be read
 WIDEST, TALLEST = 110.0, 90.0  # room for the labels at the left and on top

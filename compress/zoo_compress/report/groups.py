@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from zoo.system.quantities import clean, finite, quantity
 from zoo_compress.report.axes import Axis, axis, text_width, tick_labels
 from zoo_compress.report.columns import Column, Row
 from zoo_compress.report.plots import RIGHT, SIZE, fit, line, svg, text
-from zoo_compress.report.quantities import clean, finite, quantity
 
 MOST = 24  # groups drawn; of more, the lowest
 WIDEST = 180.0  # room for the labels

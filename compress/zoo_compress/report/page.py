@@ -11,6 +11,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from zoo.system.quantities import clean, finite, quantity, seconds
 from zoo_compress.report.columns import (
     DISK,
     PARAMETERS,
@@ -29,7 +30,6 @@ from zoo_compress.report.columns import (
 from zoo_compress.report.confusion import heat, matrix, mistakes
 from zoo_compress.report.groups import by_group, left_out
 from zoo_compress.report.plots import Series, bars, curves
-from zoo_compress.report.quantities import clean, finite, quantity, seconds
 from zoo_compress.report.samples import samples
 from zoo_compress.report.scatter import MANY, off_the_chart, scatter
 from zoo_compress.report.summary import name, summary

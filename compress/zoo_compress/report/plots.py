@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from zoo.system.quantities import quantity, shorten, times
 from zoo_compress.report.axes import Axis, axis, text_width, tick_labels
 from zoo_compress.report.columns import Column, Row
-from zoo_compress.report.quantities import quantity, shorten, times
 
 WIDTH, SIZE = 460.0, 12.0  # of the drawing and of its text; the page scales both
 LEFT, RIGHT = 48.0, 450.0  # of the plotted area

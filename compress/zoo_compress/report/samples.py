@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from zoo.system.quantities import clean
 from zoo_compress.report.columns import Data, Row, rows
-from zoo_compress.report.quantities import clean
 
 # A picture travels inside the page or not at all; SVG is left out, since it can hold links.
 PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0,2}")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from zoo.system.quantities import measured, quantity
 from zoo_compress.report.axes import Axis, Box, axis, place, text_width
 from zoo_compress.report.columns import DISK, Column, Data, Row, rows
 from zoo_compress.report.plots import LEFT, RIGHT, SIZE, WIDTH, fit, frame, line, svg, text
-from zoo_compress.report.quantities import measured, quantity
 
 LABEL_HEIGHT = 16.0
 MANY = 10  # with more stages than this, they are labelled with their numbers in the table

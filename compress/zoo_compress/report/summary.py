@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from zoo.system.quantities import clean, finite, measured, percent, quantity, seconds, times
 from zoo_compress.report.columns import DISK, PARAMETERS, Column, Data, Row, columns, compared, quality, rows, stages
-from zoo_compress.report.quantities import clean, finite, measured, percent, quantity, seconds, times
 
 
 def name(results: Data) -> str:

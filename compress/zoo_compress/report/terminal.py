@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zoo.system.quantities import DASH, shorten
 from zoo_compress.report.columns import DISK, PARAMETERS, PEAK, TIME, Column, Data, Row, cell, columns, rows, stages
-from zoo_compress.report.quantities import DASH, shorten
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from zoo.errors import ZooError
-from zoo.family import Batch
+from zoo.family.base import Batch
 from zoo.finite import all_finite, blame
 from zoo.model import Model
 

@@ -23,10 +23,10 @@ from zoo.artifact import pieces_of
 from zoo.compressor import CompressorOptions, Context
 from zoo.detect import resolve
 from zoo.errors import DataError, UnknownName, nearest
-from zoo.family import Batch, place
-from zoo.files import replace_file
+from zoo.family.base import Batch, place
 from zoo.model import Model
-from zoo.signals import whole
+from zoo.system.signals import whole
+from zoo.system.writing import replace_file
 from zoo_compress.train.divergence import divergence
 from zoo_compress.train.schedule import Decay, wsd
 

@@ -35,7 +35,7 @@ from transformers.models.llama.modeling_llama import (
 
 from zoo import header
 from zoo.errors import ArtifactError
-from zoo.reading import LARGEST_DATA, text_of
+from zoo.system.reading import LARGEST_DATA, text_of
 
 FFN = re.compile(r"(?:model\.)?layers\.(\d+)\.mlp\.(.+)")
 

@@ -1,4 +1,4 @@
-"""How the report writes a number, and how it cleans a text; used by the page and by the terminal alike."""
+"""How a quantity is written, and how a text is cleaned: the one place that says "8.1 MB"; for pages and terminals alike."""
 
 from __future__ import annotations
 
@@ -136,3 +136,22 @@ def _digits(value: float, decimals: int) -> str:
         return power(value)
     text = f"{value:.{decimals}f}"
     return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def count(number: int) -> str:
+    """Write a count shortly: 3221952 -> "3.22M"; 0 -> "unknown"."""
+    if not number:
+        return "unknown"
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def size(number: float) -> str:
+    """Write a number of bytes shortly, in powers of 1000 as files are sold: 12582912 -> "12.6 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
