@@ -21,7 +21,7 @@ from zoo_slm.language import TransformersText
 
 from zoo.declarations import ModelSpec
 from zoo.generation import next_tokens
-from zoo.model import Model
+from zoo.model.model import Model
 
 VOCABULARY, PREFILL, PROMPT, DECODE = 8192, 256, 16, 32
 

@@ -14,9 +14,9 @@ from zoo_slm.language import TransformersText
 import zoo
 from zoo import registry
 from zoo.catalog import ModelSpec
-from zoo.compressor import Context
 from zoo.data import Dataset, Sample
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 
 def small(name: str, *, seed: int = 0, **changes: Any) -> Model:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.model import Model
+from zoo.model.model import Model
 
 WIDTH, HEADS, FFN, VOCABULARY = 32, 4, 64, 96
 

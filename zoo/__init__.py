@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ZooError,
     )
     from zoo.loading import load
-    from zoo.model import Model
+    from zoo.model.model import Model
 
     __version__: str
 
@@ -52,7 +52,7 @@ __all__ = [
 
 _HOMES = {
     "load": "zoo.loading",
-    "Model": "zoo.model",
+    "Model": "zoo.model.model",
     **dict.fromkeys(("ModelSpec", "info", "models"), "zoo.catalog"),
 }  # the rest are errors
 

@@ -27,10 +27,10 @@ from zoo import header, plugins
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
-from zoo.finite import require_finite
 from zoo.installed import DISTRIBUTION
+from zoo.model.health import require_finite
+from zoo.model.provenance import problem_of_made, problem_of_source, sealed
 from zoo.names import declaration_of
-from zoo.origin import problem_of_made, problem_of_source, sealed
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import sha256_of, sync, why_unwritable, writing
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Buffer
 
-    from zoo.lineage import Stage
-    from zoo.model import Model
+    from zoo.model.lineage import Stage
+    from zoo.model.model import Model
 
 MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
@@ -130,7 +130,7 @@ def read(path: Path) -> Manifest:
     Raises:
         RequestError, ArtifactError: as `checked`.
     """
-    from zoo.lineage import lineage_of
+    from zoo.model.lineage import lineage_of
 
     data = checked(path)
     try:

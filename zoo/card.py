@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 def card(model: Model, plain: str) -> str:

@@ -9,75 +9,28 @@ it on a meta skeleton and counts, so a plan's parameter counts are exact by cons
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from zoo.data import Dataset
-    from zoo.model import Model
+# What a compressor is handed and hands back, under the one name that its author imports from.
+from zoo.model.context import Context as Context
+from zoo.model.context import Progress as Progress
+from zoo.model.context import Silent as Silent
+from zoo.model.lineage import Record as Record
+from zoo.model.lineage import State as State
+from zoo.model.lineage import Trait as Trait
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from zoo.model.model import Model
 
 
 class CompressorOptions(BaseModel):
     """Base of every stage's options: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Progress(Protocol):
-    """What a long stage tells the outside: steps done, and figures worth showing."""
-
-    def track(self, items: Iterable[Any], *, total: int, label: str) -> Iterator[Any]: ...
-
-    def say(self, text: str) -> None: ...
-
-
-class Silent:
-    """A `Progress` that shows nothing."""
-
-    def track(self, items: Iterable[Any], *, total: int, label: str) -> Iterator[Any]:
-        yield from items
-
-    def say(self, text: str) -> None:
-        pass
-
-
-@dataclass
-class Context:
-    """What a stage may use besides the model: data, a seed, the original model, a place for checkpoints."""
-
-    seed: int = 0
-    data: Mapping[str, Dataset] = field(default_factory=dict)  # by role: "train", "calibration", "test"
-    load: Callable[[str], Model] | None = None  # loads a teacher by name or path; "original" is the recipe's model
-    progress: Progress = field(default_factory=Silent)
-    checkpoint: Path | None = None  # a directory in which the stage may keep what it needs to resume
-    # named (step, value) curves for the report
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-
-    def dataset(self, role: str, stage: str) -> Dataset:
-        """Return the data of `role`, or refuse naming the recipe key that is missing."""
-        from zoo.errors import DataError
-
-        if role not in self.data:
-            raise DataError(f'{stage} needs {role} data: add `{role} = "..."` to the recipe\'s [data] table.')
-        return self.data[role]
-
-
-@dataclass(frozen=True)
-class Trait:
-    """One thing that is true of a module's tensors, and the stage that made it so."""
-
-    kind: str  # "packed" | "sparse" | "shared" | "factored"
-    detail: str = ""  # "8 bits", "50%", "one for 8 blocks"
-    stage: str = ""  # "stage 2 (quantize.int8)"; empty: the model came like that
-
-
-State = dict[str, tuple[Trait, ...]]  # module path -> traits; absent: plain dense tensors
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from zoo.data import Dataset
-    from zoo.family.base import Batch
+    from zoo.tensors.batch import Batch
 
 DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("decoder", "vae")
 # share of captions that training replaces by the empty prompt, for guidance (Ho and Salimans, 2207.12598)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from zoo.data import Dataset
 from zoo.errors import DataError, ZooError
-from zoo.finite import cause, require_finite
-from zoo.model import Model
+from zoo.model.health import cause, require_finite
+from zoo.model.model import Model
 from zoo.names import resolve
 
 

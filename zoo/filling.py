@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError
-from zoo.finite import require_finite_outputs
+from zoo.model.health import require_finite_outputs
 
 if TYPE_CHECKING:
     from zoo.family.text import TextFamily
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 Words = list[tuple[str, float]]
 

@@ -7,32 +7,12 @@ leaves, what is saved, generated or measured is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     import torch
-
-    from zoo.family.base import Batch
-    from zoo.model import Model
-
-REPAIR = "Load the weights anew or repair them."
-
-
-def require_finite(model: Model, *, what: str, remedy: str = REPAIR) -> None:
-    """Refuse a model whose weights hold nan or infinity; skeletons are not looked at.
-
-    Args:
-        what: who refuses, or what happened: "quantize.int8", "tiny-code cannot be saved".
-
-    Raises:
-        ZooError: names the tensor, how many of its values are damaged and where the first is.
-    """
-    if found := damage(model):
-        raise ZooError(f"{what}: {found}. {remedy}")
 
 
 def require_fitting(values: torch.Tensor, rounded: torch.Tensor, *, name: str) -> None:
@@ -47,83 +27,6 @@ def require_fitting(values: torch.Tensor, rounded: torch.Tensor, *, name: str) -
         raise ZooError(
             f'{name} holds {largest:.4g}, which is too large for {dtype}. Store the model in another: stored = "float32" in [model].'
         )
-
-
-def require_finite_once(model: Model, *, what: str) -> None:
-    """As `require_finite`, but look at weights that have not changed since only once."""
-    state = tuple(
-        (t.data_ptr(), 0 if t.is_inference() else t._version) for t in model.tensors().values() if not t.is_meta
-    )
-    if _seen_sound.get(model.module) != state:
-        require_finite(model, what=what)
-        _seen_sound[model.module] = state
-
-
-_seen_sound: WeakKeyDictionary[Any, tuple[tuple[int, int], ...]] = WeakKeyDictionary()
-
-
-def require_finite_outputs(model: Model, outputs: torch.Tensor, batch: Batch, *, of: str | Sequence[str]) -> None:
-    """Refuse outputs that hold nan or infinity.
-
-    Args:
-        of: what they are outputs for, or one name for each of them, such as where a record is from.
-
-    Raises:
-        ZooError: names what they are for, and the tensor or the layer that is to blame.
-    """
-    import torch
-
-    if all_finite(outputs):
-        return
-    if not isinstance(of, str):
-        wrong = (~torch.isfinite(outputs.float())).reshape(len(outputs), -1).any(1).tolist()
-        names = list(dict.fromkeys(name for name, bad in zip(of, wrong, strict=True) if bad))
-        of = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    raise ZooError(f"{model.spec.name} gives nan or infinity for {of}: {cause(model, batch)}.")
-
-
-def damage(model: Model) -> str:
-    """Say which tensor of a model holds nan or infinity, how much of it and where first, or return ""."""
-    import torch
-
-    bad = [name for name, tensor in model.tensors().items() if not _sound(tensor)]
-    if not bad:
-        return ""
-    name, tensor = bad[0], model.tensors()[bad[0]].detach()
-    wrong = ~torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor)
-    first = wrong.nonzero()[0].tolist()
-    count = int(wrong.sum())
-    values = "1 value that is" if count == 1 else f"{count:,} values that are"
-    more = f"; {len(bad) - 1} more tensors hold some" if len(bad) > 1 else ""
-    return f"{name} {tuple(tensor.shape)} holds {values} not finite, the first ({float(tensor[tuple(first)])}) at {first}{more}"
-
-
-def cause(model: Model, batch: Batch | None = None) -> str:
-    """Say in a clause why a model's outputs on a batch are not finite."""
-    return blame(model, batch) or "its weights are finite, so values overflow on the way"
-
-
-def blame(model: Model, batch: Batch | None = None) -> str:
-    """Name the damaged tensor, or the first layer where values overflow on `batch`; "" where neither is to blame."""
-    import torch
-
-    if (found := damage(model)) or batch is None:
-        return found
-    seen: list[str] = []
-    handles = [part.register_forward_hook(_noting(path, seen)) for path, part in model.module.named_modules() if path]
-    try:
-        with torch.no_grad():
-            model.family.forward(model, batch)
-    except Exception:  # the layers that ran have been seen
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (
-        f"its weights are finite, and the first layer whose output is not is {seen[0]} (in {model.dtype})"
-        if seen
-        else ""
-    )
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
@@ -142,27 +45,10 @@ def ends(tensor: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _sound(tensor: torch.Tensor) -> bool:
+def is_sound(tensor: torch.Tensor) -> bool:
     """Whether all is finite; a buffer may hold -infinity, as masks do."""
     import torch
 
     low, high = ends(tensor)
     masks = low == -math.inf and not isinstance(tensor, torch.nn.Parameter)
     return high < math.inf and (math.isfinite(low) or masks)
-
-
-def _noting(path: str, seen: list[str]) -> Any:
-    def note(_module: Any, _args: Any, output: Any) -> None:
-        if not seen and not all(all_finite(tensor) for tensor in _tensors(output)):
-            seen.append(path)
-
-    return note
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """The float tensors of whatever a layer returns."""
-    if hasattr(output, "is_floating_point"):
-        yield output
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
-    for value in values:
-        yield from _tensors(value)

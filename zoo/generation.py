@@ -10,15 +10,16 @@ from zoo.chat import Written
 from zoo.errors import RequestError, ZooError
 from zoo.family.sampling import pick
 from zoo.family.tokens import end_tokens, reads_apart
-from zoo.finite import cause, damage, ends, require_finite_outputs
+from zoo.finite import ends
+from zoo.model.health import cause, damage, require_finite_outputs
 
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family.base import Batch
     from zoo.family.sampling import Sampling
     from zoo.family.text import TextFamily
-    from zoo.model import Model
+    from zoo.model.model import Model
+    from zoo.tensors.batch import Batch
 
 
 def stream_text(family: TextFamily, model: Model, prompt: Any, how: Sampling) -> Iterator[str]:

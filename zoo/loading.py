@@ -12,9 +12,9 @@ from zoo import artifact, catalog, header, plugins, registry, weights
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_name
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
-from zoo.model import Model, build_empty, build_random, build_skeleton
+from zoo.model.model import Model, build_empty, build_random, build_skeleton
+from zoo.model.provenance import source
 from zoo.names import declaration, family_declaration, recognise
-from zoo.origin import source
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.compressor import CompressorOptions, Context
+from zoo.compressor import CompressorOptions
 from zoo.errors import DataError, ZooError
-from zoo.family.base import Batch, place
-from zoo.finite import all_finite, cause
-from zoo.model import Model
+from zoo.family.base import place
+from zoo.finite import all_finite
+from zoo.model.context import Context
+from zoo.model.health import cause
+from zoo.model.model import Model
+from zoo.tensors.batch import Batch
 
 Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
 

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zoo.data import Dataset
 from zoo.errors import ZooError, one_line
-from zoo.family.base import Batch
-from zoo.model import Model
+from zoo.model.model import Model
+from zoo.tensors.batch import Batch
 
 aten: Any = torch.ops.aten
 # of tensors, from nothing

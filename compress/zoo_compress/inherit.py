@@ -21,9 +21,11 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from zoo.anatomy import Stack
-from zoo.compressor import Compressor, Context, Record, State
+from zoo.compressor import Compressor
 from zoo.errors import ArtifactError, Refused, RequestError, nearest
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Record, State
+from zoo.model.model import Model
 from zoo_compress.calibrate import CalibrationOptions, batches, watch
 
 WAYS = ("first", "last", "every", "influence")

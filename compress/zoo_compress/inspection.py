@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo.anatomy import Block
-from zoo.compressor import State
 from zoo.loading import load
+from zoo.model.lineage import State
 
 
 def describe(name_or_path: str) -> dict[str, Any]:

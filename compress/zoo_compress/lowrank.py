@@ -23,10 +23,12 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zoo.anatomy import Target
-from zoo.compressor import Compressor, Context, Record, State, Trait, require_dense
+from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused, ZooError
-from zoo.family.base import Batch
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Record, State, Trait
+from zoo.model.model import Model
+from zoo.tensors.batch import Batch
 from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
 from zoo_compress.quantize.packed import weight_out_in
 from zoo_compress.share import places, require_sharers

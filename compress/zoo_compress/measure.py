@@ -22,7 +22,7 @@ from pydantic import Field
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import ZooError
-from zoo.model import Model
+from zoo.model.model import Model
 
 ROUNDS = 3
 

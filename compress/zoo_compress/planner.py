@@ -15,11 +15,12 @@ from typing import Any
 
 from zoo import loading, registry, weights
 from zoo.catalog import ModelSpec
-from zoo.compressor import Compressor, CompressorOptions, Context, State, Trait
+from zoo.compressor import Compressor, CompressorOptions
 from zoo.data import Dataset, open_data
 from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
-from zoo.lineage import Stage, stage_of
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Stage, State, Trait, stage_of
+from zoo.model.model import Model
 from zoo.system.memory import give_back, limits, resident_bytes
 from zoo_compress.needs import needs, require_room, shortage
 from zoo_compress.recipe import Recipe, StageRequest

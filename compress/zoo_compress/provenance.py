@@ -8,9 +8,9 @@ import os
 import platform
 from typing import Any
 
-from zoo.origin import cpu
-from zoo.origin import versions as versions
-from zoo.origin import weights_digest as weights_digest
+from zoo.model.provenance import cpu
+from zoo.model.provenance import versions as versions
+from zoo.model.provenance import weights_digest as weights_digest
 
 
 def digest(value: Any) -> str:

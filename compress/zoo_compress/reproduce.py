@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from zoo import artifact, catalog, loading, plugins, registry, weights
-from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
+from zoo.compressor import Compressor, CompressorOptions
 from zoo.data import Dataset, open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
-from zoo.lineage import Stage
-from zoo.model import Model, build_random
-from zoo.origin import circumstances, threads, weights_digest
+from zoo.model.context import Context, Progress, Silent
+from zoo.model.lineage import Stage
+from zoo.model.model import Model, build_random
+from zoo.model.provenance import circumstances, threads, weights_digest
 
 SHOWN = 12  # characters of a hash
 CARD = "README.md"  # says what was measured, and in the order of the report

@@ -19,10 +19,11 @@ from typing import Any
 
 import zoo
 from zoo import artifact, catalog, evaluation, loading, registry, weights
-from zoo.compressor import Compressor, CompressorOptions, Context, Progress, Silent
+from zoo.compressor import Compressor, CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import OutputError, RequestError, nearest
-from zoo.model import Model, build_random
+from zoo.model.context import Context, Progress, Silent
+from zoo.model.model import Model, build_random
 from zoo.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
 from zoo.system import signals
 from zoo.system.memory import peak_bytes, reset_peak

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from zoo.errors import Refused
-from zoo.model import Model
+from zoo.model.model import Model
 
 
 def require_running(model: Model, *, stage: str, what: str, remedy: str, skip: bool = False) -> None:

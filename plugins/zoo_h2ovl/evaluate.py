@@ -14,9 +14,9 @@ from zoo.compressor import CompressorOptions
 from zoo.data import Dataset, Sample, placed
 from zoo.errors import DataError, RequestError
 from zoo.family.vision_language import VisionLanguageFamily, asked
-from zoo.finite import require_finite_outputs
 from zoo.generation import greedy
-from zoo.model import Model
+from zoo.model.health import require_finite_outputs
+from zoo.model.model import Model
 
 DIGITS = "0123456789"
 

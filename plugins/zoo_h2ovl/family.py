@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from zoo.anatomy import Anatomy
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 class H2OVLFamily(VisionLanguageFamily):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from zoo_compress.distill.losses import ForwardKL, LossOptions, RowLoss
 
-from zoo.family.base import Rows
+from zoo.tensors.batch import Rows
 
 
 class VisualKL(ForwardKL):

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.base import Batch
 from zoo.family.text import SAMPLING, TokenWindows
 from zoo.family.tokens import require_text
+from zoo.tensors.batch import Batch
 from zoo_slm.byte_tokenizer import END, ByteTokenizer
 from zoo_slm.language import TransformersText
 
 if TYPE_CHECKING:
     from zoo.data import Dataset
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 class ByteText(TransformersText):

@@ -18,8 +18,8 @@ from zoo.data import Dataset, placed
 from zoo.errors import DataError, RequestError
 from zoo.family.text import TextFamily
 from zoo.family.tokens import start_token
-from zoo.finite import require_finite_outputs
-from zoo.model import Model
+from zoo.model.health import require_finite_outputs
+from zoo.model.model import Model
 
 Metric = dict[str, Any]
 CHUNK_BYTES = 64 * 2**20

@@ -21,12 +21,12 @@ from torch import nn
 
 from zoo import header
 from zoo.anatomy import Anatomy
-from zoo.building import cast_parameters
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.family.text import TextFamily
 from zoo.loading import CODE_KEYS, DTYPES, check_config
-from zoo.model import Model
+from zoo.model.building import cast_parameters
+from zoo.model.model import Model
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo_slm import models
 

@@ -20,8 +20,8 @@ from zoo.compressor import CompressorOptions
 from zoo.data import Dataset, Sample, open_data
 from zoo.errors import DataError, RequestError
 from zoo.family.text_to_image import TextToImageFamily
-from zoo.finite import require_finite_outputs
-from zoo.model import Model
+from zoo.model.health import require_finite_outputs
+from zoo.model.model import Model
 from zoo_snapgen.data import DIGITS
 from zoo_snapgen.judge import look
 

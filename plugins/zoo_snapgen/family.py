@@ -19,12 +19,12 @@ import transformers
 from torch import nn
 
 from zoo import header
-from zoo.building import cast_parameters
 from zoo.catalog import ModelSpec
 from zoo.diffusion import DENOISERS
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.text_to_image import TextToImageFamily
-from zoo.model import Model
+from zoo.model.building import cast_parameters
+from zoo.model.model import Model
 from zoo_snapgen import classes
 
 INDEX = "model_index.json"

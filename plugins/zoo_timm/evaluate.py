@@ -13,8 +13,8 @@ from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import DataError, RequestError
 from zoo.family.vision import VisionFamily
-from zoo.finite import require_finite_outputs
-from zoo.model import Model
+from zoo.model.health import require_finite_outputs
+from zoo.model.model import Model
 
 
 class AccuracyOptions(CompressorOptions):

@@ -27,7 +27,7 @@ from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
 from zoo.family.vision import VisionFamily
-from zoo.model import Model
+from zoo.model.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +162,7 @@ class TimmVision(VisionFamily):
         Raises:
             ArtifactError: a file is missing or damaged, or a tensor does not fit the config.
         """
-        from zoo.model import build_empty, build_skeleton
+        from zoo.model.model import build_empty, build_skeleton
 
         config = _read_config(path)
         spec = ModelSpec(

@@ -18,11 +18,11 @@ from zoo_compress.dryrun import DryRun, forward_bytes, windows_of
 from zoo_compress.train.held import training_bytes
 from zoo_compress.train.loop import TrainingOptions, trainable
 
-from zoo.compressor import Context
 from zoo.data import Dataset, open_data
 from zoo.errors import ZooError
 from zoo.family import Batch
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 
 def allocated(work: Any) -> int:
@@ -98,7 +98,7 @@ def test_logits_are_counted_by_the_chunk(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_half_precision_is_trained_on_copies(monkeypatch: pytest.MonkeyPatch):
-    from zoo.building import cast_parameters
+    from zoo.model.building import cast_parameters
 
     model, options = small("llama-tied"), TrainingOptions(batch=2, length=16)
     context = Context(data={"train": data()})

@@ -10,8 +10,8 @@ from twins import CAUSAL, TWINS, tokens
 from zoo_compress.calibrate import CalibrationOptions, batches
 from zoo_compress.inherit import Inherit, block_influence
 
-from zoo.compressor import Context
 from zoo.errors import ArtifactError, DataError, Refused, RequestError
+from zoo.model.context import Context
 
 pytestmark = pytest.mark.quick
 

@@ -11,8 +11,8 @@ from zoo_compress.quantize.int8 import QuantizeInt8
 from zoo_compress.quantize.packed import Int8Embedding, Int8Linear
 
 import zoo
-from zoo.building import cast_parameters
 from zoo.errors import Refused, UnknownName, ZooError
+from zoo.model.building import cast_parameters
 
 pytestmark = pytest.mark.quick
 

@@ -12,8 +12,8 @@ from twins import TWINS, tokens
 from zoo_compress import lowrank
 from zoo_compress.lowrank import LowRankLinear, LowRankSVD, factor
 
-from zoo.compressor import Context
 from zoo.errors import DataError, Refused, ZooError
+from zoo.model.context import Context
 
 pytestmark = pytest.mark.quick
 

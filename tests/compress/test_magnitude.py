@@ -9,9 +9,9 @@ from twins import TWINS, tokens
 from zoo_compress.prune.magnitude import PruneMagnitude
 
 from zoo.anatomy import Part
-from zoo.building import cast_parameters
 from zoo.detect import resolve
 from zoo.errors import Refused
+from zoo.model.building import cast_parameters
 
 pytestmark = pytest.mark.quick
 

@@ -7,8 +7,8 @@ import torch
 from stages import apply, data, options, small
 
 from zoo import registry
-from zoo.compressor import Context
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 pytestmark = pytest.mark.quick
 

@@ -18,12 +18,13 @@ from zoo_compress.prune.importance import activation
 from zoo_compress.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
-from zoo.compressor import Context, Record, Trait
 from zoo.data import Dataset, Sample
 from zoo.detect import detect
 from zoo.errors import ArtifactError, Refused, UnknownName
 from zoo.family import Batch
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Record, Trait
+from zoo.model.model import Model
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 STAGE = PruneStructured()

@@ -13,9 +13,9 @@ from twins import VOCABULARY, twin
 
 import zoo
 from zoo import registry, weights
-from zoo.compressor import Context
 from zoo.data import Dataset, Sample
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 Stage = tuple[str, dict[str, Any]]
 

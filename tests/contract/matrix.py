@@ -18,7 +18,7 @@ from cases import BASES, OPTIONS, TARGETS, base, options
 
 from zoo import registry
 from zoo.errors import ZooError
-from zoo.model import Model
+from zoo.model.model import Model
 
 HEAD = """\
 # What applies to what

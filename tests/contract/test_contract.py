@@ -43,7 +43,7 @@ from cases import (
 import zoo
 from zoo import registry
 from zoo.errors import RequestError
-from zoo.model import Model
+from zoo.model.model import Model
 from zoo.names import of_kind
 from zoo.testing import (
     Outputs,

@@ -18,7 +18,7 @@ from cases import HEADS, INHERIT, INT8, LOWRANK, MAGNITUDE, NF4, SHARE, TINY, WI
 
 import zoo
 from zoo import artifact
-from zoo.model import Model
+from zoo.model.model import Model
 
 FFN = ("prune.structured", {"ffn": 0.25})
 PARTLY = ("prune.structured", {"ffn": 0.25, "target": "language.blocks[1:]"})

@@ -8,7 +8,7 @@ from toy_vlm import records, toy
 from zoo_compress import apply
 
 import zoo
-from zoo.compressor import Context
+from zoo.model.context import Context
 
 pytestmark = pytest.mark.quick
 

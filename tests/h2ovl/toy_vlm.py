@@ -10,7 +10,7 @@ from zoo_h2ovl.family import H2OVLFamily
 
 from zoo import catalog
 from zoo.data import Dataset, Sample
-from zoo.model import Model, build_random
+from zoo.model.model import Model, build_random
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from zoo_slm.evaluate import Perplexity
 
 import zoo
 from zoo.catalog import ModelSpec
-from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.errors import RequestError
-from zoo.model import Model, build_random
+from zoo.model.context import Context
+from zoo.model.model import Model, build_random
 from zoo.testing import check_estimate
 
 CONFIG: dict[str, Any] = {

@@ -143,7 +143,7 @@ def test_a_flan_t5_has_a_head_of_its_own_and_loads_with_plain_transformers(tmp_p
     values = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     config = {**SPECS["flan-t5-small"].config, **values, "num_decoder_layers": 2}
     spec = ModelSpec("tiny-flan", "transformers", "text", "seq2seq", plugin="zoo_slm", config=config)
-    from zoo.model import build_random
+    from zoo.model.model import build_random
     from zoo.registry import family_of
 
     model = build_random(family_of(spec), spec)

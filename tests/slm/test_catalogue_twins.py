@@ -17,9 +17,9 @@ from zoo_slm.language import TransformersText
 
 import zoo
 from zoo import registry
-from zoo.compressor import Context
 from zoo.errors import RequestError
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 LARGEST = 600_000  # parameters of a twin
 WHOLE = {name: language._parsed(SPECS[name].config) for name in BUILT}

@@ -15,11 +15,11 @@ from zoo_slm.language import TransformersText
 import zoo
 from zoo import generation
 from zoo.catalog import ModelSpec
-from zoo.compressor import Context
 from zoo.errors import Refused, RequestError
 from zoo.family.sampling import pick
 from zoo.generation import next_tokens
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
 TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -9,7 +9,7 @@ from zoo_snapgen.data import WORDS
 
 from zoo import registry
 from zoo.catalog import ModelSpec
-from zoo.model import Model, build_random
+from zoo.model.model import Model, build_random
 
 UNET = {
     "_class_name": "SnapGenUNet",

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.compressor import Context
 from zoo.data import open_data
 from zoo.errors import ArtifactError, Refused, RequestError
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 from zoo.testing import check_estimate, check_exact_reload
 
 Stages = list[tuple[str, dict[str, Any]]]

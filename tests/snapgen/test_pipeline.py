@@ -18,7 +18,7 @@ from zoo import diffusion
 from zoo.data import Dataset, Sample, open_data
 from zoo.errors import DataError, RequestError
 from zoo.family import TextToImageFamily
-from zoo.model import Model
+from zoo.model.model import Model
 from zoo.testing import random_state_kept
 
 
@@ -206,7 +206,7 @@ def test_what_diffusers_saves_loads_as_the_same_model(model: Model, saved: Path,
 
 
 def test_a_changed_model_says_what_plain_diffusers_lacks(model: Model, tmp_path: Path):
-    from zoo.compressor import Context
+    from zoo.model.context import Context
     from zoo.registry import compressor
 
     pruned = model.copy()

@@ -32,10 +32,10 @@ from zoo_compress.runner import apply
 
 import zoo
 from zoo import evaluation
-from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.errors import ZooError
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 
 BASES = ("tiny-code", "qwen3", "gpt2", "tiny-vlm", "tiny-t2i", "vit", "resnet")
 DTYPES = {"qwen3": "bfloat16", "gpt2": "float16"}  # the others run in float32
@@ -153,7 +153,7 @@ def fresh(name: str, folder: Path) -> Model:
     """The base, in its dtype."""
     model = cases.base(name, folder)
     if name in DTYPES:
-        from zoo.building import cast_parameters
+        from zoo.model.building import cast_parameters
 
         cast_parameters(model.module, getattr(torch, DTYPES[name]))
         model = replace(model, dtype=DTYPES[name], stored=DTYPES[name])

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from zoo.origin import circumstances
+from zoo.model.provenance import circumstances
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = ("quickstart", "quickstart-vlm", "quickstart-t2i")

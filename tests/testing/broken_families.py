@@ -12,7 +12,7 @@ from torch import nn
 from zoo_unsound.family import Config, PatchFamily, PatchNet
 
 from zoo.anatomy import Anatomy
-from zoo.model import Model
+from zoo.model.model import Model
 
 
 class Miscounted(PatchFamily):

@@ -15,10 +15,12 @@ from pydantic import Field
 from torch import nn
 from zoo_compress.distill.losses import ForwardKL, LossOptions, RowLoss
 
-from zoo.compressor import Compressor, CompressorOptions, Context, Record, State
+from zoo.compressor import Compressor, CompressorOptions
 from zoo.data import Dataset, Sample
 from zoo.errors import Refused
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Record, State
+from zoo.model.model import Model
 
 # --- compressors ------------------------------------------------------------------------------------------------------
 

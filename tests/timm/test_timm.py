@@ -17,11 +17,11 @@ from timm.models import save_for_hf
 
 import zoo
 from zoo import catalog, plugins, registry
-from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
 from zoo.images import read_image
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 from zoo.names import refresh
 from zoo.testing import check_estimate, check_exact_reload, check_refuses, random_state_kept
 
@@ -394,7 +394,7 @@ def test_random_weights_are_timms_own_initialisation(vit: Model):
 @pytest.mark.parametrize("case", ["resnet: channels", "convnext: channels", "vit: chain", "vit: factors", "vit: width"])
 def test_a_compressed_architecture_is_drawn_anew(case: str, finished: dict[str, Model]):
     """What a control trains from: the lineage's shapes, no value of the weights it was made of."""
-    from zoo.model import build_random
+    from zoo.model.model import build_random
 
     done = finished[case]
     lineage = tuple(stage for stage in done.lineage if not stage.use.startswith("quantize"))

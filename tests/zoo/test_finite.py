@@ -14,13 +14,14 @@ from stages import small
 
 import zoo.data
 from zoo import evaluation
-from zoo.building import cast_parameters
-from zoo.compressor import Context
 from zoo.data import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
 from zoo.family import place
-from zoo.finite import cause, damage, ends, require_finite_outputs
-from zoo.model import Model
+from zoo.finite import ends
+from zoo.model.building import cast_parameters
+from zoo.model.context import Context
+from zoo.model.health import cause, damage, require_finite_outputs
+from zoo.model.model import Model
 
 pytestmark = pytest.mark.quick
 

@@ -365,7 +365,7 @@ def test_a_saved_family_is_that_of_its_plugin(site: Path, tmp_path: Path):
         "vocab_size": 16,
     }
     spec = catalog.ModelSpec("small", "same", "text", "causal-lm", plugin="Out_One", config=config)
-    model = zoo.model.build_random(registry.family("Out_One:same"), spec)
+    model = zoo.model.model.build_random(registry.family("Out_One:same"), spec)
     path = model.save(tmp_path / "small")
     assert json.loads((path / "zoo.json").read_text())["family_plugin"] == "Out_One"
     assert type(zoo.load(path).family).__module__ == "out_one.made"

@@ -9,4 +9,7 @@ from zoo.faces import face
 if TYPE_CHECKING:
     from zoo.cli.entry import main as main
 
-__getattr__, __dir__ = face(__name__, {"zoo.cli.entry": ("main",)})
+HOMES = {
+    "zoo.cli.entry": ("main",),
+}
+__getattr__, __dir__ = face(__name__, HOMES)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,33 +14,8 @@ if TYPE_CHECKING:
     from zoo.anatomy import Anatomy
     from zoo.catalog import ModelSpec
     from zoo.data import Dataset
-    from zoo.model import Model
-
-Batch = dict[str, "torch.Tensor"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The places of a batch that losses compare, one row each: labelled tokens, visual tokens, or whole images.
-
-    Legend: N rows, D width of the hidden state, V width of what the head makes of it.
-    """
-
-    hidden: torch.Tensor  # (N, D)
-    head: Callable[[torch.Tensor], torch.Tensor]  # (n, D) -> (n, V)
-    sample: torch.Tensor  # (N,) int64: which sample of the batch a row belongs to
-    target: torch.Tensor | None = None  # (N,) int64 labels or (N, V) values; None where only a teacher knows
-    time: torch.Tensor | None = None  # (N,) the time in [0, 1] of a flow-matching row
-
-    def __len__(self) -> int:
-        return len(self.hidden)
-
-    def __getitem__(self, chosen: slice | torch.Tensor) -> Rows:
-        picked: dict[str, Any] = {
-            name: None if (value := getattr(self, name)) is None else value[chosen]
-            for name in ("hidden", "sample", "target", "time")
-        }
-        return replace(self, **picked)
+    from zoo.model.model import Model
+    from zoo.tensors.batch import Batch, Rows
 
 
 def place(windows: Sequence[Batch], index: int) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.base import Batch, Family, Rows
+from zoo.family.base import Family
 from zoo.family.tokens import differing_token, require_text, start_token
+from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from zoo.data import Dataset, Sample
-    from zoo.model import Model
+    from zoo.model.model import Model
 TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 bytes for each token until it is done
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
 LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window

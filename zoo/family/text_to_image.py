@@ -6,7 +6,8 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.base import Batch, Family, Rows
+from zoo.family.base import Family
+from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from zoo.anatomy import Anatomy
     from zoo.data import Dataset
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 class TextToImageFamily(Family):
@@ -230,7 +231,8 @@ class TextToImageFamily(Family):
         import torch
 
         from zoo.errors import RequestError, ZooError, nearest
-        from zoo.finite import all_finite, cause
+        from zoo.finite import all_finite
+        from zoo.model.health import cause
 
         pipeline = self.pipeline(model)
         known = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import RequestError
 
 if TYPE_CHECKING:
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 def require_text(prompt: Any) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.base import Batch, Family, Rows
+from zoo.family.base import Family
+from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
     from zoo.data import Dataset, Sample
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 SHOWN = 12  # images that a report shows
 
@@ -82,8 +83,8 @@ class VisionFamily(Family):
         """Return the likeliest classes of each image, each with its probability; images are whatever `read_image` takes."""
         import torch
 
-        from zoo.finite import require_finite_outputs
         from zoo.images import read_image
+        from zoo.model.health import require_finite_outputs
 
         names = self.labels(model)
         found = []

@@ -7,16 +7,16 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.base import Batch, Rows
 from zoo.family.text import SAMPLING, TextFamily
 from zoo.family.vision import SHOWN, spread
+from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
     from zoo.data import Dataset, Sample
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 class VisionLanguageFamily(TextFamily):

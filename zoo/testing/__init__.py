@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zoo.testing.exact import random_state_kept as random_state_kept
 
 HOMES = {
+    "zoo.testing.computed": ("Outputs", "difference", "outputs"),
     "zoo.testing.exact": (
         "check_estimate",
         "check_exact_reload",
@@ -36,6 +37,5 @@ HOMES = {
         "outputs_in_fresh_process",
         "random_state_kept",
     ),
-    "zoo.testing.computed": ("Outputs", "difference", "outputs"),
 }
 __getattr__, __dir__ = face(__name__, HOMES)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.anatomy import FFN, Anatomy, Attention, Block, Part, Stack
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 MAIN = 0.25  # a list of blocks with this share of the parameters has to be in the anatomy
 CLOSE = 1e-3  # of a block's largest output: float32 sums in another order

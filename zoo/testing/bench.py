@@ -15,12 +15,12 @@ from zoo.testing.check import Once, Skipped
 from zoo.testing.fresh import shared
 
 if TYPE_CHECKING:
-    from zoo.compressor import Context
     from zoo.data import Dataset
     from zoo.declarations import ModelSpec
-    from zoo.family.base import Batch
-    from zoo.model import Model
+    from zoo.model.context import Context
+    from zoo.model.model import Model
     from zoo.plugins import Plugin
+    from zoo.tensors.batch import Batch
 
 # One of each modality, small enough to be compressed in a second: what the tables call it -> what `zoo.load` takes.
 TINY = {
@@ -112,7 +112,7 @@ class Bench:
 
     def context(self, model: Model, *, roles: tuple[str, ...] = (), seed: int = 0) -> Context:
         """What a stage may use: the same data in every role, and the model itself as the teacher."""
-        from zoo.compressor import Context
+        from zoo.model.context import Context
 
         data = self.data(model)
         return Context(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 Outputs = dict[str, Any]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from zoo.testing.computed import difference, hash_of_tensors, outputs
 
 if TYPE_CHECKING:
-    from zoo.compressor import Compressor, CompressorOptions, Context
-    from zoo.model import Model
+    from zoo.compressor import Compressor, CompressorOptions
+    from zoo.model.context import Context
+    from zoo.model.model import Model
     from zoo.testing.computed import Outputs
 
 
@@ -29,7 +30,7 @@ def check_estimate(
         AssertionError: parameters, bytes, shapes or shared tensors are not as predicted.
         ZooError: the stage refuses the model.
     """
-    from zoo.compressor import Context
+    from zoo.model.context import Context
 
     found = _resolved(compressor)
     chosen = found.Options(**(options or {}))
@@ -46,7 +47,7 @@ def planned(model: Model, compressor: Compressor, options: CompressorOptions) ->
         AssertionError: the model's own lineage does not give its sizes, or the outline allocates memory.
         ZooError: the stage refuses the model.
     """
-    from zoo.lineage import stage_of
+    from zoo.model.lineage import stage_of
 
     skeleton = model.skeleton()
     require_equal_sizes(skeleton, model, f"{name_of(model)}: its lineage, replayed on a skeleton")
@@ -70,8 +71,8 @@ def check_refuses(
     Returns:
         The sentence it refuses with.
     """
-    from zoo.compressor import Context
     from zoo.errors import ZooError
+    from zoo.model.context import Context
 
     found = _resolved(compressor)
     chosen = found.Options(**(options or {}))

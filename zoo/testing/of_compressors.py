@@ -18,7 +18,7 @@ from zoo.testing.exact import check_refuses, name_of, planned, random_states, re
 if TYPE_CHECKING:
     from zoo.compressor import Compressor, CompressorOptions
     from zoo.declarations import Declared
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 
 def checks_of_compressor(bench: Bench, declared: Declared) -> Iterator[Check]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.declarations import Declared
-    from zoo.family.base import Rows
-    from zoo.model import Model
+    from zoo.model.model import Model
+    from zoo.tensors.batch import Rows
 
 NEAR = 1e-2  # of the gradient at another place: what is left of it at a minimum, in float32
 NOISE = 0.3  # of a row's own spread, which makes another prediction of it

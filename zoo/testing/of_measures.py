@@ -18,7 +18,7 @@ from zoo.testing.exact import random_state_kept, require
 if TYPE_CHECKING:
     from zoo.data import Dataset
     from zoo.declarations import Declared
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 Figures = Mapping[str, Any]
 FEW = 8  # records that an evaluator is given

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.declarations import ModelSpec
-    from zoo.model import Model
+    from zoo.model.model import Model
 
 GENERATED = {"max_new_tokens": 8, "steps": 2, "count": 1, "seed": 0}  # small, and only what the family takes
 

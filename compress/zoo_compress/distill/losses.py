@@ -20,7 +20,7 @@ from torch import nn
 from zoo import registry
 from zoo.compressor import CompressorOptions
 from zoo.errors import RecipeError
-from zoo.family.base import Rows
+from zoo.tensors.batch import Rows
 from zoo_compress.recipe import validated
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.family.base import Batch, Rows
-from zoo.model import Model
+from zoo.model.model import Model
+from zoo.tensors.batch import Batch, Rows
 from zoo_compress.distill.losses import WeightedFeature, WeightedRow
 
 CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor

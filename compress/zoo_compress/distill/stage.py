@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoo.compressor import Compressor, Context, Record, State
+from zoo.compressor import Compressor
 from zoo.errors import Refused, RequestError
-from zoo.finite import require_finite
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.health import require_finite
+from zoo.model.lineage import Record, State
+from zoo.model.model import Model
 from zoo_compress.distill.losses import resolve
 from zoo_compress.distill.objective import Objective
 from zoo_compress.train.loop import TrainingOptions, fit

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.compressor import Record
 from zoo.detect import container
 from zoo.errors import ArtifactError, Refused, UnknownName, nearest, one_line
-from zoo.model import Model
+from zoo.model.lineage import Record
+from zoo.model.model import Model
 
 QKV = ("to_q", "q_proj", "query", "qkv", "q")  # a module with one of these is attention: its heads stay whole
 

@@ -18,9 +18,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from zoo.anatomy import Block, Part
-from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, Trait, require_dense
+from zoo.compressor import Compressor, CompressorOptions, require_dense
 from zoo.errors import Refused
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Record, State, Trait
+from zoo.model.model import Model
 
 
 class PruneMagnitude(Compressor):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.anatomy import FFN, Anatomy, Attention, Part, Target
-from zoo.compressor import Record
 from zoo.errors import Refused
+from zoo.model.lineage import Record
 from zoo_compress.prune import numbers
 from zoo_compress.prune.cut import Cut, cut, other_towers, residual_parts
 

@@ -16,12 +16,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from zoo.anatomy import Part
-from zoo.compressor import Compressor, CompressorOptions, Context, Record, State, require_dense
+from zoo.compressor import Compressor, CompressorOptions, require_dense
 from zoo.detect import config_of, resolve
 from zoo.errors import ArtifactError, DataError, Refused, ZooError
 from zoo.family.base import place
-from zoo.finite import cause
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.health import cause
+from zoo.model.lineage import Record, State
+from zoo.model.model import Model
 from zoo_compress.calibrate import joined, require_finite_batch
 from zoo_compress.prune import graph
 from zoo_compress.prune.cut import residual_parts

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from zoo.compressor import Record
-from zoo.model import Model
+from zoo.model.lineage import Record
+from zoo.model.model import Model
 from zoo_compress.quantize.packed import Int8Linear
 from zoo_compress.quantize.replace import Quantize, QuantizeOptions, _empty_int8
 

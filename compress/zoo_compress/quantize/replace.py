@@ -16,19 +16,11 @@ from pydantic import Field
 from torch import nn
 
 from zoo.anatomy import Anatomy, Stack
-from zoo.compressor import (
-    Compressor,
-    CompressorOptions,
-    Context,
-    Progress,
-    Record,
-    Silent,
-    State,
-    Trait,
-    require_dense,
-)
+from zoo.compressor import Compressor, CompressorOptions, require_dense
 from zoo.errors import ArtifactError, Refused, UnknownName, ZooError, nearest
-from zoo.model import Model
+from zoo.model.context import Context, Progress, Silent
+from zoo.model.lineage import Record, State, Trait
+from zoo.model.model import Model
 from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows, weight_out_in
 from zoo_compress.share import places, require_sharers
 from zoo_compress.trial import require_running

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from zoo.errors import ZooError
-from zoo.family.base import Batch
-from zoo.finite import all_finite, blame
-from zoo.model import Model
+from zoo.finite import all_finite
+from zoo.model.health import blame
+from zoo.model.model import Model
+from zoo.tensors.batch import Batch
 
 SHOWN = 4  # samples that are named
 

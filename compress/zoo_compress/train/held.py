@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from zoo.compressor import Context
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.model import Model
 from zoo_compress.distill.losses import WeightedFeature, WeightedRow
 from zoo_compress.distill.objective import Objective
 from zoo_compress.dryrun import DryRun, told_from_shapes, windows_of

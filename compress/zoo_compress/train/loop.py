@@ -20,13 +20,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from zoo.artifact import pieces_of
-from zoo.compressor import CompressorOptions, Context
+from zoo.compressor import CompressorOptions
 from zoo.detect import resolve
 from zoo.errors import DataError, UnknownName, nearest
-from zoo.family.base import Batch, place
-from zoo.model import Model
+from zoo.family.base import place
+from zoo.model.context import Context
+from zoo.model.model import Model
 from zoo.system.signals import whole
 from zoo.system.writing import replace_file
+from zoo.tensors.batch import Batch
 from zoo_compress.train.divergence import divergence
 from zoo_compress.train.schedule import Decay, wsd
 

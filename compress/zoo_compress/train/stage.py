@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoo.compressor import Compressor, Context, Record, State, require_dense
+from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
-from zoo.model import Model
+from zoo.model.context import Context
+from zoo.model.lineage import Record, State
+from zoo.model.model import Model
 from zoo_compress.distill.losses import WeightedRow, resolve
 from zoo_compress.distill.objective import Objective
 from zoo_compress.train.loop import TrainingOptions, fit, require_parts

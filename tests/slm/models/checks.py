@@ -20,7 +20,7 @@ from zoo_slm.language import TransformersText
 
 import zoo
 from zoo.catalog import ModelSpec
-from zoo.model import Model
+from zoo.model.model import Model
 
 NEAR = 1e-5  # of float64 logits of size about 1, see above
 

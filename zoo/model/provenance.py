@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from zoo.system.writing import sha256_of
 
 if TYPE_CHECKING:
-    from zoo.compressor import Compressor, Context
-    from zoo.model import Model
+    from zoo.compressor import Compressor
+    from zoo.model.context import Context
+    from zoo.model.model import Model
 
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # weights, and what a tokenizer is made of
 # whose versions numbers depend on

@@ -11,7 +11,22 @@ from zoo.errors import ZooError
 from zoo.names import declaration_of
 
 if TYPE_CHECKING:
-    from zoo.compressor import Compressor, Record
+    from zoo.compressor import Compressor
+
+
+Record = dict[str, Any]  # of the structural change that a stage made, as JSON holds it
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One thing that is true of a module's tensors, and the stage that made it so."""
+
+    kind: str  # "packed" | "sparse" | "shared" | "factored"
+    detail: str = ""  # "8 bits", "50%", "one for 8 blocks"
+    stage: str = ""  # "stage 2 (quantize.int8)"; empty: the model came like that
+
+
+State = dict[str, tuple[Trait, ...]]  # module path -> traits; absent: plain dense tensors
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.building import cast_parameters, empty_parameters, global_state
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, one_line
-from zoo.finite import require_finite, require_finite_once, require_fitting
-from zoo.lineage import as_json, stage_of
+from zoo.finite import require_fitting
+from zoo.model.building import cast_parameters, empty_parameters, global_state
+from zoo.model.health import require_finite, require_finite_once
+from zoo.model.lineage import as_json, stage_of
+from zoo.model.provenance import Inputs, source
 from zoo.names import declaration, name_to_write, object_of, resolve
-from zoo.origin import Inputs, source
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from zoo.anatomy import Anatomy
-    from zoo.compressor import Compressor, CompressorOptions, Context, State, Trait
+    from zoo.compressor import Compressor, CompressorOptions
     from zoo.family.base import Family
-    from zoo.lineage import Stage
+    from zoo.model.context import Context
+    from zoo.model.lineage import Stage, State, Trait
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Model:
     stored: str = "float32"
     origin: str = ""  # what the weights came from: a path, a repository at a revision, "random"
     notes: dict[str, Any] = field(default_factory=dict)  # figures and lists the card shows; written by programs only
-    # the original that the lineage begins with: see `zoo.origin.source`
+    # the original that the lineage begins with: see `zoo.model.provenance.source`
     source: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,0 +1,1 @@
+"""Numbers and bytes without a model: batches, finite values, alignment, safetensors files."""
