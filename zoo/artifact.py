@@ -17,13 +17,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import header, plugins
+from zoo import plugins
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
@@ -33,10 +33,11 @@ from zoo.model.provenance import problem_of_made, problem_of_source, sealed
 from zoo.names import declaration_of
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import sha256_of, sync, why_unwritable, writing
+from zoo.tensors import safetensors
+from zoo.tensors.safetensors import pieces_of
 
 if TYPE_CHECKING:
     import torch
-    from typing_extensions import Buffer
 
     from zoo.model.lineage import Stage
     from zoo.model.model import Model
@@ -49,20 +50,6 @@ FORMAT = 2  # 1 had no seal; it is still read
 MOST = 10**15  # no model has so many parameters or bytes
 ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
-DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}  # as safetensors spells them
 
 
 @dataclass(frozen=True)
@@ -310,7 +297,7 @@ def require_described(model: Model, path: Path) -> None:
     tensors = model.tensors()
     for prefix, names in _by_file(tensors, files).items():
         if files[prefix].is_file():
-            shapes = {name: tuple(about["shape"]) for name, about in header.read(files[prefix]).items()}
+            shapes = {name: tuple(about["shape"]) for name, about in safetensors.read_header(files[prefix]).items()}
             _require_alike(
                 files[prefix], {name.removeprefix(prefix): tuple(tensors[name].shape) for name in names}, shapes
             )
@@ -340,9 +327,9 @@ def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], places: Ma
     from safetensors import SafetensorError, safe_open
     from torch import nn
 
-    from zoo.alignment import aligned
+    from zoo.tensors.alignment import aligned
 
-    header.require_whole(path)
+    safetensors.require_whole(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -462,29 +449,6 @@ def _storable(model: Model) -> dict[str, Any]:
 def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     with path.open("wb") as file:
         file.writelines(pieces_of(tensors, {"format": "pt", "manifest": MANIFEST}))
-
-
-def pieces_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[Buffer]:
-    """Yield a safetensors file that can stay mapped: every tensor begins aligned, but for those after one of an odd size.
-
-    The format's own writer puts the tensors wherever the header ends; the odd ones are small, and come last.
-    """
-    import torch
-
-    from zoo.alignment import BYTES
-
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % BYTES > 0, -tensors[name].itemsize, name))
-    about: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].nbytes
-        kind = DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
-        about[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    text = json.dumps(about, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % BYTES)
-    yield len(text).to_bytes(8, "little") + text
-    for name in order:
-        yield tensors[name].flatten().view(torch.uint8).numpy().data
 
 
 def _put(draft: Path, path: Path, *, force: bool) -> None:

@@ -10,8 +10,8 @@ from zoo.chat import Written
 from zoo.errors import RequestError, ZooError
 from zoo.family.sampling import pick
 from zoo.family.tokens import end_tokens, reads_apart
-from zoo.finite import ends
 from zoo.model.health import cause, damage, require_finite_outputs
+from zoo.tensors.finite import ends
 
 if TYPE_CHECKING:
     import torch

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import artifact, catalog, header, plugins, registry, weights
+from zoo import artifact, catalog, plugins, registry, weights
 from zoo.catalog import ModelSpec
 from zoo.declarations import is_name
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
 from zoo.model.model import Model, build_empty, build_random, build_skeleton
 from zoo.model.provenance import source
 from zoo.names import declaration, family_declaration, recognise
+from zoo.tensors import safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -271,7 +272,7 @@ def stored_in(place: Path) -> str:
     if (place / artifact.MANIFEST).exists():
         return artifact.read(place).stored
     files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
-    kinds = {tensor["dtype"] for file in files for tensor in header.read(file).values()}
+    kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
     return next(
         (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else ""
     )
@@ -307,13 +308,13 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
         within_another = any(
             (place / artifact.MANIFEST).exists() for place in file.parents if place.is_relative_to(path)
         )
-        if not within_another and header.metadata(file).get("manifest") == artifact.MANIFEST:
+        if not within_another and safetensors.read_metadata(file).get("manifest") == artifact.MANIFEST:
             raise ArtifactError(
                 f"{path / artifact.MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
             )
     import torch
 
-    from zoo.alignment import align
+    from zoo.tensors.alignment import align
 
     model = registry.family(_recognised(path)).read_foreign(
         path, device=device, dtype=getattr(torch, dtype) if dtype else None

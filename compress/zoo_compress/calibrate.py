@@ -18,11 +18,11 @@ from torch import nn
 from zoo.compressor import CompressorOptions
 from zoo.errors import DataError, ZooError
 from zoo.family.base import place
-from zoo.finite import all_finite
 from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
+from zoo.tensors.finite import all_finite
 
 Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
 

@@ -19,7 +19,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from zoo import header
 from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
@@ -28,6 +27,7 @@ from zoo.loading import CODE_KEYS, DTYPES, check_config
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model
 from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.tensors import safetensors
 from zoo_slm import models
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
@@ -142,7 +142,7 @@ class TransformersText(TextFamily):
         if not files:
             raise ArtifactError(f"{path} holds no .safetensors file; other weight formats are not read.")
         for file in files:
-            header.require_whole(file)
+            safetensors.require_whole(file)
         _require_shards(path, {file.name for file in files})
         try:
             with _quiet():
@@ -317,7 +317,11 @@ def _own_dtype(path: Path, config: dict[str, Any]) -> str:
     named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     if named in DTYPES:
         return named
-    kinds = [about["dtype"] for file in sorted(path.glob("*.safetensors")) for about in header.read(file).values()]
+    kinds = [
+        about["dtype"]
+        for file in sorted(path.glob("*.safetensors"))
+        for about in safetensors.read_header(file).values()
+    ]
     return next(
         (name for kind in kinds for short, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind == short),
         "float32",
@@ -355,7 +359,7 @@ def _odd_expert(files: list[Path]) -> str:
     """Say which tensor of an expert is missing or of another shape than those of its neighbours; transformers only says that there is one."""
     found: dict[str, dict[int, tuple[int, ...]]] = {}
     for file in files:
-        for name, about in header.read(file).items():
+        for name, about in safetensors.read_header(file).items():
             if part := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", name):
                 found.setdefault(f"{part[1]}{{}}{part[3]}", {})[int(part[2])] = tuple(about["shape"])
     count = max((max(shapes) + 1 for shapes in found.values()), default=0)

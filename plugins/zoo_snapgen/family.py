@@ -18,13 +18,13 @@ import torch
 import transformers
 from torch import nn
 
-from zoo import header
 from zoo.catalog import ModelSpec
 from zoo.diffusion import DENOISERS
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.text_to_image import TextToImageFamily
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model
+from zoo.tensors import safetensors
 from zoo_snapgen import classes
 
 INDEX = "model_index.json"
@@ -234,14 +234,17 @@ def _weights(folder: Path) -> list[Path]:
     if not files:
         raise ArtifactError(f"{folder} holds no .safetensors file; other weight formats are not read.")
     for file in files:
-        header.require_whole(file)
+        safetensors.require_whole(file)
     return files
 
 
 def _stored(path: Path, configs: Mapping[str, Any]) -> str:
     """The dtype of the components' weights where they have one, else float32, which holds all."""
     kinds = {
-        about["dtype"] for name in configs for file in _weights(path / name) for about in header.read(file).values()
+        about["dtype"]
+        for name in configs
+        for file in _weights(path / name)
+        for about in safetensors.read_header(file).values()
     }
     floats = [STORED[kind] for kind in kinds if kind in STORED]
     return floats[0] if len(floats) == 1 else "float32"

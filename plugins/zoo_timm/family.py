@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from zoo import artifact, header
+from zoo import artifact
 from zoo.anatomy import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
 from zoo.family.vision import VisionFamily
 from zoo.model.model import Model
+from zoo.tensors import safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +178,7 @@ class TimmVision(VisionFamily):
         file = path / artifact.WEIGHTS
         if not file.is_file():
             raise ArtifactError(f"{path} holds no {artifact.WEIGHTS}; pickled weights and other formats are not read.")
-        kinds = [about["dtype"] for about in header.read(file).values()]
+        kinds = [about["dtype"] for about in safetensors.read_header(file).values()]
         run = (
             str(dtype).removeprefix("torch.")
             if dtype

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from zoo_compress.quantize import packed
 from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, NF4Linear
 
-from zoo.alignment import BYTES
+from zoo.tensors.alignment import BYTES
 
 # O out, I in, T rows. The NF4 levels of QLoRA, appendix E (arXiv:2305.14314).
 NF4_LEVELS = torch.tensor(

@@ -84,7 +84,9 @@ def test_plain_transformers_loads_it_with_the_same_logits(
     plain, said = auto.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
     assert not any(said.values()), said
     plain.eval()
-    zoo.alignment.align(plain)  # transformers maps weights where they lie in the file, which can change the last bit
+    zoo.tensors.alignment.align(
+        plain
+    )  # transformers maps weights where they lie in the file, which can change the last bit
     for size in (16, 1):
         batch = model.family.example(model, size=size)
         with torch.no_grad():

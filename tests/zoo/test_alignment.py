@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.alignment import BYTES, align
+from zoo.tensors.alignment import BYTES, align
 
 pytestmark = pytest.mark.quick
 

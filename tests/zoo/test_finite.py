@@ -17,11 +17,11 @@ from zoo import evaluation
 from zoo.data import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
 from zoo.family import place
-from zoo.finite import ends
 from zoo.model.building import cast_parameters
 from zoo.model.context import Context
 from zoo.model.health import cause, damage, require_finite_outputs
 from zoo.model.model import Model
+from zoo.tensors.finite import ends
 
 pytestmark = pytest.mark.quick
 

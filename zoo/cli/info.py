@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo import catalog, header, weights
+from zoo import catalog, weights
 from zoo.cli import output
 from zoo.declarations import Declared, ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName
 from zoo.names import declaration, recognise
 from zoo.system import quantities
 from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.tensors import safetensors
 
 # Bits a parameter takes; the packed formats' scales come on top (a few per cent).
 FORMATS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
@@ -172,7 +173,7 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
     marks = [mark.partition(":")[0] for mark in family.recognises]
     config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))
     files = sorted(path.rglob("*.safetensors"))
-    params = sum(math.prod(entry["shape"]) for file in files for entry in header.read(file).values())
+    params = sum(math.prod(entry["shape"]) for file in files for entry in safetensors.read_header(file).values())
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
     spec = ModelSpec(
         path.name,

@@ -231,8 +231,8 @@ class TextToImageFamily(Family):
         import torch
 
         from zoo.errors import RequestError, ZooError, nearest
-        from zoo.finite import all_finite
         from zoo.model.health import cause
+        from zoo.tensors.finite import all_finite
 
         pipeline = self.pipeline(model)
         known = [

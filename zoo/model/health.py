@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from zoo.errors import ZooError
-from zoo.finite import all_finite, is_sound
+from zoo.tensors.finite import all_finite, is_sound
 
 if TYPE_CHECKING:
     import torch

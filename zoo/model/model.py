@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, one_line
-from zoo.finite import require_fitting
 from zoo.model.building import cast_parameters, empty_parameters, global_state
 from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
 from zoo.names import declaration, name_to_write, object_of, resolve
+from zoo.tensors.finite import require_fitting
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,7 @@ class Model:
         """
         import torch
 
-        from zoo.alignment import align
+        from zoo.tensors.alignment import align
 
         stored = getattr(torch, self.stored)
         with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.anatomy import FFN, Attention, Part
-from zoo.finite import all_finite
+from zoo.tensors.finite import all_finite
 from zoo_compress.prune.cut import holders
 
 Scores = dict[str, Tensor]  # path of a down, o or norm module -> sum over samples of (mean |a|)^2, per unit

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.alignment import aligned  # the int8 kernel loads aligned vectors
+from zoo.tensors.alignment import aligned  # the int8 kernel loads aligned vectors
 
 WIDEN_ELEMENTS = 1 << 20  # weights widened to float at a time: 4 MiB, which stays in cache and bounds the extra memory
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from zoo.errors import ZooError
-from zoo.finite import all_finite
 from zoo.model.health import blame
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
+from zoo.tensors.finite import all_finite
 
 SHOWN = 4  # samples that are named
 

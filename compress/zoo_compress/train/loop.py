@@ -19,7 +19,6 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from zoo.artifact import pieces_of
 from zoo.compressor import CompressorOptions
 from zoo.detect import resolve
 from zoo.errors import DataError, UnknownName, nearest
@@ -29,6 +28,7 @@ from zoo.model.model import Model
 from zoo.system.signals import whole
 from zoo.system.writing import replace_file
 from zoo.tensors.batch import Batch
+from zoo.tensors.safetensors import pieces_of
 from zoo_compress.train.divergence import divergence
 from zoo_compress.train.schedule import Decay, wsd
 

@@ -33,9 +33,9 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from zoo import header
 from zoo.errors import ArtifactError
 from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.tensors import safetensors
 
 FFN = re.compile(r"(?:model\.)?layers\.(\d+)\.mlp\.(.+)")
 
@@ -120,7 +120,7 @@ def require_sound(path: Path) -> None:
         return
     places: dict[str, list[tuple[int, str, Path]]] = {}  # part of the FFN -> layer, name, file
     for file in sorted(path.glob("*.safetensors")):
-        for name in header.read(file):
+        for name in safetensors.read_header(file):
             if found := FFN.fullmatch(name):
                 places.setdefault(found[2], []).append((int(found[1]), name, file))
     differing = [other for copies in places.values() if (other := _first_other(sorted(copies)))]
@@ -148,7 +148,7 @@ def _first_other(copies: list[tuple[int, str, Path]]) -> tuple[int, str, str] | 
 
 
 def _tensor(file: Path, name: str) -> torch.Tensor:
-    header.require_whole(file)
+    safetensors.require_whole(file)
     with safe_open(file, framework="pt") as opened:
         found: torch.Tensor = opened.get_tensor(name)
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo_slm.models.super_tiny import END, PAD, SuperTinyConfig, SuperTinyForCausalLM, reconstruction_loss
 
 import zoo
-from zoo import header
+from zoo.tensors import safetensors
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
@@ -258,7 +258,9 @@ def test_all_layers_run_one_ffn(tmp_path: Path) -> None:
         assert layer.mlp.down_proj.bias is first.mlp.down_proj.bias
         assert layer.self_attn.qkv_proj.weight is not first.self_attn.qkv_proj.weight
     model.float().save_pretrained(tmp_path)
-    assert {name.split(".")[2] for name in header.read(tmp_path / "model.safetensors") if ".mlp." in name} == {"0"}
+    assert {
+        name.split(".")[2] for name in safetensors.read_header(tmp_path / "model.safetensors") if ".mlp." in name
+    } == {"0"}
     loaded: Any = zoo.load(tmp_path).module
     assert loaded.model.layers[2].mlp.up_proj.weight is loaded.model.layers[0].mlp.up_proj.weight
     ids = checks.tokens(model)

@@ -1,37 +1,43 @@
-"""The header of a safetensors file: which tensors it holds and where, read without reading one."""
+"""Safetensors files: the header, read without reading a tensor, and a layout in which tensors can stay mapped."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Buffer
+
 
 LARGEST = 100_000_000  # bytes of a header, as in the format's own reader
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
     """Return {"dtype", "shape", "data_offsets"} of every tensor by name; the tensors themselves may be missing.
 
     Raises:
         ArtifactError: the file is unreadable or not a safetensors file.
     """
-    return _read(path)[1]
+    return _parsed(path)[1]
 
 
-def metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """Return what a file says of itself beside its tensors.
 
     Raises:
         ArtifactError: the file is unreadable or not a safetensors file.
     """
-    return _read(path)[2]
+    return _parsed(path)[2]
 
 
 def require_whole(path: Path) -> None:
     """Raise `ArtifactError` naming the first tensor that lies beyond the end of the file."""
-    start, tensors, _ = _read(path)
+    start, tensors, _ = _parsed(path)
     size = path.stat().st_size
     for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"][1]):
         if start + about["data_offsets"][1] > size:
@@ -40,7 +46,7 @@ def require_whole(path: Path) -> None:
             )
 
 
-def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
+def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
     """Where the tensors begin, the header, and its metadata."""
     try:
         with path.open("rb") as file:
@@ -57,3 +63,42 @@ def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
         reason = " ".join(str(error).split())[:100]
         raise ArtifactError(f"{path} is damaged: its safetensors header cannot be read ({reason}).") from None
     return 8 + length, found, about_file
+
+
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}  # as safetensors spells them
+
+
+def pieces_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[Buffer]:
+    """Yield a safetensors file that can stay mapped: every tensor begins aligned, but for those after one of an odd size.
+
+    The format's own writer puts the tensors wherever the header ends; the odd ones are small, and come last.
+    """
+    import torch
+
+    from zoo.tensors.alignment import BYTES
+
+    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % BYTES > 0, -tensors[name].itemsize, name))
+    about: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind = DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
+        about[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % BYTES)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield tensors[name].flatten().view(torch.uint8).numpy().data

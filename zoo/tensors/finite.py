@@ -1,8 +1,4 @@
-"""Finite numbers: which tensor of a model holds nan or infinity, and which layer makes such values of finite ones.
-
-Nothing is checked while a model is loaded, whose weights stay mapped until they are used; what a stage starts from and
-leaves, what is saved, generated or measured is.
-"""
+"""Finite numbers: whether a tensor holds nan or infinity."""
 
 from __future__ import annotations
 
