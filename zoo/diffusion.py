@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import nn
 
-from zoo.anatomy import Anatomy, Attention, Block, Part, Stack
-from zoo.detect import detect, features, output_axis, plain_layers
+from zoo.anatomy.detect import detect, plain_layers
+from zoo.anatomy.modules import features, output_axis
+from zoo.anatomy.parts import Anatomy, Attention, Block, Part, Stack
 from zoo.errors import DataError, Refused, RequestError
 
 if TYPE_CHECKING:

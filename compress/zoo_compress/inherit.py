@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import nn
 
-from zoo.anatomy import Stack
+from zoo.anatomy.parts import Stack
 from zoo.compressor import Compressor
 from zoo.errors import ArtifactError, Refused, RequestError, nearest
 from zoo.model.context import Context
@@ -221,7 +221,7 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
 
 
 def _config(module: nn.Module, path: str) -> Any:
-    from zoo.detect import config_of
+    from zoo.anatomy.modules import config_of
 
     return config_of(module, path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.anatomy import Block
+from zoo.anatomy.parts import Block
 from zoo.loading import load
 from zoo.model.lineage import State
 

@@ -22,7 +22,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from zoo.anatomy import Target
+from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
+from zoo.anatomy.parts import Target
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused, ZooError
 from zoo.model.context import Context
@@ -30,8 +31,6 @@ from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
 from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
-from zoo_compress.quantize.packed import weight_out_in
-from zoo_compress.share import places, require_sharers
 from zoo_compress.trial import require_running
 
 GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
@@ -109,7 +108,7 @@ class LowRankSVD(Compressor):
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
         ranks: dict[str, int] = record["ranks"]
-        paths = [group[0] for group in places(model.module, ranks)]  # a shared module is factored once
+        paths = [group[0] for group in grouped_by_module(model.module, ranks)]  # a shared module is factored once
         data: list[Batch] = []
         passes = [dict.fromkeys(paths, "")]
         if options.whiten:
@@ -157,7 +156,7 @@ class LowRankSVD(Compressor):
 
     def _install(self, model: Model, record: Record, factors: dict[str, Factors]) -> None:
         """Swap the layers in; one that sits at several places stays one."""
-        for group in places(model.module, record["ranks"]):
+        for group in grouped_by_module(model.module, record["ranks"]):
             layer = LowRankLinear.like(model.module.get_submodule(group[0]), record["ranks"][group[0]])
             if group[0] in factors:
                 _fill(layer, *factors[group[0]])
@@ -249,7 +248,7 @@ def _projections(module: nn.Module, target: Target) -> Iterator[str]:
 
 
 def _shape(module: nn.Module, path: str) -> tuple[int, int]:
-    from zoo.detect import resolve
+    from zoo.anatomy.modules import resolve
 
     found: Any = resolve(module, path)
     if isinstance(found, torch.Tensor):

@@ -10,14 +10,13 @@ What is shared is each projection module, weight and bias together, so that it w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.anatomy import FFN, Target
+from zoo.anatomy.parts import FFN, Target
 from zoo.compressor import Compressor, CompressorOptions, require_dense
 from zoo.errors import Refused
 from zoo.model.context import Context
@@ -141,10 +140,10 @@ def _start_index(options: ShareFFN.Options, target: Target) -> int | None:
 
 def _require_private(module: nn.Module, paths: list[str]) -> None:
     """Refuse a layer that already stands in two places."""
-    places: dict[int, str] = {}
+    owners: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         owner = name.rpartition(".")[0]
-        other = places.setdefault(id(parameter), owner)
+        other = owners.setdefault(id(parameter), owner)
         if other != owner and owner in paths:
             raise Refused(f"share.ffn: {owner} already is {other}; choose blocks that do not share yet.")
 
@@ -163,27 +162,3 @@ def _require_alike(module: nn.Module, group: list[str]) -> None:
 
 def _say(shapes: dict[str, Any]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "without parameters"
-
-
-def places(module: nn.Module, paths: Iterable[str]) -> list[list[str]]:
-    """Group paths by the module they name: one group for each distinct module, in the order of the paths."""
-    groups: dict[int, list[str]] = {}
-    for path in paths:
-        groups.setdefault(id(module.get_submodule(path)), []).append(path)
-    return list(groups.values())
-
-
-def require_sharers(module: nn.Module, paths: Iterable[str], *, stage: str) -> None:
-    """Refuse a selection that holds some places of a shared module and leaves others out.
-
-    For stages that put another module in its place: the places left out would keep the old one, and nothing be saved.
-    """
-    chosen = set(paths)
-    places = dict(module.named_modules(remove_duplicate=False))
-    owners = {id(places[path]): path for path in chosen if path in places}
-    for path, part in places.items():
-        if id(part) in owners and path not in chosen:
-            raise Refused(
-                f"{stage}: {owners[id(part)]} is shared with {path}, which is not in the target. "
-                "Aim at every block that shares it."
-            )

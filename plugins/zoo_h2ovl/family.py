@@ -17,7 +17,7 @@ from zoo_h2ovl.vocabulary import SIZE, reading_tokenizer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from zoo.anatomy import Anatomy
+    from zoo.anatomy.parts import Anatomy
     from zoo.model.model import Model
 
 
@@ -45,7 +45,7 @@ class H2OVLFamily(VisionLanguageFamily):
             language._init_weights(part)
 
     def anatomy(self, module: nn.Module) -> Anatomy:
-        from zoo.detect import detect
+        from zoo.anatomy.detect import detect
 
         return detect(module)
 

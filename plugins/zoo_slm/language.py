@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from zoo.anatomy import Anatomy
+from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.family.text import TextFamily
@@ -85,7 +85,7 @@ class TransformersText(TextFamily):
             nn.init.normal_(module.lm_head.weight, std=config.initializer_factor)  # type: ignore[union-attr, arg-type]
 
     def anatomy(self, module: nn.Module) -> Anatomy:
-        from zoo.detect import detect
+        from zoo.anatomy.detect import detect
 
         return detect(module)
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from zoo import artifact
-from zoo.anatomy import Anatomy
+from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
 from zoo.family.vision import VisionFamily
@@ -107,7 +107,7 @@ class TimmVision(VisionFamily):
 
     def anatomy(self, module: nn.Module) -> Anatomy:
         """Detected stacks ("vision"), and all other layers by the top part they belong to ("stem", "layer1.0", "head")."""
-        from zoo.detect import detect, plain_layers
+        from zoo.anatomy.detect import detect, plain_layers
 
         found = detect(module)
         blocks = [stack.path for stack in found.stacks.values()]

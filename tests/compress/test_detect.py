@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from twins import HEADS, TWINS, WIDTH, tokens, twin
 
-from zoo.anatomy import FFN, Anatomy, Attention, Part, Stack
-from zoo.detect import detect
+from zoo.anatomy.detect import detect
+from zoo.anatomy.parts import FFN, Anatomy, Attention, Part, Stack
 
 pytestmark = pytest.mark.quick
 

@@ -8,8 +8,8 @@ from stages import apply, assert_outline_foretells, assert_replays, check, logit
 from twins import TWINS, tokens
 from zoo_compress.prune.magnitude import PruneMagnitude
 
-from zoo.anatomy import Part
-from zoo.detect import resolve
+from zoo.anatomy.modules import resolve
+from zoo.anatomy.parts import Part
 from zoo.errors import Refused
 from zoo.model.building import cast_parameters
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from toy_vlm import config, toy
 from zoo_h2ovl.model import H2OVL, pixel_shuffle
 
-from zoo.detect import config_of
+from zoo.anatomy.modules import config_of
 from zoo.errors import RequestError
 
 pytestmark = pytest.mark.quick

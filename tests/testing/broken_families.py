@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from zoo_unsound.family import Config, PatchFamily, PatchNet
 
-from zoo.anatomy import Anatomy
+from zoo.anatomy.parts import Anatomy
 from zoo.model.model import Model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.anatomy import FFN, Anatomy, Block, Part, Stack
+from zoo.anatomy.parts import FFN, Anatomy, Block, Part, Stack
 from zoo.errors import RequestError, UnknownName
 
 pytestmark = pytest.mark.quick

@@ -180,6 +180,3 @@ def status(text: str) -> Iterator[None]:
 def _coloured(text: str, colour: int) -> str:
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
     return text if plain else f"\x1b[{colour}m{text}\x1b[0m"
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoo.anatomy import Anatomy
+    from zoo.anatomy.parts import Anatomy
     from zoo.data import Dataset
     from zoo.model.model import Model
 

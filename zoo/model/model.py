@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoo.anatomy import Anatomy
+    from zoo.anatomy.parts import Anatomy
     from zoo.compressor import Compressor, CompressorOptions
     from zoo.family.base import Family
     from zoo.model.context import Context

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoo.anatomy import FFN, Anatomy, Attention, Block, Part, Stack
+    from zoo.anatomy.parts import FFN, Anatomy, Attention, Block, Part, Stack
     from zoo.model.model import Model
 
 MAIN = 0.25  # a list of blocks with this share of the parameters has to be in the anatomy
@@ -184,7 +184,7 @@ def _inside(path: str, outer: str) -> bool:
 
 
 def _exists(module: nn.Module, path: str) -> bool:
-    from zoo.detect import resolve
+    from zoo.anatomy.modules import resolve
 
     try:
         resolve(module, path)
@@ -197,7 +197,7 @@ def _tensor(module: nn.Module, path: str) -> torch.Tensor | None:
     """The parameter at a path, or the weight of the module there; None where there is neither."""
     import torch
 
-    from zoo.detect import resolve
+    from zoo.anatomy.modules import resolve
 
     if not _exists(module, path):
         return None
@@ -231,7 +231,7 @@ def _exchange(module: nn.Module, swap: Swap) -> None:
     """Let units change places, in weights and, on the side where they are outputs, in biases."""
     import torch
 
-    from zoo.detect import output_axis, resolve
+    from zoo.anatomy.modules import output_axis, resolve
 
     for part, mine, theirs in swap:
         found = resolve(module, part.path)

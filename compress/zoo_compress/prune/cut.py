@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from zoo.anatomy import Anatomy, Part, Stack
-from zoo.detect import container, inside, is_head_norm, output_axis, resolve
+from zoo.anatomy.attention import is_head_norm
+from zoo.anatomy.modules import container, inside, output_axis, resolve
+from zoo.anatomy.parts import Anatomy, Part, Stack
 from zoo.errors import Refused
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.detect import container
+from zoo.anatomy.modules import container
 from zoo.errors import ArtifactError, Refused, UnknownName, nearest, one_line
 from zoo.model.lineage import Record
 from zoo.model.model import Model

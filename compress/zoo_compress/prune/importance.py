@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.anatomy import FFN, Attention, Part
+from zoo.anatomy.parts import FFN, Attention, Part
 from zoo.tensors.finite import all_finite
 from zoo_compress.prune.cut import holders
 

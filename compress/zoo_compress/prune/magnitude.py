@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from zoo.anatomy import Block, Part
+from zoo.anatomy.parts import Block, Part
 from zoo.compressor import Compressor, CompressorOptions, require_dense
 from zoo.errors import Refused
 from zoo.model.context import Context
@@ -195,7 +195,7 @@ def _input_axis(part: Part, is_input: bool, weight: torch.Tensor) -> int:
 
 
 def _weight(module: nn.Module, path: str) -> torch.Tensor:
-    from zoo.detect import resolve
+    from zoo.anatomy.modules import resolve
 
     found: Any = resolve(module, path)
     weight: torch.Tensor = found if isinstance(found, torch.Tensor) else found.weight

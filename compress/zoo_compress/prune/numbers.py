@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from zoo.anatomy import FFN, Attention, Target
-from zoo.detect import config_of, inside
+from zoo.anatomy.modules import config_of, inside
+from zoo.anatomy.parts import FFN, Attention, Target
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.anatomy import FFN, Anatomy, Attention, Part, Target
+from zoo.anatomy.parts import FFN, Anatomy, Attention, Part, Target
 from zoo.errors import Refused
 from zoo.model.lineage import Record
 from zoo_compress.prune import numbers

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from zoo.anatomy import Part
+from zoo.anatomy.modules import config_of, resolve
+from zoo.anatomy.parts import Part
 from zoo.compressor import Compressor, CompressorOptions, require_dense
-from zoo.detect import config_of, resolve
 from zoo.errors import ArtifactError, DataError, Refused, ZooError
 from zoo.family.base import place
 from zoo.model.context import Context

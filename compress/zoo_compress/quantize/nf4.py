@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from zoo.anatomy.modules import weight_out_in
 from zoo.errors import Refused
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.quantize.packed import NF4Linear, weight_out_in
+from zoo_compress.quantize.packed import NF4Linear
 from zoo_compress.quantize.replace import Quantize, QuantizeOptions
 
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.anatomy.modules import weight_out_in
 from zoo.tensors.alignment import aligned  # the int8 kernel loads aligned vectors
 
 WIDEN_ELEMENTS = 1 << 20  # weights widened to float at a time: 4 MiB, which stays in cache and bounds the extra memory
@@ -50,18 +51,6 @@ def check_finite(weight_OI: Tensor) -> None:
         f"cannot quantise: row {row} of the weight has {int(bad_O[row])} non-finite values (nan or infinity), "
         f"{int((bad_O > 0).sum())} of {len(bad_O)} rows are affected. Repair or reload the weight first."
     )
-
-
-def weight_out_in(module: nn.Module) -> Tensor:
-    """Return the weight of a Linear, or of a transformers Conv1D, as (out, in)."""
-    if isinstance(module, nn.Linear):
-        return module.weight.detach()
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        weight_IO: Tensor = module.weight
-        return weight_IO.detach().t()
-    raise ValueError(f"cannot quantise a {type(module).__name__}: only Linear and transformers' Conv1D are supported")
 
 
 def copy_bias(module: nn.Module) -> nn.Parameter | None:

@@ -15,14 +15,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.anatomy import Anatomy, Stack
+from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
+from zoo.anatomy.parts import Anatomy, Stack
 from zoo.compressor import Compressor, CompressorOptions, require_dense
 from zoo.errors import ArtifactError, Refused, UnknownName, ZooError, nearest
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
-from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows, weight_out_in
-from zoo_compress.share import places, require_sharers
+from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
 from zoo_compress.trial import require_running
 
 LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
@@ -114,7 +114,7 @@ class Quantize(Compressor):
             if kind not in BITS:
                 raise ArtifactError(f"{self.name}: {path} is packed as {kind!r}, which this version does not know.")
         tables = _tied_tables(model.module, kinds)
-        groups = sorted(places(model.module, kinds), key=lambda group: kinds[group[0]] != EMBEDDING)
+        groups = sorted(grouped_by_module(model.module, kinds), key=lambda group: kinds[group[0]] != EMBEDDING)
         for group in progress.track(groups, total=len(groups), label=self.name):
             path = group[0]
             old = model.module.get_submodule(path)
@@ -171,7 +171,7 @@ def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[
 
 
 def _leaves(module: nn.Module, path: str, skip: Iterable[str], *, stage: str) -> Iterator[str]:
-    from zoo.detect import resolve
+    from zoo.anatomy.modules import resolve
 
     found: Any = resolve(module, path)
     if isinstance(found, nn.Module):

@@ -19,8 +19,8 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from zoo.anatomy.modules import resolve
 from zoo.compressor import CompressorOptions
-from zoo.detect import resolve
 from zoo.errors import DataError, UnknownName, nearest
 from zoo.family.base import place
 from zoo.model.context import Context

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 from zoo.anatomy import Anatomy
-from zoo.detect import detect
+from zoo.anatomy.detect import detect
 from zoo.family import TextFamily
 
 from zoo_example.model import Config, MinGRU, MinGRULM

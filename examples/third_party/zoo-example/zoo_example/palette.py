@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
+from zoo.anatomy.modules import weight_out_in
 from zoo.compressor import Context, Record, Trait
 from zoo.errors import Refused
 from zoo.model import Model
-from zoo_compress.quantize.packed import Packed, check_finite, weight_out_in
+from zoo_compress.quantize.packed import Packed, check_finite
 from zoo_compress.quantize.replace import LINEAR, Quantize, QuantizeOptions
 
 

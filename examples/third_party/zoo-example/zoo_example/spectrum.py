@@ -39,7 +39,7 @@ def ranks(model: Model) -> list[dict[str, Any]]:
 
     What has no `in_features` is left out: convolutions, and experts that share one tensor.
     """
-    from zoo.detect import features, resolve
+    from zoo.anatomy.modules import features, resolve
 
     target = model.anatomy.select("all")
     rows = []

@@ -1,0 +1,142 @@
+"""Small questions about modules: sizes of a projection, configs, norms, tables, and which paths name one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.anatomy.parts import Part
+from zoo.errors import Refused
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """Return (in, out) of a projection, or None where `module` is not one."""
+    for names in (("in_features", "out_features"), ("nx", "nf")):
+        sizes = tuple(getattr(module, name, None) for name in names)
+        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return sizes[0], sizes[1]
+    return None
+
+
+def output_axis(module: nn.Module) -> int:
+    """The axis of `module.weight` along which its outputs lie: 1 for a GPT-2 `Conv1D`, otherwise 0."""
+    return 1 if hasattr(module, "nf") and not hasattr(module, "out_features") else 0
+
+
+def container(path: str, others: Iterable[str]) -> str:
+    """Return the highest ancestor of `path` that holds none of `others`."""
+    steps = path.split(".")
+    others = list(others)
+    for depth in range(len(steps)):
+        ancestor = ".".join(steps[:depth])
+        if not any(inside(other, ancestor) for other in others):
+            return ancestor
+    return path
+
+
+def sizes_of(module: nn.Module, part: Part) -> tuple[int, int]:
+    """(in, out) of the projection that holds `part`."""
+    found = resolve(module, part.path)
+    if isinstance(found, Tensor):
+        return found.shape[-1], found.shape[-2]
+    return features(found) or (0, 0)
+
+
+def resolve(module: nn.Module, path: str) -> nn.Module | Tensor:
+    """Return the module or the parameter that `path` names."""
+    parent, _, name = path.rpartition(".")
+    owner = module.get_submodule(parent)
+    found = owner._parameters.get(name)
+    return found if found is not None else module.get_submodule(path)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A module inside a block, and where it is."""
+
+    path: str
+    module: nn.Module
+
+    def child(self, name: str) -> nn.Module | None:
+        if name.partition(".")[0] not in self.module._modules:  # most names: an exception takes ten times as long
+            return None
+        try:
+            return self.module.get_submodule(name)
+        except AttributeError:
+            return None
+
+    def at(self, name: str) -> str:
+        return f"{self.path}.{name}".strip(".")
+
+
+def inside(path: str, outer: str) -> bool:
+    """Whether `path` is `outer` or lies below it."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def is_embedding(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "num_embeddings", None), int)
+
+
+def looks_like_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+def is_norm(module: nn.Module, width: int) -> bool:
+    """Whether `module` normalises vectors of `width` entries, with a gain or without."""
+    if not looks_like_norm(module):
+        return False
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return tuple(weight.shape) == (width,)
+    return tuple(getattr(module, "normalized_shape", ())) == (width,)
+
+
+def config_of(module: nn.Module, path: str) -> Any:
+    """Return the config nearest above `path`: a tower's own, or the text part of a composite one."""
+    steps = path.split(".") if path else []
+    for depth in range(len(steps), -1, -1):
+        config = getattr(module.get_submodule(".".join(steps[:depth])), "config", None)
+        if config is not None:
+            text = getattr(config, "get_text_config", None)
+            return text() if callable(text) else config
+    return None
+
+
+def weight_out_in(module: nn.Module) -> Tensor:
+    """Return the weight of a Linear, or of a transformers Conv1D, as (out, in)."""
+    if isinstance(module, nn.Linear):
+        return module.weight.detach()
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        weight_IO: Tensor = module.weight
+        return weight_IO.detach().t()
+    raise ValueError(f"cannot quantise a {type(module).__name__}: only Linear and transformers' Conv1D are supported")
+
+
+def grouped_by_module(module: nn.Module, paths: Iterable[str]) -> list[list[str]]:
+    """Group paths by the module they name: one group for each distinct module, in the order of the paths."""
+    groups: dict[int, list[str]] = {}
+    for path in paths:
+        groups.setdefault(id(module.get_submodule(path)), []).append(path)
+    return list(groups.values())
+
+
+def require_sharers(module: nn.Module, paths: Iterable[str], *, stage: str) -> None:
+    """Refuse a selection that holds some places of a shared module and leaves others out.
+
+    For stages that put another module in its place: the places left out would keep the old one, and nothing be saved.
+    """
+    chosen = set(paths)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    owners = {id(modules[path]): path for path in chosen if path in modules}
+    for path, part in modules.items():
+        if id(part) in owners and path not in chosen:
+            raise Refused(
+                f"{stage}: {owners[id(part)]} is shared with {path}, which is not in the target. "
+                "Aim at every block that shares it."
+            )
