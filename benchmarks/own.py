@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from zoo_slm.language import TransformersText
 
-from zoo.declarations import ModelSpec
 from zoo.generation import next_tokens
 from zoo.model.model import Model
+from zoo.plugins.declarations import ModelSpec
 
 VOCABULARY, PREFILL, PROMPT, DECODE = 8192, 256, 16, 32
 

@@ -128,7 +128,7 @@ def twin_model(name: str, *, seed: int = 0, device: str = "cpu", **changes: Any)
     """The twin as a `Model` of the transformers text family, without a tokenizer."""
     from zoo_slm.language import TransformersText
 
-    from zoo.declarations import ModelSpec
+    from zoo.plugins.declarations import ModelSpec
 
     module = twin(name, seed=seed, device=device, **changes)
     task = "masked-lm" if name == "bert" else "causal-lm"

@@ -23,14 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import plugins
 from zoo.catalog import ModelSpec
-from zoo.declarations import is_inside
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
-from zoo.installed import DISTRIBUTION
 from zoo.model.health import require_finite
 from zoo.model.provenance import problem_of_made, problem_of_source, sealed
-from zoo.names import declaration_of
+from zoo.plugins import manager
+from zoo.plugins.declarations import is_inside
+from zoo.plugins.distributions import DISTRIBUTION
+from zoo.plugins.names import declaration_of
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import sha256_of, sync, why_unwritable, writing
 from zoo.tensors import safetensors
@@ -396,7 +396,7 @@ def _made_with(model: Model) -> dict[str, Any]:
         family = declaration_of("family", model.family, model.spec.family).plugin
     except RequestError:  # a family that nobody declares, which can be saved but not loaded
         family = model.spec.plugin
-    installed = {plugin.name: plugin for plugin in plugins.declared()}
+    installed = {plugin.name: plugin for plugin in manager.plugins_in_use()}
     names = {family, model.spec.plugin, *(stage.plugin for stage in model.lineage)} & installed.keys()
     table = {name: {"distribution": installed[name].distribution, "version": installed[name].version} for name in names}
     return {"family_plugin": family, "plugins": table}

@@ -7,10 +7,10 @@ import math
 import re
 from typing import Any
 
-from zoo import plugins
-from zoo.declarations import Declared
-from zoo.declarations import ModelSpec as ModelSpec
 from zoo.errors import RequestError, UnknownName, nearest
+from zoo.plugins import manager
+from zoo.plugins.declarations import Declared
+from zoo.plugins.declarations import ModelSpec as ModelSpec
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
@@ -18,10 +18,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 def catalogue() -> dict[str, ModelSpec]:
     """Return every model by the name to write: short where that is enough, else "plugin:name"."""
     return {
-        plugins.named(plugin.name, "model", spec.name): spec
-        for plugin in plugins.declared()
+        manager.named(plugin.name, "model", spec.name): spec
+        for plugin in manager.plugins_in_use()
         for spec in plugin.models
-        if not plugins.why_absent(spec.plugin)
+        if not manager.why_absent(spec.plugin)
     }
 
 
@@ -70,7 +70,7 @@ def info(name: str) -> ModelSpec:
         UnknownName: there is no such model; names the nearest.
         RequestError: several plugins have a model of that name, and none of them is ours.
     """
-    if ambiguity := plugins.why_ambiguous("model", name):
+    if ambiguity := manager.why_ambiguous("model", name):
         raise RequestError(f"Model {ambiguity}")
     found = catalogue()
     if name in found:
@@ -85,12 +85,12 @@ def info(name: str) -> ModelSpec:
 def _by_full_name(name: str) -> ModelSpec | None:
     """The model that a plugin declares, or, in our own catalogue, one whose weights it has."""
     owner, _, short = name.partition(":")
-    for plugin in plugins.declared():
+    for plugin in manager.plugins_in_use():
         for spec in plugin.models:
-            named = spec.name == short and plugins.normalised(owner) in map(
-                plugins.normalised, (plugin.name, spec.plugin)
+            named = spec.name == short and manager.normalised(owner) in map(
+                manager.normalised, (plugin.name, spec.plugin)
             )
-            if named and not plugins.why_absent(spec.plugin):
+            if named and not manager.why_absent(spec.plugin):
                 return spec
     return None
 
@@ -98,10 +98,10 @@ def _by_full_name(name: str) -> ModelSpec | None:
 def _absent(name: str) -> str:
     """Say that a model's plugin is installed but not used, or return ""."""
     prefix, colon, _ = name.partition(":")
-    ours = next((spec.plugin for plugin in plugins.declared() for spec in plugin.models if spec.name == name), "")
-    elsewhere = plugins.unused("model", name) or plugins.unused("prefix", prefix if colon else "")
+    ours = next((spec.plugin for plugin in manager.plugins_in_use() for spec in plugin.models if spec.name == name), "")
+    elsewhere = manager.unused("model", name) or manager.unused("prefix", prefix if colon else "")
     owner = ours or (elsewhere.name if elsewhere else prefix)
-    reason = plugins.why_absent(owner) if owner in plugins.installed() else ""
+    reason = manager.why_absent(owner) if owner in manager.installed() else ""
     return f"Model {name!r} comes with plugin {owner}, which {reason}." if reason else ""
 
 
@@ -125,12 +125,12 @@ def _family_beyond(name: str) -> tuple[Declared | None, str]:
     prefix, colon, rest = name.partition(":")
     if not colon:
         return None, ""
-    if ambiguity := plugins.why_ambiguous("prefix", prefix):
+    if ambiguity := manager.why_ambiguous("prefix", prefix):
         raise RequestError(f"{name!r}: prefix {ambiguity}")
-    owner = next(iter(plugins.holders("prefix", prefix)), "")
+    owner = next(iter(manager.holders("prefix", prefix)), "")
     if not owner:
         owner, (prefix, _, rest) = prefix, rest.partition(":")
-    return next((found for found in plugins.names_of(owner) if prefix and found.prefix == prefix), None), rest
+    return next((found for found in manager.names_of(owner) if prefix and found.prefix == prefix), None), rest
 
 
 def _argument(name: str, pair: str) -> tuple[str, Any]:

@@ -146,7 +146,7 @@ def require_dense(
 
 
 def _accepted_by(stage: str) -> tuple[str, ...]:
-    from zoo.names import resolve
+    from zoo.plugins.names import resolve
 
     compressor: Compressor = resolve("compressor", stage)
     return compressor.accepts

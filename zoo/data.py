@@ -146,7 +146,7 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
         raise DataError(
             f"{text!r} is not a path that can be read: {getattr(error, 'strerror', None) or error}."
         ) from None
-    from zoo.names import is_known
+    from zoo.plugins.names import is_known
 
     samples: Sequence[Sample]
     # a plugin and its source rather than a source and its split
@@ -165,7 +165,7 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
 
 
 def _from_source(reference: Reference, path: Path) -> Sequence[Sample]:
-    from zoo.names import is_known, of_kind, resolve, why_unused
+    from zoo.plugins.names import is_known, of_kind, resolve, why_unused
 
     if not is_known("data", reference.source):
         if reason := why_unused("data", reference.source):

@@ -10,7 +10,7 @@ from zoo.data import Dataset
 from zoo.errors import DataError, ZooError
 from zoo.model.health import cause, require_finite
 from zoo.model.model import Model
-from zoo.names import resolve
+from zoo.plugins.names import resolve
 
 
 class Evaluator(Protocol):

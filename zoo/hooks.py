@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pluggy
 
-from zoo.declarations import API as API
+from zoo.plugins.declarations import API as API
 
 Register = Callable[[str, str], None]
 

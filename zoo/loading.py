@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import artifact, catalog, plugins, registry, weights
+from zoo import artifact, catalog, registry, weights
 from zoo.catalog import ModelSpec
-from zoo.declarations import is_name
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
 from zoo.model.model import Model, build_empty, build_random, build_skeleton
 from zoo.model.provenance import source
-from zoo.names import declaration, family_declaration, recognise
+from zoo.plugins import manager
+from zoo.plugins.declarations import is_name
+from zoo.plugins.names import declaration, family_declaration, recognise
 from zoo.tensors import safetensors
 
 if TYPE_CHECKING:
@@ -395,13 +396,13 @@ def _missing(plugin: str, manifest: artifact.Manifest) -> str:
     if not plugin:
         return ""
     made = manifest.plugins.get(plugin, {})
-    if reason := plugins.why_absent(plugin):
+    if reason := manager.why_absent(plugin):
         known = str(made.get("distribution", ""))
         remedy = (
             f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
         )
         return f"needs plugin {plugin}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
-    found = plugins.find(plugin)
+    found = manager.find(plugin)
     if found.fault and not found.names:
         return f"needs plugin {plugin}, which cannot be used: {found.fault}"
     version = str(made.get("version", ""))

@@ -8,12 +8,13 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from zoo import declarations, evaluation, hooks, plugins, registry
+from zoo import evaluation, hooks, registry
 from zoo.data import Source
-from zoo.declarations import API, KINDS, Declared, ModelSpec, keys_of
 from zoo.family.base import Family
-from zoo.names import name_to_write, of_kind
-from zoo.plugins import HOOKS
+from zoo.plugins import declarations, manager
+from zoo.plugins.declarations import API, KINDS, Declared, ModelSpec, keys_of
+from zoo.plugins.names import name_to_write, of_kind
+from zoo.plugins.registering import HOOKS
 
 PROTOCOLS: dict[str, type] = {"evaluator": evaluation.Evaluator, "data": Source}  # of what needs no base class
 
@@ -57,7 +58,7 @@ def reference() -> str:
 
 
 def _hook(kind: str) -> str:
-    name, users = HOOKS[kind], [found for found in of_kind(kind).values() if plugins.find(found.plugin).ours]
+    name, users = HOOKS[kind], [found for found in of_kind(kind).values() if manager.find(found.plugin).ours]
     function = getattr(hooks, name)
     sentence, _, call = str(inspect.getdoc(function)).partition(": call ")
     signature = _source(function).body[0]
@@ -105,7 +106,7 @@ def _models() -> str:
 
 
 def _target(found: Declared) -> str:
-    return plugins.load(found.plugin)[found.kind][found.name]
+    return manager.load(found.plugin)[found.kind][found.name]
 
 
 # --- what is registered -----------------------------------------------------------------------------------------------

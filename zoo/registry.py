@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from zoo.names import family_declaration, object_of, resolve
+from zoo.plugins.names import family_declaration, object_of, resolve
 
 if TYPE_CHECKING:
     from zoo.compressor import Compressor
-    from zoo.declarations import ModelSpec
     from zoo.family.base import Family
+    from zoo.plugins.declarations import ModelSpec
 
 
 def compressor(name: str, *, plugin: str = "") -> Compressor:

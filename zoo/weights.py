@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo import plugins
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line
+from zoo.plugins import manager
 from zoo.system.hub import no_telemetry
 from zoo.system.writing import sha256_of
 
@@ -71,7 +71,7 @@ def packaged_at(spec: ModelSpec) -> Path | None:
     """
     if not spec.packaged:
         return None
-    package = plugins.find(spec.plugin).path
+    package = manager.find(spec.plugin).path
     folder = package / spec.packaged if package else None
     if package is None or folder is None or not folder.is_dir():
         return None

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zoo import registry
 from zoo.compressor import Compressor, CompressorOptions
 from zoo.errors import RecipeError, RequestError, nearest
-from zoo.names import declaration
+from zoo.plugins.names import declaration
 from zoo.system.reading import text_of, toml_of
 
 M = TypeVar("M", bound=BaseModel)

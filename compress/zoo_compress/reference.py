@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from zoo import registry
-from zoo.names import of_kind
+from zoo.plugins.names import of_kind
 
 
 def reference() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from zoo import artifact, catalog, loading, plugins, registry, weights
+from zoo import artifact, catalog, loading, registry, weights
 from zoo.compressor import Compressor, CompressorOptions
 from zoo.data import Dataset, open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
@@ -23,6 +23,7 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
 from zoo.model.provenance import circumstances, threads, weights_digest
+from zoo.plugins import manager
 
 SHOWN = 12  # characters of a hash
 CARD = "README.md"  # says what was measured, and in the order of the report
@@ -265,9 +266,9 @@ class _Reproduction:
         then: dict[str, str] = {}
         for step in self.steps:
             then |= {key: value for key, value in step.stage.made["with"].items() if value != here.get(key)}
-        installed = {plugin.name: plugin.version for plugin in plugins.declared()}
+        installed = {plugin.name: plugin.version for plugin in manager.plugins_in_use()}
         for name, about in self.manifest.plugins.items():
-            if about.get("distribution") != plugins.DISTRIBUTION and about.get("version", "") != installed.get(
+            if about.get("distribution") != manager.DISTRIBUTION and about.get("version", "") != installed.get(
                 name, ""
             ):
                 then[f"plugin {name}"], here[f"plugin {name}"] = str(about.get("version", "")), installed.get(name, "")

@@ -24,7 +24,7 @@ from zoo.data import Dataset
 from zoo.errors import OutputError, RequestError, nearest
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model, build_random
-from zoo.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
+from zoo.plugins.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
 from zoo.system import signals
 from zoo.system.memory import peak_bytes, reset_peak
 from zoo_compress.folder import RunFolder, repairable

@@ -10,7 +10,7 @@ from outsiders import zoo
 from tiny import RECIPE, texts
 
 from zoo import cli
-from zoo.names import of_kind
+from zoo.plugins.names import of_kind
 
 pytestmark = pytest.mark.quick
 

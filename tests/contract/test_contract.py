@@ -44,7 +44,7 @@ import zoo
 from zoo import registry
 from zoo.errors import RequestError
 from zoo.model.model import Model
-from zoo.names import of_kind
+from zoo.plugins.names import of_kind
 from zoo.testing import (
     Outputs,
     check_estimate,

@@ -29,7 +29,7 @@ from cases import (
 
 import zoo
 from zoo import artifact
-from zoo.names import of_kind
+from zoo.plugins.names import of_kind
 from zoo.testing import random_state_kept
 
 # Everything in which chance could play: calibration, training on shuffled windows, a loss with weights of its own.

@@ -570,8 +570,9 @@ class Readers:
         return "planned"
 
     def read_registry(self, document: Document) -> str:
-        from zoo import catalog, declarations
-        from zoo.names import of_kind, recognise, refresh
+        from zoo import catalog
+        from zoo.plugins import declarations
+        from zoo.plugins.names import of_kind, recognise, refresh
 
         refresh()
         try:

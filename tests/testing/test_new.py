@@ -13,7 +13,7 @@ import pytest
 
 from zoo.cli import main
 from zoo.cli.new import KINDS, TEMPLATES
-from zoo.declarations import read
+from zoo.plugins.declarations import read
 
 pytestmark = pytest.mark.quick
 

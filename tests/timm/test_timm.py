@@ -16,13 +16,14 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import zoo
-from zoo import catalog, plugins, registry
+from zoo import catalog, registry
 from zoo.data import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
 from zoo.images import read_image
 from zoo.model.context import Context
 from zoo.model.model import Model
-from zoo.names import refresh
+from zoo.plugins import manager
+from zoo.plugins.names import refresh
 from zoo.testing import check_estimate, check_exact_reload, check_refuses, random_state_kept
 
 VIT = "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&patch_size=8&depth=4&embed_dim=48&num_heads=3"
@@ -99,10 +100,10 @@ def test_two_families_with_one_prefix_name_both_sides(tmp_path: Path, monkeypatc
     table = '[[family]]\nname = "mine"\nmodality = "x"\nsummary = "s"\nprefix = "timm"\n'
     install(tmp_path, "zzz_mine", registry=table, code="")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins.refresh()
+    manager.refresh()
     try:
         assert (
-            plugins.find("zzz_mine").fault
+            manager.find("zzz_mine").fault
             == "prefix 'timm' is already declared by plugin zoo_timm; zzz_mine's is reached as 'zzz_mine:timm'."
         )
         assert catalog.info("timm:resnet18").family == "timm"

@@ -12,9 +12,9 @@ from outsiders import MODEL, install
 import zoo
 from zoo import catalog, weights
 from zoo.catalog import ModelSpec, parse_count
-from zoo.declarations import read
 from zoo.errors import PluginError, RequestError, UnknownName
-from zoo.names import of_kind, refresh
+from zoo.plugins.declarations import read
+from zoo.plugins.names import of_kind, refresh
 
 pytestmark = pytest.mark.quick
 

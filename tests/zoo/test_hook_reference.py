@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from zoo import declarations, hooks, plugins
-from zoo.declarations import KINDS
-from zoo.names import of_kind
-from zoo.plugins import HOOKS
+from zoo import hooks
+from zoo.plugins import declarations, manager
+from zoo.plugins.declarations import KINDS
+from zoo.plugins.names import of_kind
+from zoo.plugins.registering import HOOKS
 from zoo.reference import reference
 
 pytestmark = pytest.mark.quick
@@ -33,9 +34,9 @@ def test_every_hook_says_who_uses_it_and_its_own_example_is_one_of_them(kind: st
     used = re.findall(r"^- (\w+): `(.+?)`, `(.+?)`$", section(HOOKS[kind]), re.MULTILINE)
     assert (name, target) in {(name, target) for _, name, target in used}
     assert used == [
-        (found.plugin, short, plugins.load(found.plugin)[kind][short])
+        (found.plugin, short, manager.load(found.plugin)[kind][short])
         for short, found in of_kind(kind).items()
-        if plugins.find(found.plugin).ours
+        if manager.find(found.plugin).ours
     ]
 
 

@@ -20,7 +20,7 @@ from zoo_compress import apply
 import zoo
 from zoo.artifact import manifest_text
 from zoo.errors import ArtifactError, RequestError, UnknownName, WeightsUnavailable
-from zoo.names import of_kind
+from zoo.plugins.names import of_kind
 
 pytestmark = pytest.mark.quick
 

@@ -15,11 +15,12 @@ from zoo_compress import Recipe, apply
 from zoo_compress.distill.losses import resolve
 
 import zoo
-from zoo import artifact, catalog, plugins, registry
+from zoo import artifact, catalog, registry
 from zoo.artifact import manifest_text
 from zoo.data import open_data
 from zoo.errors import ArtifactError, DataError, PluginError, RequestError, UnknownName
-from zoo.names import of_kind, plugin_of, refresh
+from zoo.plugins import manager, registering
+from zoo.plugins.names import of_kind, plugin_of, refresh
 
 pytestmark = pytest.mark.quick
 
@@ -122,7 +123,7 @@ def forget() -> None:
 
 
 def test_a_name_of_two_plugins_belongs_to_neither_and_nothing_is_broken(site: Path):
-    one, two = plugins.find("out-one"), plugins.find("out_two")
+    one, two = manager.find("out-one"), manager.find("out_two")
     assert (one.name, two.name) == ("Out_One", "out-two")  # shown as declared, whatever was asked
     assert (one.status, two.status) == ("ok", "ok")
     for plugin in (one, two):
@@ -303,11 +304,11 @@ def test_without_its_plugin_a_saved_model_says_which_it_needs(saved: Path, site:
 
 
 def test_with_its_plugin_disabled_a_saved_model_says_how_to_enable_it(saved: Path, monkeypatch: pytest.MonkeyPatch):
-    plugins.disable("OUT_TWO")
+    manager.disable("OUT_TWO")
     assert (
         refusal(saved) == "saved: stage 1 (same) needs plugin out-two, which is disabled: `zoo plugins enable out-two`."
     )
-    plugins.enable("out_two")
+    manager.enable("out_two")
     assert zoo.load(saved).lineage[0].plugin == "out-two"
     monkeypatch.setenv("ZOO_PLUGINS", "zoo_slm")
     assert refusal(saved) == "saved: stage 1 (same) needs plugin out-two, which ZOO_PLUGINS leaves out."
@@ -388,11 +389,13 @@ def test_a_stage_at_hand_is_known_for_its_own(site: Path):
 
 def test_what_is_disabled_is_named_when_it_is_used(site: Path):
     remove(site, "out_one")
-    plugins.disable("out_two")
+    manager.disable("out_two")
     assert "out_two" not in sys.modules
-    assert "out-two" not in [plugin.name for plugin in plugins.declared()]
-    assert [plugin.status for plugin in plugins.declared(disabled=True) if plugin.name == "out-two"] == ["disabled"]
-    assert plugins.find("out_two").disabled and plugins.find("out_two").declares("loss") == ("same",)
+    assert "out-two" not in [plugin.name for plugin in manager.plugins_in_use()]
+    assert [plugin.status for plugin in manager.plugins_in_use(disabled=True) if plugin.name == "out-two"] == [
+        "disabled"
+    ]
+    assert manager.find("out_two").disabled and manager.find("out_two").declares("loss") == ("same",)
     said = "comes with plugin out-two, which is disabled: `zoo plugins enable out-two`."
     for have, sentence in (
         (registry.compressor, f"Compressor 'same' {said}"),
@@ -410,27 +413,27 @@ def test_what_is_disabled_is_named_when_it_is_used(site: Path):
     with pytest.raises(UnknownName, match=r"^Model 'made:thing' comes with plugin out-two, which is disabled: "):
         zoo.info("made:thing")
     with pytest.raises(PluginError, match=r"^Plugin out-two is disabled: `zoo plugins enable out-two`\.$"):
-        plugins.load("out-two")
-    plugins.enable("Out.Two")
+        manager.load("out-two")
+    manager.enable("Out.Two")
     assert registry.compressor("same").name == "same"
 
 
 def test_disabling_settles_who_has_a_name(site: Path):
-    plugins.disable("out_one")
+    manager.disable("out_one")
     assert plugin_of("loss", "same") == "out-two"
 
 
 def test_disabling_is_written_whole_and_kept_for_other_processes(site: Path, tmp_path: Path):
-    file = plugins.disabled_file()
+    file = manager.disabled_file()
     assert file == tmp_path / "config/plugins.json" and not file.exists()
-    plugins.disable("out_one")
-    plugins.disable("Out_One")
+    manager.disable("out_one")
+    manager.disable("Out_One")
     assert json.loads(file.read_text()) == {"disabled": ["Out_One"]}
     done = command("list", "--json", site=site, ZOO_CONFIG_DIR=str(file.parent))
     assert {"twin"} == {spec["name"] for spec in json.loads(done.stdout) if "out" in spec["plugin"]}
     file.write_text(json.dumps({"disabled": ["Out_One", "gone"], "later": 1}))
     refresh()
-    plugins.enable("gone")
+    manager.enable("gone")
     assert json.loads(file.read_text()) == {"disabled": ["Out_One"], "later": 1}
     assert list(file.parent.iterdir()) == [file]
 
@@ -439,25 +442,28 @@ def test_the_core_and_what_is_not_there_are_not_disabled(site: Path):
     with pytest.raises(
         PluginError, match=r"^Plugin zoo is the core, which everything else needs; it cannot be disabled\.$"
     ):
-        plugins.disable("zoo")
+        manager.disable("zoo")
     with pytest.raises(UnknownName, match=r"^No plugin named 'out-three'\. Did you mean 'out-two'\?"):
-        plugins.disable("out-three")
+        manager.disable("out-three")
     with pytest.raises(UnknownName, match=r"^No plugin named 'out-three'\."):
-        plugins.enable("out-three")
-    plugins.disabled_file().parent.mkdir()
-    plugins.disabled_file().write_text('{"disabled": ["zoo"]}')
+        manager.enable("out-three")
+    manager.disabled_file().parent.mkdir()
+    manager.disabled_file().write_text('{"disabled": ["zoo"]}')
     refresh()
-    assert plugins.declared()[0].name == "zoo"
+    assert manager.plugins_in_use()[0].name == "zoo"
 
 
 def test_the_environment_comes_before_the_file(site: Path, monkeypatch: pytest.MonkeyPatch):
-    plugins.disable("out_one")
+    manager.disable("out_one")
     monkeypatch.setenv("ZOO_PLUGINS", "out.one")
-    assert [plugin.name for plugin in plugins.declared()] == ["zoo", "Out_One"] and plugins.disabled() == frozenset()
+    assert [plugin.name for plugin in manager.plugins_in_use()] == [
+        "zoo",
+        "Out_One",
+    ] and manager.disabled() == frozenset()
     with pytest.raises(
         PluginError, match=r"^ZOO_PLUGINS says which plugins are used; unset it to disable and enable them\.$"
     ):
-        plugins.enable("out_one")
+        manager.enable("out_one")
 
 
 @pytest.mark.parametrize(
@@ -475,14 +481,14 @@ def test_the_environment_comes_before_the_file(site: Path, monkeypatch: pytest.M
     ],
 )
 def test_a_damaged_file_is_one_warning_and_disables_nothing(site: Path, content: str | None, reason: str):
-    file = plugins.disabled_file()
+    file = manager.disabled_file()
     file.parent.mkdir()
     file.mkdir() if content is None else file.write_text(content)
     refresh()
     sentence = f"{file} is damaged, so no plugin is disabled; mend or delete it ({reason.format(file=file)})."
-    assert plugins.disabled() == frozenset() and plugins.disabled_fault() == sentence
+    assert manager.disabled() == frozenset() and manager.disabled_fault() == sentence
     with pytest.raises(PluginError) as caught:
-        plugins.disable("out_one")
+        manager.disable("out_one")
     assert str(caught.value) == sentence
     done = command("list", site=site, ZOO_CONFIG_DIR=str(file.parent))
     assert (done.returncode, done.stderr) == (0, f"warning: {sentence}\n")
@@ -492,13 +498,13 @@ def test_a_place_that_cannot_be_written_is_named(site: Path, tmp_path: Path, mon
     (tmp_path / "a-file").write_text("")
     monkeypatch.setenv("ZOO_CONFIG_DIR", str(tmp_path / "a-file/config"))
     with pytest.raises(PluginError, match=r"^the list of disabled plugins cannot be written: Not a directory\.$"):
-        plugins.disable("out_one")
+        manager.disable("out_one")
 
 
 def test_load_seconds_are_of_what_was_loaded(site: Path):
-    assert "out-two" not in plugins.load_seconds()
+    assert "out-two" not in registering.load_seconds()
     registry.loss("out-two:same")
     (site / "out_one/plugin.py").write_text("import time; time.sleep(0.2); 1 / 0")
     with pytest.raises(PluginError):
-        plugins.load("out_one")
-    assert plugins.load_seconds()["out-two"] > 0 and plugins.load_seconds()["Out_One"] > 0.2
+        manager.load("out_one")
+    assert registering.load_seconds()["out-two"] > 0 and registering.load_seconds()["Out_One"] > 0.2

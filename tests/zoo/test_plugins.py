@@ -9,10 +9,11 @@ import pytest
 from outsiders import MODEL, install
 
 import zoo
-from zoo import hooks, plugins, registry
-from zoo.declarations import KINDS
+from zoo import hooks, registry
 from zoo.errors import PluginError, UnknownName
-from zoo.names import of_kind, plugin_of, refresh
+from zoo.plugins import manager, registering
+from zoo.plugins.declarations import KINDS
+from zoo.plugins.names import of_kind, plugin_of, refresh
 
 pytestmark = pytest.mark.quick
 
@@ -43,12 +44,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refusal_of(name: str) -> str:
     with pytest.raises(PluginError) as caught:
-        plugins.load(name)
+        manager.load(name)
     return str(caught.value)
 
 
 def test_the_builtin_plugins_come_in_through_the_same_door():
-    found = {plugin.name: plugin for plugin in plugins.declared()}
+    found = {plugin.name: plugin for plugin in manager.plugins_in_use()}
     assert list(found)[: len(BUILTIN)] == list(BUILTIN)
     for name in BUILTIN:
         assert found[name].distribution == "zoo-compress" and found[name].version and not found[name].fault
@@ -56,9 +57,9 @@ def test_the_builtin_plugins_come_in_through_the_same_door():
 
 @pytest.mark.parametrize("name", BUILTIN)
 def test_builtin_plugins_register_exactly_what_they_declare(name: str):
-    targets = plugins.load(name)
+    targets = manager.load(name)
     assert {kind: set(names) for kind, names in targets.items()} == {
-        kind: set(plugins.find(name).declares(kind)) for kind in KINDS
+        kind: set(manager.find(name).declares(kind)) for kind in KINDS
     }
 
 
@@ -76,13 +77,13 @@ def test_everything_declared_can_be_had(kind: str):
 
 
 def test_every_kind_has_its_hook():
-    assert set(plugins.HOOKS) == set(KINDS)
-    assert {name for name in vars(hooks) if name.startswith("register_")} == set(plugins.HOOKS.values())
+    assert set(registering.HOOKS) == set(KINDS)
+    assert {name for name in vars(hooks) if name.startswith("register_")} == set(registering.HOOKS.values())
 
 
 def test_declaring_imports_nothing(site: Path):
     install(site, "out_quiet", registry=MODEL.format(name="quiet", params=1))
-    assert plugins.find("out_quiet").declares("model") == ("quiet",)
+    assert manager.find("out_quiet").declares("model") == ("quiet",)
     assert "out_quiet" not in sys.modules
 
 
@@ -113,30 +114,30 @@ def test_what_a_plugin_prints_while_loading_goes_to_stderr(site: Path, capsys: p
 def test_one_bad_plugin_is_one_fault_and_the_rest_goes_on(site: Path):
     package = install(site, "out_bad", registry="name = 1")
     install(site, "out_good", registry=MODEL.format(name="good", params=1))
-    assert plugins.find("out_bad").fault == (
+    assert manager.find("out_bad").fault == (
         f"{package / 'registry.toml'}: 'name' is not a table. "
         "Tables: model, family, compressor, loss, evaluator, data, command."
     )
-    assert plugins.find("out_good").declares("model") == ("good",)
+    assert manager.find("out_good").declares("model") == ("good",)
     with pytest.raises(UnknownName, match=r"Plugin out_bad cannot be used; `zoo plugins` says why\.$"):
         registry.loss("anything")
 
 
 def test_strict_mode_raises_the_fault(site: Path, monkeypatch: pytest.MonkeyPatch):
     install(site, "out_bad", registry=None)
-    assert "cannot be read: No such file" in plugins.find("out_bad").fault
+    assert "cannot be read: No such file" in manager.find("out_bad").fault
     monkeypatch.setenv("ZOO_STRICT", "1")
     with pytest.raises(PluginError, match=r"^Plugin out_bad: .*registry\.toml cannot be read"):
-        plugins.declared()
+        manager.plugins_in_use()
 
 
 def test_a_missing_package_is_a_fault(site: Path):
     install(site, "out_gone", catalog="out_nowhere")
     install(site, "out_deep", catalog="out_deep.inner")
-    assert plugins.find("out_gone").fault == (
+    assert manager.find("out_gone").fault == (
         "its package 'out_nowhere' is not there: install distribution out-gone again, or uninstall it."
     )
-    assert plugins.find("out_deep").fault == (
+    assert manager.find("out_deep").fault == (
         "its entry point in 'zoo.catalog' must name a top-level package, not 'out_deep.inner'."
     )
     assert "out_deep" not in sys.modules
@@ -144,7 +145,7 @@ def test_a_missing_package_is_a_fault(site: Path):
 
 def test_names_without_a_module_are_a_fault(site: Path):
     install(site, "out_mute", registry=LOSS.format(name="mute"))
-    assert plugins.find("out_mute").fault == (
+    assert manager.find("out_mute").fault == (
         "registry.toml declares loss 'mute', but the distribution has no entry point 'out_mute' in the group 'zoo' "
         "that would register it."
     )
@@ -155,7 +156,7 @@ def test_a_clash_names_both_and_refuses_the_later(site: Path):
         site, "out_clash", registry=LOSS.format(name="kl"), code=CODE.format(name="kl", target="out_clash.made:KL")
     )
     (package / "made.py").write_text("class KL: pass\n")
-    assert plugins.find("out_clash").fault == (
+    assert manager.find("out_clash").fault == (
         "loss 'kl' is already declared by plugin zoo_compress; out_clash's is reached as 'out_clash:kl'."
     )
     assert plugin_of("loss", "kl") == "zoo_compress"
@@ -165,22 +166,22 @@ def test_a_clash_names_both_and_refuses_the_later(site: Path):
 def test_a_plugin_name_taken_twice_names_both_and_refuses_both(site: Path):
     install(site, "out_twice", registry=MODEL.format(name="twice", params=1), distribution="out-one")
     claim(site, "out-two", group="zoo.catalog", name="out_twice")
-    assert plugins.find("out_twice").fault == (
+    assert manager.find("out_twice").fault == (
         "distributions out-one and out-two both take the name 'out_twice', and are refused; uninstall one of them."
     )
-    assert plugins.find("out_twice").models == ()
+    assert manager.find("out_twice").models == ()
 
 
 @pytest.mark.parametrize("group", ["zoo", "zoo.catalog"])
 @pytest.mark.parametrize("name", ["zoo", "zoo_slm"])
 def test_an_outsider_cannot_take_our_plugins_names(site: Path, group: str, name: str):
-    before = plugins.load(name)
+    before = manager.load(name)
     claim(site, "thief", group=group, name=name)
     assert (
-        plugins.find("thief").fault
+        manager.find("thief").fault
         == f"takes the plugin name '{name}', which is zoo's own, and is refused; uninstall it."
     )
-    assert plugins.find(name).status == "ok" and plugins.load(name) == before
+    assert manager.find(name).status == "ok" and manager.load(name) == before
 
 
 def claim(site: Path, distribution: str, *, group: str, name: str) -> None:
@@ -293,17 +294,17 @@ def test_odd_metadata_is_one_fault_and_the_rest_goes_on(
     elif metadata != "ok":
         (folder / "METADATA").write_text(metadata)
     refresh()
-    found = plugins.find(name)
+    found = manager.find(name)
     assert (found.fault, found.status, found.models) == (fault.format(folder=folder), "broken", ())
-    assert [plugin.name for plugin in plugins.declared() if plugin.fault] == [name]
-    assert plugins.find("out_good").models and "odd" not in sys.modules and package.exists()
+    assert [plugin.name for plugin in manager.plugins_in_use() if plugin.fault] == [name]
+    assert manager.find("out_good").models and "odd" not in sys.modules and package.exists()
 
 
 def test_metadata_that_is_nobodys_plugin_is_left_alone(site: Path):
     claim(site, "bystander", group="console_scripts", name="x")
     (site / "bystander-1.0.dist-info/METADATA").unlink()
     refresh()
-    assert not [plugin for plugin in plugins.declared() if plugin.fault]
+    assert not [plugin for plugin in manager.plugins_in_use() if plugin.fault]
 
 
 def test_the_first_of_a_distribution_on_the_path_counts(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -313,16 +314,16 @@ def test_the_first_of_a_distribution_on_the_path_counts(site: Path, tmp_path: Pa
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 2.0"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "later")])
     refresh()
-    found = plugins.find("out_first")
+    found = manager.find("out_first")
     assert (found.version, found.declares("model"), found.fault) == ("1.0", ("first",), "")
 
 
 def test_a_fault_of_a_distribution_does_not_harm_a_plugin_of_its_name(site: Path):
     install(site, "out_other", registry=MODEL.format(name="other", params=1), distribution="out-real")
     claim(site, "out-other", group="zoo.catalog", name="zoo_slm")
-    assert plugins.find("out_other").status == "ok"
+    assert manager.find("out_other").status == "ok"
     assert (
-        plugins.find("distribution out-other").fault
+        manager.find("distribution out-other").fault
         == "takes the plugin name 'zoo_slm', which is zoo's own, and is refused; uninstall it."
     )
 
@@ -330,7 +331,7 @@ def test_a_fault_of_a_distribution_does_not_harm_a_plugin_of_its_name(site: Path
 def test_a_model_cannot_claim_the_weights_of_another_distribution(site: Path):
     install(site, "out_claims", registry=MODEL.format(name="claims", params=1) + 'plugin = "zoo_slm"\n')
     assert (
-        plugins.find("out_claims").fault
+        manager.find("out_claims").fault
         == "model 'claims': plugin must be left out, or be another of out-claims's, not 'zoo_slm'."
     )
 
@@ -345,9 +346,9 @@ def test_a_plugin_made_for_another_api_is_not_used(site: Path):
     )
     install(site, "out_old", registry=LOSS.format(name="old"), api=None, code=CODE.format(name="old", target="a:b"))
     fault = f"needs plugin API >=2,<3, and this zoo {zoo.__version__} has 1: upgrade zoo, or install a version of out-newer made for it."
-    assert plugins.find("out_newer").fault == fault
+    assert manager.find("out_newer").fault == fault
     assert refusal_of("out_newer") == f"Plugin out_newer cannot be used: {fault}"
-    assert "'api' is missing: write api = \">=1,<2\"" in plugins.find("out_old").fault
+    assert "'api' is missing: write api = \">=1,<2\"" in manager.find("out_old").fault
     assert not {"newer", "old"} & set(of_kind("loss"))
     with pytest.raises(UnknownName, match=r"Plugin out_newer, out_old cannot be used; `zoo plugins` says why\.$"):
         registry.loss("newer")
@@ -357,7 +358,7 @@ def test_a_plugin_made_for_another_api_is_not_used(site: Path):
 def test_where_a_plugin_was_installed_from(site: Path):
     install(site, "out_from")
     place = site / "out_from-1.0.dist-info/direct_url.json"
-    assert plugins.find("out_from").origin == ""
+    assert manager.find("out_from").origin == ""
     for content, origin in (
         ('{"url": "file:///some%20where", "dir_info": {"editable": true}}', "/some where (editable)"),
         ('{"url": "file:///x/y-1.0-py3-none-any.whl", "archive_info": {}}', "/x/y-1.0-py3-none-any.whl"),
@@ -371,28 +372,28 @@ def test_where_a_plugin_was_installed_from(site: Path):
         ('{"vcs_info": 1}', ""),
     ):
         place.write_text(content)
-        assert plugins.find("out_from").origin == origin
-    assert [plugin.name for plugin in plugins.of_distribution("Out.From")] == ["out_from"]
+        assert manager.find("out_from").origin == origin
+    assert [plugin.name for plugin in manager.of_distribution("Out.From")] == ["out_from"]
 
 
 def test_zoo_plugins_admits_only_what_it_names(site: Path, monkeypatch: pytest.MonkeyPatch):
     install(site, "out_a", registry=MODEL.format(name="a", params=1))
     monkeypatch.setenv("ZOO_PLUGINS", "out_a, zoo_compress")
-    assert [plugin.name for plugin in plugins.declared()] == ["zoo", "zoo_compress", "out_a"]
+    assert [plugin.name for plugin in manager.plugins_in_use()] == ["zoo", "zoo_compress", "out_a"]
     monkeypatch.setenv("ZOO_PLUGINS", "")
-    assert [plugin.name for plugin in plugins.declared()] == ["zoo"]
+    assert [plugin.name for plugin in manager.plugins_in_use()] == ["zoo"]
     with pytest.raises(UnknownName, match=r"^Plugin 'out_a' is installed, but ZOO_PLUGINS leaves it out\.$"):
-        plugins.load("out_a")
+        manager.load("out_a")
 
 
 def test_zoo_plugins_reports_a_name_that_is_not_installed(site: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ZOO_PLUGINS", "zoo_smm")
-    assert plugins.find("zoo_smm").fault == "ZOO_PLUGINS names it, but it is not installed. Did you mean 'zoo_slm'?"
+    assert manager.find("zoo_smm").fault == "ZOO_PLUGINS names it, but it is not installed. Did you mean 'zoo_slm'?"
 
 
 def test_find_suggests_the_nearest(site: Path):
     with pytest.raises(UnknownName, match=r"^No plugin named 'zoo_sl'\. Did you mean 'zoo_slm'\? `zoo plugins` shows"):
-        plugins.load("zoo_sl")
+        manager.load("zoo_sl")
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_a_plugin_that_fails_is_named_with_the_reason(site: Path, code: str, rea
     install(site, "out_x", registry=LOSS.format(name="x"), code=code)
     assert refusal_of("out_x") == f"Plugin out_x cannot be used: {reason}"
     assert refusal_of("out_x") == f"Plugin out_x cannot be used: {reason}"  # a second try says the same
-    assert plugins.load("zoo_compress")["loss"]
+    assert manager.load("zoo_compress")["loss"]
 
 
 def test_a_misspelt_hook_is_reported(site: Path):
@@ -435,7 +436,7 @@ def test_a_misspelt_hook_is_reported(site: Path):
         code=CODE.replace("register_losses", "register_loses").format(name="x", target="a:b"),
     )
     assert "unknown hook 'register_loses'" in refusal_of("out_spelt")
-    assert plugins.load("zoo_slm")
+    assert manager.load("zoo_slm")
 
 
 def test_a_wrong_hook_argument_names_the_hook_and_the_argument(site: Path):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo import plugins
 from zoo.cli import output
+from zoo.plugins import manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def check(
 ) -> None:
     """Run the contract tests on everything a plugin adds."""
     output.settings.shows_faults = True
-    found = plugins.find(name)
+    found = manager.find(name)
     with output.status("Importing"):
         from zoo.testing import contract
 

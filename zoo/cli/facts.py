@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.declarations import KINDS, label
-from zoo.names import is_present
-from zoo.plugins import Plugin
+from zoo.plugins.declarations import KINDS, label
+from zoo.plugins.installed import Plugin
+from zoo.plugins.names import is_present
 
 PLURALS = {"family": "families", "loss": "losses"}
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo import plugins
 from zoo.errors import PluginError, ZooError, one_line, plain
+from zoo.plugins import manager, registering
 
 TIMEOUT = 20.0  # seconds for one plugin to be imported and registered
 
@@ -169,7 +169,7 @@ def main() -> None:
 def _look() -> list[dict[str, Any]]:
     from zoo.cli.facts import facts, loadable, missing
 
-    found = plugins.declared(disabled=True)
+    found = manager.plugins_in_use(disabled=True)
     return [
         facts(plugin) | {"origin": plugin.origin, "missing": missing(plugin), "loadable": loadable(plugin)}
         for plugin in found
@@ -180,9 +180,9 @@ def _load(name: str) -> dict[str, Any]:
     started = time.perf_counter()
     fault = ""
     try:
-        plugins.load(name)
+        manager.load(name)
     except ZooError as error:
         fault = one_line(error).removeprefix(f"Plugin {name} ").removeprefix("cannot be used: ")
     except BaseException as error:  # even KeyboardInterrupt: there is no one at the keyboard
         fault = f"cannot be imported: {one_line(error)}"
-    return {"seconds": plugins.load_seconds().get(name, time.perf_counter() - started), "fault": plain(fault)}
+    return {"seconds": registering.load_seconds().get(name, time.perf_counter() - started), "fault": plain(fault)}

@@ -11,9 +11,9 @@ from typing import Any
 
 from zoo import catalog, weights
 from zoo.cli import output
-from zoo.declarations import Declared, ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName
-from zoo.names import declaration, recognise
+from zoo.plugins.declarations import Declared, ModelSpec
+from zoo.plugins.names import declaration, recognise
 from zoo.system import quantities
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.tensors import safetensors

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo import plugins
 from zoo.cli import fresh, installer, output
 from zoo.cli.facts import counted, milliseconds
 from zoo.cli.installer import Change
 from zoo.cli.plugins import complete_removable
 from zoo.errors import RequestError, UnknownName, ZooError, nearest, one_line
-from zoo.plugins import CORE, DISTRIBUTION, normalised
+from zoo.plugins import manager
+from zoo.plugins.manager import CORE, DISTRIBUTION, normalised
 
 Facts = Mapping[str, Any]  # of a plugin, as `fresh.look` finds them
 
@@ -388,7 +388,7 @@ def _check_gone(distribution: str, said: str) -> None:
 def _clear_up(found: Sequence[Facts]) -> None:
     """Forget that what is gone was disabled, and say what pip left lying."""
     for plugin in found:
-        if plugin["name"] in plugins.disabled():
-            plugins.enable(plugin["name"])
+        if plugin["name"] in manager.disabled():
+            manager.enable(plugin["name"])
         if not plugin["origin"].endswith("(editable)") and plugin["path"] and Path(plugin["path"]).exists():
             output.warn(f"{plugin['path']} is left, with files that pip did not install; delete it by hand.")

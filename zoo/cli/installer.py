@@ -31,7 +31,7 @@ from packaging.version import InvalidVersion, Version
 
 from zoo.cli import output
 from zoo.errors import RequestError, ZooError, plain
-from zoo.installed import GROUPS, normalised
+from zoo.plugins.distributions import GROUPS, normalised
 from zoo.system import signals
 
 PIP_ENV = {

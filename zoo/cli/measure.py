@@ -9,7 +9,7 @@ import typer
 
 from zoo.cli import output
 from zoo.errors import RequestError
-from zoo.names import declaration
+from zoo.plugins.names import declaration
 
 
 def evaluate(

@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from zoo import plugins
-from zoo.declarations import API
 from zoo.errors import OutputError, RequestError, nearest
+from zoo.plugins import manager
+from zoo.plugins.declarations import API
 from zoo.system.writing import why_unwritable
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -92,8 +92,8 @@ def _values(name: str, kinds: Sequence[str]) -> dict[str, str]:
         raise RequestError(
             f"{name!r} would need a package called {package!r}, which Python does not take. Take {_valid('zoo-' + name)!r}."
         )
-    taken = {plugins.normalised(other): other for other in plugins.installed()}
-    if other := taken.get(plugins.normalised(name)):
+    taken = {manager.normalised(other): other for other in manager.installed()}
+    if other := taken.get(manager.normalised(name)):
         raise RequestError(
             f"A plugin called {other!r} is installed already; choose another name, such as {_unused(name, taken)!r}."
         )
@@ -122,7 +122,7 @@ def _valid(name: str) -> str:
 
 
 def _unused(name: str, taken: Mapping[str, str]) -> str:
-    return next(f"{name}-{number}" for number in range(2, 1000) if plugins.normalised(f"{name}-{number}") not in taken)
+    return next(f"{name}-{number}" for number in range(2, 1000) if manager.normalised(f"{name}-{number}") not in taken)
 
 
 # --- what it consists of ----------------------------------------------------------------------------------------------

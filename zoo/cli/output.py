@@ -41,9 +41,9 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_plugin(incomplete: str) -> list[str]:
     """The plugins whose names begin like that, for shell completion."""
-    from zoo.plugins import declared
+    from zoo.plugins.manager import plugins_in_use
 
-    return [plugin.name for plugin in declared() if plugin.name.startswith(incomplete)]
+    return [plugin.name for plugin in plugins_in_use() if plugin.name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[

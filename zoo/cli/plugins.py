@@ -15,12 +15,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zoo import plugins
 from zoo.cli import output
 from zoo.cli.facts import counted, declares, facts, loadable, milliseconds, missing
 from zoo.cli.shell import command_of
 from zoo.errors import RequestError, plain
-from zoo.plugins import CORE, Plugin, normalised
+from zoo.plugins import manager
+from zoo.plugins.installed import Plugin
+from zoo.plugins.manager import CORE, normalised
 
 # The commands that are imported when they are invoked: summary, and where the function is.
 LATER = {
@@ -67,22 +68,22 @@ app = typer.Typer(
 
 def complete_any(incomplete: str) -> list[str]:
     """The plugins whose names begin like that, disabled ones as well, for shell completion."""
-    return _beginning(incomplete, plugins.declared(disabled=True))
+    return _beginning(incomplete, manager.plugins_in_use(disabled=True))
 
 
 def complete_enabled(incomplete: str) -> list[str]:
     """Those that can be disabled."""
-    return _beginning(incomplete, [plugin for plugin in plugins.declared() if plugin.name != CORE])
+    return _beginning(incomplete, [plugin for plugin in manager.plugins_in_use() if plugin.name != CORE])
 
 
 def complete_disabled(incomplete: str) -> list[str]:
     """Those that are disabled, installed or not."""
-    return [name for name in sorted(plugins.disabled()) if name.startswith(incomplete)]
+    return [name for name in sorted(manager.disabled()) if name.startswith(incomplete)]
 
 
 def complete_removable(incomplete: str) -> list[str]:
     """Those that can be uninstalled."""
-    return _beginning(incomplete, [plugin for plugin in plugins.declared(disabled=True) if not plugin.ours])
+    return _beginning(incomplete, [plugin for plugin in manager.plugins_in_use(disabled=True) if not plugin.ours])
 
 
 def _beginning(incomplete: str, found: Sequence[Plugin]) -> list[str]:
@@ -117,7 +118,7 @@ def list_plugins(load: LoadOption = False, timeout: TimeoutOption = None, json: 
     `zoo plugins` alone does the same. Nothing of a plugin is imported, unless with --load; the exit code is then 1
     where one cannot be loaded.
     """
-    found = plugins.declared(disabled=True)
+    found = manager.plugins_in_use(disabled=True)
     loaded = _loaded(found, timeout) if load else {}
     if json:
         output.print_json([_facts(plugin, loaded) for plugin in found])
@@ -142,7 +143,7 @@ def info(
       zoo plugins info zoo_compress
       zoo plugins info zoo_slm --load
     """
-    plugin = plugins.find(name)
+    plugin = manager.find(name)
     loaded = _loaded([plugin], timeout) if load else {}
     if json:
         output.print_json(_facts(plugin, loaded) | _about(plugin))
@@ -163,16 +164,16 @@ def enable(
     \b
       zoo plugins enable zoo-example
     """
-    off = {normalised(name) for name in plugins.disabled()}
+    off = {normalised(name) for name in manager.disabled()}
     for name in names:
         if normalised(name) not in off:
-            plugins.find(name)  # refuses a name that is not known, before anything is changed
+            manager.find(name)  # refuses a name that is not known, before anything is changed
     for name in names:
         known = _called(name)
-        plugins.enable(name)
+        manager.enable(name)
         if normalised(name) not in off:
             print(f"Plugin {known} is enabled already.")
-        elif known in plugins.installed():
+        elif known in manager.installed():
             print(f"Plugin {known} is enabled.")
         else:
             print(f"Plugin {known} is not installed; it no longer counts as disabled.")
@@ -191,13 +192,13 @@ def disable(
 
     Nothing of them is imported or there to be used until `zoo plugins enable`. Their artifacts need them enabled.
     """
-    found = [plugins.find(name) for name in names]
+    found = [manager.find(name) for name in names]
     if any(plugin.name == CORE for plugin in found):
         raise RequestError(
             f"Plugin {CORE} cannot be disabled: the catalogue and the commands of zoo itself come with it."
         )
     for plugin in found:
-        plugins.disable(plugin.name)
+        manager.disable(plugin.name)
         adds = counted(declares(plugin))
         if plugin.disabled:
             print(f"Plugin {plugin.name} is disabled already.")
@@ -209,7 +210,7 @@ def disable(
 
 def _called(name: str) -> str:
     """A plugin's name as it is declared, or as it was disabled."""
-    known = [*plugins.installed(), *plugins.disabled()]
+    known = [*manager.installed(), *manager.disabled()]
     return next((found for found in known if normalised(found) == normalised(name)), name)
 
 

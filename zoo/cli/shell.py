@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from zoo import plugins, registry
+from zoo import registry
 from zoo.cli import output
 from zoo.errors import OutputError, PluginError, RequestError, ZooError, one_line
-from zoo.names import declaration, of_kind, plugin_of
+from zoo.plugins import manager
+from zoo.plugins.names import declaration, of_kind, plugin_of
 from zoo.system import signals
 from zoo.system.writing import refused
 
@@ -300,7 +301,9 @@ def _whose(error: BaseException) -> str:
     """The plugin, none of ours, that the work had been handed to when it failed, or ""."""
     found, trace = "", error.__traceback__
     with contextlib.suppress(Exception):  # of the plugins, while explaining something else
-        packages = {plugin.path.name: plugin.name for plugin in plugins.declared() if plugin.path and not plugin.ours}
+        packages = {
+            plugin.path.name: plugin.name for plugin in manager.plugins_in_use() if plugin.path and not plugin.ours
+        }
         while trace is not None:
             package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
             found, trace = packages.get(package, found), trace.tb_next
@@ -310,10 +313,10 @@ def _whose(error: BaseException) -> str:
 def _warn_of_faults() -> None:
     """One line for each plugin with a fault, so that a missing name is explained; `zoo plugins` shows them itself."""
     with contextlib.suppress(PluginError):  # strict mode has already said it
-        for plugin in plugins.declared():
+        for plugin in manager.plugins_in_use():
             if plugin.fault and not output.settings.shows_faults:
                 output.warn(f"plugin {plugin.name}: {plugin.fault}")
-        if fault := plugins.disabled_fault():
+        if fault := manager.disabled_fault():
             output.warn(fault)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError
-from zoo.names import declaration_of
+from zoo.plugins.names import declaration_of
 
 if TYPE_CHECKING:
     from zoo.compressor import Compressor

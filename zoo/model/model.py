@@ -14,7 +14,7 @@ from zoo.model.building import cast_parameters, empty_parameters, global_state
 from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
-from zoo.names import declaration, name_to_write, object_of, resolve
+from zoo.plugins.names import declaration, name_to_write, object_of, resolve
 from zoo.tensors.finite import require_fitting
 
 if TYPE_CHECKING:

@@ -9,17 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import plugins, registry
+from zoo import registry
 from zoo.errors import ZooError, one_line
+from zoo.plugins import manager
 from zoo.testing.check import Once, Skipped
 from zoo.testing.fresh import shared
 
 if TYPE_CHECKING:
     from zoo.data import Dataset
-    from zoo.declarations import ModelSpec
     from zoo.model.context import Context
     from zoo.model.model import Model
-    from zoo.plugins import Plugin
+    from zoo.plugins.declarations import ModelSpec
+    from zoo.plugins.installed import Plugin
     from zoo.tensors.batch import Batch
 
 # One of each modality, small enough to be compressed in a second: what the tables call it -> what `zoo.load` takes.
@@ -50,7 +51,7 @@ class Bench:
     def own(self) -> dict[str, ModelSpec]:
         """The models the plugin adds, by what `zoo.load` takes: those it declares, and those that others declare as its own."""
         found = {}
-        for other in plugins.declared(disabled=True):
+        for other in manager.plugins_in_use(disabled=True):
             for spec in other.models:
                 if self.plugin.name in (other.name, spec.plugin):
                     found[f"{other.name}:{spec.name}"] = spec

@@ -16,8 +16,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from zoo import plugins
 from zoo.errors import RequestError, nearest
+from zoo.plugins import manager
 from zoo.testing.bench import Bench, one_thread
 from zoo.testing.check import Check as Check
 from zoo.testing.check import Result as Result
@@ -39,7 +39,7 @@ def checks(plugin: str) -> list[Check]:
     Raises:
         UnknownName: no such plugin is installed.
     """
-    bench = Bench(plugins.find(plugin))
+    bench = Bench(manager.find(plugin))
     found = list(_everything(bench))
     subjects = dict.fromkeys((check.kind, check.name) for check in found)
     place = {

@@ -17,8 +17,8 @@ from zoo.testing.exact import check_refuses, name_of, planned, random_states, re
 
 if TYPE_CHECKING:
     from zoo.compressor import Compressor, CompressorOptions
-    from zoo.declarations import Declared
     from zoo.model.model import Model
+    from zoo.plugins.declarations import Declared
 
 
 def checks_of_compressor(bench: Bench, declared: Declared) -> Iterator[Check]:

@@ -22,8 +22,8 @@ from zoo.testing.exact import random_state_kept, require
 if TYPE_CHECKING:
     import torch
 
-    from zoo.declarations import Declared
     from zoo.model.model import Model
+    from zoo.plugins.declarations import Declared
     from zoo.tensors.batch import Rows
 
 NEAR = 1e-2  # of the gradient at another place: what is left of it at a minimum, in float32

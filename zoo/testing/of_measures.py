@@ -17,8 +17,8 @@ from zoo.testing.exact import random_state_kept, require
 
 if TYPE_CHECKING:
     from zoo.data import Dataset
-    from zoo.declarations import Declared
     from zoo.model.model import Model
+    from zoo.plugins.declarations import Declared
 
 Figures = Mapping[str, Any]
 FEW = 8  # records that an evaluator is given

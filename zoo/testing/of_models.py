@@ -17,8 +17,8 @@ from zoo.testing.exact import name_of, random_state_kept, require
 if TYPE_CHECKING:
     import torch
 
-    from zoo.declarations import ModelSpec
     from zoo.model.model import Model
+    from zoo.plugins.declarations import ModelSpec
 
 GENERATED = {"max_new_tokens": 8, "steps": 2, "count": 1, "seed": 0}  # small, and only what the family takes
 

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import plugins
+from zoo.plugins import manager
 from zoo.testing.bench import Bench, attempts, options, thing
 from zoo.testing.check import Check, Skipped, sentence
 from zoo.testing.exact import require
 
 if TYPE_CHECKING:
-    from zoo.declarations import ModelSpec
+    from zoo.plugins.declarations import ModelSpec
 
 HEAVY = ("torch", "transformers", "diffusers", "timm")
 SECONDS = 120  # a command's help may take
@@ -57,7 +57,7 @@ class _Plugin:
         """It registers exactly what it declares, and everything declared can be had."""
         if not self.plugin.module:
             raise Skipped("it declares models only")
-        plugins.load(self.plugin.name)
+        manager.load(self.plugin.name)
         for declared in self.plugin.names:
             thing(declared.kind, f"{self.plugin.name}:{declared.name}")
 

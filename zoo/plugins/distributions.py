@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-from zoo.declarations import NAME, is_name
 from zoo.errors import listed, plain
+from zoo.plugins.declarations import NAME, is_name
 
 CORE = "zoo"  # the plugin of the framework's own catalogue and commands: always there, whatever else is left out
 DISTRIBUTION = "zoo-compress"  # what pip calls the distribution that CORE and the other built-in plugins come with

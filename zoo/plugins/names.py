@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import plugins
-from zoo.declarations import Declared as Declared
-from zoo.declarations import label
 from zoo.errors import PluginError, RequestError, UnknownName, ZooError, nearest, one_line
+from zoo.plugins import manager
+from zoo.plugins.declarations import Declared as Declared
+from zoo.plugins.declarations import label
 from zoo.system.reading import LARGEST_DATA, text_of
 
 if TYPE_CHECKING:
-    from zoo.declarations import ModelSpec
+    from zoo.plugins.declarations import ModelSpec
 
 
 # What a registered thing has to be an instance of: imported when one is resolved, so that this file knows neither.
@@ -27,13 +27,13 @@ _PLURALS = {"family": "Families", "loss": "Losses", "data": "Data sources"}
 
 def of_kind(kind: str) -> dict[str, Declared]:
     """Return everything declared of a kind by the name to write: short where that is enough, else "plugin:name"."""
-    everything = (declared for plugin in plugins.declared() for declared in plugin.names)
+    everything = (declared for plugin in manager.plugins_in_use() for declared in plugin.names)
     return {name_to_write(declared): declared for declared in everything if declared.kind == kind}
 
 
 def name_to_write(declared: Declared) -> str:
     """How a declared name is written: short where that is enough, else "plugin:name"."""
-    return plugins.named(declared.plugin, declared.kind, declared.name)
+    return manager.named(declared.plugin, declared.kind, declared.name)
 
 
 def declaration(kind: str, name: str, *, plugin: str = "") -> Declared:
@@ -48,10 +48,10 @@ def declaration(kind: str, name: str, *, plugin: str = "") -> Declared:
     """
     owner, short = (plugin, name) if plugin else _parted(name)
     if not owner:
-        if ambiguity := plugins.why_ambiguous(kind, short):
+        if ambiguity := manager.why_ambiguous(kind, short):
             raise RequestError(f"{_capital(label(kind))} {ambiguity}")
-        owner = next(iter(plugins.holders(kind, short)), "")
-    for candidate in plugins.names_of(owner):
+        owner = next(iter(manager.holders(kind, short)), "")
+    for candidate in manager.names_of(owner):
         if (candidate.kind, candidate.name) == (kind, short):
             return candidate
     raise UnknownName(_unknown(kind, f"{plugin}:{name}" if plugin else name))
@@ -69,7 +69,7 @@ def _unknown(kind: str, name: str) -> str:
         return reason
     found = of_kind(kind)
     everything = f"{_PLURALS.get(kind, kind.capitalize() + 's')}: {', '.join(found) or 'none'}."
-    unread = [plugin.name for plugin in plugins.declared() if plugin.fault and not plugin.names]
+    unread = [plugin.name for plugin in manager.plugins_in_use() if plugin.fault and not plugin.names]
     hint = f" Plugin {', '.join(unread)} cannot be used; `zoo plugins` says why." if unread else ""
     return f"No {label(kind)} named {name!r}.{nearest(name, found)} {everything}{hint}"
 
@@ -77,9 +77,9 @@ def _unknown(kind: str, name: str) -> str:
 def why_unused(kind: str, name: str) -> str:
     """Say that a name comes with a plugin that is not installed, disabled or left out, or return ""."""
     owner, short = _parted(name)
-    if not owner and (elsewhere := plugins.unused(kind, short)):
+    if not owner and (elsewhere := manager.unused(kind, short)):
         owner = elsewhere.name
-    reason = plugins.why_absent(owner) if owner else ""
+    reason = manager.why_absent(owner) if owner else ""
     return f"{_capital(label(kind))} {short!r} comes with plugin {owner}, which {reason}." if reason else ""
 
 
@@ -117,7 +117,7 @@ def declaration_of(kind: str, thing: object, name: str) -> Declared:
     if of_its_class:
         return next((key for key in of_its_class if key.name == name), of_its_class[0])
     target = f"{type(thing).__module__}:{type(thing).__qualname__}"
-    for plugin in plugins.declared():
+    for plugin in manager.plugins_in_use():
         for candidate in plugin.names:
             if (candidate.kind, candidate.name) == (kind, name) and _target(candidate) == target:
                 return candidate
@@ -126,7 +126,7 @@ def declaration_of(kind: str, thing: object, name: str) -> Declared:
 
 def _target(found: Declared) -> str:
     with contextlib.suppress(PluginError):
-        return plugins.load(found.plugin)[found.kind][found.name]
+        return manager.load(found.plugin)[found.kind][found.name]
     return ""
 
 
@@ -153,21 +153,21 @@ def family_declaration(spec: ModelSpec, *, plugin: str = "") -> Declared:
     Raises:
         UnknownName, RequestError: as `declaration`.
     """
-    own = any((found.kind, found.name) == ("family", spec.family) for found in plugins.names_of(spec.plugin))
+    own = any((found.kind, found.name) == ("family", spec.family) for found in manager.names_of(spec.plugin))
     short = _parted(spec.family)[1]
     return declaration("family", short if plugin else spec.family, plugin=plugin or (spec.plugin if own else ""))
 
 
 def outside_distributions(*names: Declared) -> dict[str, str]:
     """The distributions, other than zoo's own, that declare names, and their versions: what is made with them depends on those."""
-    makers = [plugins.find(declaration.plugin) for declaration in names]
+    makers = [manager.find(declaration.plugin) for declaration in names]
     return {maker.distribution: maker.version for maker in makers if not maker.ours}
 
 
 def refresh() -> None:
     """Forget every name and object, so that plugins installed since are seen."""
     _objects.clear()
-    plugins.refresh()
+    manager.refresh()
 
 
 _objects: dict[Declared, Any] = {}  # what has been resolved so far
@@ -198,7 +198,7 @@ def _checked(declared: Declared, made: Any) -> Any:
     if contract := CONTRACTS.get(declared.kind):
         module, _, base = contract.partition(":")
         if not isinstance(made, getattr(importlib.import_module(module), base)):
-            target = plugins.load(declared.plugin)[declared.kind][declared.name]
+            target = manager.load(declared.plugin)[declared.kind][declared.name]
             raise PluginError(
                 f"Plugin {declared.plugin}: {declared.kind} {declared.name!r} ({target}) is not a {base}."
             )
@@ -209,7 +209,7 @@ def _imported(found: Declared) -> Any:
     what = f"{_capital(found.kind)} {found.name!r} of plugin {found.plugin}"
     if missing := [need for need in found.needs if not is_present(need)]:
         raise PluginError(f"{what} needs {missing[0]}: pip install {' '.join(map(_quoted, missing))}")
-    target = plugins.load(found.plugin)[found.kind][found.name]
+    target = manager.load(found.plugin)[found.kind][found.name]
     module, _, attribute = target.partition(":")
     try:
         with contextlib.redirect_stdout(sys.stderr):

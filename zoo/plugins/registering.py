@@ -1,0 +1,131 @@
+"""Importing a plugin and calling its hooks: what it registers has to be what it declares."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING
+
+from zoo.errors import PluginError, nearest, one_line
+from zoo.plugins.declarations import KINDS
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from zoo.plugins.installed import Plugin
+
+
+# The hook that registers each kind of name.
+HOOKS = {
+    "family": "register_families",
+    "compressor": "register_compressors",
+    "loss": "register_losses",
+    "evaluator": "register_evaluators",
+    "data": "register_data",
+    "command": "register_commands",
+}
+
+
+Targets = dict[str, dict[str, str]]  # kind -> name -> "package.module:attribute"
+
+
+def load_seconds() -> dict[str, float]:
+    """How long each plugin took that this process has loaded, or tried to; what its names stand for comes later."""
+    return dict(seconds)
+
+
+seconds: dict[str, float] = {}
+
+
+@functools.cache
+def registered(plugin: Plugin) -> Targets:
+    start = time.perf_counter()
+    try:
+        return _register(plugin)
+    finally:
+        seconds[plugin.name] = time.perf_counter() - start
+
+
+def _register(plugin: Plugin) -> Targets:
+    entry = EntryPoint(plugin.name, plugin.module, "zoo")
+    with _blaming(plugin, f"{plugin.module} cannot be imported"):
+        module = entry.load()
+    manager = _manager()
+    with _blaming(plugin, "a hook does not fit"):
+        manager.register(module, name=plugin.name)
+        _require_known(manager)
+    targets = {kind: _collect(plugin, manager, kind) for kind in KINDS}
+    _compare(plugin, targets)
+    return targets
+
+
+def _manager() -> pluggy.PluginManager:
+    """A manager for one plugin: none meets another's hooks, and two may name the same module."""
+    import pluggy
+
+    import zoo.hooks
+
+    manager = pluggy.PluginManager("zoo")
+    manager.add_hookspecs(zoo.hooks)
+    return manager
+
+
+def _require_known(manager: pluggy.PluginManager) -> None:
+    """Refuse a misspelt hook, which pluggy would never call."""
+    for name, hook in vars(manager.hook).items():
+        if (
+            not name.startswith("_")
+            and not hook.has_spec()
+            and not all(found.optionalhook for found in hook.get_hookimpls())
+        ):
+            raise PluginError(f"unknown hook {name!r}.{nearest(name, HOOKS.values())}")
+
+
+def _collect(plugin: Plugin, manager: pluggy.PluginManager, kind: str) -> dict[str, str]:
+    """Call the plugin's hook of one kind."""
+    found: dict[str, str] = {}
+    hook = HOOKS[kind]
+
+    def register(name: str, target: str) -> None:
+        module, colon, attribute = target.partition(":")
+        if not (module and colon and attribute):
+            raise PluginError(f"target {target!r} of {name!r} is not of the form 'package.module:attribute'")
+        if name in found:
+            raise PluginError(f"{name!r} is registered twice")
+        found[name] = target
+
+    with _blaming(plugin, f"{hook} failed"):
+        getattr(manager.hook, hook)(register=register)
+    return found
+
+
+def _compare(plugin: Plugin, targets: Targets) -> None:
+    """What is declared and what is registered must be the same names."""
+    for kind in KINDS:
+        names, registered = set(plugin.declares(kind)), set(targets[kind])
+        if missing := sorted(names - registered):
+            raise PluginError(
+                f"Plugin {plugin.name} declares {kind} {missing[0]!r} in its registry.toml, but {HOOKS[kind]} in "
+                f"{plugin.module} does not register it.{nearest(missing[0], registered - names)}"
+            )
+        if extra := sorted(registered - names):
+            raise PluginError(
+                f"Plugin {plugin.name} registers {kind} {extra[0]!r} in {plugin.module}, but its registry.toml has "
+                f"no [[{kind}]] of that name.{nearest(extra[0], names - registered)}"
+            )
+
+
+@contextlib.contextmanager
+def _blaming(plugin: Plugin, what: str) -> Iterator[None]:
+    """Turn whatever a plugin raises into a PluginError that names it; what it prints goes to stderr."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit as well, and whatever else a plugin thinks of
+        raise PluginError(f"Plugin {plugin.name} cannot be used: {what}: {one_line(error)}") from error
