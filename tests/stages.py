@@ -14,7 +14,7 @@ from zoo_slm.language import TransformersText
 import zoo
 from zoo import registry
 from zoo.catalog import ModelSpec
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.model.context import Context
 from zoo.model.model import Model
 

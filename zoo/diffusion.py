@@ -23,7 +23,7 @@ from zoo.errors import DataError, Refused, RequestError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from zoo.data import Dataset
+    from zoo.data.dataset import Dataset
     from zoo.tensors.batch import Batch
 
 DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("decoder", "vae")
@@ -187,13 +187,13 @@ def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.T
     import numpy as np
     from PIL import Image, ImageOps
 
-    from zoo.data import Sample, placed
+    from zoo.data.dataset import Sample, naming_record
     from zoo.images import read_image
 
     if source is None:
         raise DataError(f"{where}: no field 'image', which a text-to-image model learns from.")
     channels, rows, columns = shape
-    with placed(Sample({}, where)):
+    with naming_record(Sample({}, where)):
         image = read_image(source).convert("L" if channels == 1 else "RGB")
     if image.size != (columns, rows):
         image = ImageOps.fit(image, (columns, rows), Image.Resampling.BICUBIC)

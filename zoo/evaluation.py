@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from zoo.data import Dataset
+from zoo.data.dataset import Dataset
 from zoo.errors import DataError, ZooError
 from zoo.model.health import cause, require_finite
 from zoo.model.model import Model

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo import evaluation, hooks, registry
-from zoo.data import Source
+from zoo.data.dataset import Source
 from zoo.family.base import Family
 from zoo.plugins import declarations, manager
 from zoo.plugins.declarations import API, KINDS, Declared, ModelSpec, keys_of

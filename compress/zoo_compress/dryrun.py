@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from zoo.data import Dataset
+from zoo.data.dataset import Dataset
 from zoo.errors import ZooError, one_line
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset
+from zoo.data.dataset import Dataset
 from zoo.errors import ZooError
 from zoo.model.model import Model
 

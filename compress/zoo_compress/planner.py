@@ -16,7 +16,8 @@ from typing import Any
 from zoo import loading, registry, weights
 from zoo.catalog import ModelSpec
 from zoo.compressor import Compressor, CompressorOptions
-from zoo.data import Dataset, open_data
+from zoo.data.dataset import Dataset
+from zoo.data.open import open_data
 from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
 from zoo.model.context import Context
 from zoo.model.lineage import Stage, State, Trait, stage_of

@@ -17,7 +17,8 @@ import torch
 
 from zoo import artifact, catalog, loading, registry, weights
 from zoo.compressor import Compressor, CompressorOptions
-from zoo.data import Dataset, open_data
+from zoo.data.dataset import Dataset
+from zoo.data.open import open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage

@@ -20,7 +20,7 @@ from typing import Any
 import zoo
 from zoo import artifact, catalog, evaluation, loading, registry, weights
 from zoo.compressor import Compressor, CompressorOptions
-from zoo.data import Dataset
+from zoo.data.dataset import Dataset
 from zoo.errors import OutputError, RequestError, nearest
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model, build_random

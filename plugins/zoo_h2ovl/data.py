@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from zoo.data import Sample
+from zoo.data.dataset import Sample
 from zoo_h2ovl import glyphs
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset, Sample, placed
+from zoo.data.dataset import Dataset, Sample, naming_record
 from zoo.errors import DataError, RequestError
 from zoo.family.vision_language import VisionLanguageFamily, asked
 from zoo.generation import greedy
@@ -129,7 +129,7 @@ def answers(model: Model, samples: Sequence[Sample], *, count: int) -> list[str]
     tokenizer = family.tokenizer(model)
     questions = []
     for sample in samples:
-        with placed(sample):
+        with naming_record(sample):
             questions.append(family.question(model, *asked(sample)))
     pixels = torch.cat([beside["pixel_values"] for _, beside in questions])
     prompts, places = [ids for ids, _ in questions], [sample.where for sample in samples]

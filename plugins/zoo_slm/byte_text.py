@@ -15,7 +15,7 @@ from zoo_slm.byte_tokenizer import END, ByteTokenizer
 from zoo_slm.language import TransformersText
 
 if TYPE_CHECKING:
-    from zoo.data import Dataset
+    from zoo.data.dataset import Dataset
     from zoo.model.model import Model
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset, placed
+from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError
 from zoo.family.text import TextFamily
 from zoo.family.tokens import start_token
@@ -105,7 +105,7 @@ def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) ->
     lead = _lead_token(family, model)
     windows = []
     for sample in data:
-        with placed(sample):
+        with naming_record(sample):
             ids, spans = family.tokens(model, sample.text)
         for start in range(0, len(ids), length - 1):
             piece, span = ids[start : start + length - 1], spans[start : start + length - 1]

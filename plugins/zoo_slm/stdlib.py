@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.data import Sample
+from zoo.data.dataset import Sample
 
 LEFT_OUT = {
     "test",

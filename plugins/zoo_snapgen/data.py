@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.data import Sample
+from zoo.data.dataset import Sample
 
 SIZE, MARGIN = 32, 2
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

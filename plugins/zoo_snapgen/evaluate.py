@@ -17,7 +17,8 @@ from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset, Sample, open_data
+from zoo.data.dataset import Dataset, Sample
+from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
 from zoo.family.text_to_image import TextToImageFamily
 from zoo.model.health import require_finite_outputs

@@ -10,7 +10,7 @@ from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
 from zoo.compressor import CompressorOptions
-from zoo.data import Dataset
+from zoo.data.dataset import Dataset
 from zoo.errors import DataError, RequestError
 from zoo.family.vision import VisionFamily
 from zoo.model.health import require_finite_outputs

@@ -18,7 +18,8 @@ from zoo_compress.dryrun import DryRun, forward_bytes, windows_of
 from zoo_compress.train.held import training_bytes
 from zoo_compress.train.loop import TrainingOptions, trainable
 
-from zoo.data import Dataset, open_data
+from zoo.data.dataset import Dataset
+from zoo.data.open import open_data
 from zoo.errors import ZooError
 from zoo.family import Batch
 from zoo.model.context import Context

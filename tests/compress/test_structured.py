@@ -19,7 +19,7 @@ from zoo_compress.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
 from zoo.anatomy.detect import detect
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, Refused, UnknownName
 from zoo.family import Batch
 from zoo.model.context import Context

@@ -13,7 +13,7 @@ from twins import VOCABULARY, twin
 
 import zoo
 from zoo import registry, weights
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.model.context import Context
 from zoo.model.model import Model
 

@@ -9,7 +9,7 @@ import pytest
 from zoo_h2ovl import glyphs
 from zoo_h2ovl.data import COUNTS, Digits, Glyphs, Reading, digits
 
-from zoo.data import open_data
+from zoo.data.open import open_data
 from zoo.errors import DataError
 
 pytest.importorskip("sklearn")

@@ -10,7 +10,7 @@ from toy_vlm import picture, records, toy
 from zoo_h2ovl.evaluate import AnswerLoss, ExactMatch, answers
 
 import zoo
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
 from zoo.generation import greedy, next_tokens
 

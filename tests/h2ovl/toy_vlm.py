@@ -9,7 +9,7 @@ import numpy as np
 from zoo_h2ovl.family import H2OVLFamily
 
 from zoo import catalog
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.model.model import Model, build_random
 
 

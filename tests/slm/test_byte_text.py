@@ -15,7 +15,7 @@ from zoo_slm.evaluate import Perplexity
 
 import zoo
 from zoo.catalog import ModelSpec
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import RequestError
 from zoo.model.context import Context
 from zoo.model.model import Model, build_random

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.data import open_data
+from zoo.data.open import open_data
 from zoo.errors import ArtifactError, Refused, RequestError
 from zoo.model.context import Context
 from zoo.model.model import Model

@@ -7,7 +7,7 @@ import pytest
 from zoo_snapgen.data import DIGITS, WORDS, DigitsCaptions, caption, describe, enlarge
 from zoo_snapgen.text import word_tokenizer
 
-from zoo.data import open_data
+from zoo.data.open import open_data
 from zoo.testing import random_state_kept
 
 pytestmark = pytest.mark.quick

@@ -8,7 +8,8 @@ import torch
 from zoo_snapgen.evaluate import Frechet, PromptAgreement, RealImages, VelocityError, frechet, spread
 from zoo_snapgen.judge import look, train
 
-from zoo.data import Dataset, Sample, open_data
+from zoo.data.dataset import Dataset, Sample
+from zoo.data.open import open_data
 from zoo.errors import DataError
 from zoo.testing import random_state_kept
 

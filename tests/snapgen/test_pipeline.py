@@ -15,7 +15,8 @@ from zoo_snapgen.pipeline import SnapGenPipeline
 
 import zoo
 from zoo import diffusion
-from zoo.data import Dataset, Sample, open_data
+from zoo.data.dataset import Dataset, Sample
+from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
 from zoo.family import TextToImageFamily
 from zoo.model.model import Model

@@ -32,7 +32,7 @@ from zoo_compress.runner import apply
 
 import zoo
 from zoo import evaluation
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ZooError
 from zoo.model.context import Context
 from zoo.model.model import Model
@@ -144,7 +144,7 @@ def picture(seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def pictures_of_digits() -> Dataset:
-    from zoo.data import open_data
+    from zoo.data.open import open_data
 
     return open_data("digits-captions:test[:4]")
 

@@ -16,7 +16,7 @@ from torch import nn
 from zoo_compress.distill.losses import ForwardKL, LossOptions, RowLoss
 
 from zoo.compressor import Compressor, CompressorOptions
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State

@@ -9,7 +9,7 @@ from zoo_compress.accuracy import accuracy, wilson
 
 import zoo
 from zoo import registry
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
 
 pytestmark = pytest.mark.quick

@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 
 import zoo
 from zoo import catalog, registry
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
 from zoo.images import read_image
 from zoo.model.context import Context

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo_slm.stdlib import LEFT_OUT
 
-from zoo.data import Dataset, Reference, Sample, open_data
+from zoo.data.dataset import Dataset, Sample
+from zoo.data.open import Reference, open_data
 from zoo.errors import DataError, ZooError
 
 pytestmark = pytest.mark.quick
@@ -250,7 +251,7 @@ def test_the_hub_while_offline_is_one_sentence(tmp_path: Path):
     from outsiders import python
 
     pytest.importorskip("datasets")
-    code = "from zoo.data import open_data\nfrom zoo.errors import DataError\ntry:\n    open_data('hub:org/name:test')\nexcept DataError as e:\n    print(e)"
+    code = "from zoo.data.open import open_data\nfrom zoo.errors import DataError\ntry:\n    open_data('hub:org/name:test')\nexcept DataError as e:\n    print(e)"
     done = python("-c", code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("hub:org/name cannot be read: ") and done.stdout.count("\n") == 1

@@ -14,7 +14,7 @@ from stages import small
 
 import zoo.data
 from zoo import evaluation
-from zoo.data import Dataset, Sample
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
 from zoo.family import place
 from zoo.model.building import cast_parameters
@@ -277,7 +277,7 @@ def test_windows_say_which_records_they_hold():
 def test_a_text_that_is_no_unicode_is_refused_by_record(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "half \\ud800"}\n')
     with pytest.raises(DataError, match=r"a.jsonl:2: the text holds half a character at position 5"):
-        zoo.data.open_data(str(tmp_path / "a.jsonl"))
+        zoo.data.open.open_data(str(tmp_path / "a.jsonl"))
     with pytest.raises(RequestError, match="it holds half of a character"):
         small("llama").generate("w5 \udcff")
 

@@ -17,7 +17,7 @@ from zoo_compress.distill.losses import resolve
 import zoo
 from zoo import artifact, catalog, registry
 from zoo.artifact import manifest_text
-from zoo.data import open_data
+from zoo.data.open import open_data
 from zoo.errors import ArtifactError, DataError, PluginError, RequestError, UnknownName
 from zoo.plugins import manager, registering
 from zoo.plugins.names import of_kind, plugin_of, refresh

@@ -49,7 +49,7 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bo
     with output.status(f"Loading {name}"):
         import zoo
         from zoo import evaluation
-        from zoo.data import open_data
+        from zoo.data.open import open_data
 
         data = None if reference is None else open_data(reference)
         model = zoo.load(name)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from zoo.anatomy.parts import Anatomy
     from zoo.catalog import ModelSpec
-    from zoo.data import Dataset
+    from zoo.data.dataset import Dataset
     from zoo.model.model import Model
     from zoo.tensors.batch import Batch, Rows
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoo.data import Dataset, Sample
+    from zoo.data.dataset import Dataset, Sample
     from zoo.model.model import Model
 TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 bytes for each token until it is done
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
@@ -308,7 +308,7 @@ class TokenWindows(Sequence[Batch]):
     def __init__(self, family: TextFamily, model: Model, data: Dataset, length: int) -> None:
         import torch
 
-        from zoo.data import placed
+        from zoo.data.dataset import naming_record
         from zoo.errors import DataError
 
         tokenizer = family.tokenizer(model)
@@ -320,7 +320,7 @@ class TokenWindows(Sequence[Batch]):
                 "input_ids"
             ]
             for sample, ids in zip(samples, encoded, strict=True):
-                with placed(sample):
+                with naming_record(sample):
                     family.require_known(model, lead + ids)
                 pieces.append(torch.tensor(lead + ids, dtype=torch.int32))
         self.stream = torch.cat(pieces)

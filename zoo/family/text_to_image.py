@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.anatomy.parts import Anatomy
-    from zoo.data import Dataset
+    from zoo.data.dataset import Dataset
     from zoo.model.model import Model
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from zoo.data import Dataset, Sample
+    from zoo.data.dataset import Dataset, Sample
     from zoo.model.model import Model
 
 SHOWN = 12  # images that a report shows
@@ -137,13 +137,13 @@ class VisionFamily(Family):
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Classify eight images spread over the data."""
-        from zoo.data import placed
+        from zoo.data.dataset import naming_record
         from zoo.images import data_uri, read_image
 
         found = []
         names = self.labels(model)
         for sample in [data[i * len(data) // 8] for i in range(min(8, len(data)))] if data else []:
-            with placed(sample):
+            with naming_record(sample):
                 image = read_image(sample.fields["image"])
             (name, chance), *_ = self.classify(model, [image], count=1)[0]
             image.thumbnail((256, 256))
@@ -189,10 +189,10 @@ class LabelledImages(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         import torch
 
-        from zoo.data import placed
+        from zoo.data.dataset import naming_record
         from zoo.images import read_image
 
-        with placed(self.data[index]):
+        with naming_record(self.data[index]):
             image = read_image(self.data[index].fields["image"])
         return {"images": self.family.preprocess(self.model, image), "labels": torch.tensor(self.targets[index])}
 

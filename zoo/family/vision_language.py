@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from zoo.data import Dataset, Sample
+    from zoo.data.dataset import Dataset, Sample
     from zoo.model.model import Model
 
 
@@ -205,12 +205,12 @@ class QuestionWindows(Sequence[Batch]):
         """Return input_ids and labels (T,), where the label of a token is the next one, and pixel_values (N, 3, side, side)."""
         import torch
 
-        from zoo.data import placed
+        from zoo.data.dataset import naming_record
         from zoo.errors import DataError
 
         sample = self.data[index]
         prompt, images = asked(sample)
-        with placed(sample):
+        with naming_record(sample):
             ids, tiles = self.family.question(self.model, prompt, images)
             answer = [*self.family.tokens(self.model, sample.text)[0], self.family.tokenizer(self.model).eos_token_id]
         if len(ids) + len(answer) - 1 > self.length:

@@ -16,7 +16,7 @@ from zoo.testing.check import Once, Skipped
 from zoo.testing.fresh import shared
 
 if TYPE_CHECKING:
-    from zoo.data import Dataset
+    from zoo.data.dataset import Dataset
     from zoo.model.context import Context
     from zoo.model.model import Model
     from zoo.plugins.declarations import ModelSpec
@@ -93,7 +93,7 @@ class Bench:
 
     def data(self, model: Model) -> Dataset:
         """A little data that fits the model: text, or pictures, each with a question, a text and a label."""
-        from zoo.data import Dataset, Sample
+        from zoo.data.dataset import Dataset, Sample
 
         if model.spec.modality == "text":
             return Dataset(

@@ -128,7 +128,7 @@ def serve() -> None:
 
 def _answer(request: dict[str, Any]) -> Answer:
     if "fingerprint" in request:
-        from zoo.data import open_data
+        from zoo.data.open import open_data
 
         return {"fingerprint": open_data(request["fingerprint"]).fingerprint}
     from zoo.loading import load

@@ -16,7 +16,7 @@ from zoo.testing.computed import hash_of_tensors
 from zoo.testing.exact import random_state_kept, require
 
 if TYPE_CHECKING:
-    from zoo.data import Dataset
+    from zoo.data.dataset import Dataset
     from zoo.model.model import Model
     from zoo.plugins.declarations import Declared
 
@@ -133,7 +133,7 @@ class _Evaluator:
 
     def _data(self, model: Model | None) -> Iterator[Dataset]:
         """A few records of the plugin's own sources, of what the model is usually measured on, and of the bench's."""
-        from zoo.data import open_data
+        from zoo.data.open import open_data
 
         own = [f"{self.bench.plugin.name}:{name}" for name in self.bench.plugin.declares("data")]
         usual = [model.family.evaluation[1]] if model is not None and model.family.evaluation[1] else []
@@ -206,12 +206,12 @@ class _Source:
 
     def records(self, folder: Path) -> None:
         """Every record has something to learn from, and a place by which it can be found again."""
-        from zoo.data import Sample
+        from zoo.data.dataset import Sample
 
         for split, data in self.opened.after("resolve").items():
             where = f"{self.name}:{split}"
             wrong = [sample for sample in data if not isinstance(sample, Sample)]
-            require(not wrong, f"{where} yields {wrong[:1]!r:.80}, not a zoo.data.Sample")
+            require(not wrong, f"{where} yields {wrong[:1]!r:.80}, not a zoo.data.dataset.Sample")
             for number, sample in enumerate(data):
                 require(
                     bool(sample.where), f"{where}: record {number} does not say where it is from (`where` is empty)"
@@ -259,7 +259,7 @@ class _Source:
         return {split: self._dataset(split) for split in splits}
 
     def _dataset(self, split: str) -> Dataset:
-        from zoo.data import open_data
+        from zoo.data.open import open_data
 
         return open_data(self._reference(split))
 

@@ -1,0 +1,103 @@
+"""Data: records, each traceable to its place, in data sets with a fingerprint of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+from zoo.errors import DataError, RequestError
+from zoo.system.writing import sha256_of
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record: its fields, and where it came from ("corpus.jsonl:12")."""
+
+    fields: dict[str, Any]
+    where: str
+
+    @property
+    def text(self) -> str:
+        return str(self.fields["text"])
+
+
+@contextmanager
+def naming_record(sample: Sample) -> Iterator[None]:
+    """Say of what is wrong with a record where the record is."""
+    try:
+        yield
+    except RequestError as error:
+        said = str(error)
+        raise DataError(said if said.startswith(sample.where) else f"{sample.where}: {said}") from None
+
+
+class Source(Protocol):
+    """A named data source of a plugin."""
+
+    splits: tuple[str, ...]  # the first is taken where none is named
+
+    def records(self, split: str) -> Iterable[Sample]:
+        """Return the records of a split, the same every time."""
+
+
+class Dataset(Sequence[Sample]):
+    """An immutable list of samples with a name and a sha256 fingerprint of its content.
+
+    Raises:
+        DataError: a text is not Unicode, or a file cannot be read; names the record.
+    """
+
+    def __init__(self, name: str, samples: Iterable[Sample]) -> None:
+        self.name = name
+        self.samples = tuple(samples)
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            _require_unicode(sample)
+            try:
+                digest.update(json.dumps(sample.fields, sort_keys=True, default=_content_hash).encode())
+            except OSError as error:  # of a picture's file
+                raise DataError(f"{sample.where}: {error.filename} cannot be read: {error.strerror}.") from None
+            digest.update(b"\n")
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+    def __getitem__(self, index: int | slice) -> Sample | Dataset:
+        if isinstance(index, slice):
+            return Dataset(self.name, self.samples[index])
+        return self.samples[index]
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self)} records, {self.fingerprint[:12]})"
+
+
+def _require_unicode(sample: Sample) -> None:
+    """Refuse half characters (lone surrogates), which JSON can hold and no tokenizer reads."""
+    text = sample.fields.get("text")
+    if isinstance(text, str) and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{sample.where}: the text holds half a character at position {error.start}, which is not Unicode text."
+            ) from None
+
+
+def _content_hash(value: Any) -> str:
+    if isinstance(value, Path):
+        return sha256_of(value)
+    content = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
+    return hashlib.sha256(content).hexdigest()
