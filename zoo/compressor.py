@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
-
-from pydantic import BaseModel, ConfigDict
 
 # What a compressor is handed and hands back, under the one name that its author imports from.
 from zoo.model.context import Context as Context
@@ -22,25 +19,10 @@ from zoo.model.context import Silent as Silent
 from zoo.model.lineage import Record as Record
 from zoo.model.lineage import State as State
 from zoo.model.lineage import Trait as Trait
+from zoo.options import CompressorOptions as CompressorOptions
 
 if TYPE_CHECKING:
     from zoo.model.model import Model
-
-
-class CompressorOptions(BaseModel):
-    """Base of every stage's options: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a stage will leave behind, predicted from shapes alone; bytes are of the weights on disk."""
-
-    params: int
-    bytes: int
-    peak_bytes: int
-    note: str = ""
 
 
 class Compressor(ABC):

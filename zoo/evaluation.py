@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from zoo.data.dataset import Dataset
 from zoo.errors import DataError, ZooError
 from zoo.model.health import cause, require_finite
 from zoo.model.model import Model
 from zoo.plugins.names import resolve
-
-
-class Evaluator(Protocol):
-    """Measures a model on data.
-
-    It may also have `Options`, a pydantic model of its table in a recipe's [evaluate]; `check(model, data)`, which refuses
-    in a plan what `measure` would refuse later; and `label`, which makes it a baseline that is measured without a model.
-    """
-
-    def measure(
-        self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]
-    ) -> dict[str, dict[str, Any]]:
-        """Return figures by name: a "value", and where they apply "low" and "high", a "unit", and which is "better"."""
 
 
 def measure(

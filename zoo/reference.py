@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from zoo import evaluation, hooks, registry
+from zoo import evaluator, hooks, registry
 from zoo.data.dataset import Source
 from zoo.family.base import Family
 from zoo.plugins import declarations, manager
@@ -16,7 +16,7 @@ from zoo.plugins.declarations import API, KINDS, Declared, ModelSpec, keys_of
 from zoo.plugins.names import name_to_write, of_kind
 from zoo.plugins.registering import HOOKS
 
-PROTOCOLS: dict[str, type] = {"evaluator": evaluation.Evaluator, "data": Source}  # of what needs no base class
+PROTOCOLS: dict[str, type] = {"evaluator": evaluator.Evaluator, "data": Source}  # of what needs no base class
 
 INTRODUCTION = f"""# Hooks
 

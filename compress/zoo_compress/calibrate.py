@@ -15,12 +15,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.compressor import CompressorOptions
 from zoo.errors import DataError, ZooError
 from zoo.family.base import place
 from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 from zoo.tensors.batch import Batch
 from zoo.tensors.finite import all_finite
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from pydantic import Field
 
-from zoo.compressor import CompressorOptions
 from zoo.data.dataset import Dataset
 from zoo.errors import ZooError
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 ROUNDS = 3
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from zoo import loading, registry, weights
 from zoo.catalog import ModelSpec
-from zoo.compressor import Compressor, CompressorOptions
+from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
 from zoo.model.context import Context
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 from zoo.system.memory import give_back, limits, resident_bytes
 from zoo_compress.needs import needs, require_room, shortage
 from zoo_compress.recipe import Recipe, StageRequest

@@ -16,17 +16,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from zoo import registry
-from zoo.compressor import Compressor, CompressorOptions
+from zoo.compressor import Compressor
 from zoo.errors import RecipeError, RequestError, nearest
+from zoo.options import CompressorOptions, validated
 from zoo.plugins.names import declaration
 from zoo.system.reading import text_of, toml_of
 
-M = TypeVar("M", bound=BaseModel)
+if TYPE_CHECKING:
+    from zoo.options import M
+
+
 Dtype = Literal["", "float32", "bfloat16", "float16"]
 
 
@@ -165,61 +169,6 @@ class Recipe:
             raise RecipeError(f"{place('stage')}: write every stage as its own [[stage]] table.")
         requests = tuple(_stage(i, s, place) for i, s in enumerate(stages))
         return cls(about, model, roles, requests, evaluate, dict(data), file, text, tuple(overrides))
-
-
-def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any = None) -> M:
-    """Validate a table against a pydantic model; the first problem becomes one sentence with the nearest key."""
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        problems = error.errors()  # a misspelt key before the key it leaves missing
-        problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        where = f"{place(key)}, {what}" if place else what
-        if problem["type"] == "extra_forbidden":
-            raise RecipeError(
-                f"{where}: {key!r} is not an option.{nearest(key, kind.model_fields)} Options: {', '.join(kind.model_fields) or 'none'}."
-            ) from None
-        if problem["type"] == "missing":
-            raise RecipeError(f"{where}: {key!r} is missing ({kind.model_fields[key].description}).") from None
-        if not key:
-            raise RecipeError(f"{where}: {_plainly(problem['msg'])}.") from None
-        value = values.get(key)
-        message = ", or ".join(
-            dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0])
-        )
-        message = message.replace(", or input should be ", ", or ")
-        near = (
-            nearest(value, re.findall(r"'([^']*)'", message))
-            if isinstance(value, str) and "literal_error" in {p["type"] for p in problems}
-            else ""
-        )
-        raise RecipeError(f"{where}: {key} = {_short(value)}: {message}.{near}") from None
-
-
-PLAIN = {
-    "valid string": "text",
-    "valid tuple": "list",
-    "valid list": "list",
-    "valid integer": "whole number",
-    "valid number": "number",
-    "valid boolean": "true or false",
-    "valid dictionary": "table",
-}  # what pydantic calls the types of TOML
-
-
-def _plainly(message: str) -> str:
-    """What pydantic says, in the words of a recipe's reader."""
-    message = re.sub(r", (unable|got a number|unable to).*", "", message.removeprefix("Value error, ")).rstrip(".")
-    message = message[:1].lower() + message[1:]
-    for theirs, ours in PLAIN.items():
-        message = message.replace(f"a {theirs}", ours if ours in ("text", "true or false") else f"a {ours}")
-    return message
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from zoo import artifact, catalog, loading, registry, weights
-from zoo.compressor import Compressor, CompressorOptions
+from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
@@ -24,6 +24,7 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
 from zoo.model.provenance import circumstances, threads, weights_digest
+from zoo.options import CompressorOptions
 from zoo.plugins import manager
 
 SHOWN = 12  # characters of a hash
@@ -211,7 +212,7 @@ class _Reproduction:
         )
 
     def _step(self, place: int, stage: Stage, number: int) -> _Step:
-        from zoo_compress.recipe import validated
+        from zoo.options import validated
 
         label = f"stage {number} ({stage.use})"
         if not stage.made:

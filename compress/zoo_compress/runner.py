@@ -19,11 +19,12 @@ from typing import Any
 
 import zoo
 from zoo import artifact, catalog, evaluation, loading, registry, weights
-from zoo.compressor import Compressor, CompressorOptions
+from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.errors import OutputError, RequestError, nearest
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model, build_random
+from zoo.options import CompressorOptions
 from zoo.plugins.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
 from zoo.system import signals
 from zoo.system.memory import peak_bytes, reset_peak
@@ -62,7 +63,7 @@ def apply(
     Raises:
         Refused: the stage cannot follow what was done to the model before.
     """
-    from zoo_compress.recipe import validated
+    from zoo.options import validated
 
     found = registry.compressor(compressor) if isinstance(compressor, str) else compressor
     chosen = (

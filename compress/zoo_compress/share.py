@@ -17,11 +17,12 @@ from pydantic import Field
 from torch import nn
 
 from zoo.anatomy.parts import FFN, Target
-from zoo.compressor import Compressor, CompressorOptions, require_dense
+from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 
 class ShareFFN(Compressor):

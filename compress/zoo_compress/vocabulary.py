@@ -5,11 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from zoo import registry
-from zoo.compressor import Compressor, CompressorOptions
+from zoo.compressor import Compressor
 from zoo.errors import Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 END_OF_TEXT = "<|endoftext|>"
 MASK, PAD = "<mask>", "<pad>"  # of masked-lm models

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
-from zoo.compressor import CompressorOptions
 from zoo.data.dataset import Dataset, Sample, naming_record
 from zoo.errors import DataError, RequestError
 from zoo.family.vision_language import VisionLanguageFamily, asked
 from zoo.generation import greedy
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 DIGITS = "0123456789"
 

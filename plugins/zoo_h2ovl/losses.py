@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from zoo_compress.distill.losses import ForwardKL, LossOptions, RowLoss
+from zoo_compress.distill.losses import ForwardKL
 
+from zoo.loss import LossOptions, RowLoss
 from zoo.tensors.batch import Rows
 
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from zoo.compressor import CompressorOptions
 from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError
 from zoo.family.text import TextFamily
 from zoo.family.tokens import start_token
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 Metric = dict[str, Any]
 CHUNK_BYTES = 64 * 2**20

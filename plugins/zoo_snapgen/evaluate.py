@@ -16,13 +16,13 @@ import torch
 from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
-from zoo.compressor import CompressorOptions
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
 from zoo.family.text_to_image import TextToImageFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 from zoo_snapgen.data import DIGITS
 from zoo_snapgen.judge import look
 

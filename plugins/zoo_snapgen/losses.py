@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from zoo_compress.distill.losses import LossOptions, RowLoss
 
+from zoo.loss import LossOptions, RowLoss
 from zoo.tensors.batch import Rows
 
 MOST = 100.0  # and 1 / MOST: bounds of the ratio that brings the teacher's term to the task's size

@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from zoo_compress.accuracy import accuracy
 
-from zoo.compressor import CompressorOptions
 from zoo.data.dataset import Dataset
 from zoo.errors import DataError, RequestError
 from zoo.family.vision import VisionFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 
 class AccuracyOptions(CompressorOptions):

@@ -10,10 +10,11 @@ from stages import small
 from torch import nn
 from twins import CAUSAL, VOCABULARY, tokens
 from zoo_compress.distill import objective
-from zoo_compress.distill.losses import CrossEntropy, ForwardKL, HiddenState, LossOptions
+from zoo_compress.distill.losses import CrossEntropy, ForwardKL, HiddenState
 from zoo_compress.distill.objective import Objective
 
 from zoo.family import Rows
+from zoo.loss import LossOptions
 
 pytestmark = pytest.mark.quick
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from zoo_compress.distill.losses import LossOptions
 from zoo_snapgen.losses import Reconstruction, TimestepAware, Velocity, VelocityKD, data_share
 
 from zoo.family import Rows
+from zoo.loss import LossOptions
 
 pytestmark = pytest.mark.quick
 

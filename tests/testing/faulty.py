@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import nn
-from zoo_compress.distill.losses import ForwardKL, LossOptions, RowLoss
+from zoo_compress.distill.losses import ForwardKL
 
-from zoo.compressor import Compressor, CompressorOptions
+from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import Refused
+from zoo.loss import LossOptions, RowLoss
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 
 # --- compressors ------------------------------------------------------------------------------------------------------
 

@@ -317,13 +317,11 @@ def test_options_beyond_any_number_are_refused_or_taken(options: dict[str, Any])
 
 
 def test_a_figure_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch):
-    from zoo import registry
-
     class Broken:
         def measure(self, model: Any, data: Any, *, options: Any) -> dict[str, Any]:
             return {"accuracy": {"value": 1.0, "by": {"a": {"low": math.nan}}}}
 
-    monkeypatch.setattr(registry, "evaluator", lambda name: Broken())
+    monkeypatch.setattr(evaluation, "resolve", lambda kind, name: Broken())
     with pytest.raises(ZooError, match=r"^broken of llama: accuracy.by.a.low is nan: "):
         evaluation.measure("broken", small("llama"), texts(WORDS), options={})
     with pytest.raises(DataError, match="broken: 'texts' holds no records"):

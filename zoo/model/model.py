@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoo.anatomy.parts import Anatomy
-    from zoo.compressor import Compressor, CompressorOptions
+    from zoo.compressor import Compressor
     from zoo.family.base import Family
     from zoo.model.context import Context
     from zoo.model.lineage import Stage, State, Trait
+    from zoo.options import CompressorOptions
 
 
 @dataclass

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from zoo.testing.computed import difference, hash_of_tensors, outputs
 
 if TYPE_CHECKING:
-    from zoo.compressor import Compressor, CompressorOptions
+    from zoo.compressor import Compressor
     from zoo.model.context import Context
     from zoo.model.model import Model
+    from zoo.options import CompressorOptions
     from zoo.testing.computed import Outputs
 
 

@@ -16,8 +16,9 @@ from zoo.testing.computed import difference, outputs
 from zoo.testing.exact import check_refuses, name_of, planned, random_states, require, require_equal_sizes
 
 if TYPE_CHECKING:
-    from zoo.compressor import Compressor, CompressorOptions
+    from zoo.compressor import Compressor
     from zoo.model.model import Model
+    from zoo.options import CompressorOptions
     from zoo.plugins.declarations import Declared
 
 

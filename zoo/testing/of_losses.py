@@ -73,7 +73,7 @@ class _Subject:
         chosen = self.loss.Options(**options(self.loss.Options))
         require(
             hasattr(chosen, "weight"),
-            f"{self.name}: its Options have no `weight`; derive them from zoo_compress.distill.losses.LossOptions",
+            f"{self.name}: its Options have no `weight`; derive them from zoo.loss.LossOptions",
         )
         return chosen
 

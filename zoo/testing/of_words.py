@@ -161,11 +161,11 @@ def _check_class(found: Any, name: str) -> None:
     fields: dict[str, Any] = getattr(chosen, "model_fields", {})
     require(
         hasattr(chosen, "model_fields"),
-        f"{name}: its Options is no pydantic model; derive it from zoo.compressor.CompressorOptions",
+        f"{name}: its Options is no pydantic model; derive it from zoo.options.CompressorOptions",
     )
     require(
         chosen.model_config.get("extra") == "forbid",
-        f"{name}: its Options takes unknown keys; derive it from zoo.compressor.CompressorOptions",
+        f"{name}: its Options takes unknown keys; derive it from zoo.options.CompressorOptions",
     )
     silent = [option for option, field in fields.items() if not (field.description or "").strip()]
     require(

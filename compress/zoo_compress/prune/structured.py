@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from zoo.anatomy.modules import config_of, resolve
 from zoo.anatomy.parts import Part
-from zoo.compressor import Compressor, CompressorOptions, require_dense
+from zoo.compressor import Compressor, require_dense
 from zoo.errors import ArtifactError, DataError, Refused, ZooError
 from zoo.family.base import place
 from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 from zoo_compress.calibrate import joined, require_finite_batch
 from zoo_compress.prune import graph
 from zoo_compress.prune.cut import residual_parts

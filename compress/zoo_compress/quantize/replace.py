@@ -17,11 +17,12 @@ from torch import nn
 
 from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
 from zoo.anatomy.parts import Anatomy, Stack
-from zoo.compressor import Compressor, CompressorOptions, require_dense
+from zoo.compressor import Compressor, require_dense
 from zoo.errors import ArtifactError, Refused, UnknownName, ZooError, nearest
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
 from zoo_compress.trial import require_running
 

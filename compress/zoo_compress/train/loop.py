@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from zoo.anatomy.modules import resolve
-from zoo.compressor import CompressorOptions
 from zoo.errors import DataError, UnknownName, nearest
 from zoo.family.base import place
 from zoo.model.context import Context
 from zoo.model.model import Model
+from zoo.options import CompressorOptions
 from zoo.system.signals import whole
 from zoo.system.writing import replace_file
 from zoo.tensors.batch import Batch

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from zoo.family import Rows
-from zoo_compress.distill.losses import LossOptions, RowLoss
+from zoo.loss import LossOptions, RowLoss
 
 # N rows, V vocabulary
 

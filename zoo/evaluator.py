@@ -1,0 +1,22 @@
+"""The contract of an evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from zoo.data.dataset import Dataset
+from zoo.model.model import Model
+
+
+class Evaluator(Protocol):
+    """Measures a model on data.
+
+    It may also have `Options`, a pydantic model of its table in a recipe's [evaluate]; `check(model, data)`, which refuses
+    in a plan what `measure` would refuse later; and `label`, which makes it a baseline that is measured without a model.
+    """
+
+    def measure(
+        self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Return figures by name: a "value", and where they apply "low" and "high", a "unit", and which is "better"."""

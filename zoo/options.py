@@ -1,0 +1,75 @@
+"""Options: a table of values checked against a pydantic model, whose errors are a sentence with the nearest key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zoo.errors import RecipeError, nearest
+
+
+class CompressorOptions(BaseModel):
+    """Base of every stage's options: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any = None) -> M:
+    """Validate a table against a pydantic model; the first problem becomes one sentence with the nearest key."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problems = error.errors()  # a misspelt key before the key it leaves missing
+        problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        where = f"{place(key)}, {what}" if place else what
+        if problem["type"] == "extra_forbidden":
+            raise RecipeError(
+                f"{where}: {key!r} is not an option.{nearest(key, kind.model_fields)} Options: {', '.join(kind.model_fields) or 'none'}."
+            ) from None
+        if problem["type"] == "missing":
+            raise RecipeError(f"{where}: {key!r} is missing ({kind.model_fields[key].description}).") from None
+        if not key:
+            raise RecipeError(f"{where}: {_plainly(problem['msg'])}.") from None
+        value = values.get(key)
+        message = ", or ".join(
+            dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0])
+        )
+        message = message.replace(", or input should be ", ", or ")
+        near = (
+            nearest(value, re.findall(r"'([^']*)'", message))
+            if isinstance(value, str) and "literal_error" in {p["type"] for p in problems}
+            else ""
+        )
+        raise RecipeError(f"{where}: {key} = {_short(value)}: {message}.{near}") from None
+
+
+PLAIN = {
+    "valid string": "text",
+    "valid tuple": "list",
+    "valid list": "list",
+    "valid integer": "whole number",
+    "valid number": "number",
+    "valid boolean": "true or false",
+    "valid dictionary": "table",
+}  # what pydantic calls the types of TOML
+
+
+def _plainly(message: str) -> str:
+    """What pydantic says, in the words of a recipe's reader."""
+    message = re.sub(r", (unable|got a number|unable to).*", "", message.removeprefix("Value error, ")).rstrip(".")
+    message = message[:1].lower() + message[1:]
+    for theirs, ours in PLAIN.items():
+        message = message.replace(f"a {theirs}", ours if ours in ("text", "true or false") else f"a {ours}")
+    return message
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
