@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from zoo_slm.language import TransformersText
 
-from zoo.generation import next_tokens
+from zoo.family.text.generate import next_tokens
 from zoo.model.model import Model
 from zoo.plugins.declarations import ModelSpec
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from zoo.errors import DataError, ZooError
-from zoo.family.base import place
+from zoo.family.base import window_origin
 from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.model import Model
@@ -61,7 +61,7 @@ def batches(model: Model, options: CalibrationOptions, context: Context, *, stag
     picked = [i * len(windows) // count for i in range(count)]
     groups = [picked[i : i + options.batch] for i in range(0, count, options.batch)]
     made = Batches(joined(model, [windows[i] for i in group], seed=number) for number, group in enumerate(groups))
-    made.places = [", ".join(dict.fromkeys(place(windows, i) for i in group)) for group in groups]
+    made.places = [", ".join(dict.fromkeys(window_origin(windows, i) for i in group)) for group in groups]
     for batch, samples in zip(made, made.places, strict=True):
         require_finite_batch(batch, samples, stage=stage)
     return made

@@ -12,8 +12,8 @@ from zoo_compress.accuracy import accuracy
 
 from zoo.data.dataset import Dataset, Sample, naming_record
 from zoo.errors import DataError, RequestError
-from zoo.family.vision_language import VisionLanguageFamily, asked
-from zoo.generation import greedy
+from zoo.family.text.generate import greedy
+from zoo.family.vision.language import VisionLanguageFamily, asked
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from zoo.family.vision_language import VisionLanguageFamily
-from zoo.tiling import tiles_of, to_pixels
+from zoo.family.vision.language import VisionLanguageFamily
+from zoo.family.vision.tiling import tiles_of, to_pixels
 from zoo_h2ovl.model import H2OVL, tokens_per_tile
 from zoo_h2ovl.vocabulary import SIZE, reading_tokenizer
 

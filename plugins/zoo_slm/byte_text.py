@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.text import SAMPLING, TokenWindows
-from zoo.family.tokens import require_text
+from zoo.family.text.family import SAMPLING
+from zoo.family.text.tokens import require_text
+from zoo.family.text.windows import TokenWindows
 from zoo.tensors.batch import Batch
 from zoo_slm.byte_tokenizer import END, ByteTokenizer
 from zoo_slm.language import TransformersText

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError
-from zoo.family.text import TextFamily
-from zoo.family.tokens import start_token
+from zoo.family.text.family import TextFamily
+from zoo.family.text.tokens import start_token
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions

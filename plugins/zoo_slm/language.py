@@ -22,7 +22,7 @@ from torch import nn
 from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
-from zoo.family.text import TextFamily
+from zoo.family.text.family import TextFamily
 from zoo.loading import CODE_KEYS, DTYPES, check_config
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model

@@ -19,7 +19,7 @@ from zoo_compress.accuracy import accuracy
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
-from zoo.family.text_to_image import TextToImageFamily
+from zoo.family.diffusion.family import TextToImageFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions

@@ -19,9 +19,9 @@ import transformers
 from torch import nn
 
 from zoo.catalog import ModelSpec
-from zoo.diffusion import DENOISERS
 from zoo.errors import ArtifactError, RequestError
-from zoo.family.text_to_image import TextToImageFamily
+from zoo.family.diffusion.family import TextToImageFamily
+from zoo.family.diffusion.latents import DENOISERS
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model
 from zoo.tensors import safetensors

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.diffusion import image_bytes
+from zoo.family.diffusion.captions import image_bytes
 
 SIZE, FEATURES = 32, 48
 WEIGHTS = Path(__file__).with_name("judge.safetensors")

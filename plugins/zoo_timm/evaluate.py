@@ -11,7 +11,7 @@ from zoo_compress.accuracy import accuracy
 
 from zoo.data.dataset import Dataset
 from zoo.errors import DataError, RequestError
-from zoo.family.vision import VisionFamily
+from zoo.family.vision.classifier import VisionFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions

@@ -26,7 +26,7 @@ from zoo import artifact
 from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
-from zoo.family.vision import VisionFamily
+from zoo.family.vision.classifier import VisionFamily
 from zoo.model.model import Model
 from zoo.tensors import safetensors
 

@@ -268,7 +268,7 @@ def test_pictures_that_were_made_stand_side_by_side(results: dict[str, Any]) -> 
 def test_small_pictures_are_enlarged_with_square_pixels(results: dict[str, Any]) -> None:
     from PIL import Image
 
-    from zoo.images import data_uri
+    from zoo.family.vision.images import data_uri
 
     results["stages"][0]["samples"] = [
         {"prompt": str(size), "image": data_uri(Image.new("L", (size, 3)))} for size in (8, 64, 65, 300)

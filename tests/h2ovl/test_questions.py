@@ -12,7 +12,7 @@ from zoo_h2ovl.evaluate import AnswerLoss, ExactMatch, answers
 import zoo
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
-from zoo.generation import greedy, next_tokens
+from zoo.family.text.generate import greedy, next_tokens
 
 QUESTION = "What does it say?"
 

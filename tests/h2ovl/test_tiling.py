@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.tiling import MEAN, STD, cut, grids, pick, tiles_of, to_pixels
+from zoo.family.vision.tiling import MEAN, STD, cut, grids, pick, tiles_of, to_pixels
 
 pytestmark = pytest.mark.quick
 

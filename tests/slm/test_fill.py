@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from twins import VOCABULARY
 
 import zoo
-from zoo import cli, generation
+from zoo import cli
 from zoo.errors import RequestError, ZooError
-from zoo.generation import next_tokens
+from zoo.family.text import generate
+from zoo.family.text.generate import next_tokens
 
 pytestmark = pytest.mark.quick
 
@@ -162,7 +163,7 @@ def test_run_fills_in(masked: zoo.Model, tmp_path: Path, capsys: pytest.CaptureF
 def asked(monkeypatch: pytest.MonkeyPatch, model: zoo.Model, prompt: Any = None, **options: Any) -> str:
     """The text that a request becomes, as tokens the model reads."""
     seen: list[list[int]] = []
-    monkeypatch.setattr(generation, "next_tokens", lambda _model, ids, *_, **__: seen.append(ids) or iter(()))
+    monkeypatch.setattr(generate, "next_tokens", lambda _model, ids, *_, **__: seen.append(ids) or iter(()))
     assert model.generate(prompt, **options) == ""
     return str(model.processor.decode(seen[0])).replace(" ", "")
 
@@ -197,7 +198,7 @@ def test_prompts_of_code_are_as_starcoder2_read_them(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("mark", CODE)
 def test_the_marks_of_the_format_end_what_is_written(monkeypatch: pytest.MonkeyPatch, coder: zoo.Model, mark: str):
     number, word = (coder.processor.convert_tokens_to_ids(one) for one in (mark, "w40"))
-    monkeypatch.setattr(generation, "next_tokens", lambda *_, **__: iter([word, number, word]))
+    monkeypatch.setattr(generate, "next_tokens", lambda *_, **__: iter([word, number, word]))
     assert coder.generate("w30", suffix="w31").strip() == "w40"
     assert coder.generate("w30").split() == ["w40", "w40"]  # a plain text goes on
 

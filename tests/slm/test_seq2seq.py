@@ -13,11 +13,11 @@ from zoo_slm.evaluate import Perplexity
 from zoo_slm.language import TransformersText
 
 import zoo
-from zoo import generation
 from zoo.catalog import ModelSpec
 from zoo.errors import Refused, RequestError
-from zoo.family.sampling import pick
-from zoo.generation import next_tokens
+from zoo.family.text import generate
+from zoo.family.text.generate import next_tokens
+from zoo.family.text.sampling import pick
 from zoo.model.context import Context
 from zoo.model.model import Model
 
@@ -192,7 +192,7 @@ def test_the_encoder_reads_what_its_tokenizer_adds(monkeypatch: pytest.MonkeyPat
     model.processor.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 2)]
     )
-    monkeypatch.setattr(generation, "next_tokens", lambda _model, ids, *_, **__: seen.append(ids) or iter(()))
+    monkeypatch.setattr(generate, "next_tokens", lambda _model, ids, *_, **__: seen.append(ids) or iter(()))
     model.generate("w5 w6")
     assert seen == [[5, 6, 2]]
 

@@ -109,18 +109,18 @@ def test_a_saved_pipeline_stays_a_plain_one(directory: Path, tmp_path: Path):
 
 def test_noise_follows_the_scheduler(directory: Path):
     """Stable Diffusion predicts eps; its noised latent is sqrt(a) z + sqrt(1 - a) eps, as DDIMScheduler.add_noise."""
-    from zoo import diffusion
+    from zoo.family.diffusion import latents
 
     scheduler = zoo.load(directory).processor["scheduler"]
     z, eps = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    noisy, step, target = diffusion.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
+    noisy, step, target = latents.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
     torch.testing.assert_close(noisy, scheduler.add_noise(z, eps, step))
     assert target is eps
     torch.testing.assert_close(
-        diffusion.without_noise(scheduler, noisy, eps, torch.tensor([0.2, 0.9])), z, rtol=1e-3, atol=1e-3
+        latents.without_noise(scheduler, noisy, eps, torch.tensor([0.2, 0.9])), z, rtol=1e-3, atol=1e-3
     )
     scheduler.register_to_config(prediction_type="v_prediction")
-    noisy, step, target = diffusion.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
+    noisy, step, target = latents.noised(scheduler, z, eps, torch.tensor([0.2, 0.9]))
     torch.testing.assert_close(target, scheduler.get_velocity(z, eps, step))
 
 

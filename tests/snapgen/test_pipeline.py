@@ -14,11 +14,11 @@ from pipelines import snapgen
 from zoo_snapgen.pipeline import SnapGenPipeline
 
 import zoo
-from zoo import diffusion
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
 from zoo.family import TextToImageFamily
+from zoo.family.diffusion import captions, latents
 from zoo.model.model import Model
 from zoo.testing import random_state_kept
 
@@ -112,7 +112,7 @@ def test_rows_are_the_flow_and_its_velocity(model: Model):
     batch = model.family.collate(model, [windows[i] for i in range(4)])
     batch = model.family.draw(model, batch, torch.Generator().manual_seed(0))
     rows = model.family.rows(model, batch, ("velocity", "pixel"))
-    latent = diffusion.encode(model.module, batch["image"])
+    latent = latents.encode(model.module, batch["image"])
     target = rows["velocity"].target
     assert target is not None
     torch.testing.assert_close(target, (batch["noise"] - latent).flatten(1))
@@ -140,13 +140,13 @@ def test_gradients_reach_what_each_loss_trains(model: Model):
 
 
 def test_draw_is_logit_normal_and_drops_a_tenth_of_the_captions(model: Model):
-    ids = diffusion.prompt_ids(family(model).parts(model)["tokenizer"], ["a seven"]).expand(2000, -1)
+    ids = captions.prompt_ids(family(model).parts(model)["tokenizer"], ["a seven"]).expand(2000, -1)
     batch = {"image": torch.zeros(2000, 1, 32, 32, dtype=torch.uint8), "input_ids": ids}
     with random_state_kept("draw"):
         drawn = model.family.draw(model, batch, torch.Generator().manual_seed(0))
     times = torch.logit(drawn["time"].double())
     assert (float(times.mean()), float(times.std())) == pytest.approx((0, 1), abs=0.06)
-    dropped = (drawn["input_ids"] == diffusion.prompt_ids(family(model).parts(model)["tokenizer"], [""])).all(1)
+    dropped = (drawn["input_ids"] == captions.prompt_ids(family(model).parts(model)["tokenizer"], [""])).all(1)
     assert float(dropped.float().mean()) == pytest.approx(0.1, abs=0.02)
     again = model.family.draw(model, batch, torch.Generator().manual_seed(0))
     assert all(torch.equal(drawn[name], again[name]) for name in drawn)

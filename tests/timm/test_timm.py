@@ -19,7 +19,7 @@ import zoo
 from zoo import catalog, registry
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
-from zoo.images import read_image
+from zoo.family.vision.images import read_image
 from zoo.model.context import Context
 from zoo.model.model import Model
 from zoo.plugins import manager

@@ -14,10 +14,10 @@ from stages import small
 from transformers import PreTrainedTokenizerFast
 
 import zoo
-from zoo import chat, cli, generation
+from zoo import cli
 from zoo.errors import RequestError
-from zoo.family import tokens
-from zoo.generation import next_tokens
+from zoo.family.text import chat, generate, tokens
+from zoo.family.text.generate import next_tokens
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|> ' + message['role'] + '\n' + message['content'] + ' <|im_end|>\n' }}{% endfor %}"
@@ -63,7 +63,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         seen.append(ids)
         return next_tokens(model, ids, count, **options)
 
-    monkeypatch.setattr(generation, "next_tokens", noting)
+    monkeypatch.setattr(generate, "next_tokens", noting)
     return seen
 
 

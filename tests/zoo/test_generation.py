@@ -16,11 +16,10 @@ from tiny import checkpoint
 from twins import CAUSAL, TABLE, tokens, twin, twin_model
 
 import zoo
-from zoo import generation
 from zoo.errors import RequestError
-from zoo.family import sampling
-from zoo.family.tokens import end_tokens
-from zoo.generation import next_tokens
+from zoo.family.text import generate, sampling
+from zoo.family.text.generate import next_tokens
+from zoo.family.text.tokens import end_tokens
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, model: zoo.Model, text: str) -> No
     """Let the model say `text`, byte by byte, whatever it is asked."""
     alphabet = {byte: model.processor.convert_tokens_to_ids(piece) for byte, piece in byte_pieces().items()}
     says = [alphabet[byte] for byte in text.encode()]
-    monkeypatch.setattr(generation, "next_tokens", lambda _m, _ids, count, **_: iter(says[:count]))
+    monkeypatch.setattr(generate, "next_tokens", lambda _m, _ids, count, **_: iter(says[:count]))
 
 
 def byte_pieces() -> dict[int, str]:
@@ -103,7 +102,7 @@ def test_streaming_is_cutting_the_text_at_the_first_stop(model: zoo.Model, says:
 
 def test_the_end_of_text_ends_the_text(model: zoo.Model, monkeypatch: pytest.MonkeyPatch):
     one = model.processor("a")["input_ids"][0]
-    monkeypatch.setattr(generation, "next_tokens", lambda *_, **__: iter([one, model.processor.eos_token_id, one]))
+    monkeypatch.setattr(generate, "next_tokens", lambda *_, **__: iter([one, model.processor.eos_token_id, one]))
     assert model.generate("def add") == "a"
 
 
@@ -119,7 +118,7 @@ def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: 
     worded = replace(
         model, processor=PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>")
     )
-    monkeypatch.setattr(generation, "next_tokens", lambda *_, **__: iter([3, 4]))
+    monkeypatch.setattr(generate, "next_tokens", lambda *_, **__: iter([3, 4]))
     assert worded.processor.decode([3, 4]) == "two three"
     assert pieces(worded, "one") == [" two", " three"]
 
@@ -260,9 +259,9 @@ def test_several_prompts_are_several_texts(monkeypatch: pytest.MonkeyPatch):
     model = small("llama")
     asked: list[int] = []
     monkeypatch.setattr(
-        generation._Reader,
+        generate._Reader,
         "logits",
-        lambda self, plain=generation._Reader.logits: asked.append(len(self.step_BT)) or plain(self),
+        lambda self, plain=generate._Reader.logits: asked.append(len(self.step_BT)) or plain(self),
     )
     model.generate(SEVERAL, max_new_tokens=5)
     assert set(asked) == {4} and len(asked) <= 5

@@ -17,7 +17,7 @@ from outsiders import python
 from PIL import Image
 
 from zoo.errors import DataError
-from zoo.images import LARGEST, data_uri, read_image
+from zoo.family.vision.images import LARGEST, data_uri, read_image
 
 pytestmark = pytest.mark.quick
 
@@ -203,7 +203,7 @@ def test_a_bomb_is_refused_from_its_header(tmp_path: Path, size: tuple[int, int]
 def test_a_bomb_is_not_decoded():
     """Real image data of 100 megapixels, 300 MB when decoded: the process must stay small."""
     code = (
-        "import io, resource, zlib, struct, sys; from PIL import Image; from zoo.images import read_image\n"
+        "import io, resource, zlib, struct, sys; from PIL import Image; from zoo.family.vision.images import read_image\n"
         "from zoo.errors import DataError\n"
         "c = lambda k, b: struct.pack('>I', len(b)) + k + b + struct.pack('>I', zlib.crc32(k + b))\n"
         "z = zlib.compressobj(); row = b'\\0' * 30001\n"
@@ -303,6 +303,6 @@ def test_damaged_bytes_never_escape_as_another_error():
 
 def test_importing_the_module_does_not_import_pillow():
     assert (
-        python("-c", "import sys, zoo.images; print('PIL' in sys.modules, 'numpy' in sys.modules)").stdout
+        python("-c", "import sys, zoo.family.vision.images; print('PIL' in sys.modules, 'numpy' in sys.modules)").stdout
         == "False False\n"
     )

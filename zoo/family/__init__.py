@@ -12,23 +12,19 @@ from zoo.faces import face
 
 if TYPE_CHECKING:
     from zoo.family.base import Family as Family
-    from zoo.family.base import place as place
-    from zoo.family.text import TextFamily as TextFamily
-    from zoo.family.text_to_image import TextToImageFamily as TextToImageFamily
-    from zoo.family.tokens import start_token as start_token
-    from zoo.family.vision import VisionFamily as VisionFamily
-    from zoo.family.vision_language import VisionLanguageFamily as VisionLanguageFamily
-    from zoo.family.vision_language import asked as asked
+    from zoo.family.diffusion.family import TextToImageFamily as TextToImageFamily
+    from zoo.family.text.family import TextFamily as TextFamily
+    from zoo.family.vision.classifier import VisionFamily as VisionFamily
+    from zoo.family.vision.language import VisionLanguageFamily as VisionLanguageFamily
     from zoo.tensors.batch import Batch as Batch
     from zoo.tensors.batch import Rows as Rows
 
 HOMES = {
-    "zoo.family.base": ("Family", "place"),
-    "zoo.family.text": ("TextFamily",),
-    "zoo.family.text_to_image": ("TextToImageFamily",),
-    "zoo.family.tokens": ("start_token",),
-    "zoo.family.vision": ("VisionFamily",),
-    "zoo.family.vision_language": ("VisionLanguageFamily", "asked"),
+    "zoo.family.base": ("Family",),
+    "zoo.family.diffusion.family": ("TextToImageFamily",),
+    "zoo.family.text.family": ("TextFamily",),
+    "zoo.family.vision.classifier": ("VisionFamily",),
+    "zoo.family.vision.language": ("VisionLanguageFamily",),
     "zoo.tensors.batch": ("Batch", "Rows"),
 }
 __getattr__, __dir__ = face(__name__, HOMES)

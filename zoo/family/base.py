@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.tensors.batch import Batch, Rows
 
 
-def place(windows: Sequence[Batch], index: int) -> str:
+def window_origin(windows: Sequence[Batch], index: int) -> str:
     """Say where a training window is from: what windows of records say themselves, else its number."""
     where = getattr(windows, "where", None)
     return str(where(index)) if where is not None else f"window {index}"

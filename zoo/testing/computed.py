@@ -26,8 +26,8 @@ def outputs(model: Model) -> Outputs:
     """
     import torch
 
-    from zoo.family.text import TextFamily
-    from zoo.generation import next_tokens
+    from zoo.family.text.family import TextFamily
+    from zoo.family.text.generate import next_tokens
 
     found: Outputs = {
         "parameters": model.params,

@@ -19,7 +19,7 @@ from zoo.anatomy.modules import config_of, resolve
 from zoo.anatomy.parts import Part
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import ArtifactError, DataError, Refused, ZooError
-from zoo.family.base import place
+from zoo.family.base import window_origin
 from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.lineage import Record, State
@@ -203,11 +203,13 @@ class PruneStructured(Compressor):
 
         def run(index: int) -> None:
             batch = joined(model, [windows[index]], seed=index)
-            require_finite_batch(batch, place(windows, index), stage=self.name)
+            require_finite_batch(batch, window_origin(windows, index), stage=self.name)
             try:
                 model.family.forward(model, batch)
             except FloatingPointError as error:
-                raise ZooError(f"{self.name}: on {place(windows, index)}, {error}: {cause(model, batch)}.") from None
+                raise ZooError(
+                    f"{self.name}: on {window_origin(windows, index)}, {error}: {cause(model, batch)}."
+                ) from None
 
         return activation(
             model.module,

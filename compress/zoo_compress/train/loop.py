@@ -21,7 +21,7 @@ from torch import nn
 
 from zoo.anatomy.modules import resolve
 from zoo.errors import DataError, UnknownName, nearest
-from zoo.family.base import place
+from zoo.family.base import window_origin
 from zoo.model.context import Context
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
@@ -118,7 +118,7 @@ def fit(
                     figures=figures,
                     label=label,
                     step=step,
-                    where=lambda row: place(windows, _shuffled(row, len(windows), context.seed)),
+                    where=lambda row: window_origin(windows, _shuffled(row, len(windows), context.seed)),
                     losses=None
                     if accelerator.num_processes > 1
                     else lambda row: objective(
@@ -185,12 +185,12 @@ def _figures(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def _shuffled(row: int, size: int, seed: int) -> int:
     """Position of the `row`-th draw: every window once an epoch, in an order that follows from seed and epoch."""
-    epoch, place = divmod(row, size)
+    epoch, position = divmod(row, size)
     if (size, seed, epoch) not in _orders:
         _orders.clear()
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         _orders[(size, seed, epoch)] = torch.randperm(size, generator=generator)
-    return int(_orders[(size, seed, epoch)][place])
+    return int(_orders[(size, seed, epoch)][position])
 
 
 _orders: dict[tuple[int, int, int], torch.Tensor] = {}

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.chat import Written
 from zoo.errors import RequestError
+from zoo.family.text.chat import Written
 
 PREFIX, SUFFIX, MIDDLE, FILE, REPOSITORY = "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<file_sep>", "<repo_name>"
 ALL = (PREFIX, SUFFIX, MIDDLE, "<fim_pad>", FILE, REPOSITORY)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.text import SAMPLING, TextFamily
-from zoo.family.vision import SHOWN, spread
+from zoo.family.text.family import SAMPLING, TextFamily
+from zoo.family.vision.classifier import SHOWN, spread
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class VisionLanguageFamily(TextFamily):
         import torch
 
         from zoo.errors import RequestError
-        from zoo.images import read_image
+        from zoo.family.vision.images import read_image
 
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
@@ -106,7 +106,7 @@ class VisionLanguageFamily(TextFamily):
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Ask about images spread over the data: each record's own question, or `prompts` in turn where there are some."""
-        from zoo.images import data_uri, read_image
+        from zoo.family.vision.images import data_uri, read_image
 
         shown: list[dict[str, str]] = []
         for place, sample in enumerate(spread(data or (), SHOWN)):
@@ -174,7 +174,7 @@ class VisionLanguageFamily(TextFamily):
         """Time a prompt of `prefill` tokens that begins with one tile, and the tokens after it."""
         import time
 
-        from zoo.generation import next_tokens
+        from zoo.family.text.generate import next_tokens
 
         context = self.context_length(model)
         decode = min(decode, max(1, context // 2 - 1))

@@ -9,7 +9,7 @@ from zoo.errors import RequestError
 from zoo.model.health import require_finite_outputs
 
 if TYPE_CHECKING:
-    from zoo.family.text import TextFamily
+    from zoo.family.text.family import TextFamily
     from zoo.model.model import Model
 
 Words = list[tuple[str, float]]

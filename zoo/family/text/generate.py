@@ -6,18 +6,18 @@ import math
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.chat import Written
 from zoo.errors import RequestError, ZooError
-from zoo.family.sampling import pick
-from zoo.family.tokens import end_tokens, reads_apart
+from zoo.family.text.chat import Written
+from zoo.family.text.sampling import pick
+from zoo.family.text.tokens import end_tokens, reads_apart
 from zoo.model.health import cause, damage, require_finite_outputs
 from zoo.tensors.finite import ends
 
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family.sampling import Sampling
-    from zoo.family.text import TextFamily
+    from zoo.family.text.family import TextFamily
+    from zoo.family.text.sampling import Sampling
     from zoo.model.model import Model
     from zoo.tensors.batch import Batch
 
@@ -303,7 +303,7 @@ class _Decoder(_Reader):
     def __init__(self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int) -> None:
         import torch
 
-        from zoo.family.tokens import start_token
+        from zoo.family.text.tokens import start_token
 
         self.model, self.first, self.cache = model, first, None
         longest = max(map(len, prompts))

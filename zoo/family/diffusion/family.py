@@ -1,4 +1,4 @@
-"""Text-to-image pipelines: noised latents, seeded images, contact sheets; mechanics in `zoo.diffusion`."""
+"""Text-to-image pipelines: noised latents, seeded images, contact sheets; mechanics in `zoo.family.diffusion.latents`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TextToImageFamily(Family):
-    """What text-to-image pipelines share: noised latents, seeded images, contact sheets; mechanics in `zoo.diffusion`.
+    """What text-to-image pipelines share: noised latents, seeded images, contact sheets; mechanics in `zoo.family.diffusion.latents`.
 
     The module holds a pipeline's trained components as children (`unet`, `vae` or `decoder`, `text_encoder`, ...); the
     processor is a dict of the others (`tokenizer`, `scheduler`, ...). Image i of seed s is the first image of seed s + i,
@@ -43,14 +43,14 @@ class TextToImageFamily(Family):
         """Put module and processor together to the pipeline object of the ecosystem's library, without copying."""
 
     def anatomy(self, module: nn.Module) -> Anatomy:
-        from zoo.diffusion import pipeline_anatomy
+        from zoo.family.diffusion.components import pipeline_anatomy
 
         return pipeline_anatomy(module)
 
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
         import torch
 
-        from zoo.diffusion import image_shape, latent_shape, separable
+        from zoo.family.diffusion.latents import image_shape, latent_shape, separable
 
         if not separable(model.module):
             return {"seed": torch.arange(seed, seed + batch)}
@@ -70,19 +70,19 @@ class TextToImageFamily(Family):
 
         A pipeline that is not run part by part makes small images through its own call, in one step, without a gradient.
         """
-        from zoo import diffusion
+        from zoo.family.diffusion import latents
 
         if "seed" in batch:
             return self._whole(model, batch)
-        latent_BLhw = diffusion.encode(model.module, batch["image"])
+        latent_BLhw = latents.encode(model.module, batch["image"])
         noise, time_B, scheduler = (
             batch["noise"].to(latent_BLhw),
             batch["time"].to(latent_BLhw),
             (model.processor or {}).get("scheduler"),
         )
-        noisy, step_B, _ = diffusion.noised(scheduler, latent_BLhw, noise, time_B)
-        out = diffusion.denoise(model.module, noisy, step_B, batch["input_ids"])
-        return diffusion.decode(model.module, diffusion.without_noise(scheduler, noisy, out, time_B))
+        noisy, step_B, _ = latents.noised(scheduler, latent_BLhw, noise, time_B)
+        out = latents.denoise(model.module, noisy, step_B, batch["input_ids"])
+        return latents.decode(model.module, latents.without_noise(scheduler, noisy, out, time_B))
 
     def _whole(self, model: Model, batch: Batch) -> torch.Tensor:
         """Make an image of 8 by 8 latent positions for each seed: (B, C, H, W) in 0..1."""
@@ -113,7 +113,8 @@ class TextToImageFamily(Family):
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Read every record's image (C, H, W), in bytes, and caption (T,); `length` means nothing here."""
-        from zoo.diffusion import CaptionedImages, image_shape, prompt_ids, require_separable
+        from zoo.family.diffusion.captions import CaptionedImages, prompt_ids
+        from zoo.family.diffusion.latents import image_shape, require_separable
 
         require_separable(model.module)
         ids_NT = prompt_ids(self.parts(model)["tokenizer"], [sample.text for sample in data])
@@ -123,7 +124,8 @@ class TextToImageFamily(Family):
         """Add noise (B, L, h, w) and logit-normal times (B,) (SD3, 2403.03206, section 3.1); drop a tenth of the captions."""
         import torch
 
-        from zoo.diffusion import DROPPED, latent_shape, prompt_ids
+        from zoo.family.diffusion.captions import prompt_ids
+        from zoo.family.diffusion.latents import DROPPED, latent_shape
 
         count = len(batch["image"])
         ids_BT, empty_1T = batch["input_ids"], prompt_ids(self.parts(model)["tokenizer"], [""])
@@ -141,26 +143,26 @@ class TextToImageFamily(Family):
         """
         import torch
 
-        from zoo import diffusion
+        from zoo.family.diffusion import latents
 
         module, found = model.module, dict[str, Rows]()
         each_B = torch.arange(len(batch["image"]), device=batch["image"].device)
         if "velocity" in kinds:
             with torch.no_grad():
-                latent_BLhw = diffusion.encode(module, batch["image"])
-            noisy, step_B, target = diffusion.noised(
+                latent_BLhw = latents.encode(module, batch["image"])
+            noisy, step_B, target = latents.noised(
                 (model.processor or {}).get("scheduler"), latent_BLhw, batch["noise"], batch["time"]
             )
-            out = diffusion.denoise(module, noisy, step_B, batch["input_ids"])
+            out = latents.denoise(module, noisy, step_B, batch["input_ids"])
             found["velocity"] = Rows(out.flatten(1), _unchanged, each_B, target.flatten(1), batch["time"])
         if "pixel" in kinds:
-            latent_BLhw = diffusion.encode(module, batch["image"])
-            image = diffusion.decode(module, latent_BLhw + diffusion.JITTER * batch["noise"])
+            latent_BLhw = latents.encode(module, batch["image"])
+            image = latents.decode(module, latent_BLhw + latents.JITTER * batch["noise"])
             found["pixel"] = Rows(image.flatten(1), _unchanged, each_B, batch["image"].flatten(1) / 127.5 - 1)
         return found
 
     def comparable(self, student: Model, teacher: Model) -> str:
-        from zoo.diffusion import latent_shape
+        from zoo.family.diffusion.latents import latent_shape
 
         mine, theirs = (latent_shape(m.module) for m in (student, teacher))
         if mine == theirs:
@@ -192,9 +194,9 @@ class TextToImageFamily(Family):
         Raises:
             RequestError: the prompt is too long, or an option does not fit.
         """
-        from zoo.diffusion import require_prompt
         from zoo.errors import RequestError
-        from zoo.family.sampling import require_seed
+        from zoo.family.diffusion.captions import require_prompt
+        from zoo.family.text.sampling import require_seed
 
         text = require_prompt(
             self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name
@@ -257,8 +259,8 @@ class TextToImageFamily(Family):
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Make a contact sheet of eight images for each prompt, seeds 0 to 7."""
-        from zoo.diffusion import sheet
-        from zoo.images import data_uri
+        from zoo.family.diffusion.captions import sheet
+        from zoo.family.vision.images import data_uri
 
         made = [self.generate(model, prompt, steps=16, count=8) for prompt in prompts]
         return [

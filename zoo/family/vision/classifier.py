@@ -83,7 +83,7 @@ class VisionFamily(Family):
         """Return the likeliest classes of each image, each with its probability; images are whatever `read_image` takes."""
         import torch
 
-        from zoo.images import read_image
+        from zoo.family.vision.images import read_image
         from zoo.model.health import require_finite_outputs
 
         names = self.labels(model)
@@ -138,7 +138,7 @@ class VisionFamily(Family):
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Classify eight images spread over the data."""
         from zoo.data.dataset import naming_record
-        from zoo.images import data_uri, read_image
+        from zoo.family.vision.images import data_uri, read_image
 
         found = []
         names = self.labels(model)
@@ -190,7 +190,7 @@ class LabelledImages(Sequence[Batch]):
         import torch
 
         from zoo.data.dataset import naming_record
-        from zoo.images import read_image
+        from zoo.family.vision.images import read_image
 
         with naming_record(self.data[index]):
             image = read_image(self.data[index].fields["image"])

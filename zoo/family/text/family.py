@@ -6,16 +6,16 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
-from zoo.family.tokens import differing_token, require_text, start_token
+from zoo.family.text.tokens import differing_token, require_text, start_token
+from zoo.family.text.windows import Halves, TokenWindows, masked
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoo.data.dataset import Dataset, Sample
+    from zoo.data.dataset import Dataset
     from zoo.model.model import Model
-TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 bytes for each token until it is done
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
 LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
 # What `generate` takes beside a prompt, where a task takes only some of it.
@@ -135,8 +135,8 @@ class TextFamily(Family):
         Raises:
             RequestError: the prompt is not text or holds nothing that the model knows, or the model continues no text.
         """
-        from zoo.chat import Written
         from zoo.errors import RequestError
+        from zoo.family.text.chat import Written
 
         if isinstance(prompt, Written):
             prompt = prompt.text
@@ -160,7 +160,7 @@ class TextFamily(Family):
         return bare if not bare or bare[: len(start)] == start else start + bare
 
     def ends(self, model: Model) -> Container[Any] | None:
-        """The tokens that end a text, where they are no single ids; None: `zoo.family.tokens.end_tokens` says."""
+        """The tokens that end a text, where they are no single ids; None: `zoo.family.text.tokens.end_tokens` says."""
         return None
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
@@ -183,9 +183,9 @@ class TextFamily(Family):
             RequestError: the prompt leaves no room in the model's context, or an option is unknown or does not fit the model.
         """
         from zoo.errors import RequestError
-        from zoo.family.sampling import Sampling
-        from zoo.filling import shown
-        from zoo.generation import stream_text, write_texts
+        from zoo.family.text.generate import stream_text, write_texts
+        from zoo.family.text.masks import shown
+        from zoo.family.text.sampling import Sampling
 
         stream = options.pop("stream", False)
         self._require_options(model, options)
@@ -216,8 +216,8 @@ class TextFamily(Family):
 
     def _written(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
         """The prompt, or what messages or parts of code become in the model's own format."""
-        from zoo.chat import Written
         from zoo.errors import RequestError
+        from zoo.family.text.chat import Written
 
         code = {name: value for name, value in code.items() if value is not None}
         if messages is None and not code:
@@ -229,10 +229,10 @@ class TextFamily(Family):
         if isinstance(prompt, list):
             raise RequestError(f"Several prompts are plain texts: leave out {', '.join(code)}, or pass one prompt.")
         if messages is None:
-            from zoo.infill import code_prompt
+            from zoo.family.text.code import code_prompt
 
             return code_prompt(self.tokenizer(model), prompt, name=model.spec.name, **code)
-        from zoo.chat import check_messages, render
+        from zoo.family.text.chat import check_messages, render
 
         check_messages(messages)
         most = LONGEST_TOKEN * self.context_length(model)
@@ -247,7 +247,7 @@ class TextFamily(Family):
         return list(self._fills(model, prompt, count=count))
 
     def _fills(self, model: Model, prompt: Any, *, count: Any = 5) -> Iterator[list[tuple[str, float]]]:
-        from zoo.filling import fills
+        from zoo.family.text.masks import fills
 
         require_text(prompt)
         return fills(self, model, prompt, count)
@@ -273,7 +273,7 @@ class TextFamily(Family):
 
         import torch
 
-        from zoo.generation import next_tokens
+        from zoo.family.text.generate import next_tokens
 
         context = self.context_length(model)
         decode = min(decode, max(1, context // 2 - 1))
@@ -300,111 +300,3 @@ class TextFamily(Family):
 
 def _inputs(batch: Batch) -> Batch:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
-class TokenWindows(Sequence[Batch]):
-    """Records as one token stream cut into windows; window i holds tokens [i*T, i*T+T] (one more, for the labels)."""
-
-    def __init__(self, family: TextFamily, model: Model, data: Dataset, length: int) -> None:
-        import torch
-
-        from zoo.data.dataset import naming_record
-        from zoo.errors import DataError
-
-        tokenizer = family.tokenizer(model)
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        lead = [] if end is None else [int(end)]
-        pieces = []
-        for samples in _groups(data):
-            encoded = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-            for sample, ids in zip(samples, encoded, strict=True):
-                with naming_record(sample):
-                    family.require_known(model, lead + ids)
-                pieces.append(torch.tensor(lead + ids, dtype=torch.int32))
-        self.stream = torch.cat(pieces)
-        if len(self.stream) < length + 1:
-            raise DataError(
-                f"{data.name!r} holds {len(self.stream)} tokens, fewer than one window of {length + 1}; lower `length`, or add text."
-            )
-        self.length = length
-        self.data, self.starts = data, torch.tensor([0, *map(len, pieces)]).cumsum(0)
-
-    def __len__(self) -> int:
-        return (len(self.stream) - 1) // self.length
-
-    def __getitem__(self, index: Any) -> Any:
-        piece = self.stream[index * self.length : (index + 1) * self.length + 1].long()
-        return {"input_ids": piece[:-1], "labels": piece[1:]}
-
-    def where(self, index: int) -> str:
-        """The record in which a window begins, and that in which it ends."""
-        ends = (index * self.length, (index + 1) * self.length)
-        first, last = (self.data[int((self.starts <= token).sum()) - 1].where for token in ends)
-        return first if first == last else f"{first} to {last}"
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in range(len(self)))
-
-
-def _groups(data: Dataset) -> Iterator[list[Sample]]:
-    """Records in groups of TOGETHER characters, and one that is longer alone."""
-    group: list[Sample] = []
-    size = 0
-    for sample in data:
-        if group and size + len(sample.text) > TOGETHER:
-            yield group
-            group, size = [], 0
-        group.append(sample)
-        size += len(sample.text)
-    yield group
-
-
-class Halves(Sequence[Batch]):
-    """Windows for a seq2seq model: the encoder reads the first half, the decoder is to write the second."""
-
-    def __init__(self, windows: TokenWindows, start: int) -> None:
-        self.windows, self.start = windows, start
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: Any) -> Any:
-        import torch
-
-        ids_T = self.windows[index]["input_ids"]
-        read, write = ids_T[: len(ids_T) // 2], ids_T[len(ids_T) // 2 :]
-        return {
-            "input_ids": read,
-            "decoder_input_ids": torch.cat([write.new_tensor([self.start]), write[:-1]]),
-            "labels": write,
-        }
-
-    def where(self, index: int) -> str:
-        return self.windows.where(index)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in range(len(self)))
-
-
-def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) -> Batch:
-    """Hide some tokens of each window: most become the mask, some another token, some stay (Devlin et al. 2019, 1810.04805, section 3.1).
-
-    The share is the config's `mlm_probability`, 0.15 where it has none, and at least one of each window.
-    """
-    import torch
-
-    ids_BT = batch["input_ids"]
-    draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
-    share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
-    hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
-    other_BT = torch.randint(0, int(model.spec.config["vocab_size"]), ids_BT.shape, generator=generator).to(
-        ids_BT.device
-    )
-    shown_BT = torch.where(kind_BT < 0.8, mask, torch.where(kind_BT < 0.9, other_BT, ids_BT))
-    return {
-        **batch,
-        "input_ids": torch.where(hidden_BT, shown_BT, ids_BT),
-        "labels": ids_BT.masked_fill(~hidden_BT, -1),
-    }

@@ -1,0 +1,102 @@
+"""What a text-to-image model learns from and is asked: captioned images, prompts as token ids, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zoo.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from zoo.data.dataset import Dataset
+    from zoo.tensors.batch import Batch
+
+
+class CaptionedImages(Sequence["Batch"]):
+    """Records as images of bytes (C, H, W) of the pipeline's size and token ids (T,)."""
+
+    def __init__(self, data: Dataset, ids_NT: torch.Tensor, shape: tuple[int, int, int]) -> None:
+        self.images_NCHW = torch.stack(
+            [image_bytes(sample.fields.get("image"), shape, sample.where) for sample in data]
+        )
+        self.ids_NT, self.data = ids_NT, data
+
+    def __len__(self) -> int:
+        return len(self.ids_NT)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {"image": self.images_NCHW[index], "input_ids": self.ids_NT[index]}
+
+    def where(self, index: int) -> str:
+        return self.data[index].where
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[i] for i in range(len(self)))
+
+
+def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.Tensor:
+    """Read a record's image as bytes (C, H, W), the middle cut out to the shape's proportions and scaled.
+
+    Raises:
+        DataError: the record has no image, or it cannot be read.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from zoo.data.dataset import Sample, naming_record
+    from zoo.family.vision.images import read_image
+
+    if source is None:
+        raise DataError(f"{where}: no field 'image', which a text-to-image model learns from.")
+    channels, rows, columns = shape
+    with naming_record(Sample({}, where)):
+        image = read_image(source).convert("L" if channels == 1 else "RGB")
+    if image.size != (columns, rows):
+        image = ImageOps.fit(image, (columns, rows), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
+    """Tokenise prompts to the length the text encoder reads (B, T); longer ones are cut."""
+    encoded = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+    return torch.tensor(encoded["input_ids"])
+
+
+def require_prompt(tokenizer: Any, prompt: Any, *, name: str) -> str:
+    """Return the prompt, or refuse what is no text or longer than the text encoder reads.
+
+    Raises:
+        RequestError: says how long it is and how long it may be.
+    """
+    if not isinstance(prompt, str):
+        raise RequestError(f"A prompt is one text, not {type(prompt).__name__}.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"The prompt holds half a character at position {error.start}, which is not Unicode text."
+        ) from None
+    if tokenizer is not None:
+        count, most = len(tokenizer(prompt, verbose=False)["input_ids"]), tokenizer.model_max_length
+        if count > most:
+            raise RequestError(f"The prompt is {count:,} tokens long; {name} reads at most {most}. Shorten it.")
+    return prompt
+
+
+def sheet(images: Sequence[Image], *, columns: int = 8, side: int = 0) -> Image:
+    """Lay images out in rows on one, enlarged by whole factors to at least `side` pixels each."""
+    from PIL import Image as Pillow
+
+    width, height = images[0].size
+    factor = max(1, -(-side // width))
+    rows = -(-len(images) // columns)
+    page = Pillow.new(images[0].mode, (min(columns, len(images)) * width * factor, rows * height * factor))
+    for number, image in enumerate(images):
+        place = (number % columns * width * factor, number // columns * height * factor)
+        page.paste(image.resize((width * factor, height * factor), Pillow.Resampling.NEAREST), place)
+    return page

@@ -1,0 +1,109 @@
+"""The shape of a language model as its config tells it, and the memory of its cache; nothing heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.system import quantities
+
+# What a config calls each thing, most common first.
+_SHAPE = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "width": ("hidden_size", "n_embd", "d_model", "dim"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "kv_heads": ("num_key_value_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim", "d_kv"),
+    "ffn": ("intermediate_size", "ff_intermediate_size", "n_inner", "ffn_dim", "d_ff"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "active_experts": ("num_experts_per_tok",),
+    "vocabulary": ("vocab_size",),
+    "context": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+    "decoder_layers": ("num_decoder_layers", "decoder_layers"),
+}
+
+
+BYTES_OF = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The bytes of keys and values that a model keeps while it generates."""
+
+    per_token: int = 0  # of the text that it writes, in all layers
+    in_window: int = 0  # those of them in layers that only see a window
+    window: int = 0  # tokens, of which those layers keep no more
+    read: int = 0  # per token of the text that an encoder read, for the cross-attention
+
+    def at(self, tokens: int) -> int:
+        """The bytes after that many tokens."""
+        return (self.per_token - self.in_window) * tokens + self.in_window * min(tokens, self.window or tokens)
+
+    def said(self, dtype: str, context: int) -> str:
+        """Say it in a line; "" where nothing is kept, or the config does not say."""
+        if not self.per_token:
+            return ""
+        parts = [f"{quantities.size(self.per_token)} per token in {dtype}"]
+        if self.window:
+            part = "all" if self.in_window == self.per_token else quantities.size(self.in_window)
+            parts[0] += f" ({part} of it only for the last {self.window} tokens)"
+        if self.read:
+            parts.append(f"and {quantities.size(self.read)} per token read")
+        if context:
+            parts.append(f"{quantities.size(self.at(context))} at {context} tokens")
+        return ", ".join(parts)
+
+
+def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Read the sizes of a language model from its config, whatever the config calls them."""
+    config = _text_part(config)
+    found = {
+        name: next((_count(config, key) for key in keys if _count(config, key)), 0) for name, keys in _SHAPE.items()
+    }
+    if found["heads"]:
+        found["kv_heads"] = found["kv_heads"] or (1 if config.get("multi_query") else found["heads"])
+        found["head_dim"] = found["head_dim"] or found["width"] // found["heads"]
+    if "n_embd" in config or "expansion_ratio" in config:  # GPT-2 and MPT, whose FFN is a multiple of the width
+        found["ffn"] = found["ffn"] or (_count(config, "expansion_ratio") or 4) * found["width"]
+    if not found["experts"]:
+        found["active_experts"] = 0
+    return {name: size for name, size in found.items() if size}
+
+
+def cache_of(config: Mapping[str, Any], *, dtype: str) -> Cache:
+    """Count the bytes that tokens leave in the key-value cache; none where the config does not say."""
+    shape, config = shape_of(config), _text_part(config)
+    window = _count(config, "sliding_window") if config.get("use_sliding_window") is not False else 0
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):  # hybrids: only layers with softmax attention keep keys and values
+        layers = sum(kind in ("full_attention", "sliding_attention", "chunked_attention") for kind in kinds)
+        windowed = sum(kind == "sliding_attention" for kind in kinds)
+    else:
+        layers = windowed = shape.get("decoder_layers", 0) or shape.get("layers", 0)
+    if not 0 < window < shape.get("context", window + 1):
+        windowed = 0
+    if _count(config, "kv_lora_rank"):  # DeepSeek-V2's latent attention caches one latent and one rotary key
+        entries = _count(config, "kv_lora_rank") + _count(config, "qk_rope_head_dim")
+    else:
+        entries = entries_of(shape)
+    each = entries * BYTES_OF.get(dtype, 2)
+    reads = bool(shape.get("decoder_layers"))
+    return Cache(layers * each, windowed * each, window if windowed else 0, layers * each if reads else 0)
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    """A size in a config, 0 where it says none that a model can have."""
+    value = config.get(key)
+    return value if type(value) is int and 0 < value < 10**9 else 0
+
+
+def entries_of(shape: Mapping[str, int]) -> int:
+    """What one token leaves in the cache of one layer: a key and a value of every kv head."""
+    return 2 * shape.get("kv_heads", 0) * shape.get("head_dim", 0)
+
+
+def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's own config, where a config holds several."""
+    inner = config.get("text_config") or config.get("llm_config")
+    return inner if isinstance(inner, Mapping) else config

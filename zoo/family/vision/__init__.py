@@ -1,0 +1,1 @@
+"""Models that read images: classifiers, and models that answer questions about images."""
