@@ -23,7 +23,7 @@ import zoo
 
 CHILD = """
 import json, sys, time
-import torch, transformers, zoo, zoo.loading, zoo.model.model, zoo.artifact, safetensors.torch
+import torch, transformers, zoo, zoo.loading, zoo.model.model, zoo.artifact.store, safetensors.torch
 from zoo import registry
 from zoo.system.memory import peak_bytes, reset_peak, resident_bytes
 how, path, dtype = sys.argv[1:4]

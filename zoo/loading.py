@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import artifact, catalog, registry, weights
+from zoo import catalog, registry, weights
+from zoo.artifact import store
+from zoo.artifact.manifest import MANIFEST, PRECISIONS, WEIGHTS, Manifest, read_manifest
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, one_line
 from zoo.model.model import Model, build_empty, build_random, build_skeleton
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from zoo.family.base import Family
 
-DTYPES = artifact.PRECISIONS
+DTYPES = PRECISIONS
 SCALES = ("tiny",)
 # of configs, by which checkpoints bring code of their own
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
@@ -167,8 +169,8 @@ def family_of(name_or_path: str | Path) -> Family:
         UnknownName, RequestError, ArtifactError: as `load`.
     """
     spec, path = _locate(name_or_path)
-    if path is not None and (path / artifact.MANIFEST).exists():
-        manifest = artifact.read(path)
+    if path is not None and (path / MANIFEST).exists():
+        manifest = read_manifest(path)
         _require_plugins(manifest, path)
         return registry.family_of(manifest.spec, plugin=manifest.family_plugin)
     if spec is not None:
@@ -258,20 +260,15 @@ def _folder(spec: ModelSpec, weights_at: str | Path) -> Path:
     if weights_at == "auto":
         return weights.resolve(spec)
     path = Path(weights_at)
-    if (
-        path.is_dir()
-        and not (path / artifact.MANIFEST).exists()
-        and not recognise(path)
-        and (path / artifact.WEIGHTS).exists()
-    ):
-        return path / artifact.WEIGHTS
+    if path.is_dir() and not (path / MANIFEST).exists() and not recognise(path) and (path / WEIGHTS).exists():
+        return path / WEIGHTS
     return path
 
 
 def stored_in(place: Path) -> str:
     """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
-    if (place / artifact.MANIFEST).exists():
-        return artifact.read(place).stored
+    if (place / MANIFEST).exists():
+        return read_manifest(place).stored
     files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
     kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
     return next(
@@ -303,15 +300,13 @@ def _from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
     for place in path.iterdir():
         if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for
             raise ArtifactError(f"{place} is not a file.")
-    if (path / artifact.MANIFEST).exists():
+    if (path / MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
-    for file in path.rglob(f"*{Path(artifact.WEIGHTS).suffix}"):
-        within_another = any(
-            (place / artifact.MANIFEST).exists() for place in file.parents if place.is_relative_to(path)
-        )
-        if not within_another and safetensors.read_metadata(file).get("manifest") == artifact.MANIFEST:
+    for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
+        within_another = any((place / MANIFEST).exists() for place in file.parents if place.is_relative_to(path))
+        if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
             raise ArtifactError(
-                f"{path / artifact.MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
+                f"{path / MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
             )
     import torch
 
@@ -329,30 +324,30 @@ def _recognised(path: Path) -> str:
     for name in recognise(path):
         return name
     raise RequestError(
-        f"{path} is not a model directory: it holds neither {artifact.MANIFEST} nor a known config such as config.json."
+        f"{path} is not a model directory: it holds neither {MANIFEST} nor a known config such as config.json."
     )
 
 
 def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:
-    manifest = artifact.read(path)
+    manifest = read_manifest(path)
     spec, lineage = manifest.spec, manifest.lineage
     run = dtype or manifest.dtype
     _require_plugins(manifest, path)
     family = registry.family_of(spec, plugin=manifest.family_plugin)
-    with _readable(path / artifact.MANIFEST):
+    with _readable(path / MANIFEST):
         unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
     if unlisted:
-        raise ArtifactError(f"{path / artifact.MANIFEST} is damaged: it does not list {unlisted[0]}.")
-    check_config(spec.config, str(path / artifact.MANIFEST))
+        raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {unlisted[0]}.")
+    check_config(spec.config, str(path / MANIFEST))
     if device != "meta":
-        artifact.require_intact(path)
+        store.require_intact(path)
     build = build_skeleton if device == "meta" else build_empty
-    with _readable(path / artifact.MANIFEST):
+    with _readable(path / MANIFEST):
         model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
     if device == "meta":
-        artifact.require_described(model, path)
+        store.require_described(model, path)
     else:
-        artifact.fill(model, path)
+        store.fill(model, path)
         if device:
             model.module.to(device)
     model.processor = family.load_processor(path)
@@ -371,7 +366,7 @@ def _readable(manifest: Path) -> Iterator[None]:
         raise ArtifactError(f"{manifest} describes a model that cannot be built ({one_line(error)[:160]}).") from error
 
 
-def _require_plugins(manifest: artifact.Manifest, path: Path) -> None:
+def _require_plugins(manifest: Manifest, path: Path) -> None:
     """Refuse an artifact whose family or whose stages come with plugins that cannot be used; nothing is imported.
 
     Raises:
@@ -391,7 +386,7 @@ def _require_plugins(manifest: artifact.Manifest, path: Path) -> None:
         raise ArtifactError(f"{path}: {what} {_missing(plugin, manifest) or f'is not to be had: {error}'}") from None
 
 
-def _missing(plugin: str, manifest: artifact.Manifest) -> str:
+def _missing(plugin: str, manifest: Manifest) -> str:
     """Say why a plugin does not give what a saved model needs, and what to do about it; "" where it is not known which."""
     if not plugin:
         return ""
@@ -415,7 +410,7 @@ def _from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | 
         raise ArtifactError(f"{path} is not a .safetensors file; other weight formats are not read.")
     run = dtype or spec.dtype or "float32"
     model = build_empty(registry.family_of(spec), spec, (), dtype=run, stored=run)
-    artifact.fill(model, path)
+    store.fill(model, path)
     model.processor = model.family.load_processor(weights.packaged_at(spec) or path.parent)
     model.module.to(device or "cpu")
     model.origin = str(path)

@@ -25,8 +25,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from zoo import artifact, loading
-from zoo.card import card
+from zoo import loading
+from zoo.artifact import store
+from zoo.artifact.card import card
+from zoo.artifact.manifest import MANIFEST, manifest_text
 from zoo.errors import ArtifactError, OutputError
 from zoo.system.writing import replace_file, sync, why_unwritable, writing
 
@@ -35,7 +37,7 @@ MARKERS = ("config.json", "model_index.json")  # files by which a directory is t
 OURS = re.compile(r"(00-original|(\d\d+-.+|control)-[0-9a-f]{12})(\.json)?")  # names in OUT/stages and OUT/work
 DRAFT = re.compile(r"\.(?P<name>.+?)(\.old)?\.[a-z0-9_]{8}")  # what a killed process leaves of a file or folder
 RESULT = "result"  # a draft of all files of a result
-OWN = (MARKER, RESULT, "results.json", "report.html", "recipe.toml", artifact.MANIFEST)
+OWN = (MARKER, RESULT, "results.json", "report.html", "recipe.toml", MANIFEST)
 
 
 @dataclass
@@ -149,7 +151,7 @@ class RunFolder:
 
     def finished(self, name: str) -> bool:
         """Whether a stage is complete: its log is written first, its directory appears by one rename."""
-        return (self.stage(name) / artifact.MANIFEST).exists() and self._log_path(name).exists()
+        return (self.stage(name) / MANIFEST).exists() and self._log_path(name).exists()
 
     def log(self, name: str) -> dict[str, Any]:
         """The log of a stage, or an empty dict."""
@@ -177,15 +179,15 @@ class RunFolder:
         """
         source = self.stage(name)
         with repairable(source):
-            artifact.require_intact(source)
-            manifest = json.loads((source / artifact.MANIFEST).read_text(encoding="utf-8"))
+            store.require_intact(source)
+            manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
             model = loading.load(source, device="meta")
         model.notes = manifest["notes"] = notes
         made = {**extra, "README.md": card(model, manifest["plain"]).encode()}
         manifest["files"] |= {
             file: {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)} for file, held in made.items()
         }
-        final = artifact.manifest_text(manifest)
+        final = manifest_text(manifest)
         self.require_there()
         if self._holds(final):
             for file, text in beside.items():
@@ -197,15 +199,15 @@ class RunFolder:
             for file, held in {
                 **made,
                 **{file: text.encode() for file, text in beside.items()},
-                artifact.MANIFEST: final.encode(),
+                MANIFEST: final.encode(),
             }.items():
                 _fill(draft / file, held)
             self._exchange(draft, sorted(manifest["files"]))
 
     def _holds(self, manifest: str) -> bool:
         """Whether the result is there already, whole."""
-        place = self.path / artifact.MANIFEST
-        return place.is_file() and place.read_text(encoding="utf-8") == manifest and not artifact.verify(self.path)
+        place = self.path / MANIFEST
+        return place.is_file() and place.read_text(encoding="utf-8") == manifest and not store.verify(self.path)
 
     @contextmanager
     def _drafts(self) -> Iterator[Path]:
@@ -221,13 +223,13 @@ class RunFolder:
         old = self._marker().get("files", [])
         self._mark(sorted({*files, *old}))
         with writing(self.path):
-            for file in (artifact.MANIFEST, *MARKERS, *old):
+            for file in (MANIFEST, *MARKERS, *old):
                 (self.path / file).unlink(missing_ok=True)
                 if "/" in file:
                     with suppress(OSError):  # not empty
                         (self.path / file).parent.rmdir()
             new = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
-            for file in sorted(new, key=lambda file: (file == artifact.MANIFEST, file in MARKERS)):
+            for file in sorted(new, key=lambda file: (file == MANIFEST, file in MARKERS)):
                 (self.path / file).parent.mkdir(exist_ok=True)
                 (draft / file).rename(self.path / file)
             for folder in {self.path, *((self.path / file).parent for file in new)}:

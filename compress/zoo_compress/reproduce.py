@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from zoo import artifact, catalog, loading, registry, weights
+from zoo import catalog, loading, registry, weights
+from zoo.artifact import store
+from zoo.artifact.manifest import MANIFEST, read_manifest
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
@@ -134,16 +136,16 @@ class _Step:
 class _Reproduction:
     def __init__(self, path: Path, base: Path, progress: Progress) -> None:
         self.path, self.base, self.progress = path, base, progress
-        self.manifest = artifact.read(path)
+        self.manifest = read_manifest(path)
         self.source = self.manifest.source
-        artifact.require_intact(path)
+        store.require_intact(path)
         loading.load(path, device="meta")  # names a plugin that is not here
         if not self.source:
             raise Unreproducible(
                 f"{path} cannot be made again: its manifest does not say what it was made from (an older zoo wrote it)."
             )
         if not 0 <= self.source["stages"] <= len(self.manifest.lineage):
-            raise ArtifactError(f"{path / artifact.MANIFEST} is damaged: its original has more stages than it.")
+            raise ArtifactError(f"{path / MANIFEST} is damaged: its original has more stages than it.")
         self._require_original()
         first = self.source["stages"]
         self.steps = [
@@ -155,7 +157,7 @@ class _Reproduction:
     def run(self, out: str | Path | None) -> Outcome:
         """Make it again, stage by stage, and compare."""
         if out is not None:
-            artifact.check_writable(Path(out))
+            store.check_writable(Path(out))
         outcome = Outcome(str(self.path), self._other_circumstances())
         for one in outcome.circumstances:
             self.progress.say(
@@ -336,15 +338,15 @@ class _Reproduction:
         """Directories of stages of the run that this artifact is of."""
         for folder in (self.path / "stages", self.path.parent):
             for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if (place / artifact.MANIFEST).is_file():
+                if (place / MANIFEST).is_file():
                     yield place
 
     def _compare_result(self, model: Model, outcome: Outcome, out: str | Path | None) -> None:
         """Save the new model, and compare file by file, and where they differ tensor by tensor."""
         model.spec, model.notes = self.manifest.spec, dict(self.manifest.notes)
         with tempfile.TemporaryDirectory() as folder:
-            new = artifact.write(model, Path(out) if out is not None else Path(folder) / "again")
-            made = artifact.read(new).files
+            new = store.write(model, Path(out) if out is not None else Path(folder) / "again")
+            made = read_manifest(new).files
         for name, about in self.manifest.files.items():
             if name in made and name != CARD:  # others are written by the report of a run
                 outcome.files.append({"name": name, "identical": about["sha256"] == made[name]["sha256"]})
@@ -375,7 +377,7 @@ def _threads(stage: Stage) -> int:
 def _left(place: Path) -> tuple[int, str]:
     """How many stages an artifact went through, and the hash of the tensors that the last one left."""
     try:
-        lineage = artifact.read(place).lineage
+        lineage = read_manifest(place).lineage
     except ZooError:
         return 0, ""
     return len(lineage), str(lineage[-1].made.get("sha256", "")) if lineage else ""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo import artifact, catalog, evaluation, loading, registry, weights
+from zoo import catalog, evaluation, loading, registry, weights
+from zoo.artifact import store
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.errors import OutputError, RequestError, nearest
@@ -225,7 +226,7 @@ class _Job:
             "curves": context.curves,
         }
         self.folder.write_log(name, log)
-        artifact.write(model, self.folder.stage(name), force=True)
+        store.write(model, self.folder.stage(name), force=True)
         shutil.rmtree(self.folder.work(name), ignore_errors=True)
 
     def run_control(self, stages: tuple[StageRequest, ...]) -> int | None:

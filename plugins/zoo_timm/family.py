@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from zoo import artifact
 from zoo.anatomy.parts import Anatomy
+from zoo.artifact import store
+from zoo.artifact.manifest import WEIGHTS
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
 from zoo.family.vision.classifier import VisionFamily
@@ -175,9 +176,9 @@ class TimmVision(VisionFamily):
             config=config,
             license=str(config["pretrained_cfg"].get("license") or ""),
         )
-        file = path / artifact.WEIGHTS
+        file = path / WEIGHTS
         if not file.is_file():
-            raise ArtifactError(f"{path} holds no {artifact.WEIGHTS}; pickled weights and other formats are not read.")
+            raise ArtifactError(f"{path} holds no {WEIGHTS}; pickled weights and other formats are not read.")
         kinds = [about["dtype"] for about in safetensors.read_header(file).values()]
         run = (
             str(dtype).removeprefix("torch.")
@@ -187,7 +188,7 @@ class TimmVision(VisionFamily):
         if device == "meta":
             return replace(build_skeleton(self, spec, (), dtype=run), origin=str(path))
         model = build_empty(self, spec, (), dtype=run, stored=run)
-        artifact.fill(model, file)
+        store.fill(model, file)
         model.module.to(device or "cpu")
         model.origin = str(path)
         return model

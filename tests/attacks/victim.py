@@ -15,7 +15,7 @@ from tiny import checkpoint as tiny_checkpoint
 from zoo_compress import apply
 
 import zoo
-from zoo.artifact import manifest_text
+from zoo.artifact.manifest import manifest_text
 
 Commands = list[tuple[list[str], str]]
 

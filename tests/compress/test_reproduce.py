@@ -15,8 +15,8 @@ from zoo_compress import Recipe, apply, run
 from zoo_compress.reproduce import Unreproducible, reproduce
 
 import zoo
-from zoo import artifact, cli
-from zoo.artifact import manifest_text
+from zoo import cli
+from zoo.artifact.manifest import manifest_text, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_former_name_of_the_distribution_is_read_as_todays(place: Path):
     folder = edited(place / "run", recorded_before)
     found = reproduce(folder, base=place)
     assert found.identical and not found.circumstances
-    assert {about["distribution"] for about in artifact.read(folder).plugins.values()} == {"zoo-compress"}
+    assert {about["distribution"] for about in read_manifest(folder).plugins.values()} == {"zoo-compress"}
 
 
 @pytest.mark.parametrize("name", ["distill", "control"])

@@ -22,7 +22,8 @@ from zoo_compress.folder import DRAFT, OURS
 from zygote import Done, Zygote
 
 import zoo
-from zoo import artifact
+from zoo.artifact import store
+from zoo.artifact.manifest import read_manifest
 from zoo.errors import ArtifactError, OutputError, RequestError
 
 USES = ["original", "inherit", "prune.structured", "distill", "quantize.int8"]
@@ -110,9 +111,9 @@ def require_sound(place: Path) -> None:
     out = place / OUT
     finished = list(out.glob("stages/[!.]*/"))
     for folder in finished:
-        assert artifact.verify(folder) == []
+        assert store.verify(folder) == []
     if (out / "zoo.json").exists():
-        assert artifact.verify(out) == []
+        assert store.verify(out) == []
     elif (
         out / "config.json"
     ).exists():  # to transformers this is a model: then all of one stage, or of the result before
@@ -178,7 +179,7 @@ def test_the_result_is_the_last_stage_and_runs(finished: Path):
 def test_verify_is_clean_and_names_a_flipped_byte(zygote: Zygote, place: Path):
     done = zygote.run("verify", str(OUT), cwd=place)
     assert (done.code, done.out) == (0, "runs/tiny: every file is as saved.\n")
-    for name in artifact.read(place / OUT).files:
+    for name in read_manifest(place / OUT).files:
         file = place / OUT / name
         good = file.read_bytes()
         file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -442,7 +443,7 @@ def test_force_writes_beside_what_is_there(zygote: Zygote, fresh: Path):
         "work/notes",
     ):
         assert (fresh / OUT / name).read_text() == name
-    assert artifact.verify(fresh / OUT) == []
+    assert store.verify(fresh / OUT) == []
 
 
 @pytest.mark.parametrize(
@@ -487,7 +488,7 @@ def test_a_damaged_stage_is_named_not_published(place: Path, monkeypatch: pytest
     ):
         run(Recipe.load("recipe.toml"))
     shutil.rmtree(file.parent)
-    assert run(Recipe.load("recipe.toml")).skipped == 3 and not artifact.verify(OUT)
+    assert run(Recipe.load("recipe.toml")).skipped == 3 and not store.verify(OUT)
 
 
 def test_a_damaged_stage_that_a_later_one_starts_from_is_named(place: Path, monkeypatch: pytest.MonkeyPatch):

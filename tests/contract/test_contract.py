@@ -270,7 +270,8 @@ def test_the_checks_see_what_they_are_for(bases: Any, tmp_path: Path, monkeypatc
             check_estimate(start, *STRUCTURED)
     with monkeypatch.context() as broken:  # as if the weights were rounded on their way to disk
         broken.setattr(
-            "zoo.artifact._storable", lambda model: {n: t.detach() * (1 + 2**-20) for n, t in model.tensors().items()}
+            "zoo.artifact.store._storable",
+            lambda model: {n: t.detach() * (1 + 2**-20) for n, t in model.tensors().items()},
         )
         with pytest.raises(
             AssertionError, match=r"after prune.structured, reloaded in a fresh process, differs in tensors, output"

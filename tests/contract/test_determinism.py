@@ -28,7 +28,8 @@ from cases import (
 )
 
 import zoo
-from zoo import artifact
+from zoo.artifact import store
+from zoo.artifact.manifest import MANIFEST, read_manifest
 from zoo.plugins.names import of_kind
 from zoo.testing import random_state_kept
 
@@ -58,13 +59,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_run_twice_gives_the_same_bytes_and_another_seed_others(one: Path) -> None:
     torch.manual_seed(2)  # the global state is of no consequence
     other = run(one.parent, "other")
-    files = artifact.read(one).files
+    files = read_manifest(one).files
     assert {"model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
-    for name in (*files, artifact.MANIFEST):
+    for name in (*files, MANIFEST):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     for stages in zip(sorted(one.glob("stages/*/")), sorted(other.glob("stages/*/")), strict=True):
         assert stages[0].name == stages[1].name, "fingerprints follow from recipe, data and weights"
-    assert not artifact.verify(one)
+    assert not store.verify(one)
     different = run(one.parent, "seeded", seed=1)
     assert (one / "model.safetensors").read_bytes() != (different / "model.safetensors").read_bytes()
 

@@ -17,7 +17,7 @@ import zoo_compress
 from cases import HEADS, INHERIT, INT8, LOWRANK, MAGNITUDE, NF4, SHARE, TINY, WIDTH, Stage, base, context, stage
 
 import zoo
-from zoo import artifact
+from zoo.artifact.manifest import read_manifest
 from zoo.model.model import Model
 
 FFN = ("prune.structured", {"ffn": 0.25})
@@ -78,7 +78,7 @@ def test_plain_transformers_loads_it_with_the_same_logits(
 ) -> None:
     model = made(bases(name), stages)
     place = model.save(tmp_path / "model")
-    assert artifact.read(place).plain == ""
+    assert read_manifest(place).plain == ""
     assert "Plain transformers loads this folder too." in (place / "README.md").read_text()
     auto = getattr(transformers, AUTO[model.spec.task])
     plain, said = auto.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
@@ -102,7 +102,7 @@ def test_what_is_not_representable_has_no_config_and_says_why(
 ) -> None:
     place = made(bases(name), stages).save(tmp_path / "model")
     assert not (place / "config.json").exists()
-    why = artifact.read(place).plain
+    why = read_manifest(place).plain
     assert re.search(reason, why), why
     assert f"Plain transformers cannot load this folder: {why}" in (place / "README.md").read_text()
     with pytest.raises((OSError, ValueError)):
@@ -113,4 +113,4 @@ def test_a_target_that_is_all_of_the_model_says_the_same(bases: Any, tmp_path: P
     """Pruning two halves by equal amounts gives blocks of one width, but the config was left alone: not plain."""
     halves = [stage("prune.structured", heads=None, target=f"language.blocks[{part}]") for part in (":2", "2:")]
     place = made(bases("qwen3"), halves).save(tmp_path / "model")
-    assert re.search("the plain class has", artifact.read(place).plain)
+    assert re.search("the plain class has", read_manifest(place).plain)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from zoo_compress import Recipe, run
 
-from zoo import artifact
+from zoo.artifact import store
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = [path.relative_to(EXAMPLES).with_suffix("") for path in EXAMPLES.rglob("*.toml")]
@@ -64,7 +64,7 @@ def test_every_recipe_has_a_row():
 def test_a_recipe_runs_as_it_stands_at_toy_size(name: str, tmp_path: Path):
     recipe = Recipe.load(EXAMPLES / f"{name}.toml", overrides=TOY[name])
     done = run(recipe, out=tmp_path / "out")
-    assert artifact.verify(done.out) == [] and (done.out / "report.html").stat().st_size > 10_000
+    assert store.verify(done.out) == [] and (done.out / "report.html").stat().st_size > 10_000
     assert [stage["use"] for stage in done.results["stages"]] == ["original", *(stage.use for stage in recipe.stages)]
     assert all(
         stage["params"] == stage["predicted"]["params"] and stage["bytes"] == stage["predicted"]["bytes"]

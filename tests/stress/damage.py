@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import zoo
-from zoo import artifact
+from zoo.artifact import store
+from zoo.artifact.manifest import MANIFEST
 from zoo.errors import ZooError
 
 GROWTH = 300_000  # KiB that loading damaged artifacts may add to the peak
@@ -61,7 +62,7 @@ def problems(
             counts[f"{name} {what}"] += 1
             yield from (f"{name} {what}: {problem}" for problem in refused(folder, name))
         file.write_bytes(content)
-    assert not artifact.verify(folder), "the artifact is whole again"
+    assert not store.verify(folder), "the artifact is whole again"
 
 
 def refused(folder: Path, name: str) -> Iterator[str]:
@@ -71,7 +72,7 @@ def refused(folder: Path, name: str) -> Iterator[str]:
             ask(folder)
             yield f"{what} took it"
         except ZooError as error:
-            named = name in str(error) or (name == artifact.MANIFEST and "the manifest" in str(error))
+            named = name in str(error) or (name == MANIFEST and "the manifest" in str(error))
             if not named or "\n" in str(error) or len(str(error)) > 1000:
                 yield f"{what} said {str(error)[:200]!r}"
         except Exception as error:
@@ -79,7 +80,7 @@ def refused(folder: Path, name: str) -> Iterator[str]:
 
 
 def _verify(folder: Path) -> None:
-    for file, problem in artifact.verify(folder):
+    for file, problem in store.verify(folder):
         raise ZooError(f"{file} {problem}")
 
 

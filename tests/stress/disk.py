@@ -36,7 +36,7 @@ from tiny import workplace
 from zygote import Done, Zygote
 
 import zoo
-from zoo import artifact
+from zoo.artifact import store
 from zoo.errors import OutputError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -137,7 +137,7 @@ def saves(name: str, disk: Disk, report: Report, *, most: int = 200) -> None:
         else:
             report.tried[f"saves: {name}, there was room"] += 1
         report.check(
-            content(target) == before and not artifact.verify(target),
+            content(target) == before and not store.verify(target),
             f"{name} with {left} pages: the older artifact is damaged",
         )
         report.check(
@@ -190,7 +190,7 @@ class Runs:
         self.report.check(not drafts(self.out), f"{what} leaves {drafts(self.out)}")
         for folder in (self.out, *self.out.glob("stages/[!.]*/")):
             if (folder / "zoo.json").exists():
-                self.report.check(not artifact.verify(folder), f"{what}: {folder} is damaged")
+                self.report.check(not store.verify(folder), f"{what}: {folder} is damaged")
         for log in self.out.glob("stages/*.json"):
             json.loads(log.read_text())
         checkpoints(self.out)  # can be read

@@ -43,7 +43,7 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from zoo.artifact import manifest_text  # noqa: E402
+from zoo.artifact.manifest import manifest_text  # noqa: E402
 from zoo.errors import ZooError, one_line  # noqa: E402
 
 KINDS = ("recipe", "registry", "manifest")
@@ -594,12 +594,13 @@ class Readers:
 
     def read_manifest(self, document: Document) -> str:
         import zoo
-        from zoo import artifact
+        from zoo.artifact import store
+        from zoo.artifact.manifest import read_manifest
 
         folder = document.path.parent
         said = self.command("info", str(folder)), self.command("verify", str(folder))
-        artifact.read(folder)
-        problems = artifact.verify(folder)
+        read_manifest(folder)
+        problems = store.verify(folder)
         model = zoo.load(folder, device="meta")
         found = {tensor: tuple(value.shape) for tensor, value in model.tensors().items()}, model.aliases()
         if found != (document.extra["tensors"], document.extra["aliases"]):

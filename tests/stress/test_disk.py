@@ -16,7 +16,7 @@ from kills import checkpoints, content, drafts
 from tiny import workplace
 from zygote import Zygote
 
-from zoo import artifact
+from zoo.artifact import store
 
 # No file may grow beyond a size; what is said goes to a pipe, which may.
 LIMIT = (
@@ -74,7 +74,7 @@ def test_where_a_file_cannot_grow_a_run_ends_with_one_sentence_and_goes_on_later
         )
         assert said.endswith("What is finished is kept in out: the same command goes on from there.\n") or size == 0
         named.add(said.split()[1].rpartition("/")[2])
-        assert not drafts(out) and all(not artifact.verify(folder) for folder in out.glob("stages/*/"))
+        assert not drafts(out) and all(not store.verify(folder) for folder in out.glob("stages/*/"))
     assert len(named) == 4, named
     assert "training.safetensors" in named and not checkpoints(out)
     assert zygote.run("compress", "recipe.toml", "--out", "out", cwd=place).code == 0

@@ -36,7 +36,7 @@ from tiny import workplace
 from zygote import Process, Zygote
 
 import zoo
-from zoo import artifact
+from zoo.artifact import store
 from zoo.errors import ZooError
 from zoo.system.writing import sha256_of
 
@@ -205,7 +205,7 @@ def saves(zygote: Zygote, place: Path, report: Report, *, rounds: int) -> None:
         right = saved == len(said) if force else saved == 1 and all(THERE.fullmatch(line) for line in others)
         report.check(right, f"{'forced' if force else 'plain'} saves, round {number}: {saved} saved, {Counter(others)}")
         report.check(
-            not artifact.verify(target) and sha256_of(target / "model.safetensors") in whole,
+            not store.verify(target) and sha256_of(target / "model.safetensors") in whole,
             f"saves, round {number}: a mixed artifact",
         )
         report.check(

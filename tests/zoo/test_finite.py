@@ -16,7 +16,7 @@ import zoo.data
 from zoo import evaluation
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
-from zoo.family import place
+from zoo.family.base import window_origin
 from zoo.model.building import cast_parameters
 from zoo.model.context import Context
 from zoo.model.health import cause, damage, require_finite_outputs
@@ -267,8 +267,13 @@ def test_calibration_names_module_and_samples(use: str, values: dict[str, Any]):
 def test_windows_say_which_records_they_hold():
     model = small("llama")
     windows = model.family.windows(model, texts("w5 " * 20, "", "w6 " * 9, "w7 " * 40), length=16)
-    assert [place(windows, i) for i in range(len(windows))] == ["texts:0", "texts:0 to texts:3", "texts:3", "texts:3"]
-    assert place([{}], 0) == "window 0"
+    assert [window_origin(windows, i) for i in range(len(windows))] == [
+        "texts:0",
+        "texts:0 to texts:3",
+        "texts:3",
+        "texts:3",
+    ]
+    assert window_origin([{}], 0) == "window 0"
 
 
 # --- data and requests ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from twins import tokens
 from zoo_compress import apply
 
 import zoo
-from zoo.artifact import manifest_text
+from zoo.artifact.manifest import manifest_text
 from zoo.errors import ArtifactError, RequestError, UnknownName, WeightsUnavailable
 from zoo.plugins.names import of_kind
 

@@ -15,8 +15,9 @@ from zoo_compress import Recipe, apply
 from zoo_compress.distill.losses import resolve
 
 import zoo
-from zoo import artifact, catalog, registry
-from zoo.artifact import manifest_text
+from zoo import catalog, registry
+from zoo.artifact import store
+from zoo.artifact.manifest import manifest_text
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, DataError, PluginError, RequestError, UnknownName
 from zoo.plugins import manager, registering
@@ -296,11 +297,11 @@ def test_without_its_plugin_a_saved_model_says_which_it_needs(saved: Path, site:
     assert refusal(saved) == (
         "saved: stage 1 (same) needs plugin out-two, which is not installed: `zoo plugins install out-two`, then load again."
     )
-    assert artifact.verify(saved) == []
+    assert store.verify(saved) == []
     assert command("verify", str(saved), site=site).returncode == 0
     assert command("info", str(saved), site=site).returncode == 0
     (saved / "README.md").write_text("changed")
-    assert [file for file, _ in artifact.verify(saved)] == ["README.md"]
+    assert [file for file, _ in store.verify(saved)] == ["README.md"]
 
 
 def test_with_its_plugin_disabled_a_saved_model_says_how_to_enable_it(saved: Path, monkeypatch: pytest.MonkeyPatch):

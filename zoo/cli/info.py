@@ -100,9 +100,9 @@ def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
 
 def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
     """Read what the manifest of a saved model says; "shape" is there when stages made the config's sizes obsolete."""
-    from zoo import artifact
+    from zoo.artifact.manifest import checked_manifest
 
-    manifest = artifact.checked(path)
+    manifest = checked_manifest(path)
     try:
         spec = ModelSpec(**manifest["spec"])
     except (KeyError, TypeError) as error:

@@ -19,9 +19,9 @@ def verify(
     if not path.is_dir():
         raise RequestError(f"{path} is not a directory." if path.exists() else f"There is no directory {path}.")
     with output.status(f"Hashing {path}"):
-        from zoo import artifact
+        from zoo.artifact import store
 
-        problems = artifact.verify(path)
+        problems = store.verify(path)
     if json:
         found = [{"file": str(file), "problem": problem} for file, problem in problems]
         output.print_json({"path": str(path), "ok": not problems, "problems": found})

@@ -142,7 +142,7 @@ class Model:
             RequestError: the model is a skeleton on the meta device.
         """
         self._require_weights("save")
-        from zoo.artifact import write
+        from zoo.artifact.store import write
 
         return write(self, Path(path), force=force)
 

@@ -117,15 +117,15 @@ class _Trial:
 
     def determinism(self, folder: Path) -> None:
         """The same seed gives the same files, whatever the global random states are."""
-        from zoo import artifact
+        from zoo.artifact.manifest import MANIFEST, read_manifest
 
         one = self._save(self.done.after("apply").model, "one", folder)
         again = self._apply(chance=2)
         other = self._save(again.model, "other", folder)
-        mine, theirs = artifact.read(one).files, artifact.read(other).files
+        mine, theirs = read_manifest(one).files, read_manifest(other).files
         wrong = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
         require(not wrong, f"{name_of(again.model)}: applied twice with one seed, it leaves another {', '.join(wrong)}")
-        manifests = [(place / artifact.MANIFEST).read_bytes() for place in (one, other)]
+        manifests = [(place / MANIFEST).read_bytes() for place in (one, other)]
         require(
             manifests[0] == manifests[1],
             f"{name_of(again.model)}: applied twice with one seed, it leaves another record",

@@ -182,7 +182,9 @@ class _Subject:
 
     def packaged_weights(self, folder: Path) -> None:
         """Packaged weights are there, undamaged, and those of the model."""
-        from zoo import artifact, weights
+        from zoo import weights
+        from zoo.artifact import store
+        from zoo.artifact.manifest import MANIFEST
         from zoo.loading import load
 
         if not self.spec.packaged:
@@ -193,8 +195,8 @@ class _Subject:
             f"{self.spec.name}: packaged = {self.spec.packaged!r} is no folder of the installed package",
         )
         assert place is not None
-        if (place / artifact.MANIFEST).exists():
-            problems = artifact.verify(place)
+        if (place / MANIFEST).exists():
+            problems = store.verify(place)
             require(not problems, f"{place}: " + "; ".join(f"{name} {problem}" for name, problem in problems))
         load(self.loads)
 

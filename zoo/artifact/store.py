@@ -12,26 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.catalog import ModelSpec
+from zoo.artifact.manifest import FORMAT, MANIFEST, manifest_text, read_manifest
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
 from zoo.model.health import require_finite
-from zoo.model.provenance import problem_of_made, problem_of_source, sealed
+from zoo.model.provenance import sealed
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_inside
-from zoo.plugins.distributions import DISTRIBUTION
 from zoo.plugins.names import declaration_of
-from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import sha256_of, sync, why_unwritable, writing
 from zoo.tensors import safetensors
 from zoo.tensors.safetensors import pieces_of
@@ -39,35 +33,9 @@ from zoo.tensors.safetensors import pieces_of
 if TYPE_CHECKING:
     import torch
 
-    from zoo.model.lineage import Stage
     from zoo.model.model import Model
 
-MANIFEST = "zoo.json"
-WEIGHTS = "model.safetensors"
-# how DISTRIBUTION was called when it was first recorded; an unrelated project has that name on the index
-FORMER = "zoo"
-FORMAT = 2  # 1 had no seal; it is still read
-MOST = 10**15  # no model has so many parameters or bytes
 ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
-PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What zoo.json says."""
-
-    spec: ModelSpec
-    lineage: tuple[Stage, ...]
-    dtype: str
-    stored: str
-    files: Mapping[str, Mapping[str, Any]]
-    notes: Mapping[str, Any]
-    plain: str  # "" when the ecosystem's own library loads the directory too, otherwise why it does not
-    family_plugin: str = ""  # what provides the family; empty in what an older zoo wrote
-    # by name: the "distribution" and "version" it was made with
-    plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    # the original that the lineage begins with; empty in what an older zoo wrote
-    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(model: Model, path: Path, *, force: bool = False) -> Path:
@@ -111,130 +79,6 @@ def check_writable(path: Path, *, force: bool = False) -> None:
         raise OutputError(f"{path} cannot be written: {reason}.")
 
 
-def read(path: Path) -> Manifest:
-    """Read and validate the manifest of an artifact.
-
-    Raises:
-        RequestError, ArtifactError: as `checked`.
-    """
-    from zoo.model.lineage import lineage_of
-
-    data = checked(path)
-    try:
-        return Manifest(
-            spec=ModelSpec(**data["spec"]),
-            lineage=lineage_of(map(_with_present_names, data["lineage"])),
-            dtype=str(data["dtype"]),
-            stored=str(data["stored"]),
-            files=data["files"],
-            notes=data["notes"],
-            plain=str(data["plain"]),
-            family_plugin=data.get("family_plugin", ""),
-            source=data.get("source", {}),
-            plugins={name: _with_present_distribution(about) for name, about in data.get("plugins", {}).items()},
-        )
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / MANIFEST} is damaged: {error}.") from None
-
-
-def _with_present_names(stage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stage of a lineage with the versions it was made with under the names that pip knows today."""
-    if FORMER not in stage.get("made", {}).get("with", {}):
-        return stage
-    versions = {DISTRIBUTION if name == FORMER else name: text for name, text in stage["made"]["with"].items()}
-    return {**stage, "made": {**stage["made"], "with": versions}}
-
-
-def _with_present_distribution(about: Mapping[str, str]) -> Mapping[str, str]:
-    return {**about, "distribution": DISTRIBUTION} if about.get("distribution") == FORMER else about
-
-
-def checked(path: Path) -> dict[str, Any]:
-    """Return what the manifest of an artifact says; nothing heavy is imported.
-
-    Raises:
-        RequestError: there is none.
-        ArtifactError: it is damaged, or was written by a newer zoo.
-    """
-    place = path / MANIFEST
-    if not os.path.lexists(place):
-        raise RequestError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.")
-    text = text_of(place, error=ArtifactError, most=LARGEST_DATA)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{place} is damaged: {error}.") from None
-    if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] < 1:
-        raise ArtifactError(f"{place} is damaged: no format version.")
-    if data["format"] > FORMAT:
-        raise ArtifactError(
-            f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress."
-        )
-    if problem := _problem(data) or _broken_seal(data, text):
-        raise ArtifactError(f"{place} is damaged: {problem}.")
-    return data
-
-
-def _problem(data: Mapping[str, Any]) -> str:
-    """Say what in a manifest is not as it is written, or return "". What is missing is found by whoever reads it."""
-    for key, kind in {"spec": dict, "lineage": list, "files": dict, "notes": dict}.items():
-        if not isinstance(data.get(key, kind()), kind):
-            return f"{key!r} is {type(data[key]).__name__}, not {kind.__name__}"
-    if not isinstance(data.get("family_plugin", ""), str):
-        return "family_plugin is no name"
-    if not isinstance(data.get("plugins", {}), dict) or not all(
-        isinstance(about, dict) for about in data.get("plugins", {}).values()
-    ):
-        return "'plugins' is no table of tables"
-    for key in ("dtype", "stored"):
-        if data.get(key, PRECISIONS[0]) not in PRECISIONS:
-            return f"{key} {data[key]!r} is none of {', '.join(PRECISIONS)}"
-    if problem := _problem_of_spec(data.get("spec", {})):
-        return problem
-    for key, counts in {
-        "params": [data.get("params", 0)],
-        "bytes": [data.get("bytes", 0)],
-        "shape": _values(data.get("shape", {})),
-    }.items():
-        if not all(type(count) is int and 0 <= count < MOST for count in counts):
-            return f"{key!r} is not a count that a model can have"
-    for number, stage in enumerate(data.get("lineage", []), 1):
-        kinds = {"use": str, "version": int, "options": dict, "record": dict}
-        wrong = [
-            key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)
-        ]
-        if wrong:
-            return f"stage {number} of the lineage has no {wrong[0]}"
-        if not isinstance(stage.get("plugin", ""), str) or not isinstance(stage.get("seed", 0), int):
-            return f"stage {number} of the lineage has a plugin or a seed that is none"
-        if problem := problem_of_made(stage.get("made", {})):
-            return f"stage {number} of the lineage: {problem}"
-    if problem := problem_of_source(data.get("source", {})):
-        return problem
-    for name, about in data.get("files", {}).items():
-        if (
-            not isinstance(about, dict)
-            or not isinstance(about.get("bytes"), int)
-            or not isinstance(about.get("sha256"), str)
-        ):
-            return f"file {name!r} has no size and hash"
-    if "files" in data and not any(name.endswith(".safetensors") for name in data["files"]):
-        return "it lists no weight file"
-    return ""
-
-
-def _problem_of_spec(spec: Mapping[str, Any]) -> str:
-    kinds: dict[str, type] = {"params": int, "params_non_embedding": int, "config": dict, "sha256": dict}
-    for key, value in spec.items():
-        if not isinstance(value, kinds.get(key, str)):
-            return f"{key!r} of the spec is {type(value).__name__}, not {kinds.get(key, str).__name__}"
-    return "" if 0 <= spec.get("params", 0) < MOST else "'params' of the spec is not a count that a model can have"
-
-
-def _values(table: Any) -> list[Any]:
-    return list(table.values()) if isinstance(table, dict) else [table]
-
-
 def verify(path: Path) -> list[tuple[str, str]]:
     """Re-hash every file the manifest lists; return (file, problem) for each that is wrong.
 
@@ -242,7 +86,7 @@ def verify(path: Path) -> list[tuple[str, str]]:
         RequestError, ArtifactError: the manifest itself cannot be read.
     """
     problems = []
-    for name, about in read(path).files.items():
+    for name, about in read_manifest(path).files.items():
         place = path / name
         if not is_inside(name):
             problems.append((name, "is not a file of this directory"))
@@ -355,7 +199,7 @@ def _assign(module: Any, name: str, tensor: Any) -> None:
 
 
 def _write_files(model: Model, path: Path) -> None:
-    from zoo.card import card
+    from zoo.artifact.card import card
 
     _require_replayable(model)
     require_finite(model, what=f"{model.spec.name} cannot be saved")
@@ -400,21 +244,6 @@ def _made_with(model: Model) -> dict[str, Any]:
     names = {family, model.spec.plugin, *(stage.plugin for stage in model.lineage)} & installed.keys()
     table = {name: {"distribution": installed[name].distribution, "version": installed[name].version} for name in names}
     return {"family_plugin": family, "plugins": table}
-
-
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Return a manifest as it is written, with its own sha256 as its seal."""
-    rest = {key: value for key, value in manifest.items() if key != "seal"}
-    written = partial(json.dumps, indent=1, sort_keys=True, allow_nan=False)
-    return written({**rest, "seal": hashlib.sha256(written(rest).encode()).hexdigest()}) + "\n"
-
-
-def _broken_seal(data: Mapping[str, Any], text: str) -> str:
-    """Say that a manifest is not as it was written, to the letter, or return ""."""
-    try:
-        return "" if data["format"] == 1 or manifest_text(data) == text else "it is not as it was written"
-    except ValueError:  # a number that JSON does not have
-        return "it is not as it was written"
 
 
 def _require_replayable(model: Model) -> None:

@@ -1,0 +1,1 @@
+"""Artifacts: a directory that holds a model exactly."""
