@@ -23,7 +23,7 @@ import zoo
 
 CHILD = """
 import json, sys, time
-import torch, transformers, zoo, zoo.loading, zoo.model.model, zoo.artifact.store, safetensors.torch
+import torch, transformers, zoo, zoo.loading.load, zoo.model.model, zoo.artifact.store, safetensors.torch
 from zoo import registry
 from zoo.system.memory import peak_bytes, reset_peak, resident_bytes
 how, path, dtype = sys.argv[1:4]
@@ -90,7 +90,8 @@ def compare(path: Path, dtype: str, repeats: int) -> dict:
 
 def _made(folder: Path, names: list[str]) -> Iterator[tuple[str, Path, str]]:
     """The packaged tiny-code, and random models of catalogued shapes, each as zoo and as transformers save it."""
-    from zoo import catalog, weights
+    from zoo import catalog
+    from zoo.loading import weights
 
     packaged = weights.packaged_at(catalog.info("tiny-code"))
     assert packaged is not None

@@ -26,7 +26,7 @@ SERVER = r"""
 import contextlib, ctypes, gc, json, os, sys, traceback
 import torch, transformers, accelerate.utils, safetensors.torch, pydantic, rich.progress, psutil, typer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
-import zoo.cli, zoo.loading, zoo.family.text.generate
+import zoo.cli, zoo.loading.load, zoo.family.text.generate
 import zoo_compress.runner, zoo_compress.train.loop, zoo_compress.distill.stage, zoo_compress.commands
 import zoo_slm.language, zoo_slm.evaluate
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         WeightsUnavailable,
         ZooError,
     )
-    from zoo.loading import load
+    from zoo.loading.load import load
     from zoo.model.model import Model
 
     __version__: str
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "load": "zoo.loading",
+    "load": "zoo.loading.load",
     "Model": "zoo.model.model",
     **dict.fromkeys(("ModelSpec", "info", "models"), "zoo.catalog"),
 }  # the rest are errors

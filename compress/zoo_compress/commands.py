@@ -221,7 +221,7 @@ def _example(results: dict[str, Any], folder: Path) -> str:
     """The command that runs the result, with what its family takes and a prompt it was sampled with."""
     import shlex
 
-    from zoo.loading import family_of
+    from zoo.loading.load import family_of
 
     family = family_of(folder)
     samples = results["stages"][-1].get("samples") or [{}]

@@ -25,11 +25,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from zoo import loading
 from zoo.artifact import store
 from zoo.artifact.card import card
 from zoo.artifact.manifest import MANIFEST, manifest_text
 from zoo.errors import ArtifactError, OutputError
+from zoo.loading.load import load
 from zoo.system.writing import replace_file, sync, why_unwritable, writing
 
 MARKER = "run.json"
@@ -181,7 +181,7 @@ class RunFolder:
         with repairable(source):
             store.require_intact(source)
             manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-            model = loading.load(source, device="meta")
+            model = load(source, device="meta")
         model.notes = manifest["notes"] = notes
         made = {**extra, "README.md": card(model, manifest["plain"]).encode()}
         manifest["files"] |= {

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo.anatomy.parts import Block
-from zoo.loading import load
+from zoo.loading.load import load
 from zoo.model.lineage import State
 
 

@@ -88,7 +88,7 @@ def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) 
 def main(request: str) -> None:
     """Measure and print one line of JSON."""
     from zoo import registry
-    from zoo.loading import load
+    from zoo.loading.load import load
     from zoo.system.memory import peak_bytes, reset_peak
 
     if stat.S_ISFIFO(os.fstat(0).st_mode):

@@ -13,12 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zoo import loading, registry, weights
+from zoo import registry
 from zoo.catalog import ModelSpec
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
+from zoo.loading import weights
+from zoo.loading.load import load
+from zoo.loading.locate import stored_in
 from zoo.model.context import Context
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
@@ -156,7 +159,7 @@ def skeleton_of(recipe: Recipe) -> Model:
     """Build the recipe's model on the meta device."""
     try:
         name = located(recipe, recipe.model.name)
-        model = loading.load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
+        model = load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
     except ZooError as error:
         raise type(error)(
             f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}"
@@ -191,7 +194,7 @@ def _is_there(path: Path) -> bool:
 
 def _stored_of(recipe: Recipe, model: Model) -> str:
     """The dtype the model's weights have on disk where they are here, else that in which it is run."""
-    found = "" if weights_of(recipe) == "random" else loading.stored_in(_weights_folder(recipe, model))
+    found = "" if weights_of(recipe) == "random" else stored_in(_weights_folder(recipe, model))
     return found or model.dtype
 
 
@@ -290,7 +293,7 @@ def _teacher(recipe: Recipe, name: str, request: StageRequest) -> Model:
     if name == "original":
         return skeleton_of(recipe)
     with blamed(request, "teacher: "):
-        return loading.load(located(recipe, name), device="meta")
+        return load(located(recipe, name), device="meta")
 
 
 def _open_all(recipe: Recipe) -> dict[str, Dataset]:

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from zoo import catalog, loading, registry, weights
+from zoo import catalog, registry
 from zoo.artifact import store
 from zoo.artifact.manifest import MANIFEST, read_manifest
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
+from zoo.loading import weights
+from zoo.loading.load import load
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
@@ -139,7 +141,7 @@ class _Reproduction:
         self.manifest = read_manifest(path)
         self.source = self.manifest.source
         store.require_intact(path)
-        loading.load(path, device="meta")  # names a plugin that is not here
+        load(path, device="meta")  # names a plugin that is not here
         if not self.source:
             raise Unreproducible(
                 f"{path} cannot be made again: its manifest does not say what it was made from (an older zoo wrote it)."
@@ -289,7 +291,7 @@ class _Reproduction:
             model = self._random()
         else:
             weights_at = source["weights"] if source["weights"] == "auto" else self._located(source["weights"])
-            model = loading.load(self._located(source["name"]), weights=weights_at, dtype=source["dtype"] or None)
+            model = load(self._located(source["name"]), weights=weights_at, dtype=source["dtype"] or None)
         model.stored = manifest.stored
         if source["rounded"]:
             model.round()
@@ -315,7 +317,7 @@ class _Reproduction:
             model.apply(step.compressor, step.options, context)
 
     def _teacher(self, name: str) -> Model:
-        return self._original() if name == "original" else loading.load(self._located(name))
+        return self._original() if name == "original" else load(self._located(name))
 
     # --- comparing ------------------------------------------------------------------------------------------------
 
@@ -330,7 +332,7 @@ class _Reproduction:
         kept = next(
             (place for place in self._stages() if _left(place) == (step.place + 1, step.stage.made["sha256"])), None
         )
-        if kept is not None and (found := _first_tensor(model, loading.load(kept))):
+        if kept is not None and (found := _first_tensor(model, load(kept))):
             return say(**found)
         return say(detail="its tensors do not have the sha256 of the manifest")
 
@@ -355,7 +357,7 @@ class _Reproduction:
         if outcome.difference is None and not changed:
             return
         last = (self.steps[-1].number, self.steps[-1].stage.use) if self.steps else (0, "")
-        if found := _first_tensor(model, loading.load(self.path)):
+        if found := _first_tensor(model, load(self.path)):
             what = "what was saved" if outcome.difference else "the saved weights are not those the stages left"
             outcome.add(Difference(*last, what, **found))
         else:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo import catalog, evaluation, loading, registry, weights
+from zoo import catalog, registry
 from zoo.artifact import store
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.errors import OutputError, RequestError, nearest
+from zoo.evaluation.figures import measure
+from zoo.loading import weights
+from zoo.loading.load import load
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model, build_random
 from zoo.options import CompressorOptions
@@ -50,7 +53,7 @@ class Result:
 
     def load(self) -> Model:
         """Load the compressed model."""
-        return loading.load(self.out)
+        return load(self.out)
 
 
 def apply(
@@ -190,7 +193,7 @@ class _Job:
 
     def _saved(self, name: str) -> Model:
         with repairable(self.folder.stage(name)):
-            return loading.load(self.folder.stage(name))
+            return load(self.folder.stage(name))
 
     def _finished(self, request: StageRequest) -> Model:
         """Load what a stage left; weights that were drawn at random are still known as such."""
@@ -246,7 +249,7 @@ class _Job:
 
     def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
         start = self.folder.stage(self._name(stages[request.index - 1])) if request.index else None
-        before = loading.load(start, device="meta") if start else self.original()
+        before = load(start, device="meta") if start else self.original()
         model = build_random(
             before.family,
             before.spec,
@@ -266,9 +269,7 @@ class _Job:
     def original(self) -> Model:
         """Load the recipe's model, fresh."""
         asked = self.recipe.model
-        model = loading.load(
-            located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None
-        )
+        model = load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
         model.stored = self.plan.stored
         model.round()
         # as written, wherever it is run
@@ -307,7 +308,7 @@ class _Job:
         for task in evaluate.tasks if self.test and not untrained else ():
             self.progress.say(f"{name}: measuring {task}")
             with blamed(self.recipe.where("evaluate", "tasks")):
-                metrics |= evaluation.measure(task, model, self.test, options=evaluate.options(task))
+                metrics |= measure(task, model, self.test, options=evaluate.options(task))
         with blamed(self.recipe.where("evaluate", "prompts")):
             samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
         log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
@@ -387,7 +388,7 @@ class _Job:
         return [
             {
                 "label": registry.evaluator(n).label,
-                "metrics": evaluation.measure(n, None, self.test, options=self.recipe.evaluate.options(n)),
+                "metrics": measure(n, None, self.test, options=self.recipe.evaluate.options(n)),
             }
             for n in names
         ]
@@ -421,7 +422,7 @@ class _Job:
             data=self.plan.data,
             progress=self.progress,
             checkpoint=self.folder.work(name),
-            load=lambda name: self.original() if name == "original" else loading.load(located(self.recipe, name)),
+            load=lambda name: self.original() if name == "original" else load(located(self.recipe, name)),
         )
 
     def _origin(self) -> dict[str, Any]:

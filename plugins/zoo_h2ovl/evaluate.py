@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from zoo_compress.accuracy import accuracy
 
 from zoo.data.dataset import Dataset, Sample, naming_record
 from zoo.errors import DataError, RequestError
+from zoo.evaluation.shares import accuracy
 from zoo.family.text.generate import greedy
 from zoo.family.vision.language import VisionLanguageFamily, asked
 from zoo.model.health import require_finite_outputs

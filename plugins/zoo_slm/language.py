@@ -23,7 +23,8 @@ from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.family.text.family import TextFamily
-from zoo.loading import CODE_KEYS, DTYPES, check_config
+from zoo.loading.directory import CODE_KEYS, check_config
+from zoo.loading.load import DTYPES
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model
 from zoo.system.reading import LARGEST_DATA, text_of

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.image_processing_base import ImageProcessingMixin
 
 from zoo.errors import ArtifactError
-from zoo.loading import CODE_KEYS, check_config
+from zoo.loading.directory import CODE_KEYS, check_config
 
 COMPONENTS = (diffusers.ModelMixin, transformers.PreTrainedModel)
 OTHERS = (diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase, ImageProcessingMixin)

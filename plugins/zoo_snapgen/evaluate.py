@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from zoo_compress.accuracy import accuracy
 
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
+from zoo.evaluation.shares import accuracy
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model

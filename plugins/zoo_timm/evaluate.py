@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from zoo_compress.accuracy import accuracy
 
 from zoo.data.dataset import Dataset
 from zoo.errors import DataError, RequestError
+from zoo.evaluation.shares import accuracy
 from zoo.family.vision.classifier import VisionFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model

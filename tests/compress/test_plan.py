@@ -320,7 +320,7 @@ def test_the_plan_says_that_an_untrained_teacher_teaches_nothing(place: Path):
 
 
 def test_random_weights_are_not_drawn_for_a_plan(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("zoo.model.model.build_random", None)
+    monkeypatch.setattr("zoo.loading.load.build_random", None)
     drawn = HEAD.replace('name = "./model"', 'name = "./model"\nweights = "random"')
     assert planned(place, drawn + stage("inherit", layers="first:1")).stages[0].params > 0
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from zoo_compress.accuracy import accuracy
 from zoo_compress.report import html, table
 from zoo_compress.report.axes import axis, overlap, place, text_width, tick_labels
 from zoo_compress.report.columns import quality, stages
@@ -22,6 +21,7 @@ from zoo_compress.report.confusion import matrix, mistakes
 from zoo_compress.report.samples import right
 from zoo_compress.report.summary import summary
 
+from zoo.evaluation.shares import accuracy
 from zoo.system.quantities import clean, finite, measured, percent, points, quantity, seconds, times
 
 pytestmark = pytest.mark.quick

@@ -97,7 +97,7 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
         ("training", "accelerate:Accelerator.backward", 5),
         ("an optimizer step", "torch.optim:AdamW.step", 3),
         ("whitening", "torch.linalg:svd", 2),
-        ("measuring", "zoo.evaluation:measure", 3),
+        ("measuring", "zoo.evaluation.figures:measure", 3),
         ("report", "zoo_compress.report:html", 1),
         ("publishing", "zoo_compress.folder:_fill", 3),
         ("exchange", "zoo_compress.folder:RunFolder._exchange", 1),

@@ -12,8 +12,9 @@ from stages import tokenizer
 from twins import VOCABULARY, twin
 
 import zoo
-from zoo import registry, weights
+from zoo import registry
 from zoo.data.dataset import Dataset, Sample
+from zoo.loading import weights
 from zoo.model.context import Context
 from zoo.model.model import Model
 

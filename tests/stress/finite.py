@@ -31,9 +31,9 @@ from torch import nn
 from zoo_compress.runner import apply
 
 import zoo
-from zoo import evaluation
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ZooError
+from zoo.evaluation import figures
 from zoo.model.context import Context
 from zoo.model.model import Model
 
@@ -126,7 +126,7 @@ def generate(model: Model) -> Any:
 
 
 def measure(model: Model, task: str, data: Dataset, options: dict[str, Any]) -> Any:
-    found = evaluation.measure(task, model, data, options=options)
+    found = figures.measure(task, model, data, options=options)
     require_figures(found)
     return found
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from zoo_compress.accuracy import accuracy, wilson
 
 import zoo
 from zoo import registry
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
+from zoo.evaluation.shares import accuracy, wilson
 
 pytestmark = pytest.mark.quick
 

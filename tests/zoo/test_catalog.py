@@ -10,9 +10,10 @@ import pytest
 from outsiders import MODEL, install
 
 import zoo
-from zoo import catalog, weights
+from zoo import catalog
 from zoo.catalog import ModelSpec, parse_count
 from zoo.errors import PluginError, RequestError, UnknownName
+from zoo.loading import weights
 from zoo.plugins.declarations import read
 from zoo.plugins.names import of_kind, refresh
 

@@ -13,9 +13,9 @@ import torch
 from stages import small
 
 import zoo.data
-from zoo import evaluation
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
+from zoo.evaluation import figures
 from zoo.family.base import window_origin
 from zoo.model.building import cast_parameters
 from zoo.model.context import Context
@@ -98,7 +98,7 @@ def test_damaged_weights_are_not_saved_run_or_measured(tmp_path: Path):
     with pytest.raises(ZooError, match=f"^llama cannot be run: {BAD}"):
         model.generate("w5 w6")
     with pytest.raises(ZooError, match=f"^perplexity of llama: {BAD}"):
-        evaluation.measure("perplexity", model, texts(WORDS), options={})
+        figures.measure("perplexity", model, texts(WORDS), options={})
 
 
 def test_weights_changed_after_a_run_are_looked_at_again():
@@ -154,7 +154,7 @@ def test_overflow_on_the_way_names_the_layer_and_the_prompt():
     with pytest.raises(
         ZooError, match=r"^llama gives nan or infinity for texts:1: its weights are finite, and the first layer"
     ):
-        evaluation.measure("perplexity", model, texts("", WORDS), options={})
+        figures.measure("perplexity", model, texts("", WORDS), options={})
 
 
 def test_minus_infinity_as_a_logit_means_a_token_that_cannot_come():
@@ -291,7 +291,7 @@ def test_a_tokenizer_of_another_model_is_found_before_it_reads_beyond_the_table(
     model = replace(small("llama", vocab_size=40), processor=stages.tokenizer())
     for work in (
         lambda: model.generate("w5 w77"),
-        lambda: evaluation.measure("perplexity", model, texts("w5", "w5 w77"), options={}),
+        lambda: figures.measure("perplexity", model, texts("w5", "w5 w77"), options={}),
         lambda: model.family.windows(model, texts("w5 " * 40, "w77 " * 40), length=16),
     ):
         with pytest.raises(
@@ -326,8 +326,8 @@ def test_a_figure_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch):
         def measure(self, model: Any, data: Any, *, options: Any) -> dict[str, Any]:
             return {"accuracy": {"value": 1.0, "by": {"a": {"low": math.nan}}}}
 
-    monkeypatch.setattr(evaluation, "resolve", lambda kind, name: Broken())
+    monkeypatch.setattr(figures, "resolve", lambda kind, name: Broken())
     with pytest.raises(ZooError, match=r"^broken of llama: accuracy.by.a.low is nan: "):
-        evaluation.measure("broken", small("llama"), texts(WORDS), options={})
+        figures.measure("broken", small("llama"), texts(WORDS), options={})
     with pytest.raises(DataError, match="broken: 'texts' holds no records"):
-        evaluation.measure("broken", small("llama"), texts(), options={})
+        figures.measure("broken", small("llama"), texts(), options={})

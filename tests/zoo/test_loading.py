@@ -380,7 +380,7 @@ def test_a_missing_or_misshapen_tensor_is_never_filled_with_random_numbers(
 
 
 def registry_weights() -> Path:
-    from zoo import weights
+    from zoo.loading import weights
 
     folder = weights.packaged_at(zoo.info("tiny-code"))
     assert folder is not None

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo import catalog, weights
+from zoo import catalog
 from zoo.cli import output
 from zoo.errors import ArtifactError, RequestError, UnknownName
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
+from zoo.loading import weights
 from zoo.plugins.declarations import Declared, ModelSpec
 from zoo.plugins.names import declaration, recognise
 from zoo.system import quantities

@@ -31,7 +31,7 @@ def evaluate(
     """Measure a model's quality on data."""
     for name in task or ():
         declaration("evaluator", name)  # a wrong name is known before anything is loaded
-    from zoo.loading import family_of
+    from zoo.loading.load import family_of
 
     own_task, own_data = family_of(model).evaluation
     reference = data or own_data
@@ -48,15 +48,15 @@ def bench(model: output.ModelArgument, json: output.JsonOption = False) -> None:
 def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bool) -> None:
     with output.status(f"Loading {name}"):
         import zoo
-        from zoo import evaluation
         from zoo.data.open import open_data
+        from zoo.evaluation.figures import measure
 
         data = None if reference is None else open_data(reference)
         model = zoo.load(name)
     figures: dict[str, Any] = {}
     for task in tasks:
         with output.status(f"Measuring {task}"):
-            figures[task] = evaluation.measure(task, model, data, options={})
+            figures[task] = measure(task, model, data, options={})
     if json:
         output.print_json({"model": name, "data": reference, "tasks": figures})
     else:

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from zoo.errors import plain
+from zoo.system.quantities import count as count
+from zoo.system.quantities import size as size
 
 
 @dataclass

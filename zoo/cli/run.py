@@ -93,7 +93,7 @@ def run(
     given = {name: value for name, value in asked.items() if value is not None}
     with output.status(f"Loading {model}"):
         import zoo
-        from zoo.loading import family_of
+        from zoo.loading.load import family_of
 
         family = family_of(model)
         _require_taken(model, family, given)

@@ -185,8 +185,9 @@ def other_chance(seed: int = 8_191) -> Iterator[None]:
 
 
 def _loaded(name: str, *, random: bool) -> Model:
-    from zoo import catalog, weights
-    from zoo.loading import load
+    from zoo import catalog
+    from zoo.loading import weights
+    from zoo.loading.load import load
 
     spec = catalog.info(name)
     if not random and weights.packaged_at(spec) is not None:

@@ -131,7 +131,7 @@ def _answer(request: dict[str, Any]) -> Answer:
         from zoo.data.open import open_data
 
         return {"fingerprint": open_data(request["fingerprint"]).fingerprint}
-    from zoo.loading import load
+    from zoo.loading.load import load
     from zoo.testing.computed import outputs
 
     folder = Path(request["outputs"])

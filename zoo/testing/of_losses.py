@@ -239,7 +239,7 @@ class _Subject:
 
     def _fitting(self) -> Iterator[str]:
         """The bases with rows of its kind."""
-        from zoo.loading import family_of
+        from zoo.loading.load import family_of
 
         for base, name in self.bench.bases.items():
             with contextlib.suppress(ZooError):  # of a plugin that is not in use

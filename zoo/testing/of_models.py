@@ -77,7 +77,7 @@ class _Subject:
 
     def build(self, folder: Path) -> None:
         """A skeleton has exactly the parameters that are declared."""
-        from zoo.loading import load
+        from zoo.loading.load import load
 
         found = load(self.loads, device="meta")
         require(
@@ -100,7 +100,7 @@ class _Subject:
         """Random weights follow from the seed alone, and are all finite."""
         import torch
 
-        from zoo.loading import load
+        from zoo.loading.load import load
 
         self.model()
         one = load(self.loads, weights="random")
@@ -116,7 +116,7 @@ class _Subject:
 
     def anatomy(self, folder: Path) -> None:
         """Its anatomy describes the module; of a large one, the skeleton's."""
-        from zoo.loading import load
+        from zoo.loading.load import load
 
         check_anatomy(load(self.loads, device="meta") if self.spec.params > LARGEST else self.model())
 
@@ -182,10 +182,10 @@ class _Subject:
 
     def packaged_weights(self, folder: Path) -> None:
         """Packaged weights are there, undamaged, and those of the model."""
-        from zoo import weights
         from zoo.artifact import store
         from zoo.artifact.manifest import MANIFEST
-        from zoo.loading import load
+        from zoo.loading import weights
+        from zoo.loading.load import load
 
         if not self.spec.packaged:
             raise Skipped("none are declared")
@@ -204,7 +204,7 @@ class _Subject:
         """Loading, running, generating and saving leave the global random states as they were."""
         model = self.model()
         with other_chance(), random_state_kept(f"{name_of(model)}: loading it"):
-            from zoo.loading import load
+            from zoo.loading.load import load
 
             load(self.loads, weights="random")
         with other_chance(), random_state_kept(f"{name_of(model)}: running it"):

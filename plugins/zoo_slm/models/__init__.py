@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from zoo.loading import CODE_KEYS
+from zoo.loading.directory import CODE_KEYS
 
 # model_type -> the file, its config class, its model class
 OWN: dict[str, tuple[str, str, str]] = {

@@ -1,0 +1,1 @@
+"""Measuring: figures of models, shares with their intervals."""

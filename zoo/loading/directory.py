@@ -1,0 +1,196 @@
+"""Models from a directory: one of ours, or a plain checkpoint of the ecosystem's libraries; and from one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import registry
+from zoo.artifact import store
+from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
+from zoo.catalog import ModelSpec
+from zoo.errors import ArtifactError, RequestError, one_line
+from zoo.loading import weights
+from zoo.model.model import Model, build_empty, build_skeleton
+from zoo.plugins import manager
+from zoo.plugins.declarations import is_name
+from zoo.plugins.names import declaration, family_declaration, recognise
+from zoo.tensors import safetensors
+
+if TYPE_CHECKING:
+    pass
+
+
+# of configs, by which checkpoints bring code of their own
+CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+
+
+# The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
+LARGEST_SIZES = {
+    "layer": 10_000,
+    "depth": 10_000,
+    "expert": 10_000,
+    **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24),
+}
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a config that would make a loader fetch code, or build until memory is full, before anything is built of it.
+
+    Raises:
+        ArtifactError: names the key.
+    """
+    for key, value in config.items():
+        if key in CODE_KEYS and value:
+            raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
+        if key.lstrip("_").endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
+            raise ArtifactError(
+                f"{where} asks for compiled code of a hub ({key!r}); zoo never runs code from a checkpoint."
+            )
+        most = next((most for ending, most in LARGEST_SIZES.items() if key.rstrip("s").endswith(ending)), None)
+        if most and isinstance(value, int) and value > most:
+            raise ArtifactError(
+                f"{where}: {key} is {value:.3g}, and no model has more than {most:,}."
+                if value < 1e300
+                else f"{where}: {key} is no size."
+            )
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                check_config(inner, where)
+
+
+def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
+    """Take weights found in a directory as those of `spec`, which they must fit."""
+    found, expected = (
+        {n: tuple(t.shape) for n, t in m.tensors().items()}
+        for m in (model, build_skeleton(model.family, spec, model.lineage))
+    )
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ArtifactError(
+                f"{path} does not hold {spec.name}: {name} is {found.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}."
+            )
+    model.spec = spec
+
+
+def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
+    for place in path.iterdir():
+        if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for
+            raise ArtifactError(f"{place} is not a file.")
+    if (path / MANIFEST).exists():
+        return _from_artifact(path, device=device, dtype=dtype)
+    for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
+        within_another = any((place / MANIFEST).exists() for place in file.parents if place.is_relative_to(path))
+        if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
+            raise ArtifactError(
+                f"{path / MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
+            )
+    import torch
+
+    from zoo.tensors.alignment import align
+
+    model = registry.family(recognised_family(path)).read_foreign(
+        path, device=device, dtype=getattr(torch, dtype) if dtype else None
+    )
+    align(model.module)
+    return model
+
+
+def recognised_family(path: Path) -> str:
+    """The family whose checkpoint directory `path` is."""
+    for name in recognise(path):
+        return name
+    raise RequestError(
+        f"{path} is not a model directory: it holds neither {MANIFEST} nor a known config such as config.json."
+    )
+
+
+def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:
+    manifest = read_manifest(path)
+    spec, lineage = manifest.spec, manifest.lineage
+    run = dtype or manifest.dtype
+    require_plugins(manifest, path)
+    family = registry.family_of(spec, plugin=manifest.family_plugin)
+    with _readable(path / MANIFEST):
+        unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
+    if unlisted:
+        raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {unlisted[0]}.")
+    check_config(spec.config, str(path / MANIFEST))
+    if device != "meta":
+        store.require_intact(path)
+    build = build_skeleton if device == "meta" else build_empty
+    with _readable(path / MANIFEST):
+        model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
+    if device == "meta":
+        store.require_described(model, path)
+    else:
+        store.fill(model, path)
+        if device:
+            model.module.to(device)
+    model.processor = family.load_processor(path)
+    model.origin, model.notes, model.source = str(path), dict(manifest.notes), dict(manifest.source)
+    return model
+
+
+@contextmanager
+def _readable(manifest: Path) -> Iterator[None]:
+    """Refuse a manifest whose config or records nobody can make a model of, whatever that leads to in a library."""
+    try:
+        yield
+    except (RequestError, ArtifactError) as error:
+        raise ArtifactError(f"{manifest}: {error}") from error
+    except Exception as error:
+        raise ArtifactError(f"{manifest} describes a model that cannot be built ({one_line(error)[:160]}).") from error
+
+
+def require_plugins(manifest: Manifest, path: Path) -> None:
+    """Refuse an artifact whose family or whose stages come with plugins that cannot be used; nothing is imported.
+
+    Raises:
+        ArtifactError: names what needs which plugin, and what to do.
+    """
+    spec, what, plugin = (
+        manifest.spec,
+        f"its family {manifest.spec.family!r}",
+        manifest.family_plugin or manifest.spec.plugin,
+    )
+    try:
+        family_declaration(spec, plugin=manifest.family_plugin)
+        for number, stage in enumerate(manifest.lineage, 1):
+            what, plugin = f"stage {number} ({stage.use})", stage.plugin
+            declaration("compressor", stage.use, plugin=plugin)
+    except RequestError as error:
+        raise ArtifactError(f"{path}: {what} {_missing(plugin, manifest) or f'is not to be had: {error}'}") from None
+
+
+def _missing(plugin: str, manifest: Manifest) -> str:
+    """Say why a plugin does not give what a saved model needs, and what to do about it; "" where it is not known which."""
+    if not plugin:
+        return ""
+    made = manifest.plugins.get(plugin, {})
+    if reason := manager.why_absent(plugin):
+        known = str(made.get("distribution", ""))
+        remedy = (
+            f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
+        )
+        return f"needs plugin {plugin}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
+    found = manager.find(plugin)
+    if found.fault and not found.names:
+        return f"needs plugin {plugin}, which cannot be used: {found.fault}"
+    version = str(made.get("version", ""))
+    then = f"; the model was made with version {version}" if version.isprintable() and version else ""
+    return f"is not in plugin {plugin} {found.version}, which is installed{then}."
+
+
+def from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None) -> Model:
+    if path.suffix != ".safetensors":
+        raise ArtifactError(f"{path} is not a .safetensors file; other weight formats are not read.")
+    run = dtype or spec.dtype or "float32"
+    model = build_empty(registry.family_of(spec), spec, (), dtype=run, stored=run)
+    store.fill(model, path)
+    model.processor = model.family.load_processor(weights.packaged_at(spec) or path.parent)
+    model.module.to(device or "cpu")
+    model.origin = str(path)
+    return model

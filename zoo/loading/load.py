@@ -1,0 +1,179 @@
+"""`zoo.load`: from a name or a path to a model that runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import registry
+from zoo.artifact.manifest import MANIFEST, PRECISIONS, read_manifest
+from zoo.catalog import ModelSpec
+from zoo.errors import RequestError, nearest
+from zoo.loading.directory import from_file, from_folder, recognised_family, require_plugins, take_as
+from zoo.loading.locate import checked_weights, locate, require_known, stored_dtype, weights_folder
+from zoo.model.model import Model, build_random, build_skeleton
+from zoo.model.provenance import source
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.family.base import Family
+
+DTYPES = PRECISIONS
+SCALES = ("tiny",)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    weights: str | Path = "auto",
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    scale: str | None = None,
+) -> Model:
+    """Load a model by catalogue name, or from a directory: one of ours, or a plain transformers checkpoint.
+
+    Args:
+        name_or_path: a name of `zoo list`, or a directory.
+        weights: "auto" (packaged, else the hub cache, else the hub), "random" (seed 0), or a directory or safetensors file.
+        device: "cpu", "cuda", ...; "meta" builds the skeleton only, whatever the size.
+        dtype: of the parameters in memory; by default the one the model is meant to run in.
+        scale: "tiny" builds a twin for tests: the same architecture with a few layers and heads, and every ratio and quirk
+            of it (heads per key/value head, FFN to width, tied or not, kinds of layers, windows, experts, rotary settings).
+            It has random weights and no tokenizer: give it one as `model.processor`, or train one with `vocabulary.bpe`.
+
+    Raises:
+        UnknownName: neither a catalogued name nor a directory.
+        RequestError: the directory holds no model.
+        WeightsUnavailable: the weights are not here and cannot be fetched.
+        ArtifactError: the directory is damaged.
+    """
+    wanted = _dtype_name(dtype)
+    _require_device(device)
+    spec, path = locate(name_or_path)
+    if scale is not None:
+        spec, path = _twin(spec, path, scale, weights=weights, device=device), None
+    weights = checked_weights(weights, path)
+    model = _loaded(spec, path, weights, device=device, dtype=wanted)
+    if scale is not None:
+        model.spec = replace(model.spec, params=model.params)
+    if spec is not None or not model.source:
+        model.source = source(name_or_path, weights=weights, dtype=wanted, stages=len(model.lineage))
+    return model
+
+
+def _loaded(
+    spec: ModelSpec | None, path: Path | None, weights: str | Path, *, device: str | None, dtype: str | None
+) -> Model:
+    """Load what was located: a catalogued model, or what is in a directory."""
+    if path is None:
+        assert spec is not None
+        require_known(spec)
+        family = registry.family_of(spec)
+        spec = family.complete(spec)
+        if device == "meta":
+            skeleton = build_skeleton(
+                family, spec, (), dtype=dtype or spec.dtype or "float32", stored=stored_dtype(spec, weights)
+            )
+            skeleton.origin = "random" if weights == "random" else ""
+            return skeleton
+        if weights == "random":
+            return build_random(family, spec, dtype=dtype or spec.dtype or "float32", device=device)
+        path = weights_folder(spec, weights)
+    elif weights == "random":
+        skeleton = load(path, device="meta", dtype=dtype)
+        skeleton.origin = "random"
+        if device == "meta":
+            return skeleton
+        model = build_random(
+            skeleton.family, skeleton.spec, lineage=skeleton.lineage, dtype=dtype or skeleton.dtype, device=device
+        )
+        model.processor = skeleton.processor
+        return model
+    if path.is_file() and spec is not None:
+        return from_file(spec, path, device=device, dtype=dtype)
+    model = from_folder(path, device=device, dtype=dtype or (spec.dtype if spec else None) or None)
+    if spec is not None and model.spec.name != spec.name:
+        take_as(model, spec, path)
+    return model
+
+
+def _twin(
+    spec: ModelSpec | None, path: Path | None, scale: str, *, weights: str | Path, device: str | None
+) -> ModelSpec:
+    """The spec of a located model's twin.
+
+    Raises:
+        RequestError: there is no such scale, weights were asked for, or the architecture cannot be shrunk.
+    """
+    if scale not in SCALES:
+        raise RequestError(f"{scale!r} is no scale.{nearest(scale, SCALES)} Scales: {', '.join(SCALES)}.")
+    if weights != "random" and device != "meta":
+        raise RequestError(f"scale={scale!r} makes a model that nobody has trained: add weights='random'.")
+    if spec is None:
+        assert path is not None
+        skeleton = load(path, device="meta")
+        if skeleton.lineage:
+            raise RequestError(
+                f"{path} was changed by {len(skeleton.lineage)} stages, and a twin has the shape of an original; take the twin of that."
+            )
+        spec = skeleton.spec
+    require_known(spec)
+    family = registry.family_of(spec)
+    spec = family.complete(spec)
+    return replace(
+        spec,
+        name=f"{spec.name}-{scale}",
+        config=family.shrunk(spec),
+        params=0,
+        params_non_embedding=0,
+        hub="",
+        revision="",
+        sha256={},
+        packaged="",
+        dtype="",
+        summary=f"{spec.name} at test size, untrained",
+        plugin=spec.plugin,
+    )
+
+
+def family_of(name_or_path: str | Path) -> Family:
+    """Return the family of what `load` would load, before anything is.
+
+    Raises:
+        UnknownName, RequestError, ArtifactError: as `load`.
+    """
+    spec, path = locate(name_or_path)
+    if path is not None and (path / MANIFEST).exists():
+        manifest = read_manifest(path)
+        require_plugins(manifest, path)
+        return registry.family_of(manifest.spec, plugin=manifest.family_plugin)
+    if spec is not None:
+        return registry.family_of(spec)
+    assert path is not None
+    return registry.family(recognised_family(path))
+
+
+def _require_device(device: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have."""
+    if device in (None, "cpu", "meta"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:150]
+        raise RequestError(f"device {device!r} cannot be used here: {reason}.") from None
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise RequestError(
+            f"dtype {name!r} is not one models run in.{nearest(name, DTYPES)} Dtypes: {', '.join(DTYPES)}."
+        )
+    return name

@@ -1,0 +1,101 @@
+"""What a name or a path means: the spec, the folder, and where the weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo import catalog
+from zoo.artifact.manifest import MANIFEST, WEIGHTS, read_manifest
+from zoo.catalog import ModelSpec
+from zoo.errors import RequestError, UnknownName, nearest
+from zoo.loading import weights
+from zoo.plugins.names import recognise
+from zoo.tensors import safetensors
+
+
+def require_known(spec: ModelSpec) -> None:
+    """Refuse a model of the catalogue whose shape is not known.
+
+    Raises:
+        RequestError: says what is missing.
+    """
+    if spec.unknown and not spec.config:
+        raise RequestError(f"{spec.name} cannot be built, for this is not known of it: {spec.unknown}.")
+
+
+def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
+    """A catalogued name wins over a folder of the same name; "./name" means the folder."""
+    text = str(name_or_path)
+    try:
+        path = Path(text).expanduser()
+        there, is_folder = bool(text) and path.exists(), path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnknownName(
+            f"{text[:80]!r} is no model and no path: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    if isinstance(name_or_path, str) and not text.startswith((".", "/", "~")):
+        try:
+            return catalog.info(text), None
+        except UnknownName:
+            if not there:
+                raise
+    if not is_folder:
+        what = "is a file, not a model directory" if path.exists() else "does not exist"
+        raise UnknownName(
+            f"{path} {what}.{nearest(path.name, catalog.catalogue())} `zoo list` shows the models that load by name."
+        )
+    return None, path
+
+
+def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
+    """Return "auto", "random" or a path that exists.
+
+    Raises:
+        RequestError: something else, or a path beside a directory that has weights of its own.
+    """
+    if weights_at in ("auto", "random"):
+        return weights_at
+    try:
+        place = Path(weights_at).expanduser()
+        there = place.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RequestError(
+            f"weights={str(weights_at)[:80]!r} is no path: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    if not there:
+        hint = nearest(str(weights_at), ("auto", "random"))
+        raise RequestError(
+            f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.{hint}"
+        )
+    if path is not None:
+        raise RequestError(
+            f"weights={str(weights_at)!r} goes with a name of `zoo list`; {path} is a directory with weights of its own."
+        )
+    return place
+
+
+def weights_folder(spec: ModelSpec, weights_at: str | Path) -> Path:
+    """Where the weights of `spec` are: a directory that says what it holds, or a safetensors file."""
+    if weights_at == "auto":
+        return weights.resolve(spec)
+    path = Path(weights_at)
+    if path.is_dir() and not (path / MANIFEST).exists() and not recognise(path) and (path / WEIGHTS).exists():
+        return path / WEIGHTS
+    return path
+
+
+def stored_in(place: Path) -> str:
+    """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
+    if (place / MANIFEST).exists():
+        return read_manifest(place).stored
+    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
+    return next(
+        (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else ""
+    )
+
+
+def stored_dtype(spec: ModelSpec, weights_at: str | Path) -> str:
+    """The dtype that the weights of `spec` have on disk, as far as they are on this machine."""
+    place = weights.packaged_at(spec) if weights_at == "auto" else None if weights_at == "random" else Path(weights_at)
+    return stored_in(place) if place else ""
