@@ -23,11 +23,11 @@ from zoo.testing.check import Check as Check
 from zoo.testing.check import Result as Result
 from zoo.testing.check import Skipped as Skipped
 from zoo.testing.check import perform as perform
-from zoo.testing.of_compressors import checks_of_compressor
-from zoo.testing.of_losses import checks_of_loss
-from zoo.testing.of_measures import checks_of_data, checks_of_evaluator
-from zoo.testing.of_models import checks_of_models
-from zoo.testing.of_words import checks_of_command, checks_of_family, checks_of_plugin, checks_of_words
+from zoo.testing.checks.compressors import checks_of_compressor
+from zoo.testing.checks.evaluators import checks_of_data, checks_of_evaluator
+from zoo.testing.checks.losses import checks_of_loss
+from zoo.testing.checks.models import checks_of_models
+from zoo.testing.checks.plugins import checks_of_command, checks_of_family, checks_of_plugin, checks_of_words
 
 LIGHT = ("plugin", "command", "docs")  # kinds and checks that compute nothing, and need no torch
 ORDER = ("plugin", "family", "model", "compressor", "loss", "evaluator", "data", "command")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError
-from zoo.testing.anatomy import check_anatomy
 from zoo.testing.bench import LARGEST, LINES, TINY, Bench, folder_in, other_chance, picture
 from zoo.testing.check import Check, Skipped
+from zoo.testing.checks.anatomies import check_anatomy
 from zoo.testing.computed import difference, outputs
 from zoo.testing.exact import name_of, random_state_kept, require
 

@@ -125,7 +125,7 @@ def checks_of_family(bench: Bench) -> Iterator[Check]:
                     f"family {name} is declared as {modality}, but its class is of {found.modality}",
                 )
                 require(bool(found.tasks), f"family {name} has no tasks")
-                from zoo.testing.of_models import models_of
+                from zoo.testing.checks.models import models_of
 
                 if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
                     raise Skipped(
