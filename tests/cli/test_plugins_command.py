@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cli.installer import reason
+from zoo.cli.plugins.pip import reason
 
 API = 'api = ">=1,<2"\n'
 LOSS = API + '[[loss]]\nname = "{name}"\nsummary = "Made up for a test"\n'
@@ -918,7 +918,7 @@ def test_the_group_lists_its_commands_in_full_and_imports_none(user: User):
     assert "..." not in listed
     code = (
         "import sys; from zoo.cli import main; main(sys.argv[1:]); "
-        "print([m for m in ('zoo.cli.install', 'zoo.cli.new', 'zoo.cli.check', 'packaging', 'torch') if m in sys.modules])"
+        "print([m for m in ('zoo.cli.plugins.install', 'zoo.cli.plugins.new', 'zoo.cli.plugins.check', 'packaging', 'torch') if m in sys.modules])"
     )
     for words in (
         ["plugins"],

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from zoo.cli.new import KINDS, new
+from zoo.cli.plugins.new import KINDS, new
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import main
-from zoo.cli.new import KINDS, TEMPLATES
+from zoo.cli.plugins.new import KINDS, TEMPLATES
 from zoo.plugins.declarations import read
 
 pytestmark = pytest.mark.quick

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli import output
-from zoo.cli.facts import counted, declares, facts, loadable, milliseconds, missing
+from zoo.cli.plugins.facts import counted, declares, facts, loadable, milliseconds, missing
 from zoo.cli.shell import command_of
 from zoo.errors import RequestError, plain
 from zoo.plugins import manager
@@ -25,10 +25,10 @@ from zoo.plugins.manager import CORE, normalised
 
 # The commands that are imported when they are invoked: summary, and where the function is.
 LATER = {
-    "install": ("Install plugins with pip, after showing what would change.", "zoo.cli.install:install"),
-    "uninstall": ("Uninstall a plugin; nothing of it is imported.", "zoo.cli.install:uninstall"),
-    "new": ("Write a plugin project whose own tests pass.", "zoo.cli.new:new"),
-    "check": ("Run the contract tests on what a plugin adds.", "zoo.cli.check:check"),
+    "install": ("Install plugins with pip, after showing what would change.", "zoo.cli.plugins.install:install"),
+    "uninstall": ("Uninstall a plugin; nothing of it is imported.", "zoo.cli.plugins.install:uninstall"),
+    "new": ("Write a plugin project whose own tests pass.", "zoo.cli.plugins.new:new"),
+    "check": ("Run the contract tests on what a plugin adds.", "zoo.cli.plugins.check:check"),
 }
 ORDER = ("list", "info", "install", "uninstall", "enable", "disable", "new", "check")
 
@@ -219,7 +219,7 @@ def _called(name: str) -> str:
 
 def _loaded(found: Sequence[Plugin], timeout: float | None) -> dict[str, Any]:
     """Load what can be loaded, each in a fresh process; says on stderr how far it is."""
-    from zoo.cli import fresh
+    from zoo.cli.plugins import fresh
 
     names = [plugin.name for plugin in found if loadable(plugin)]
     loaded: dict[str, Any] = {}

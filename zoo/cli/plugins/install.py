@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli import fresh, installer, output
-from zoo.cli.facts import counted, milliseconds
-from zoo.cli.installer import Change
-from zoo.cli.plugins import complete_removable
+from zoo.cli import output
+from zoo.cli.plugins import fresh, pip
+from zoo.cli.plugins.facts import counted, milliseconds
+from zoo.cli.plugins.listing import complete_removable
+from zoo.cli.plugins.pip import Change
 from zoo.errors import RequestError, UnknownName, ZooError, nearest, one_line
 from zoo.plugins import manager
 from zoo.plugins.manager import CORE, DISTRIBUTION, normalised
@@ -57,19 +58,19 @@ def install(
     The exit code is 1 where something cannot be installed, brings no plugin, or brings one that does not load.
     """
     _check_specs(specs, editable=editable)
-    installer.require_pip("install", *specs)
+    pip.require_pip("install", *specs)
     with output.status("Asking pip what would change"):
         changes = _planned(specs, upgrade=upgrade, reinstall=reinstall, editable=editable, dependencies=not no_deps)
     if changes:
-        before = installer.problems()
+        before = pip.problems()
         _show(changes, before)
         if dry_run:
             output.say("Nothing was changed.")
             return
         _ask("Install this?" if len(changes) == 1 else f"Make these {len(changes)} changes?", yes=yes)
         with output.status(f"Installing {_listed(changes)}"):
-            installer.install(specs, changes, reinstall=reinstall)
-        faults = _misfits(changes) + _verified(changes) + sorted(installer.problems() - before)
+            pip.install(specs, changes, reinstall=reinstall)
+        faults = _misfits(changes) + _verified(changes) + sorted(pip.problems() - before)
     else:
         faults = _already(specs)
     for fault in faults:
@@ -96,9 +97,9 @@ def uninstall(
     Artifacts made with a plugin need it again to be loaded.
     """
     distribution = _distribution_of(name)
-    installer.require_pip("uninstall", distribution)
+    pip.require_pip("uninstall", distribution)
     found = _brought_by(distribution, fresh.look())
-    version = installer.versions()[normalised(distribution)]
+    version = pip.versions()[normalised(distribution)]
     _show_removal(distribution, version, found)
     _ask(f"Uninstall {distribution}?", yes=yes)
     with output.status(f"Uninstalling {distribution}"):
@@ -134,7 +135,7 @@ def _looks_like_a_path(spec: str) -> bool:
 
 def _planned(specs: Sequence[str], **options: bool) -> list[Change]:
     try:
-        return installer.planned(specs, **options)
+        return pip.planned(specs, **options)
     except ZooError as error:
         if nearby := [spec for spec in specs if not _looks_like_a_path(spec) and Path(spec).is_dir()]:
             raise ZooError(
@@ -160,7 +161,7 @@ def _show(changes: Sequence[Change], before: set[str]) -> None:
                 f"this would {change.kind} {change.name}, which is installed already, "
                 f"from {change.before} to {change.version}."
             )
-    for sentence in sorted(installer.problems(changes) - before):
+    for sentence in sorted(pip.problems(changes) - before):
         output.warn(f"afterwards, {sentence}")
 
 
@@ -183,7 +184,7 @@ def _listed(changes: Sequence[Change]) -> str:
 
 def _misfits(changes: Iterable[Change]) -> list[str]:
     """What is not as it was shown, though pip says it succeeded."""
-    now = installer.versions()
+    now = pip.versions()
     return [
         f"pip said it installed {c.name} {c.version}, but {now.get(normalised(c.name)) or 'no version'} is found here."
         for c in changes
@@ -213,7 +214,7 @@ def _say_how_to_go_back(changes: Sequence[Change]) -> None:
 
 def _already(specs: Sequence[str]) -> list[str]:
     """Say that there is nothing to do, and look at what is there; returns what is wrong."""
-    now = installer.versions()
+    now = pip.versions()
     found = []
     for spec in specs:
         name = _name_in(spec)
@@ -249,7 +250,7 @@ def _look_at(distributions: Sequence[tuple[str, str]], known: Sequence[Facts], *
             one = loaded.get(plugin["name"])
             if fault := (one.fault if one else "") or plugin["fault"]:
                 faults.append(
-                    f"{what}, but its plugin {plugin['name']} is broken: {installer.sentence(fault)} "
+                    f"{what}, but its plugin {plugin['name']} is broken: {pip.sentence(fault)} "
                     f"`zoo plugins uninstall {name}` removes it."
                 )
             else:
@@ -292,7 +293,7 @@ def _distribution_of(name: str) -> str:
     Raises:
         RequestError: it is zoo itself, brings no plugin, is damaged, or is not installed; or several take the name.
     """
-    claims = installer.claims()
+    claims = pip.claims()
     found = [one for one in claims if normalised(one.plugin) == normalised(name)]
     found = found or [one for one in claims if normalised(one.distribution) == normalised(name)]
     if damaged := next((one for one in found if one.damaged), None):
@@ -321,7 +322,7 @@ def _distribution_of(name: str) -> str:
 
 def _unknown(name: str, choices: Sequence[str]) -> RequestError:
     """Why there is nothing of that name to uninstall."""
-    if normalised(name) in installer.versions():
+    if normalised(name) in pip.versions():
         return RequestError(f"Distribution {name} brings no zoo plugin: {_removal(name)} removes it.")
     package = name.replace("-", "_")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -346,7 +347,7 @@ def _show_removal(distribution: str, version: str, found: Sequence[Facts]) -> No
     sys.stdout.flush()
     if origin.endswith("(editable)"):
         output.say("The project's own files stay where they are.")
-    for name, _, requirement in installer.requirements():
+    for name, _, requirement in pip.requirements():
         if normalised(requirement.name) == normalised(distribution):
             output.warn(f"{name} needs {distribution}.")
     output.say("Artifacts made with it will need it again to be loaded.")
@@ -355,11 +356,11 @@ def _show_removal(distribution: str, version: str, found: Sequence[Facts]) -> No
 def _removed(distribution: str, found: Sequence[Facts]) -> str:
     """Let pip uninstall it, and return what pip said; where pip lacks the list of its files, say which they are."""
     try:
-        return installer.uninstall(distribution)
+        return pip.uninstall(distribution)
     except ZooError as error:
         if "RECORD" not in str(error):
             raise
-        places = [one.place for one in installer.claims() if one.distribution == distribution] + [
+        places = [one.place for one in pip.claims() if one.distribution == distribution] + [
             p["path"] for p in found if p["path"]
         ]
         raise ZooError(f"{one_line(error)} Delete {' and '.join(dict.fromkeys(places))} by hand.") from error
@@ -371,14 +372,14 @@ def _check_gone(distribution: str, said: str) -> None:
     Raises:
         ZooError: it is still there.
     """
-    if left := installer.versions().get(normalised(distribution)):
+    if left := pip.versions().get(normalised(distribution)):
         outside = re.search(r"Not uninstalling .*", said)
         why = (
             f"pip says: {outside[0]}"
             if outside
             else f"version {left} was installed in another place; uninstall it again"
         )
-        raise ZooError(f"{distribution} is still there: {installer.sentence(why)}")
+        raise ZooError(f"{distribution} is still there: {pip.sentence(why)}")
     for plugin in _brought_by(distribution, fresh.look()):
         raise ZooError(
             f"pip said it uninstalled {distribution}, but its plugin {plugin['name']} is still found in {plugin['path']}."

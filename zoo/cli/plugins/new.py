@@ -22,7 +22,7 @@ from zoo.plugins import manager
 from zoo.plugins.declarations import API
 from zoo.system.writing import why_unwritable
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parents[2] / "templates"
 SUFFIX = ".tmpl"  # so that no tool takes a template for Python or TOML
 
 # What a project can begin with, and how its description says so.

@@ -91,7 +91,7 @@ class _Process:
         self.last_words = ""
         self._folder = tempfile.TemporaryDirectory(prefix="zoo-", ignore_cleanup_errors=True)
         self._answer, self._said = Path(self._folder.name, "answer.json"), Path(self._folder.name, "said.txt")
-        code = "from zoo.cli.fresh import main; main()"
+        code = "from zoo.cli.plugins.fresh import main; main()"
         hidden = ("ZOO_PLUGINS", "ZOO_STRICT") if all_in_use else ()
         env = {key: value for key, value in os.environ.items() if key not in hidden}
         with self._said.open("wb") as said:
@@ -167,7 +167,7 @@ def main() -> None:
 
 
 def _look() -> list[dict[str, Any]]:
-    from zoo.cli.facts import facts, loadable, missing
+    from zoo.cli.plugins.facts import facts, loadable, missing
 
     found = manager.plugins_in_use(disabled=True)
     return [
