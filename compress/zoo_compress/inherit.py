@@ -26,7 +26,7 @@ from zoo.errors import ArtifactError, Refused, RequestError, nearest
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.calibrate import CalibrationOptions, batches, watch
+from zoo_compress.calibrate.watch import CalibrationOptions, batches, watch
 
 WAYS = ("first", "last", "every", "influence")
 INDEX_LISTS = ("mlp_only_layers", "cross_attention_layers")  # config lists that hold block indices, not a value a block

@@ -30,8 +30,8 @@ from zoo.model.context import Context
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
-from zoo_compress.calibrate import CalibrationOptions, Watcher, batches, watch
-from zoo_compress.trial import require_running
+from zoo_compress.calibrate.trial import require_running
+from zoo_compress.calibrate.watch import CalibrationOptions, Watcher, batches, watch
 
 GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
 

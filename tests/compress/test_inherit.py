@@ -7,7 +7,7 @@ import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, context, data, logits, options, small
 from torch import nn
 from twins import CAUSAL, TWINS, tokens
-from zoo_compress.calibrate import CalibrationOptions, batches
+from zoo_compress.calibrate.watch import CalibrationOptions, batches
 from zoo_compress.inherit import Inherit, block_influence
 
 from zoo.errors import ArtifactError, DataError, Refused, RequestError

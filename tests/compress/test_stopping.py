@@ -92,7 +92,7 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
     assert compress(zygote, alone).code == 0
     for moment, target, count in (
         ("planning", "zoo_compress.planner:advance", 2),
-        ("influence", "zoo_compress.calibrate:joined", 2),
+        ("influence", "zoo_compress.calibrate.watch:joined", 2),
         ("saving", "zoo.artifact.store:_write_weights", 1),
         ("training", "accelerate:Accelerator.backward", 5),
         ("an optimizer step", "torch.optim:AdamW.step", 3),
@@ -185,7 +185,7 @@ except KeyboardInterrupt:
 def test_what_nohup_ignores_stays_ignored(zygote: Zygote, place: Path):
     ignoring = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     done = compress(
-        zygote, place, "--until", "1", setup=ignoring + signal_at("zoo_compress.calibrate:joined", signal.SIGHUP)
+        zygote, place, "--until", "1", setup=ignoring + signal_at("zoo_compress.calibrate.watch:joined", signal.SIGHUP)
     )
     assert done.code == 0, done.err
 

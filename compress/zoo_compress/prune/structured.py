@@ -25,7 +25,8 @@ from zoo.model.health import cause
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo_compress.calibrate import joined, require_finite_batch
+from zoo_compress.calibrate.trial import require_running
+from zoo_compress.calibrate.watch import joined, require_finite_batch
 from zoo_compress.prune import graph
 from zoo_compress.prune.cut import residual_parts
 from zoo_compress.prune.importance import Scores, activation, magnitude
@@ -43,7 +44,6 @@ from zoo_compress.prune.sizes import (
     planned,
     require_parts,
 )
-from zoo_compress.trial import require_running
 
 Amount = Annotated[float, Field(strict=True, gt=0, lt=1)] | Annotated[int, Field(strict=True, ge=1)]
 PER_HEAD_SLOPES = ("bloom", "mpt")  # model types whose attention biases (ALiBi) are fixed by a head's number

@@ -23,8 +23,8 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
+from zoo_compress.calibrate.trial import require_running
 from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
-from zoo_compress.trial import require_running
 
 LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
 BITS = {LINEAR: 0, CONVOLUTION: 8, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
