@@ -31,7 +31,7 @@ def register_compressors(register: Register) -> None:
 
 @hookspec
 def register_losses(register: Register) -> None:
-    "Add training losses: call register('kl', 'zoo_compress.distill.losses:ForwardKL') for each"
+    "Add training losses: call register('kl', 'zoo_compress.losses.rows:ForwardKL') for each"
 
 
 @hookspec

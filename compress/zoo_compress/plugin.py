@@ -21,9 +21,9 @@ def register_compressors(register: Register) -> None:
 
 @hookimpl
 def register_losses(register: Register) -> None:
-    register("kl", "zoo_compress.distill.losses:ForwardKL")
-    register("cross-entropy", "zoo_compress.distill.losses:CrossEntropy")
-    register("hidden", "zoo_compress.distill.losses:HiddenState")
+    register("kl", "zoo_compress.losses.rows:ForwardKL")
+    register("cross-entropy", "zoo_compress.losses.rows:CrossEntropy")
+    register("hidden", "zoo_compress.losses.features:HiddenState")
 
 
 @hookimpl

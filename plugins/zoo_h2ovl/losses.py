@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from zoo_compress.distill.losses import ForwardKL
+from zoo_compress.losses.rows import ForwardKL
 
 from zoo.loss import LossOptions, RowLoss
 from zoo.tensors.batch import Rows

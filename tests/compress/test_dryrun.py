@@ -12,9 +12,9 @@ from snapgen.pipelines import snapgen
 from stages import data, small
 from torch.profiler import ProfilerActivity, profile
 from zoo_compress.distill import objective
-from zoo_compress.distill.losses import resolve
 from zoo_compress.distill.objective import Objective
 from zoo_compress.dryrun import DryRun, forward_bytes, windows_of
+from zoo_compress.losses.resolve import resolve_losses
 from zoo_compress.train.held import training_bytes
 from zoo_compress.train.loop import TrainingOptions, trainable
 
@@ -42,7 +42,7 @@ def step(student: Model, teacher: Model | None, losses: Any, batch: Batch, optio
     student.module.requires_grad_(False)
     trained = trainable(student, options).values()
     moments = [torch.empty_like(p) for p in trained for _ in range(2)]
-    made = Objective(student, teacher, *resolve(losses))
+    made = Objective(student, teacher, *resolve_losses(losses))
     made(batch)["loss"].backward()
     assert moments
 
@@ -61,7 +61,7 @@ def cases() -> dict[str, Any]:
 def test_a_distillation_step_run_dry_holds_what_a_real_one_does(name: str):
     build, losses, dataset = cases()[name]
     model, options = build(), TrainingOptions(batch=4, length=64)
-    rows, features = resolve(losses)
+    rows, features = resolve_losses(losses)
     told = training_bytes(
         model.skeleton(),
         copy.copy(model),
@@ -82,7 +82,7 @@ def test_a_distillation_step_run_dry_holds_what_a_real_one_does(name: str):
 def test_logits_are_counted_by_the_chunk(monkeypatch: pytest.MonkeyPatch):
     """Eight chunks: their logits are made again for the backward pass, one chunk at a time."""
     model, options = small("llama-tied"), TrainingOptions(batch=8, length=64)
-    rows, _ = resolve([{"use": "cross-entropy"}])
+    rows, _ = resolve_losses([{"use": "cross-entropy"}])
 
     def told() -> int:
         return training_bytes(
@@ -103,7 +103,7 @@ def test_half_precision_is_trained_on_copies(monkeypatch: pytest.MonkeyPatch):
 
     model, options = small("llama-tied"), TrainingOptions(batch=2, length=16)
     context = Context(data={"train": data()})
-    rows, _ = resolve([{"use": "cross-entropy"}])
+    rows, _ = resolve_losses([{"use": "cross-entropy"}])
     wide = training_bytes(model, None, rows, data="train", options=options, context=context)
     cast_parameters(model.module, torch.bfloat16)
     assert training_bytes(model, None, rows, data="train", options=options, context=context) - wide == pytest.approx(
@@ -156,7 +156,7 @@ def test_what_depends_on_values_is_said_to():
 def test_a_dry_run_leaves_the_model_and_the_random_state_alone():
     model = small("llama-tied").skeleton()
     before = torch.get_rng_state()
-    rows, _ = resolve([{"use": "cross-entropy"}])
+    rows, _ = resolve_losses([{"use": "cross-entropy"}])
     sizes = [
         training_bytes(
             model,

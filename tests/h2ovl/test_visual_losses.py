@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from toy_vlm import records, toy
-from zoo_compress.distill.losses import resolve
 from zoo_compress.distill.objective import Objective
+from zoo_compress.losses.resolve import resolve_losses
 from zoo_h2ovl.losses import VisualKL, VisualRelation
 
 from zoo.family import Rows
@@ -65,7 +65,7 @@ def test_distillation_sums_answer_and_image_losses_with_their_weights():
             parameter.mul_(1.1)
     windows = student.family.windows(student, records(), length=128)
     batch = student.family.collate(student, [windows[i] for i in range(3)])
-    losses, _ = resolve([{"use": "cross-entropy"}, *student.family.distillation])
+    losses, _ = resolve_losses([{"use": "cross-entropy"}, *student.family.distillation])
     values = Objective(student, teacher, losses)(batch)
     expected = values["cross-entropy"] + values["kl"] + values["visual-kl"] + 0.5 * values["visual-relation"]
     torch.testing.assert_close(values["loss"], expected)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import nn
-from zoo_compress.distill.losses import ForwardKL
+from zoo_compress.losses.rows import ForwardKL
 
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset, Sample

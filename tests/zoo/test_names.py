@@ -12,7 +12,7 @@ import pytest
 from outsiders import MODEL, install
 from outsiders import zoo as command
 from zoo_compress import Recipe, apply
-from zoo_compress.distill.losses import resolve
+from zoo_compress.losses.resolve import resolve_losses
 
 import zoo
 from zoo import catalog, registry
@@ -58,7 +58,7 @@ def register_families(register): register("same", "{package}.made:Family")
 MADE = '''
 from zoo.compressor import Compressor, CompressorOptions, Trait
 from zoo.data import Sample
-from zoo_compress.distill.losses import ForwardKL
+from zoo_compress.losses.rows import ForwardKL
 from zoo_slm.language import TransformersText
 
 class Stage(Compressor):
@@ -246,7 +246,7 @@ def test_a_recipe_names_things_in_full(site: Path):
     found = Recipe.parse(recipe())
     assert (found.stages[0].use, found.stages[0].label) == ("same", "stage 1 (out-two:same)")
     assert type(found.stages[0].compressor).__module__ == "out_two.made"
-    assert resolve([{"use": "out_one:same"}])[0][0][1] is registry.loss("Out_One:same")
+    assert resolve_losses([{"use": "out_one:same"}])[0][0][1] is registry.loss("Out_One:same")
     with pytest.raises(
         RequestError, match=r"^recipe, stage 1: Compressor 'same' is declared by plugins Out_One and out-two: write"
     ):

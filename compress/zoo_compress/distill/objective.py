@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch, Rows
-from zoo_compress.distill.losses import WeightedFeature, WeightedRow
+from zoo_compress.losses.resolve import WeightedFeature, WeightedRow
 
 CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor
 

@@ -10,8 +10,8 @@ from zoo.model.context import Context
 from zoo.model.health import require_finite
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.distill.losses import resolve
 from zoo_compress.distill.objective import Objective
+from zoo_compress.losses.resolve import resolve_losses
 from zoo_compress.train.loop import TrainingOptions, fit
 from zoo_compress.train.stage import check_training
 
@@ -38,7 +38,7 @@ class Distill(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        rows, features = resolve(options.loss or model.family.distillation)
+        rows, features = resolve_losses(options.loss or model.family.distillation)
         check_training(model, state, options, rows, stage=self.name, does="trains")
         for _, _, own in features:
             model.anatomy.stack(own.target)
@@ -55,7 +55,7 @@ class Distill(Compressor):
         from zoo_compress.train.held import training_bytes
 
         teacher = context.load(options.teacher) if context.load else None
-        rows, features = resolve(options.loss or model.family.distillation)
+        rows, features = resolve_losses(options.loss or model.family.distillation)
         return training_bytes(model, teacher, rows, features, data=options.data, options=options, context=context)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
@@ -67,7 +67,7 @@ class Distill(Compressor):
         self.check_teacher(model, teacher)
         require_finite(teacher, what=f"{self.name}: the teacher {teacher.spec.name}")
         teacher.module.to(model.device)
-        rows, features = resolve(options.loss or model.family.distillation)
+        rows, features = resolve_losses(options.loss or model.family.distillation)
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
         objective = Objective(model, teacher, rows, features, seed=context.seed)
         fit(model, objective, windows, options=options, context=context, label=self.name)

@@ -9,8 +9,8 @@ from zoo.errors import Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.distill.losses import WeightedRow, resolve
 from zoo_compress.distill.objective import Objective
+from zoo_compress.losses.resolve import WeightedRow, resolve_losses
 from zoo_compress.train.loop import TrainingOptions, fit, require_parts
 
 
@@ -31,7 +31,7 @@ class Train(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        rows, features = resolve(options.loss or model.family.losses)
+        rows, features = resolve_losses(options.loss or model.family.losses)
         taught = [name for name, loss, _ in rows if loss.needs_teacher] + [name for name, _, _ in features]
         if taught:
             raise Refused(f'{self.name} has no teacher for the loss {taught[0]!r}; use = "distill" has one.')
@@ -43,12 +43,12 @@ class Train(Compressor):
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         from zoo_compress.train.held import training_bytes
 
-        rows, _ = resolve(options.loss or model.family.losses)
+        rows, _ = resolve_losses(options.loss or model.family.losses)
         return training_bytes(model, None, rows, data=options.data, options=options, context=context)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
-        rows, _ = resolve(options.loss or model.family.losses)
+        rows, _ = resolve_losses(options.loss or model.family.losses)
         fit(model, Objective(model, None, rows), windows, options=options, context=context, label=self.name)
         return {}
 
