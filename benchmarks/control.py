@@ -21,7 +21,7 @@ from typing import Any
 
 from zoo_compress import Recipe, run
 from zoo_compress.progress import Terminal
-from zoo_compress.train.loop import TrainingOptions
+from zoo_compress.train.options import TrainingOptions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, n - 1 degrees of freedom

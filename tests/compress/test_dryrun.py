@@ -11,12 +11,12 @@ from h2ovl.toy_vlm import records, toy
 from snapgen.pipelines import snapgen
 from stages import data, small
 from torch.profiler import ProfilerActivity, profile
-from zoo_compress.distill import objective
-from zoo_compress.distill.objective import Objective
 from zoo_compress.dryrun import DryRun, forward_bytes, windows_of
 from zoo_compress.losses.resolve import resolve_losses
-from zoo_compress.train.held import training_bytes
-from zoo_compress.train.loop import TrainingOptions, trainable
+from zoo_compress.train import objective
+from zoo_compress.train.footprint import training_bytes
+from zoo_compress.train.objective import Objective
+from zoo_compress.train.options import TrainingOptions, trainable
 
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data

@@ -9,10 +9,10 @@ import torch
 from stages import small
 from torch import nn
 from twins import CAUSAL, VOCABULARY, tokens
-from zoo_compress.distill import objective
-from zoo_compress.distill.objective import Objective
 from zoo_compress.losses.features import HiddenState
 from zoo_compress.losses.rows import CrossEntropy, ForwardKL
+from zoo_compress.train import objective
+from zoo_compress.train.objective import Objective
 
 from zoo.family import Rows
 from zoo.loss import LossOptions

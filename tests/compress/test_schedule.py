@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo_compress.train.schedule import wsd
+from zoo_compress.train.schedules import wsd
 
 pytestmark = pytest.mark.quick
 

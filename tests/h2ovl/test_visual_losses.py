@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from toy_vlm import records, toy
-from zoo_compress.distill.objective import Objective
 from zoo_compress.losses.resolve import resolve_losses
+from zoo_compress.train.objective import Objective
 from zoo_h2ovl.losses import VisualKL, VisualRelation
 
 from zoo.family import Rows

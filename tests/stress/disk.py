@@ -49,7 +49,7 @@ SENTENCE = re.compile(
 FILLING = """
 import os, sys
 import zoo_compress.train.loop
-zoo_compress.train.loop.CHECKPOINT_SECONDS = 0
+zoo_compress.train.checkpoint.CHECKPOINT_SECONDS = 0
 count = 0
 def watch(event, args):
     global count

@@ -228,7 +228,8 @@ def test_an_infinite_gradient_stops_the_step_that_makes_it():
             loss = (weight * 1e30).clamp(max=1).mean() + ((weight * 0).abs().sqrt()).sum()  # the slope of a root at 0
             return {"loss": loss, "steep": loss}
 
-    from zoo_compress.train.loop import TrainingOptions, fit
+    from zoo_compress.train.loop import fit
+    from zoo_compress.train.options import TrainingOptions
 
     model = small("llama")
     before = {name: tensor.detach().clone() for name, tensor in model.tensors().items()}

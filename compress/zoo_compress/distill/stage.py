@@ -10,10 +10,10 @@ from zoo.model.context import Context
 from zoo.model.health import require_finite
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.distill.objective import Objective
 from zoo_compress.losses.resolve import resolve_losses
-from zoo_compress.train.loop import TrainingOptions, fit
-from zoo_compress.train.stage import check_training
+from zoo_compress.train.loop import fit
+from zoo_compress.train.objective import Objective
+from zoo_compress.train.options import TrainingOptions, check_training
 
 
 class Distill(Compressor):
@@ -52,7 +52,7 @@ class Distill(Compressor):
         return {}
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
-        from zoo_compress.train.held import training_bytes
+        from zoo_compress.train.footprint import training_bytes
 
         teacher = context.load(options.teacher) if context.load else None
         rows, features = resolve_losses(options.loss or model.family.distillation)

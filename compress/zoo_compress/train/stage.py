@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoo.compressor import Compressor, require_dense
+from zoo.compressor import Compressor
 from zoo.errors import Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.distill.objective import Objective
-from zoo_compress.losses.resolve import WeightedRow, resolve_losses
-from zoo_compress.train.loop import TrainingOptions, fit, require_parts
+from zoo_compress.losses.resolve import resolve_losses
+from zoo_compress.train.loop import fit
+from zoo_compress.train.objective import Objective
+from zoo_compress.train.options import TrainingOptions, check_training
 
 
 class Train(Compressor):
@@ -41,7 +42,7 @@ class Train(Compressor):
         return {}
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
-        from zoo_compress.train.held import training_bytes
+        from zoo_compress.train.footprint import training_bytes
 
         rows, _ = resolve_losses(options.loss or model.family.losses)
         return training_bytes(model, None, rows, data=options.data, options=options, context=context)
@@ -54,27 +55,3 @@ class Train(Compressor):
 
     def rebuild(self, model: Model, record: Record) -> None:
         pass
-
-
-def check_training(
-    model: Model, state: State, options: TrainingOptions, rows: list[WeightedRow], *, stage: str, does: str
-) -> None:
-    """Refuse what cannot be trained: packed weights, a module that is not there, a loss that does not fit the model."""
-    packed = [path for path, traits in state.items() if any(t.kind == "packed" for t in traits)]
-    require_dense(state, packed, stage=stage, does=does, allow=("sparse", "shared", "factored"))
-    require_parts(model, options, stage=stage)
-    for name, loss, _ in rows:
-        if loss.kind not in model.family.kinds:
-            raise Refused(
-                f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models do not have; "
-                f"theirs are {', '.join(model.family.kinds)}."
-            )
-        if (
-            loss.needs_target
-            and model.spec.task == "masked-lm"
-            and getattr(model.processor, "mask_token_id", 0) is None
-        ):
-            raise Refused(
-                f"{stage} hides tokens of a masked-lm model, and the tokenizer of {model.spec.name} has no mask token. "
-                'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'
-            )

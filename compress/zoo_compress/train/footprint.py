@@ -8,10 +8,11 @@ import torch
 
 from zoo.model.context import Context
 from zoo.model.model import Model
-from zoo_compress.distill.objective import Objective
 from zoo_compress.dryrun import DryRun, told_from_shapes, windows_of
 from zoo_compress.losses.resolve import WeightedFeature, WeightedRow
-from zoo_compress.train.loop import TrainingOptions, sparse_masks, trainable
+from zoo_compress.train.loop import sparse_masks
+from zoo_compress.train.objective import Objective
+from zoo_compress.train.options import TrainingOptions, trainable
 
 
 def training_bytes(
