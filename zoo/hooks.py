@@ -26,7 +26,7 @@ def register_families(register: Register) -> None:
 
 @hookspec
 def register_compressors(register: Register) -> None:
-    "Add compression stages: call register('lowrank.svd', 'zoo_compress.lowrank:LowRankSVD') for each"
+    "Add compression stages: call register('lowrank.svd', 'zoo_compress.methods.lowrank:LowRankSVD') for each"
 
 
 @hookspec

@@ -328,8 +328,8 @@ def _control(request: StageRequest, model: Model, context: Context) -> PlannedSt
 
 def control_of(request: StageRequest) -> tuple[Compressor, CompressorOptions]:
     """The stage a training stage is compared with: the same steps on data alone, with the losses of the model's family."""
+    from zoo_compress.methods.train import Train
     from zoo_compress.train.options import TrainingOptions
-    from zoo_compress.train.stage import Train
 
     kept = [key for key in (*TrainingOptions.model_fields, "data") if key != "loss"]
     return Train(), Train.Options(**{key: getattr(request.options, key) for key in kept})

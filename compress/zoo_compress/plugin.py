@@ -7,16 +7,16 @@ from zoo.hooks import Register, hookimpl
 
 @hookimpl
 def register_compressors(register: Register) -> None:
-    register("inherit", "zoo_compress.inherit:Inherit")
+    register("inherit", "zoo_compress.methods.inherit:Inherit")
     register("prune.magnitude", "zoo_compress.prune.magnitude:PruneMagnitude")
     register("prune.structured", "zoo_compress.prune.structured:PruneStructured")
     register("quantize.int8", "zoo_compress.quantize.int8:QuantizeInt8")
     register("quantize.nf4", "zoo_compress.quantize.nf4:QuantizeNF4")
-    register("share.ffn", "zoo_compress.share:ShareFFN")
-    register("lowrank.svd", "zoo_compress.lowrank:LowRankSVD")
-    register("distill", "zoo_compress.distill.stage:Distill")
-    register("train", "zoo_compress.train.stage:Train")
-    register("vocabulary.bpe", "zoo_compress.vocabulary:TrainBPE")
+    register("share.ffn", "zoo_compress.methods.share:ShareFFN")
+    register("lowrank.svd", "zoo_compress.methods.lowrank:LowRankSVD")
+    register("distill", "zoo_compress.methods.distill:Distill")
+    register("train", "zoo_compress.methods.train:Train")
+    register("vocabulary.bpe", "zoo_compress.methods.vocabulary:TrainBPE")
 
 
 @hookimpl

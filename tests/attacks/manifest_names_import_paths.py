@@ -10,7 +10,14 @@ from victim import Commands, all_of, artifact, code, manifest, seal
 
 def prepare(place: Path, canary: Path) -> Commands:
     commands = []
-    names = ("os:system", "os.system", "builtins.eval", "zoo_compress.share:ShareFFN", "../evil", "zoo:os.system")
+    names = (
+        "os:system",
+        "os.system",
+        "builtins.eval",
+        "zoo_compress.methods.share:ShareFFN",
+        "../evil",
+        "zoo:os.system",
+    )
     (place / "evil.py").write_text(code(canary))
     for number, name in enumerate(names):
         for key in ("family", "use", "plugin"):

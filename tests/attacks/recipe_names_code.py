@@ -16,7 +16,7 @@ def prepare(place: Path, canary: Path) -> Commands:
     bodies = [
         '[[stage]]\nuse = "evil:run"',
         '[[stage]]\nuse = "os.system"',
-        '[[stage]]\nuse = "zoo_compress.share:ShareFFN"',
+        '[[stage]]\nuse = "zoo_compress.methods.share:ShareFFN"',
         '[[stage]]\nuse = "distill"\nloss = [{ use = "evil:loss" }]',
         '[[stage]]\nuse = "distill"\nteacher = "evil:teacher"',
         '[[stage]]\nuse = "inherit"\nlayers = "__import__(\'os\')"',

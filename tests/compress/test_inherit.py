@@ -8,7 +8,7 @@ from stages import apply, assert_outline_foretells, assert_replays, check, conte
 from torch import nn
 from twins import CAUSAL, TWINS, tokens
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
-from zoo_compress.inherit import Inherit, block_influence
+from zoo_compress.methods.inherit import Inherit, block_influence
 
 from zoo.errors import ArtifactError, DataError, Refused, RequestError
 from zoo.model.context import Context

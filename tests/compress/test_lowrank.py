@@ -9,8 +9,8 @@ import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small
 from torch import nn
 from twins import TWINS, tokens
-from zoo_compress import lowrank
-from zoo_compress.lowrank import LowRankLinear, LowRankSVD, factor
+from zoo_compress.methods import lowrank
+from zoo_compress.methods.lowrank import LowRankLinear, LowRankSVD, factor
 
 from zoo.errors import DataError, Refused, ZooError
 from zoo.model.context import Context

@@ -7,7 +7,7 @@ import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, logits, small
 from torch import nn
 from twins import TWINS, tokens
-from zoo_compress.share import ShareFFN
+from zoo_compress.methods.share import ShareFFN
 
 from zoo.errors import Refused
 

@@ -52,7 +52,7 @@ def signal_at(target: str, number: int, *, count: int = 1, delay: float = 0) -> 
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
-    with Zygote("zoo_compress.lowrank", "zoo_compress.report.sheet") as zygote:
+    with Zygote("zoo_compress.methods.lowrank", "zoo_compress.report.sheet") as zygote:
         yield zygote
 
 

@@ -26,23 +26,11 @@ SEPARATE_QKV = (
 
 
 FUSED_QKV = ("qkv_proj", "query_key_value", "c_attn", "qkv", "Wqkv")
-
-
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "to_out.0", "wo", "Wo", "proj", "o")
-
-
 QUERY_NORMS = ("q_norm", "q_layernorm", "q_ln", "query_layernorm", "norm_q")
-
-
 KEY_NORMS = ("k_norm", "k_layernorm", "k_ln", "key_layernorm", "norm_k")
-
-
 HEAD_SIZE = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_head", "dim_per_head")
-
-
 HEAD_COUNT = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-
-
 # Fused attention whose rows are in an order no `Part` describes (four tensor-parallel shards; [q, v, k]).
 UNREADABLE = ("codegen",)
 

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 GATED_FFN = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("wi_0", "wi_1", "wo"))
-
-
 FUSED_FFN = (("gate_up_proj", "down_proj"), ("Wi", "Wo"), ("net.0.proj", "net.2"))
-
-
 PLAIN_FFN = (
     ("c_fc", "c_proj"),
     ("fc1", "fc2"),

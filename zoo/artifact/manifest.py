@@ -22,21 +22,11 @@ if TYPE_CHECKING:
 
 
 MANIFEST = "zoo.json"
-
-
 WEIGHTS = "model.safetensors"
-
-
 # how DISTRIBUTION was called when it was first recorded; an unrelated project has that name on the index
 FORMER = "zoo"
-
-
 FORMAT = 2  # 1 had no seal; it is still read
-
-
 MOST = 10**15  # no model has so many parameters or bytes
-
-
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
 
 

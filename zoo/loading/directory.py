@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo import registry
 from zoo.artifact import store
@@ -19,14 +19,8 @@ from zoo.plugins.declarations import is_name
 from zoo.plugins.names import declaration, family_declaration, recognise
 from zoo.tensors import safetensors
 
-if TYPE_CHECKING:
-    pass
-
-
 # of configs, by which checkpoints bring code of their own
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
-
-
 # The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
 LARGEST_SIZES = {
     "layer": 10_000,

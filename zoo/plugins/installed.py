@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zoo.errors import PluginError, one_line
 from zoo.plugins.declarations import Declared, ModelSpec, read
@@ -16,9 +15,6 @@ from zoo.plugins.distributions import CORE as CORE
 from zoo.plugins.distributions import DISTRIBUTION as DISTRIBUTION
 from zoo.plugins.distributions import Entry, entries, origin_of
 from zoo.plugins.distributions import normalised as normalised
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 
 Outputs = dict[str, Any]
-
-
 TOKENS = 8  # generated with a cache
 
 

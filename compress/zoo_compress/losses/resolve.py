@@ -11,8 +11,6 @@ from zoo.loss import FeatureLoss, RowLoss
 from zoo.options import validated
 
 WeightedRow = tuple[str, RowLoss, Any]  # name, loss, options
-
-
 WeightedFeature = tuple[str, FeatureLoss, Any]
 
 

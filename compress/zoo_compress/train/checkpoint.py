@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,13 +16,7 @@ from zoo.model.context import Context
 from zoo.system.writing import replace_file
 from zoo.tensors.safetensors import pieces_of
 
-if TYPE_CHECKING:
-    pass
-
-
 CHECKPOINT_SECONDS = 20.0
-
-
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
 

@@ -9,15 +9,12 @@ Legend: B batch, C channels, H rows, W columns, T tokens, L latent channels, h r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.errors import Refused, RequestError
-
-if TYPE_CHECKING:
-    pass
 
 DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("decoder", "vae")
 # share of captions that training replaces by the empty prompt, for guidance (Ho and Salimans, 2207.12598)
