@@ -8,8 +8,8 @@ from zoo.hooks import Register, hookimpl
 @hookimpl
 def register_compressors(register: Register) -> None:
     register("inherit", "zoo_compress.methods.inherit:Inherit")
-    register("prune.magnitude", "zoo_compress.prune.magnitude:PruneMagnitude")
-    register("prune.structured", "zoo_compress.prune.structured:PruneStructured")
+    register("prune.magnitude", "zoo_compress.methods.prune.magnitude:PruneMagnitude")
+    register("prune.structured", "zoo_compress.methods.prune.structured:PruneStructured")
     register("quantize.int8", "zoo_compress.quantize.int8:QuantizeInt8")
     register("quantize.nf4", "zoo_compress.quantize.nf4:QuantizeNF4")
     register("share.ffn", "zoo_compress.methods.share:ShareFFN")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, logits, small
 from twins import TWINS, tokens
-from zoo_compress.prune.magnitude import PruneMagnitude
+from zoo_compress.methods.prune.magnitude import PruneMagnitude
 
 from zoo.anatomy.modules import resolve
 from zoo.anatomy.parts import Part

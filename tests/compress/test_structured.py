@@ -13,9 +13,9 @@ import stages
 import torch
 from torch import Tensor, nn
 from twins import CAUSAL, HEADS, TWINS, WIDTH, tokens, twin, twin_model
-from zoo_compress.prune import structured
-from zoo_compress.prune.importance import activation
-from zoo_compress.prune.structured import PruneStructured
+from zoo_compress.methods.prune import structured
+from zoo_compress.methods.prune.importance import activation
+from zoo_compress.methods.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
 from zoo.anatomy.detect import detect

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.anatomy.parts import FFN, Attention, Part
 from zoo.tensors.finite import all_finite
-from zoo_compress.prune.cut import holders
+from zoo_compress.methods.prune.cut import holders
 
 Scores = dict[str, Tensor]  # path of a down, o or norm module -> sum over samples of (mean |a|)^2, per unit
 

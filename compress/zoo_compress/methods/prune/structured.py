@@ -27,10 +27,10 @@ from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo_compress.calibrate.trial import require_running
 from zoo_compress.calibrate.watch import joined, require_finite_batch
-from zoo_compress.prune import graph
-from zoo_compress.prune.cut import residual_parts
-from zoo_compress.prune.importance import Scores, activation, magnitude
-from zoo_compress.prune.sizes import (
+from zoo_compress.methods.prune import channels
+from zoo_compress.methods.prune.cut import residual_parts
+from zoo_compress.methods.prune.importance import Scores, activation, magnitude
+from zoo_compress.methods.prune.widths import (
     Choice,
     Plan,
     best,
@@ -97,7 +97,7 @@ class PruneStructured(Compressor):
 
     def check(self, model: Model, state: State, options: Options) -> None:
         if options.ratio is not None:
-            graph.check(model, options.target, options.ratio, stage=self.name)
+            channels.check(model, options.target, options.ratio, stage=self.name)
             require_dense(state, state, stage=self.name, does="cuts channels out of", allow=("shared",))
             return
         if options.width is not None:  # every tensor is touched, and what is packed is no longer recognised
@@ -109,12 +109,12 @@ class PruneStructured(Compressor):
 
     def outline(self, model: Model, options: Options) -> Record:
         if options.ratio is not None:
-            return graph.outline(model, options.target, options.ratio, stage=self.name)
+            return channels.outline(model, options.target, options.ratio, stage=self.name)
         return self._plan(model, options).record()
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         if options.ratio is not None:
-            return graph.apply(model, options.target, options.ratio, stage=self.name)
+            return channels.apply(model, options.target, options.ratio, stage=self.name)
         plan = self._plan(model, options)
         if options.importance == "activation":
             choice = _choose_by_activation(model, plan, self._activations(model, plan, options, context))
@@ -128,7 +128,7 @@ class PruneStructured(Compressor):
 
     def rebuild(self, model: Model, record: Record) -> None:
         if "graph" in record:
-            graph.rebuild(model, record)
+            channels.rebuild(model, record)
             return
         plan = planned(model.anatomy, record)
         if plan.record() != record:

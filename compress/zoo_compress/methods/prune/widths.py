@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from zoo.anatomy.parts import FFN, Anatomy, Attention, Part, Target
 from zoo.errors import Refused
 from zoo.model.lineage import Record
-from zoo_compress.prune import numbers
-from zoo_compress.prune.cut import Cut, cut, other_towers, residual_parts
+from zoo_compress.methods.prune import recorded_sizes
+from zoo_compress.methods.prune.cut import Cut, cut, other_towers, residual_parts
 
 Heads = tuple[int, int]  # query heads, kv heads
 
@@ -182,8 +182,8 @@ def carry_out(module: nn.Module, anatomy: Anatomy, plan: Plan, choice: Choice, *
     """Cut the tensors, then bring the numbers in modules and config in line."""
     cut(module, cuts(module, anatomy, plan, choice, stage=stage))
     if plan.ffn:
-        numbers.set_channels(module, plan.target, plan.ffns())
+        recorded_sizes.set_channels(module, plan.target, plan.ffns())
     if plan.heads:
-        numbers.set_heads(module, plan.target, plan.attentions())
+        recorded_sizes.set_heads(module, plan.target, plan.attentions())
     if plan.width:
-        numbers.set_width(module, plan.target, other_towers(anatomy, plan.target.stack), plan.width)
+        recorded_sizes.set_width(module, plan.target, other_towers(anatomy, plan.target.stack), plan.width)
