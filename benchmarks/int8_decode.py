@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, NF4Linear
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 
 SHAPES = {  # (in, out)
     "tiny Llama": [(192, 192), (192, 512), (512, 192), (192, 4096)],

@@ -7,8 +7,8 @@ import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small
 from torch import nn
 from twins import TWINS, tokens
-from zoo_compress.quantize.int8 import QuantizeInt8
-from zoo_compress.quantize.packed import Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.int8 import QuantizeInt8
 
 import zoo
 from zoo.errors import Refused, UnknownName, ZooError
@@ -247,7 +247,7 @@ def test_a_weight_that_is_not_finite_is_named():
 def test_the_note_says_where_it_is_faster(monkeypatch):
     note = QuantizeInt8().note(small("llama"), options("quantize.int8"))
     assert "little or no time token by token" in note and "prompts" in note
-    monkeypatch.setattr("zoo_compress.quantize.int8.SMALL", 1)
+    monkeypatch.setattr("zoo_compress.methods.quantize.int8.SMALL", 1)
     assert "token by token gets faster" in QuantizeInt8().note(small("llama"), options("quantize.int8"))
 
 

@@ -10,8 +10,9 @@ from outsiders import python
 from stages import apply, assert_outline_foretells, assert_replays, check, logits, small
 from torch import nn
 from twins import TWINS, tokens
-from zoo_compress.quantize.nf4 import QuantizeNF4
-from zoo_compress.quantize.packed import Int8Embedding, Int8Linear, NF4Linear
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
+from zoo_compress.methods.quantize.nf4 import QuantizeNF4
 
 from zoo.errors import Refused
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-from zoo_compress.quantize import packed
-from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, NF4Linear
+from zoo_compress.methods.quantize.formats import int8_layers, packed
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 
 from zoo.tensors.alignment import BYTES
 
@@ -118,7 +119,7 @@ def test_widening_in_blocks_changes_nothing(monkeypatch):
     int8 = Int8Linear.from_linear(make_linear())
     x_TI = torch.randn(33, 64)
     whole_TO = int8(x_TI)
-    monkeypatch.setattr(packed, "WIDEN_ELEMENTS", 64 * 7)  # 7 rows at a time, 48 is not a multiple
+    monkeypatch.setattr(int8_layers, "WIDEN_ELEMENTS", 64 * 7)  # 7 rows at a time, 48 is not a multiple
     torch.testing.assert_close(int8(x_TI), whole_TO, rtol=1e-5, atol=1e-5)
 
 
@@ -235,7 +236,8 @@ def test_fresh_process_gives_the_same_bits(tmp_path):
 import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from zoo_compress.quantize.packed import Int8Linear, NF4Linear
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
+from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 torch.set_num_threads({torch.get_num_threads()})
 folder = Path({str(tmp_path)!r})
 empty = {{

@@ -20,8 +20,8 @@ from zoo.anatomy.modules import weight_out_in
 from zoo.compressor import Context, Record, Trait
 from zoo.errors import Refused
 from zoo.model import Model
-from zoo_compress.quantize.packed import Packed, check_finite
-from zoo_compress.quantize.replace import LINEAR, Quantize, QuantizeOptions
+from zoo_compress.methods.quantize.base import LINEAR, Quantize, QuantizeOptions
+from zoo_compress.methods.quantize.formats.packed import Packed, check_finite
 
 
 class PaletteKMeans(Quantize):

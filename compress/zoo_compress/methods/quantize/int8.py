@@ -12,8 +12,8 @@ from torch import nn
 
 from zoo.model.lineage import Record
 from zoo.model.model import Model
-from zoo_compress.quantize.packed import Int8Linear
-from zoo_compress.quantize.replace import Quantize, QuantizeOptions, _empty_int8
+from zoo_compress.methods.quantize.base import Quantize, QuantizeOptions, empty_int8
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
 
 SMALL = 2**18  # entries; below, a call costs more than reading the weights (benchmarks/int8_decode.py)
 
@@ -32,7 +32,7 @@ class QuantizeInt8(Quantize):
         return Int8Linear.from_linear(linear)
 
     def empty(self, linear: nn.Module, record: Record) -> nn.Module:
-        return _empty_int8(linear)
+        return empty_int8(linear)
 
     def note(self, model: Model, options: Any) -> str:
         if model.device.type not in ("cpu", "meta"):

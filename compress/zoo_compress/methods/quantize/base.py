@@ -24,7 +24,7 @@ from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo_compress.calibrate.trial import require_running
-from zoo_compress.quantize.packed import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
 
 LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
 BITS = {LINEAR: 0, CONVOLUTION: 8, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
@@ -125,9 +125,9 @@ class Quantize(Compressor):
                 elif path in tables:
                     table = model.module.get_submodule(tables[path])
                     assert isinstance(table, Int8Embedding)
-                    new = table.tie(_empty_int8(old))
+                    new = table.tie(empty_int8(old))
                 elif kinds[path] == TABLE_HEAD:
-                    new = _empty_int8(old) if empty else Int8Linear.from_linear(old)
+                    new = empty_int8(old) if empty else Int8Linear.from_linear(old)
                 elif kinds[path] == CONVOLUTION:
                     new = Int8Conv2d.like(old, empty=empty)
                 else:
@@ -279,7 +279,7 @@ def _pack_table(old: Any, *, dtype: torch.dtype, empty: bool) -> Int8Embedding:
     return table
 
 
-def _empty_int8(old: nn.Module) -> Int8Linear:
+def empty_int8(old: nn.Module) -> Int8Linear:
     weight_OI = weight_out_in(old)
     outputs, inputs = weight_OI.shape
     return Int8Linear(inputs, outputs, bias=False, device=weight_OI.device)

@@ -17,8 +17,8 @@ from zoo.anatomy.modules import weight_out_in
 from zoo.errors import Refused
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo_compress.quantize.packed import NF4Linear
-from zoo_compress.quantize.replace import Quantize, QuantizeOptions
+from zoo_compress.methods.quantize.base import Quantize, QuantizeOptions
+from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 
 
 class QuantizeNF4(Quantize):

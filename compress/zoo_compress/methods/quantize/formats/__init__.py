@@ -1,0 +1,1 @@
+"""How weights are stored packed and run packed: one file a format."""

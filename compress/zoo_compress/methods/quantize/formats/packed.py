@@ -1,0 +1,57 @@
+"""What packed layers share, whatever their format: scales that keep their dtype, codes that stay aligned."""
+
+# T rows (batch and sequence flattened), I in features, O out features, V vocabulary, D width, Z blocks of 4-bit codes
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from zoo.tensors.alignment import aligned  # the int8 kernel loads aligned vectors
+
+
+def check_finite(weight_OI: Tensor) -> None:
+    """Raise ValueError naming the first row that holds a nan or an infinity."""
+    bad_O = (~torch.isfinite(weight_OI)).sum(dim=1)
+    if not bad_O.any():
+        return
+    row = int(bad_O.nonzero()[0])
+    raise ValueError(
+        f"cannot quantise: row {row} of the weight has {int(bad_O[row])} non-finite values (nan or infinity), "
+        f"{int((bad_O > 0).sum())} of {len(bad_O)} rows are affected. Repair or reload the weight first."
+    )
+
+
+def copy_bias(module: nn.Module) -> nn.Parameter | None:
+    """Copy a module's bias, which stays in floating point."""
+    bias_O = module.bias
+    if not isinstance(bias_O, Tensor):
+        return None
+    return nn.Parameter(bias_O.detach().clone(), requires_grad=bias_O.requires_grad)
+
+
+class Packed(nn.Module):
+    """What the packed layers share: scales stay fp32 in `.half()` and the like, packed codes stay aligned on load."""
+
+    zoo_bits: ClassVar[int]
+    zoo_packed: ClassVar[
+        dict[str, int]
+    ]  # packed buffer -> weights per stored entry; zoo.model.model counts parameters by it
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                # A rounded scale would change every weight of its row. A meta tensor has no values to keep.
+                kept = torch.empty_like(new, dtype=old.dtype) if old.is_meta else old.to(new.device)
+                self._buffers[name] = kept
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.device.type == "cpu":
+                self._buffers[name] = aligned(buffer)
