@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo_compress import Recipe, run
-from zoo_compress.progress import Terminal
+from zoo_compress.recipe.progress import Terminal
 from zoo_compress.train.options import TrainingOptions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

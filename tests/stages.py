@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from twins import VOCABULARY, twin
-from zoo_compress.runner import apply as apply
+from zoo_compress.recipe.runner import apply as apply
 from zoo_slm.language import TransformersText
 
 import zoo

@@ -27,7 +27,7 @@ import contextlib, ctypes, gc, json, os, sys, traceback
 import torch, transformers, accelerate.utils, safetensors.torch, pydantic, rich.progress, psutil, typer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 import zoo.cli, zoo.loading.load, zoo.family.text.generate
-import zoo_compress.runner, zoo_compress.train.loop, zoo_compress.methods.distill, zoo_compress.commands
+import zoo_compress.recipe.runner, zoo_compress.train.loop, zoo_compress.methods.distill, zoo_compress.commands
 import zoo_slm.language, zoo_slm.evaluate
 
 for name in json.loads(sys.argv[1]):

@@ -29,9 +29,9 @@ def plan(
     recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, json: output.JsonOption = False
 ) -> None:
     """Say what a recipe would do, cost and need, without doing it."""
-    from zoo_compress.folder import RunFolder
-    from zoo_compress.planner import plan as make_plan
-    from zoo_compress.recipe import Recipe
+    from zoo_compress.recipe.folder import RunFolder
+    from zoo_compress.recipe.planner import plan as make_plan
+    from zoo_compress.recipe.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides=set_ or [])
     if out is not None:
@@ -64,11 +64,11 @@ def compress(
 
     A rerun skips what is finished, and goes on where the last one stopped or was killed.
     """
-    from zoo_compress.folder import RunFolder
-    from zoo_compress.planner import plan as make_plan
-    from zoo_compress.progress import Terminal
-    from zoo_compress.recipe import Recipe
-    from zoo_compress.runner import run, selected
+    from zoo_compress.recipe.folder import RunFolder
+    from zoo_compress.recipe.planner import plan as make_plan
+    from zoo_compress.recipe.progress import Terminal
+    from zoo_compress.recipe.recipe import Recipe
+    from zoo_compress.recipe.runner import run, selected
 
     parsed = Recipe.load(recipe, overrides=set_ or [])
     folder = out or Path("runs") / parsed.about.name
@@ -154,8 +154,8 @@ def reproduce(
 
     The exit code is 0 where every byte is the same, 1 where something differs, 2 where it cannot be tried.
     """
-    from zoo_compress.progress import Terminal
-    from zoo_compress.reproduce import reproduce as make_again
+    from zoo_compress.recipe.progress import Terminal
+    from zoo_compress.recipe.reproduce import reproduce as make_again
 
     with Terminal(quiet=output.settings.quiet) as progress:
         found = make_again(path, out=out, base=base, progress=progress)

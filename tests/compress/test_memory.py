@@ -13,7 +13,7 @@ import torch
 from stress.memory import STAGES, figures_of
 from tiny import RECIPE, checkpoint, workplace
 from zoo_compress import Recipe, plan
-from zoo_compress.needs import Need, needs, shortage
+from zoo_compress.recipe.needs import Need, needs, shortage
 from zygote import Zygote
 
 from zoo.system.memory import Limit, give_back, limits, peak_bytes, reset_peak, resident_bytes

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zoo_compress import Recipe
-from zoo_compress.recipe import Recipe as SameRecipe
+from zoo_compress.recipe.recipe import Recipe as SameRecipe
 
 from zoo.errors import RecipeError, RequestError, UnknownName, ZooError
 

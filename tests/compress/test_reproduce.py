@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import RECIPE, workplace
 from zoo_compress import Recipe, apply, run
-from zoo_compress.reproduce import Unreproducible, reproduce
+from zoo_compress.recipe.reproduce import Unreproducible, reproduce
 
 import zoo
 from zoo import cli

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import RECIPE, workplace
 from zoo_compress import Recipe, apply, run
-from zoo_compress.folder import DRAFT, OURS
+from zoo_compress.recipe.folder import DRAFT, OURS
 from zygote import Done, Zygote
 
 import zoo

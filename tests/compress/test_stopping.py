@@ -91,7 +91,7 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
     alone = Path(shutil.copytree(place, tmp_path / "alone"))
     assert compress(zygote, alone).code == 0
     for moment, target, count in (
-        ("planning", "zoo_compress.planner:advance", 2),
+        ("planning", "zoo_compress.recipe.planner:advance", 2),
         ("influence", "zoo_compress.calibrate.watch:joined", 2),
         ("saving", "zoo.artifact.store:_write_weights", 1),
         ("training", "accelerate:Accelerator.backward", 5),
@@ -99,8 +99,8 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
         ("whitening", "torch.linalg:svd", 2),
         ("measuring", "zoo.evaluation.figures:measure", 3),
         ("report", "zoo_compress.report:html", 1),
-        ("publishing", "zoo_compress.folder:_fill", 3),
-        ("exchange", "zoo_compress.folder:RunFolder._exchange", 1),
+        ("publishing", "zoo_compress.recipe.folder:_fill", 3),
+        ("exchange", "zoo_compress.recipe.folder:RunFolder._exchange", 1),
     ):
         done = compress(zygote, place, setup=signal_at(target, signal.SIGTERM, count=count))
         assert (done.code, done.err.splitlines()[-1]) == (143, f"error: terminated; {KEPT}"), (moment, done.err)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from zoo_compress.runner import apply
+from zoo_compress.recipe.runner import apply
 from zoo_slm.byte_text import ByteText
 from zoo_slm.byte_tokenizer import END
 from zoo_slm.evaluate import Perplexity

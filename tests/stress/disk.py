@@ -320,7 +320,7 @@ def outputs(runs: Runs) -> None:
 
 AT_THIRD_SAVE = """
 import os, shutil, subprocess
-import zoo_compress.runner as runner
+import zoo_compress.recipe.runner as runner
 real, calls = runner.artifact.write, []
 def write(*args, **kwargs):
     done = real(*args, **kwargs)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from contract import cases
 from torch import nn
-from zoo_compress.runner import apply
+from zoo_compress.recipe.runner import apply
 
 import zoo
 from zoo.data.dataset import Dataset, Sample

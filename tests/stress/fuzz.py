@@ -511,7 +511,7 @@ class Readers:
 
     def _artifacts(self, contract: Any) -> Iterator[Document]:
         """Three saved models: a language model, a pruned convolutional net, a vision-language model."""
-        from zoo_compress.runner import apply
+        from zoo_compress.recipe.runner import apply
 
         made = {
             "llama": (
@@ -563,8 +563,8 @@ class Readers:
             document.path.write_text(document.text)
 
     def read_recipe(self, document: Document) -> str:
-        from zoo_compress.planner import plan
-        from zoo_compress.recipe import Recipe
+        from zoo_compress.recipe.planner import plan
+        from zoo_compress.recipe.recipe import Recipe
 
         plan(Recipe.load(document.path))
         return "planned"

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from zoo import registry
-from zoo.catalog import ModelSpec
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
-from zoo.errors import DataError, OutputError, RecipeError, ZooError, nearest
+from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.loading import weights
 from zoo.loading.load import load
 from zoo.loading.locate import stored_in
@@ -26,76 +24,10 @@ from zoo.model.context import Context
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo.system.memory import give_back, limits, resident_bytes
-from zoo_compress.needs import needs, require_room, shortage
-from zoo_compress.recipe import Recipe, StageRequest
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """What one stage will leave behind; `bytes` are of the weights on disk, `peak_bytes` of the process while it runs."""
-
-    use: str
-    params: int
-    bytes: int
-    peak_bytes: int
-    note: str = ""
-    options: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The plan of a recipe; `stages[0]` is the original."""
-
-    recipe: Recipe
-    spec: ModelSpec
-    stored: str  # dtype of the weights on disk
-    stages: tuple[PlannedStage, ...]
-    data: Mapping[str, Dataset]
-    licenses: Mapping[str, str]
-    disk_bytes: int
-    free_disk_bytes: int
-    free_memory_bytes: int
-    base_bytes: int  # of memory that the process holds when nothing runs
-    control: PlannedStage | None = None
-
-    @cached_property
-    def shortage(self) -> str:
-        """What of the run cannot have the memory it needs, in a sentence; "" where all can."""
-        return shortage(list(needs(self)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "recipe": self.recipe.about.name,
-            "model": self.spec.name,
-            "licenses": dict(self.licenses),
-            "data": {
-                role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint}
-                for role, d in self.data.items()
-            },
-            "disk_bytes": self.disk_bytes,
-            "free_disk_bytes": self.free_disk_bytes,
-            "free_memory_bytes": self.free_memory_bytes,
-            "memory": {
-                "needed_bytes": max(need.bytes for need in needs(self)),
-                "base_bytes": self.base_bytes,
-                "control_bytes": self.control.peak_bytes if self.control else None,
-                "limits": [asdict(limit) for limit in limits()],
-                "shortage": self.shortage,
-            },
-            "stages": [
-                {
-                    "use": s.use,
-                    "params": s.params,
-                    "bytes": s.bytes,
-                    "peak_bytes": s.peak_bytes,
-                    "note": s.note,
-                    "options": dict(s.options or {}),
-                }
-                for s in self.stages
-            ],
-        }
+from zoo.system.memory import give_back, resident_bytes
+from zoo_compress.recipe.needs import require_room
+from zoo_compress.recipe.planned import Plan, PlannedStage
+from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
 
 
 def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
@@ -171,27 +103,6 @@ def skeleton_of(recipe: Recipe) -> Model:
     return model
 
 
-def located(recipe: Recipe, name: str) -> str:
-    """A model or teacher name; a path that exists beside the recipe is meant from there."""
-    beside = recipe.base / name
-    return str(beside) if ("/" in name or name.startswith(".")) and _is_there(beside) and beside.is_dir() else name
-
-
-def weights_of(recipe: Recipe) -> str:
-    """The recipe's `weights`; a path that exists beside the recipe is meant from there."""
-    asked = recipe.model.weights
-    beside = recipe.base / asked
-    return str(beside) if asked not in ("auto", "random") and _is_there(beside) else asked
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a path exists; one that no file system takes, being too long, does not."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def _stored_of(recipe: Recipe, model: Model) -> str:
     """The dtype the model's weights have on disk where they are here, else that in which it is run."""
     found = "" if weights_of(recipe) == "random" else stored_in(_weights_folder(recipe, model))
@@ -221,22 +132,6 @@ def advance(model: Model, state: State, request: StageRequest, record: dict[str,
     for path, trait in request.compressor.traits(record).items():
         state[path] = (*state.get(path, ()), Trait(trait.kind, trait.detail, request.label))
     return stage
-
-
-class blamed:
-    """Put file, line and stage, or another place in the recipe, in front of whatever is refused there.
-
-    An output that cannot be written is not the recipe's fault.
-    """
-
-    def __init__(self, place: StageRequest | str, what: str = "") -> None:
-        self.where, self.what = place if isinstance(place, str) else place.where, what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ZooError) and not isinstance(error, OutputError) and not str(error).startswith(self.where):
-            raise type(error)(f"{self.where}: {self.what}{error}") from None
 
 
 def _check(

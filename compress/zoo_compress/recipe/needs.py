@@ -10,7 +10,7 @@ from zoo.errors import RequestError
 from zoo.system.memory import Limit, limits, resident_bytes
 
 if TYPE_CHECKING:
-    from zoo_compress.planner import Plan
+    from zoo_compress.recipe.planned import Plan
 
 TRAINS = "lower its batch or length, or use a machine with more memory"
 WEIGHTS = "use a machine with more memory, or a smaller model"

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoo import registry
 from zoo.compressor import Compressor
-from zoo.errors import RecipeError, RequestError, nearest
+from zoo.errors import OutputError, RecipeError, RequestError, ZooError, nearest
 from zoo.options import CompressorOptions, validated
 from zoo.plugins.names import declaration
 from zoo.system.reading import text_of, toml_of
@@ -289,3 +289,40 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not isinstance(place, dict):
         raise RequestError(f"--set {text!r}: name the option too, such as stage.0.layers=first:3.")
     place[last] = value
+
+
+def located(recipe: Recipe, name: str) -> str:
+    """A model or teacher name; a path that exists beside the recipe is meant from there."""
+    beside = recipe.base / name
+    return str(beside) if ("/" in name or name.startswith(".")) and _is_there(beside) and beside.is_dir() else name
+
+
+def weights_of(recipe: Recipe) -> str:
+    """The recipe's `weights`; a path that exists beside the recipe is meant from there."""
+    asked = recipe.model.weights
+    beside = recipe.base / asked
+    return str(beside) if asked not in ("auto", "random") and _is_there(beside) else asked
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; one that no file system takes, being too long, does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+class blamed:
+    """Put file, line and stage, or another place in the recipe, in front of whatever is refused there.
+
+    An output that cannot be written is not the recipe's fault.
+    """
+
+    def __init__(self, place: StageRequest | str, what: str = "") -> None:
+        self.where, self.what = place if isinstance(place, str) else place.where, what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ZooError) and not isinstance(error, OutputError) and not str(error).startswith(self.where):
+            raise type(error)(f"{self.where}: {self.what}{error}") from None

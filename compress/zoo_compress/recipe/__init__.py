@@ -1,0 +1,1 @@
+"""From a recipe to a result: read, planned, run, made again."""

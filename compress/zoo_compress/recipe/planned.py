@@ -1,0 +1,81 @@
+"""A plan: what every stage of a recipe will leave behind and need, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from zoo.catalog import ModelSpec
+from zoo.data.dataset import Dataset
+from zoo.system.memory import limits
+from zoo_compress.recipe.needs import needs, shortage
+from zoo_compress.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What one stage will leave behind; `bytes` are of the weights on disk, `peak_bytes` of the process while it runs."""
+
+    use: str
+    params: int
+    bytes: int
+    peak_bytes: int
+    note: str = ""
+    options: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a recipe; `stages[0]` is the original."""
+
+    recipe: Recipe
+    spec: ModelSpec
+    stored: str  # dtype of the weights on disk
+    stages: tuple[PlannedStage, ...]
+    data: Mapping[str, Dataset]
+    licenses: Mapping[str, str]
+    disk_bytes: int
+    free_disk_bytes: int
+    free_memory_bytes: int
+    base_bytes: int  # of memory that the process holds when nothing runs
+    control: PlannedStage | None = None
+
+    @cached_property
+    def shortage(self) -> str:
+        """What of the run cannot have the memory it needs, in a sentence; "" where all can."""
+        return shortage(list(needs(self)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "recipe": self.recipe.about.name,
+            "model": self.spec.name,
+            "licenses": dict(self.licenses),
+            "data": {
+                role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint}
+                for role, d in self.data.items()
+            },
+            "disk_bytes": self.disk_bytes,
+            "free_disk_bytes": self.free_disk_bytes,
+            "free_memory_bytes": self.free_memory_bytes,
+            "memory": {
+                "needed_bytes": max(need.bytes for need in needs(self)),
+                "base_bytes": self.base_bytes,
+                "control_bytes": self.control.peak_bytes if self.control else None,
+                "limits": [asdict(limit) for limit in limits()],
+                "shortage": self.shortage,
+            },
+            "stages": [
+                {
+                    "use": s.use,
+                    "params": s.params,
+                    "bytes": s.bytes,
+                    "peak_bytes": s.peak_bytes,
+                    "note": s.note,
+                    "options": dict(s.options or {}),
+                }
+                for s in self.stages
+            ],
+        }
