@@ -100,7 +100,7 @@ def compress(
 def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> None:
     """Show a model's structure: its stacks, widths, shared and packed parts, and how it was made."""
     with output.status(f"Reading {model}"):
-        from zoo_compress.inspection import describe
+        from zoo_compress.report.inspection import describe
 
         found = describe(model)
     if json:

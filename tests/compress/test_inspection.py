@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zoo_compress
 from snapgen.pipelines import snapgen
-from zoo_compress.inspection import describe
+from zoo_compress.report.inspection import describe
 
 pytestmark = pytest.mark.quick
 
