@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from zoo_compress.reference import reference
+from write_stages import reference
 
 pytestmark = pytest.mark.quick
 
 
 def test_the_reference_is_in_step_with_the_code() -> None:
     written = (Path(__file__).parents[2] / "docs" / "stages.md").read_text(encoding="utf-8")
-    assert written.rstrip("\n") == reference().rstrip("\n"), "run: python -m zoo_compress.reference > docs/stages.md"
+    assert written.rstrip("\n") == reference().rstrip("\n"), "run: python docs/write_stages.py > docs/stages.md"
 
 
 def test_every_option_has_a_meaning() -> None:

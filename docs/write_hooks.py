@@ -1,8 +1,9 @@
-"""The reference of hooks, written from the hooks, the contracts and the built-in plugins: `python -m zoo.reference`."""
+"""The reference of hooks, written from the hooks, the contracts and the built-in plugins: `python docs/write_hooks.py`."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ PROTOCOLS: dict[str, type] = {"evaluator": evaluator.Evaluator, "data": Source} 
 
 INTRODUCTION = f"""# Hooks
 
-Written by `python -m zoo.reference > docs/hooks.md`; a test keeps it in step with the code.
+Written by `python docs/write_hooks.py > docs/hooks.md`; a test keeps it in step with the code.
 
 A plugin is a distribution with one or two entry points of the plugin's name:
 
@@ -128,7 +129,7 @@ def _contract(kind: str, users: list[Declared]) -> Iterator[str]:
         for inner in (inner for inner in bases if base in inner.__mro__[1:]):
             needed = ", ".join(f"`{name}`" for name in sorted(inner.__abstractmethods__))
             yield ""
-            yield f"`{_place(inner)}`: {_sentence(inner)} It leaves to write: {needed}."
+            yield f"`{_public_name(inner)}`: {_sentence(inner)} It leaves to write: {needed}."
 
 
 def _bases(kind: str, users: list[Declared]) -> list[Any]:
@@ -146,7 +147,7 @@ def _thing(user: Declared) -> Any:
 
 def _described(base: type, what: str) -> Iterator[str]:
     """A class with its attributes and methods, those without a default marked as needed."""
-    yield f"{what} `{_place(base)}`:"
+    yield f"{what} `{_public_name(base)}`:"
     yield ""
     yield str(inspect.getdoc(base))
     yield ""
@@ -168,10 +169,15 @@ def _described(base: type, what: str) -> Iterator[str]:
             yield f"- `{_signature(node, skip=('self',))}`, **needed**: {(ast.get_docstring(node) or '').partition(chr(10))[0]}"
 
 
-def _place(base: type) -> str:
-    return f"{base.__module__}.{base.__qualname__}".replace(
-        f"zoo.family.{base.__module__.rpartition('.')[2]}.", "zoo.family."
-    )
+def _public_name(base: type) -> str:
+    """The name to import a class by: that of the nearest package whose face offers it, else that of its module."""
+    steps = base.__module__.split(".")
+    for depth in range(len(steps) - 1, 0, -1):
+        package = ".".join(steps[:depth])
+        homes = getattr(importlib.import_module(package), "HOMES", {})
+        if base.__name__ in homes.get(base.__module__, ()):
+            return f"{package}.{base.__name__}"
+    return f"{base.__module__}.{base.__qualname__}"
 
 
 def _sentence(base: type) -> str:

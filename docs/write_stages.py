@@ -1,4 +1,4 @@
-"""The reference of stages and losses, written from their docstrings and options: `python -m zoo_compress.reference`."""
+"""The reference of stages and losses, written from their docstrings and options: `python docs/write_stages.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reference() -> str:
     lines = [
         "# Stages and losses",
         "",
-        "Written by `python -m zoo_compress.reference > docs/stages.md`; a test keeps it in step. Every option can be set",
+        "Written by `python docs/write_stages.py > docs/stages.md`; a test keeps it in step. Every option can be set",
         "in a recipe's `[[stage]]` table, on the command line with `--set stage.0.NAME=VALUE`, or in Python.",
         "",
     ]
