@@ -2,7 +2,9 @@
 
 1. zoo_<plugin> imports zoo_compress imports zoo; plugins never import each other.
 2. At run time there is no import circle, the `__init__` of every package above a module included.
-3. Nothing on the way of `zoo --help` imports torch, pydantic or numpy.
+3. Arrows point down the floors below. Annotations alone may point up, to Model, Family and Compressor.
+4. The model room never imports the registry, the loader or a concrete family.
+5. Nothing on the way of `zoo --help` imports torch, pydantic or numpy.
 
 Inside the house code imports the file that defines a name; the faces of packages are for those who use it.
 """
@@ -24,18 +26,54 @@ PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").iterdir() if (fold
 PACKAGES = ("zoo", "zoo_compress", *PLUGINS)
 HEAVY = {"torch", "transformers", "diffusers", "timm", "accelerate", "datasets", "bitsandbytes", "torch_pruning"}
 
+# The rooms, from the ground up: a file imports from its own floor or from those below.
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "zoo": (
+        ("errors", "faces", "hooks"),
+        ("system", "options"),
+        ("tensors", "anatomy"),
+        ("plugins",),
+        ("catalog",),
+        ("data",),
+        ("model",),
+        ("compressor", "loss", "evaluator"),
+        ("family",),
+        ("artifact",),
+        ("evaluation",),
+        ("registry",),
+        ("loading",),
+        ("testing", "cli"),
+        ("plugin", "__main__"),
+    ),
+    "zoo_compress": (
+        ("dryrun", "losses"),
+        ("calibrate", "measure"),
+        ("train",),
+        ("methods", "report"),
+        ("recipe",),
+        ("commands", "plugin"),
+    ),
+}
+NOUNS = {"Model", "Family", "Compressor"}  # what an annotation may name from above
+# Pairs of files that may break the third sentence, each with its reason.
+EXCEPTIONS = {
+    # People save with `model.save(path)`, and what writes a model needs the whole of it.
+    ("zoo.model.model", "zoo.artifact.store"),
+}
+
 # Loaded by `import zoo`, `zoo --help`, `zoo list`, `zoo info` or `zoo plugins`.
-START = sorted(
-    str(file.relative_to(ROOT))
-    for pattern in (
-        "zoo/cli/**/*.py",
-        "zoo/plugins/*.py",
-        "zoo/*/__init__.py",
-        "*/zoo_*/__init__.py",
-        "*/zoo_*/plugin.py",
-    )
-    for file in ROOT.glob(pattern)
-)
+START = [
+    *(f"zoo/{name}.py" for name in ("__init__", "__main__", "catalog", "errors", "faces", "hooks", "plugin")),
+    *(f"zoo/{room}/__init__.py" for room in ("artifact", "family", "family/text", "loading", "model", "system")),
+    *("zoo/family/text/shape.py", "zoo/loading/weights.py", "zoo/artifact/manifest.py"),
+    *(f"zoo/system/{name}.py" for name in ("quantities", "reading", "signals", "writing")),
+    *sorted(str(file.relative_to(ROOT)) for room in ("cli", "plugins") for file in (ROOT / "zoo" / room).rglob("*.py")),
+    *(
+        f"{folder}/{name}.py"
+        for folder in ("compress/zoo_compress", *(f"plugins/{name}" for name in PLUGINS))
+        for name in ("__init__", "plugin")
+    ),
+]
 
 
 def files_of(package: str) -> list[Path]:
@@ -160,6 +198,62 @@ def test_there_is_no_circle():
 
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+
+
+def room_of(module: str) -> tuple[str, str]:
+    package, _, rest = module.partition(".")
+    return package, rest.partition(".")[0]
+
+
+def floor_of(module: str) -> int:
+    """The floor of a module; the face of a whole package is below all of them."""
+    package, room = room_of(module)
+    return next((number for number, rooms in enumerate(FLOORS[package]) if room in rooms), -1)
+
+
+def goes_up(arrow: Arrow) -> bool:
+    package = room_of(arrow.source)[0]
+    if package not in FLOORS or package != room_of(arrow.target)[0] or room_of(arrow.source) == room_of(arrow.target):
+        return False
+    if MODULES[arrow.source].name == "__init__.py":  # a face names for type checkers what it offers
+        return False
+    if arrow.annotation and arrow.name in NOUNS:
+        return False
+    return floor_of(arrow.target) > floor_of(arrow.source) and (arrow.source, arrow.target) not in EXCEPTIONS
+
+
+def test_every_file_has_a_floor():
+    rooms = {room_of(name) for name in MODULES if room_of(name)[0] in FLOORS and room_of(name)[1]}
+    assert rooms == {(package, room) for package, floors in FLOORS.items() for floor in floors for room in floor}
+
+
+def test_arrows_point_down():
+    assert [arrow for arrow in ARROWS if goes_up(arrow)] == []
+
+
+def test_at_most_three_exceptions_and_none_for_nothing():
+    pairs = {(arrow.source, arrow.target) for arrow in ARROWS if not arrow.annotation}
+    assert len(EXCEPTIONS) <= 3
+    assert pairs >= EXCEPTIONS
+
+
+def test_a_method_imports_no_other_method():
+    """What two methods need lies a floor below; the files of one folder are one method's."""
+
+    def method(module: str) -> str:
+        return module.removeprefix("zoo_compress.methods.").partition(".")[0]
+
+    methods = [arrow for arrow in ARROWS if arrow.source.startswith("zoo_compress.methods.")]
+    others = [
+        a for a in methods if a.target.startswith("zoo_compress.methods.") and method(a.target) != method(a.source)
+    ]
+    assert others == []
+
+
+def test_the_model_knows_no_registry_no_loader_and_no_family():
+    forbidden = ("zoo.registry", "zoo.loading", "zoo.family.")
+    reached = [a for a in ARROWS if a.source.startswith("zoo.model") and a.target.startswith(forbidden)]
+    assert {(arrow.target, arrow.name, arrow.annotation) for arrow in reached} <= {("zoo.family.base", "Family", True)}
 
 
 FACES = {name for name, tree in TREES.items() if "face(__name__" in ast.unparse(tree)}

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import pluggy
 
-from zoo.plugins.declarations import API as API
-
 Register = Callable[[str, str], None]
 
 hookspec = pluggy.HookspecMarker("zoo")

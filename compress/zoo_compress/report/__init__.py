@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from zoo_compress.report.page import html as html
     from zoo_compress.report.terminal import table as table
 
-__getattr__, __dir__ = face(
-    __name__, {"zoo_compress.report.page": ("html",), "zoo_compress.report.terminal": ("table",)}
-)
+HOMES = {
+    "zoo_compress.report.page": ("html",),
+    "zoo_compress.report.terminal": ("table",),
+}
+__getattr__, __dir__ = face(__name__, HOMES)
