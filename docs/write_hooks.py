@@ -9,15 +9,10 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from zoo import evaluator, hooks, registry
-from zoo.data.dataset import Source
-from zoo.family.base import Family
 from zoo.plugins import declarations, manager
-from zoo.plugins.declarations import API, KINDS, Declared, ModelSpec, keys_of
-from zoo.plugins.names import name_to_write, of_kind
-from zoo.plugins.registering import HOOKS
-
-PROTOCOLS: dict[str, type] = {"evaluator": evaluator.Evaluator, "data": Source}  # of what needs no base class
+from zoo.plugins.declarations import API, Declared, ModelSpec, keys_of
+from zoo.plugins.kinds import KINDS, Kind
+from zoo.plugins.names import object_of, of_kind
 
 INTRODUCTION = f"""# Hooks
 
@@ -54,38 +49,35 @@ package's own dependencies: using the thing says what to install.
 
 def reference() -> str:
     """Return docs/hooks.md: every hook, what is registered with it, what is declared of it, and who uses it."""
-    sections = [INTRODUCTION, *(_hook(kind) for kind in KINDS), _models()]
+    sections = [INTRODUCTION, *(_hook(kind) for kind in KINDS.values()), _models()]
     return "\n".join(sections)
 
 
-def _hook(kind: str) -> str:
-    name, users = HOOKS[kind], [found for found in of_kind(kind).values() if manager.find(found.plugin).ours]
-    function = getattr(hooks, name)
-    sentence, _, call = str(inspect.getdoc(function)).partition(": call ")
-    signature = _source(function).body[0]
-    assert isinstance(signature, ast.FunctionDef)
+def _hook(kind: Kind) -> str:
+    users = [user for user in of_kind(kind.name).values() if manager.find(user.plugin).ours]
+    name, _, target = kind.example.partition(" = ")
     lines = [
-        f"## {name}",
+        f"## {kind.hook}",
         "",
-        f"{sentence}.",
+        f"Add {kind.things}.",
         "",
         "```python",
         "@hookimpl",
-        f"def {_signature(signature, skip=())}:",
-        "    " + call.removesuffix(" for each"),
+        f"def {kind.hook}(register: Register) -> None:",
+        f"    register('{name}', '{target}')",
         "```",
         "",
         "### What is registered",
         "",
         *_contract(kind, users),
         "",
-        f"### `[[{kind}]]` in registry.toml",
+        f"### `[[{kind.name}]]` in registry.toml",
         "",
-        *_keys(kind),
+        *_keys(kind.name),
         "",
         "### Used by",
         "",
-        *(f"- {found.plugin}: `{found.name}`, `{_target(found)}`" for found in users),
+        *(f"- {user.plugin}: `{user.name}`, `{_target(user)}`" for user in users),
         "",
     ]
     return "\n".join(lines)
@@ -113,36 +105,38 @@ def _target(found: Declared) -> str:
 # --- what is registered -----------------------------------------------------------------------------------------------
 
 
-def _contract(kind: str, users: list[Declared]) -> Iterator[str]:
-    """What a registered thing has to be: a base class, a protocol, or a function."""
-    if kind == "command":
-        yield "A function whose parameters typer can read from a command line, or a `typer.Typer` with commands of its own."
-        return
-    if kind in PROTOCOLS:
-        yield from _described(PROTOCOLS[kind], "An object like")
-        return
-    bases = _bases(kind, users)
-    roots = [base for base in bases if not any(other in bases for other in base.__mro__[1:])]
-    for base in roots:
-        yield from ([""] if base is not roots[0] else [])
-        yield from _described(base, "A subclass of" if base is roots[0] else "Or a subclass of")
-        for inner in (inner for inner in bases if base in inner.__mro__[1:]):
+def _contract(kind: Kind, users: list[Declared]) -> Iterator[str]:
+    """What a registered thing has to be: a base class, a protocol, or what a sentence says."""
+    for number, contract in enumerate(kind.contracts):
+        if number:
+            yield ""
+        module, colon, name = contract.partition(":")
+        if not colon:
+            yield contract
+            continue
+        base = getattr(importlib.import_module(module), name)
+        yield from _described(base, _lead(base, number))
+        for inner in _refinements(base, users):
             needed = ", ".join(f"`{name}`" for name in sorted(inner.__abstractmethods__))
             yield ""
             yield f"`{_public_name(inner)}`: {_sentence(inner)} It leaves to write: {needed}."
 
 
-def _bases(kind: str, users: list[Declared]) -> list[Any]:
-    """The abstract classes behind the built-in things of a kind; of families, also those of each modality."""
-    found = {base: None for user in users for base in reversed(type(_thing(user)).__mro__) if inspect.isabstract(base)}
-    public = [base for base in found if base.__module__.startswith("zoo.") or base.__base__ not in found]
-    return public if kind != "family" else sorted(public, key=lambda base: (base is not Family, base.__qualname__))
+def _lead(base: Any, number: int) -> str:
+    if _is_protocol(base):
+        return "An object like"
+    return "Or a subclass of" if number else "A subclass of"
 
 
-def _thing(user: Declared) -> Any:
-    return {"family": registry.family, "compressor": registry.compressor, "loss": registry.loss}[user.kind](
-        name_to_write(user)
-    )
+def _is_protocol(base: Any) -> bool:
+    return bool(getattr(base, "_is_protocol", False))
+
+
+def _refinements(base: type, users: list[Declared]) -> list[Any]:
+    """The abstract classes between a contract and the built-in things of its kind, such as those of each modality."""
+    lines = [type(object_of(user)).__mro__ for user in users]
+    inner = {cls for line in lines for cls in line if inspect.isabstract(cls) and base in cls.__mro__[1:]}
+    return sorted((cls for cls in inner if cls.__module__.startswith("zoo.")), key=lambda cls: cls.__qualname__)
 
 
 def _described(base: type, what: str) -> Iterator[str]:
@@ -160,9 +154,7 @@ def _described(base: type, what: str) -> Iterator[str]:
             yield f"- `{ast.unparse(node.target)}: {kind[:-1] if kind != ast.unparse(node.annotation) else kind}`{default}{_comment(node, lines)}"
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             needed = (
-                ", **needed**"
-                if node.name in getattr(base, "__abstractmethods__", ()) or base in PROTOCOLS.values()
-                else ""
+                ", **needed**" if node.name in getattr(base, "__abstractmethods__", ()) or _is_protocol(base) else ""
             )
             yield f"- `{_signature(node, skip=('self',))}`{needed}: {(ast.get_docstring(node) or '').partition(chr(10))[0]}"
         elif isinstance(node, ast.FunctionDef) and node.name == "__call__":

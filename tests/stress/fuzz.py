@@ -571,7 +571,7 @@ class Readers:
 
     def read_registry(self, document: Document) -> str:
         from zoo import catalog
-        from zoo.plugins import declarations
+        from zoo.plugins import declarations, kinds
         from zoo.plugins.names import of_kind, recognise, refresh
 
         refresh()
@@ -582,7 +582,7 @@ class Readers:
             raise error
         for spec in catalog.models():
             catalog.info(spec.name)
-        for kind in declarations.KINDS:
+        for kind in kinds.KINDS:
             of_kind(kind)
         self.command("list")
         self.command("list", "--json")

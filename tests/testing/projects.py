@@ -8,7 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from zoo.cli.plugins.new import KINDS, new
+from zoo.cli.plugins.new import begins_with, new
+
+KINDS = begins_with()
 
 HERE = Path(__file__).parent
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import main
-from zoo.cli.plugins.new import KINDS, TEMPLATES
+from zoo.cli.plugins.new import TEMPLATES, begins_with
 from zoo.plugins.declarations import read
+
+KINDS = begins_with()
 
 pytestmark = pytest.mark.quick
 

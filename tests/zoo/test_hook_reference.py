@@ -11,9 +11,8 @@ from write_hooks import reference
 
 from zoo import hooks
 from zoo.plugins import declarations, manager
-from zoo.plugins.declarations import KINDS
+from zoo.plugins.kinds import KINDS
 from zoo.plugins.names import of_kind
-from zoo.plugins.registering import HOOKS
 
 pytestmark = pytest.mark.quick
 
@@ -30,8 +29,8 @@ def test_the_reference_of_hooks_is_in_step_with_the_code():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_hook_says_who_uses_it_and_its_own_example_is_one_of_them(kind: str):
-    name, target = re.findall(r"register\('(.+?)', '(.+?)'\)", str(inspect.getdoc(getattr(hooks, HOOKS[kind]))))[0]
-    used = re.findall(r"^- (\w+): `(.+?)`, `(.+?)`$", section(HOOKS[kind]), re.MULTILINE)
+    name, _, target = KINDS[kind].example.partition(" = ")
+    used = re.findall(r"^- (\w+): `(.+?)`, `(.+?)`$", section(KINDS[kind].hook), re.MULTILINE)
     assert (name, target) in {(name, target) for _, name, target in used}
     assert used == [
         (found.plugin, short, manager.load(found.plugin)[kind][short])
@@ -43,7 +42,7 @@ def test_every_hook_says_who_uses_it_and_its_own_example_is_one_of_them(kind: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_of_a_table_is_described(kind: str):
     keys = re.findall(
-        r"^- `(\w+)`(, \*\*needed\*\*)?: ", section(HOOKS[kind]).split("in registry.toml")[1], re.MULTILINE
+        r"^- `(\w+)`(, \*\*needed\*\*)?: ", section(KINDS[kind].hook).split("in registry.toml")[1], re.MULTILINE
     )
     assert [(key, bool(needed)) for key, needed in keys] == [
         (key, needed) for key, (needed, _) in declarations.keys_of(kind).items()

@@ -16,18 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zoo.errors import PluginError, nearest
+from zoo.plugins import kinds
 from zoo.system.reading import text_of, toml_of
 
 API = 1  # the version of the hooks and of registry.toml; raised when plugins made for the old one no longer work
-
-KINDS = ("family", "compressor", "loss", "evaluator", "data", "command")
-
-
-def label(kind: str) -> str:
-    """What a kind is called in a sentence."""
-    return "data source" if kind == "data" else kind
-
-
 LONGEST = 500  # characters of a text in it
 DEEPEST = 20  # tables inside tables
 NAME = "at most 200 letters, digits, '.', '_' and '-', beginning with a letter or digit"
@@ -74,6 +66,7 @@ class Declared:
     recognises: tuple[str, ...] = ()
     prefix: str = ""  # families only: "timm:NAME" is a model of theirs, whatever NAME is
     task: str = ""  # families only: of the models so named
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)  # values of keys that only its kind has
 
 
 @dataclass(frozen=True)
@@ -226,8 +219,8 @@ _MODEL: dict[str, Check] = {
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
 _ANY_NEEDED = ("name", "summary")
-_FAMILY: dict[str, Check] = {**_ANY, "modality": _name, "recognises": _marks, "prefix": _name, "task": _name}
-_FAMILY_NEEDED = (*_ANY_NEEDED, "modality")
+# What a row of `kinds` calls the values of its own keys.
+_VALUES: dict[str, Check] = {"name": _name, "text": _text, "texts": _texts, "marks": _marks, "count": _count}
 
 
 def keys_of(kind: str) -> dict[str, tuple[bool, str]]:
@@ -237,8 +230,10 @@ def keys_of(kind: str) -> dict[str, tuple[bool, str]]:
 
 
 def _keys_of(kind: str) -> tuple[Mapping[str, Check], tuple[str, ...]]:
-    special = {"model": (_MODEL, _MODEL_NEEDED), "family": (_FAMILY, _FAMILY_NEEDED)}
-    return special.get(kind, (_ANY, _ANY_NEEDED))
+    if kind == kinds.MODEL:
+        return _MODEL, _MODEL_NEEDED
+    row = kinds.KINDS[kind]
+    return {**_ANY, **{key: _VALUES[value] for key, value in row.keys.items()}}, (*_ANY_NEEDED, *row.needed)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -256,13 +251,20 @@ def read(path: Path, *, plugin: str, distribution: str = "") -> Declarations:
     if not covers(api):  # then nothing else in the file need mean what it means here
         raise PluginError(_misfit(api, distribution or plugin))
     _require_tables(tables, path)
-    models = tuple(ModelSpec(**{"plugin": plugin, **_nulled(table)}) for table in _tables(tables, "model", path=path))
+    models = tuple(
+        ModelSpec(**{"plugin": plugin, **_nulled(table)}) for table in _tables(tables, kinds.MODEL, path=path)
+    )
     names: list[Declared] = []
-    for kind in KINDS:
-        for table in _tables(tables, kind, path=path):
-            listed: dict[str, Any] = {key: tuple(table.pop(key)) for key in ("needs", "recognises") if key in table}
-            names.append(Declared(kind=kind, plugin=plugin, **table, **listed))
+    for kind in kinds.KINDS:
+        names += [_declared(kind, table, plugin=plugin) for table in _tables(tables, kind, path=path)]
     return Declarations(api, models, tuple(names))
+
+
+def _declared(kind: str, table: Mapping[str, Any], *, plugin: str) -> Declared:
+    """One declaration; values of keys that only its kind has stand in `more`."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    more = {key: values.pop(key) for key in list(values) if key not in Declared.__dataclass_fields__}
+    return Declared(kind=kind, plugin=plugin, **values, more=more)
 
 
 def _nulled(table: dict[str, Any]) -> dict[str, Any]:
@@ -299,12 +301,12 @@ def _misfit(api: str, distribution: str) -> str:
 
 
 def _require_tables(tables: Mapping[str, Any], path: Path) -> None:
-    kinds = ("model", *KINDS)
+    known = kinds.tables()
     for key, value in tables.items():
         if key == "api":
             continue
-        if key not in kinds:
-            raise PluginError(f"{path}: {_shown(key)} is not a table.{nearest(key, kinds)} Tables: {', '.join(kinds)}.")
+        if key not in known:
+            raise PluginError(f"{path}: {_shown(key)} is not a table.{nearest(key, known)} Tables: {', '.join(known)}.")
         if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
             raise PluginError(f"{path}: {key!r} must be written as [[{key}]], one for each {key}.")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zoo.errors import PluginError, UnknownName, listed, nearest
-from zoo.plugins import switches
-from zoo.plugins.declarations import KINDS, Declared, label
+from zoo.plugins import kinds, switches
+from zoo.plugins.declarations import Declared
 from zoo.plugins.distributions import CORE as CORE
 from zoo.plugins.distributions import DISTRIBUTION as DISTRIBUTION
 from zoo.plugins.distributions import entries
@@ -176,7 +176,7 @@ def _without_clashes(plugins: list[Plugin]) -> _Used:
 
 def _keys(plugin: Plugin) -> list[tuple[str, str]]:
     """Every (kind, name) of a plugin; what its families put before the names of their models is a kind as well."""
-    return [(kind, name) for kind in ("model", *KINDS, "prefix") for name in plugin.declares(kind)]
+    return [(kind, name) for kind in (*kinds.tables(), "prefix") for name in plugin.declares(kind)]
 
 
 def _told(plugin: Plugin, shared: list[tuple[str, str]], held: dict[tuple[str, str], tuple[str, ...]]) -> Plugin:
@@ -185,10 +185,10 @@ def _told(plugin: Plugin, shared: list[tuple[str, str]], held: dict[tuple[str, s
     for kind, name in shared:
         first, *others = held[kind, name]
         if others:
-            notes.append(f"{label(kind)} {_ambiguity(name, held[kind, name])}")
+            notes.append(f"{kinds.label(kind)} {_ambiguity(name, held[kind, name])}")
         elif first != plugin.name:
             faults.append(
-                f"{label(kind)} {name!r} is already declared by plugin {first}; {plugin.name}'s is reached as '{plugin.name}:{name}'."
+                f"{kinds.label(kind)} {name!r} is already declared by plugin {first}; {plugin.name}'s is reached as '{plugin.name}:{name}'."
             )
     return replace(plugin, fault=" ".join(faults), notes=tuple(notes)) if faults or notes else plugin
 

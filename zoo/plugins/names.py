@@ -11,18 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import PluginError, RequestError, UnknownName, ZooError, nearest, one_line
-from zoo.plugins import manager
+from zoo.plugins import kinds, manager
 from zoo.plugins.declarations import Declared as Declared
-from zoo.plugins.declarations import label
 from zoo.system.reading import LARGEST_DATA, text_of
 
 if TYPE_CHECKING:
     from zoo.plugins.declarations import ModelSpec
-
-
-# What a registered thing has to be an instance of: imported when one is resolved, so that this file knows neither.
-CONTRACTS = {"family": "zoo.family.base:Family", "compressor": "zoo.compressor:Compressor"}
-_PLURALS = {"family": "Families", "loss": "Losses", "data": "Data sources"}
 
 
 def of_kind(kind: str) -> dict[str, Declared]:
@@ -49,7 +43,7 @@ def declaration(kind: str, name: str, *, plugin: str = "") -> Declared:
     owner, short = (plugin, name) if plugin else _parted(name)
     if not owner:
         if ambiguity := manager.why_ambiguous(kind, short):
-            raise RequestError(f"{_capital(label(kind))} {ambiguity}")
+            raise RequestError(f"{_capital(kinds.label(kind))} {ambiguity}")
         owner = next(iter(manager.holders(kind, short)), "")
     for candidate in manager.names_of(owner):
         if (candidate.kind, candidate.name) == (kind, short):
@@ -68,10 +62,10 @@ def _unknown(kind: str, name: str) -> str:
     if reason := why_unused(kind, name):
         return reason
     found = of_kind(kind)
-    everything = f"{_PLURALS.get(kind, kind.capitalize() + 's')}: {', '.join(found) or 'none'}."
+    everything = f"{_capital(kinds.plural(kind))}: {', '.join(found) or 'none'}."
     unread = [plugin.name for plugin in manager.plugins_in_use() if plugin.fault and not plugin.names]
     hint = f" Plugin {', '.join(unread)} cannot be used; `zoo plugins` says why." if unread else ""
-    return f"No {label(kind)} named {name!r}.{nearest(name, found)} {everything}{hint}"
+    return f"No {kinds.label(kind)} named {name!r}.{nearest(name, found)} {everything}{hint}"
 
 
 def why_unused(kind: str, name: str) -> str:
@@ -80,7 +74,7 @@ def why_unused(kind: str, name: str) -> str:
     if not owner and (elsewhere := manager.unused(kind, short)):
         owner = elsewhere.name
     reason = manager.why_absent(owner) if owner else ""
-    return f"{_capital(label(kind))} {short!r} comes with plugin {owner}, which {reason}." if reason else ""
+    return f"{_capital(kinds.label(kind))} {short!r} comes with plugin {owner}, which {reason}." if reason else ""
 
 
 def is_known(kind: str, name: str) -> bool:
@@ -194,9 +188,10 @@ def object_of(declared: Declared) -> Any:
 
 
 def _checked(declared: Declared, made: Any) -> Any:
-    """Refuse what is no instance of the class that its kind has to be of."""
-    if contract := CONTRACTS.get(declared.kind):
-        module, _, base = contract.partition(":")
+    """Refuse what is no instance of the class that its kind has to be of, where the kind is strict about it."""
+    kind = kinds.KINDS[declared.kind]
+    if kind.strict:
+        module, _, base = kind.contracts[0].partition(":")
         if not isinstance(made, getattr(importlib.import_module(module), base)):
             target = manager.load(declared.plugin)[declared.kind][declared.name]
             raise PluginError(

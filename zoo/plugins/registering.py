@@ -8,26 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import PluginError, nearest, one_line
-from zoo.plugins.declarations import KINDS
+from zoo.plugins.kinds import KINDS, Kind
 
 if TYPE_CHECKING:
     import pluggy
 
+    from zoo.hooks import Register
     from zoo.plugins.installed import Plugin
-
-
-# The hook that registers each kind of name.
-HOOKS = {
-    "family": "register_families",
-    "compressor": "register_compressors",
-    "loss": "register_losses",
-    "evaluator": "register_evaluators",
-    "data": "register_data",
-    "command": "register_commands",
-}
 
 
 Targets = dict[str, dict[str, str]]  # kind -> name -> "package.module:attribute"
@@ -67,11 +58,22 @@ def _manager() -> pluggy.PluginManager:
     """A manager for one plugin: none meets another's hooks, and two may name the same module."""
     import pluggy
 
-    import zoo.hooks
-
     manager = pluggy.PluginManager("zoo")
-    manager.add_hookspecs(zoo.hooks)
+    hooks = ModuleType("hooks")
+    vars(hooks).update({kind.hook: specification(kind) for kind in KINDS.values()})
+    manager.add_hookspecs(hooks)
     return manager
+
+
+def specification(kind: Kind) -> Any:
+    """The hook of a kind, as pluggy wants it specified."""
+
+    from zoo.hooks import hookspec
+
+    def hook(register: Register) -> None: ...
+
+    hook.__name__, hook.__doc__ = kind.hook, f"Add {kind.things}."
+    return hookspec(hook)
 
 
 def _require_known(manager: pluggy.PluginManager) -> None:
@@ -82,13 +84,13 @@ def _require_known(manager: pluggy.PluginManager) -> None:
             and not hook.has_spec()
             and not all(found.optionalhook for found in hook.get_hookimpls())
         ):
-            raise PluginError(f"unknown hook {name!r}.{nearest(name, HOOKS.values())}")
+            raise PluginError(f"unknown hook {name!r}.{nearest(name, [kind.hook for kind in KINDS.values()])}")
 
 
 def _collect(plugin: Plugin, manager: pluggy.PluginManager, kind: str) -> dict[str, str]:
     """Call the plugin's hook of one kind."""
     found: dict[str, str] = {}
-    hook = HOOKS[kind]
+    hook = KINDS[kind].hook
 
     def register(name: str, target: str) -> None:
         module, colon, attribute = target.partition(":")
@@ -109,7 +111,7 @@ def _compare(plugin: Plugin, targets: Targets) -> None:
         names, registered = set(plugin.declares(kind)), set(targets[kind])
         if missing := sorted(names - registered):
             raise PluginError(
-                f"Plugin {plugin.name} declares {kind} {missing[0]!r} in its registry.toml, but {HOOKS[kind]} in "
+                f"Plugin {plugin.name} declares {kind} {missing[0]!r} in its registry.toml, but {KINDS[kind].hook} in "
                 f"{plugin.module} does not register it.{nearest(missing[0], registered - names)}"
             )
         if extra := sorted(registered - names):

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import registry
 from zoo.errors import ZooError, one_line
 from zoo.plugins import manager
+from zoo.plugins.names import resolve
 from zoo.testing.check import Once, Skipped
 from zoo.testing.fresh import shared
 
@@ -221,15 +221,7 @@ def thing(kind: str, name: str) -> Any:
     Raises:
         PluginError: it cannot be had; says why.
     """
-    getters = {
-        "family": registry.family,
-        "compressor": registry.compressor,
-        "loss": registry.loss,
-        "evaluator": registry.evaluator,
-        "data": registry.data_source,
-        "command": registry.command,
-    }
-    return getters[kind](name)
+    return resolve(kind, name)
 
 
 def folder_in(folder: Path, stem: str) -> Path:

@@ -14,23 +14,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from zoo.errors import RequestError, nearest
 from zoo.plugins import manager
+from zoo.plugins.kinds import KINDS, MODEL
 from zoo.testing.bench import Bench, one_thread
 from zoo.testing.check import Check as Check
 from zoo.testing.check import Result as Result
 from zoo.testing.check import Skipped as Skipped
 from zoo.testing.check import perform as perform
-from zoo.testing.checks.compressors import checks_of_compressor
-from zoo.testing.checks.evaluators import checks_of_data, checks_of_evaluator
-from zoo.testing.checks.losses import checks_of_loss
 from zoo.testing.checks.models import checks_of_models
-from zoo.testing.checks.plugins import checks_of_command, checks_of_family, checks_of_plugin, checks_of_words
+from zoo.testing.checks.plugins import checks_of_plugin, checks_of_words
 
-LIGHT = ("plugin", "command", "docs")  # kinds and checks that compute nothing, and need no torch
-ORDER = ("plugin", "family", "model", "compressor", "loss", "evaluator", "data", "command")
+if TYPE_CHECKING:
+    from zoo.plugins.declarations import Declared
+
+DOCS = "docs"  # the check of what a thing says of itself
+
+
+def _order() -> list[str]:
+    """The kinds as they are reported: the plugin itself, its families and their models, and whatever else it adds."""
+    order = ["plugin", *KINDS]
+    order.insert(order.index("family") + 1, MODEL)
+    return order
+
+
+def _is_light(check: Check) -> bool:
+    """Whether a check computes nothing, and needs no torch."""
+    return check.check == DOCS or check.kind == "plugin" or (check.kind in KINDS and not KINDS[check.kind].computes)
 
 
 def checks(plugin: str) -> list[Check]:
@@ -42,14 +56,12 @@ def checks(plugin: str) -> list[Check]:
     bench = Bench(manager.find(plugin))
     found = list(_everything(bench))
     subjects = dict.fromkeys((check.kind, check.name) for check in found)
+    order = _order()
     place = {
-        subject: number for number, subject in enumerate(sorted(subjects, key=lambda subject: ORDER.index(subject[0])))
+        subject: number for number, subject in enumerate(sorted(subjects, key=lambda subject: order.index(subject[0])))
     }
     found.sort(key=lambda check: place[check.kind, check.name])
-    return [
-        check if {check.kind, check.check} & set(LIGHT) else replace(check, run=partial(_on_one_thread, check.run))
-        for check in found
-    ]
+    return [check if _is_light(check) else replace(check, run=partial(_on_one_thread, check.run)) for check in found]
 
 
 def only(found: Iterable[Check], wanted: str) -> list[Check]:
@@ -76,19 +88,15 @@ def _labels(check: Check) -> tuple[str, ...]:
 def _everything(bench: Bench) -> Iterator[Check]:
     yield from checks_of_plugin(bench)
     yield from checks_of_words(bench)
-    yield from checks_of_family(bench)
     yield from checks_of_models(bench)
     for declared in bench.plugin.names:
-        if declared.kind == "compressor":
-            yield from checks_of_compressor(bench, declared)
-        elif declared.kind == "loss":
-            yield from checks_of_loss(bench, declared)
-        elif declared.kind == "evaluator":
-            yield from checks_of_evaluator(bench, declared)
-        elif declared.kind == "data":
-            yield from checks_of_data(bench, declared)
-        elif declared.kind == "command":
-            yield from checks_of_command(bench, declared.name)
+        if KINDS[declared.kind].checks:
+            yield from _checks_of(declared.kind)(bench, declared)
+
+
+def _checks_of(kind: str) -> Callable[[Bench, Declared], Iterator[Check]]:
+    module, _, function = KINDS[kind].checks.partition(":")
+    return cast("Callable[[Bench, Declared], Iterator[Check]]", getattr(import_module(module), function))
 
 
 def _on_one_thread(run: Callable[[Path], None], folder: Path) -> None:

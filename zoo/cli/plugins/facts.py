@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.plugins.declarations import KINDS, label
+from zoo.plugins import kinds
 from zoo.plugins.installed import Plugin
 from zoo.plugins.names import is_present
-
-PLURALS = {"family": "families", "loss": "losses"}
 
 
 def declares(plugin: Plugin) -> dict[str, list[str]]:
     """What a plugin declares: kind -> names."""
-    return {kind: list(plugin.declares(kind)) for kind in ("model", *KINDS)}
+    return {kind: list(plugin.declares(kind)) for kind in kinds.tables()}
 
 
 def counted(declared: Mapping[str, Sequence[str]]) -> str:
     """Say how much there is of each kind: "1 model, 9 compressors"."""
-    words = [(len(names), label(kind)) for kind, names in declared.items() if names]
-    return ", ".join(f"{n} {word if n == 1 else PLURALS.get(word, word + 's')}" for n, word in words)
+    return ", ".join(
+        f"{len(names)} {kinds.label(kind) if len(names) == 1 else kinds.plural(kind)}"
+        for kind, names in declared.items()
+        if names
+    )
 
 
 def loadable(plugin: Plugin) -> bool:

@@ -20,21 +20,20 @@ import typer
 from zoo.errors import OutputError, RequestError, nearest
 from zoo.plugins import manager
 from zoo.plugins.declarations import API
+from zoo.plugins.kinds import KINDS
 from zoo.system.writing import why_unwritable
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 SUFFIX = ".tmpl"  # so that no tool takes a template for Python or TOML
 
-# What a project can begin with, and how its description says so.
-KINDS = {
-    "compressor": "a compression stage",
-    "family": "an architecture with a model",
-    "loss": "a loss of distillation",
-    "evaluator": "an evaluator",
-    "data": "a data source",
-    "command": "a command",
-    "catalogue": "models of known architectures",
-}
+DEFAULT = "compressor"
+CATALOGUE = {"catalogue": "models of known architectures"}
+
+
+def begins_with() -> dict[str, str]:
+    """What a project can begin with, and how its description says so; each has a folder of templates."""
+    every = {kind.name: kind.adds for kind in KINDS.values()}
+    return {DEFAULT: every.pop(DEFAULT), **every, **CATALOGUE}
 
 
 def new(
@@ -45,14 +44,14 @@ def new(
         list[str] | None,
         typer.Option(
             metavar="KIND",
-            help=f"What it adds: {', '.join(KINDS)}; may be given several times.  [default: compressor]",
-            autocompletion=lambda incomplete: [kind for kind in KINDS if kind.startswith(incomplete)],
+            help=f"What it adds: {', '.join(begins_with())}; may be given several times.  [default: {DEFAULT}]",
+            autocompletion=lambda incomplete: [kind for kind in begins_with() if kind.startswith(incomplete)],
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.  [default: NAME]")] = None,
 ) -> None:
     """Write a plugin project whose own tests pass."""
-    kinds = _checked_kinds(kind or ["compressor"])
+    kinds = _checked_kinds(kind or [DEFAULT])
     values = _values(name, kinds)
     folder = out or Path(name)
     _require_free(folder)
@@ -70,10 +69,11 @@ def new(
 
 
 def _checked_kinds(kinds: Sequence[str]) -> list[str]:
+    known = begins_with()
     for kind in kinds:
-        if kind not in KINDS:
-            raise RequestError(f"{kind!r} is nothing a plugin adds.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
-    return [kind for kind in KINDS if kind in kinds]
+        if kind not in known:
+            raise RequestError(f"{kind!r} is nothing a plugin adds.{nearest(kind, known)} Kinds: {', '.join(known)}.")
+    return [kind for kind in known if kind in kinds]
 
 
 def _values(name: str, kinds: Sequence[str]) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _values(name: str, kinds: Sequence[str]) -> dict[str, str]:
     stem = re.sub(r"[^a-z0-9]+", "-", re.sub(r"^zoo[-_.]+", "", name.lower())).strip("-")
     from zoo import __version__
 
-    adds = " and ".join(KINDS[kind] for kind in kinds) if len(kinds) < 3 else f"{len(kinds)} kinds of things"
+    adds = " and ".join(begins_with()[kind] for kind in kinds) if len(kinds) < 3 else f"{len(kinds)} kinds of things"
     return {
         "name": name,
         "package": package,

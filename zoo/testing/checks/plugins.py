@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.plugins import manager
+from zoo.plugins.declarations import Declared
 from zoo.testing.bench import Bench, attempts, options, thing
 from zoo.testing.check import Check, Skipped, sentence
 from zoo.testing.exact import require
@@ -113,26 +114,23 @@ def checks_of_words(bench: Bench) -> Iterator[Check]:
         yield Check(declared.kind, bench.label(declared.name), "docs", run, package)
 
 
-def checks_of_family(bench: Bench) -> Iterator[Check]:
-    """The checks of every family beside those of its models."""
-    for declared in bench.plugin.names:
-        if declared.kind == "family":
+def checks_of_family(bench: Bench, declared: Declared) -> Iterator[Check]:
+    """The check of a family beside those of its models."""
 
-            def run(folder: Path, name: str = declared.name, modality: str = declared.modality) -> None:
-                found = thing("family", bench.label(name))
-                require(
-                    found.modality == modality,
-                    f"family {name} is declared as {modality}, but its class is of {found.modality}",
-                )
-                require(bool(found.tasks), f"family {name} has no tasks")
-                from zoo.testing.checks.models import models_of
+    def run(folder: Path) -> None:
+        name = declared.name
+        family = thing("family", bench.label(name))
+        require(
+            family.modality == declared.modality,
+            f"family {name} is declared as {declared.modality}, but its class is of {family.modality}",
+        )
+        require(bool(family.tasks), f"family {name} has no tasks")
+        from zoo.testing.checks.models import models_of
 
-                if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
-                    raise Skipped(
-                        "no model of it is declared, so there is none to test; add a [[model]], however small"
-                    )
+        if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
+            raise Skipped("no model of it is declared, so there is none to test; add a [[model]], however small")
 
-            yield Check("family", bench.label(declared.name), "family", run, bench.plugin.path)
+    yield Check("family", bench.label(declared.name), "family", run, bench.plugin.path)
 
 
 def _check_model_words(spec: ModelSpec, folder: Path) -> None:
@@ -187,9 +185,9 @@ def _check_class(found: Any, name: str) -> None:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def checks_of_command(bench: Bench, name: str) -> Iterator[Check]:
+def checks_of_command(bench: Bench, declared: Declared) -> Iterator[Check]:
     """The checks of one command."""
-    full = bench.label(name)
+    full = bench.label(declared.name)
 
     def run(folder: Path) -> None:
         done = _run(sys.executable, "-m", "zoo", full, "--help")
