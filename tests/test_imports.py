@@ -55,10 +55,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 NOUNS = {"Model", "Family", "Compressor"}  # what an annotation may name from above
-# Pairs of files that may break the third sentence, each with its reason.
+# Pairs of files that may break the second and the third sentence, each with its reason.
 EXCEPTIONS = {
     # People save with `model.save(path)`, and what writes a model needs the whole of it.
     ("zoo.model.model", "zoo.artifact.store"),
+    # The command begins in the `__init__`, so that Ctrl-C is a sentence while everything else is still being imported.
+    ("zoo.cli", "zoo.cli.shell"),
 }
 
 # Loaded by `import zoo`, `zoo --help`, `zoo list`, `zoo info` or `zoo plugins`.
@@ -191,7 +193,7 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
 def test_there_is_no_circle():
     edges = {name: set(above(name)) for name in MODULES}
     for arrow in ARROWS:
-        if not arrow.annotation:
+        if not arrow.annotation and (arrow.source, arrow.target) not in EXCEPTIONS:
             edges[arrow.source] |= {arrow.target, *above(arrow.target)} - {arrow.source}
     assert circles(edges) == []
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from zoo.cli.entry import main
+from zoo.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

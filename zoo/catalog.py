@@ -72,13 +72,13 @@ def info(name: str) -> ModelSpec:
     """
     if ambiguity := manager.why_ambiguous("model", name):
         raise RequestError(f"Model {ambiguity}")
-    found = catalogue()
-    if name in found:
-        return found[name]
+    specs = catalogue()
+    if name in specs:
+        return specs[name]
     if spec := _by_full_name(name) or _beyond(name):
         return spec
     raise UnknownName(
-        _absent(name) or f"No model named {name!r}.{nearest(name, found)} `zoo list` shows all {len(found)}."
+        _absent(name) or f"No model named {name!r}.{nearest(name, specs)} `zoo list` shows all {len(specs)}."
     )
 
 
@@ -107,16 +107,18 @@ def _absent(name: str) -> str:
 
 def _beyond(name: str) -> ModelSpec | None:
     """The spec of a name that a family's prefix covers; whether its library knows the name is seen when it is built."""
-    owner, rest = _family_beyond(name)
-    if owner is None:
+    family, rest = _family_beyond(name)
+    if family is None:
         return None
     architecture, _, query = rest.partition("?")
     if not re.fullmatch(r"\w[\w.-]*", architecture):
-        raise UnknownName(f"{name!r} names no model: write {owner.prefix}:NAME, or {owner.prefix}:NAME?argument=value.")
+        raise UnknownName(
+            f"{name!r} names no model: write {family.prefix}:NAME, or {family.prefix}:NAME?argument=value."
+        )
     arguments = dict(_argument(name, pair) for pair in query.split("&") if pair)
     config = {"architecture": architecture} | ({"model_args": arguments} if arguments else {})
     return ModelSpec(
-        name, owner.name, owner.modality, owner.task, plugin=owner.plugin, summary=owner.summary, config=config
+        name, family.name, family.modality, family.task, plugin=family.plugin, summary=family.summary, config=config
     )
 
 
@@ -130,7 +132,9 @@ def _family_beyond(name: str) -> tuple[Declared | None, str]:
     owner = next(iter(manager.holders("prefix", prefix)), "")
     if not owner:
         owner, (prefix, _, rest) = prefix, rest.partition(":")
-    return next((found for found in manager.names_of(owner) if prefix and found.prefix == prefix), None), rest
+    return next(
+        (declaration for declaration in manager.names_of(owner) if prefix and declaration.prefix == prefix), None
+    ), rest
 
 
 def _argument(name: str, pair: str) -> tuple[str, Any]:
@@ -152,7 +156,7 @@ def parse_count(text: float | str) -> int:
     """
     if isinstance(text, int | float) and math.isfinite(text):
         return int(text)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", str(text).strip().replace("_", "").lower())
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt]?)", str(text).strip().replace("_", "").lower())
+    if match is None:
         raise RequestError(f"{text!r} is not a parameter count. Write it like 135000000, 135M or 1.5B.")
-    return round(float(found[1]) * _UNITS[found[2]])
+    return round(float(match[1]) * _UNITS[match[2]])

@@ -23,6 +23,16 @@ SetOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes.  [default: runs/NAME]")
 ]
+UntilOption = Annotated[
+    str | None, typer.Option(metavar="STAGE", help="Stop after this stage: its number (from 1) or name.")
+]
+OnlyOption = Annotated[
+    str | None, typer.Option(metavar="STAGE", help="Run only this stage, on what the earlier ones left.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write into DIR even if it holds something else.")]
+IgnoreMemoryOption = Annotated[
+    bool, typer.Option("--ignore-memory", help="Begin even if the plan needs more memory than there is.")
+]
 
 
 def plan(
@@ -48,16 +58,10 @@ def compress(
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: OutOption = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Stop after this stage: its number (from 1) or name.")
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Run only this stage, on what the earlier ones left.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into DIR even if it holds something else.")] = False,
-    ignore_memory: Annotated[
-        bool, typer.Option("--ignore-memory", help="Begin even if the plan needs more memory than there is.")
-    ] = False,
+    until: UntilOption = None,
+    only: OnlyOption = None,
+    force: ForceOption = False,
+    ignore_memory: IgnoreMemoryOption = False,
     json: output.JsonOption = False,
 ) -> None:
     """Run a recipe: plan, compress stage by stage, measure, save, report.

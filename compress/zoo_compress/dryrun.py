@@ -55,8 +55,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         module = copy.deepcopy(model.module)
         twins: dict[int, Any] = {}
         for part in module.modules():
-            for held in (part._parameters, part._buffers):
-                tensors: dict[str, Any] = held
+            for store in (part._parameters, part._buffers):
+                tensors: dict[str, Any] = store
                 for name, old in tensors.items():
                     if old is not None and id(old) not in twins:
                         twins[id(old)] = self._twin(old, dtype)
@@ -73,17 +73,17 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.prim.device.default:  # half of all calls
             return args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
         flat, spec = tree_flatten((args, kwargs or {}))
-        tensors = [one for one in flat if isinstance(one, Tensor)]
-        if any(isinstance(one, FakeTensor) for one in tensors):
+        tensors = [value for value in flat if isinstance(value, Tensor)]
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
             out = self._dry(func, flat, spec)
         elif not tensors and func.overloadpacket in MAKERS and _makes_floats(kwargs or {}):
             with self.fake:
                 out = func(*args, **(kwargs or {}))
         else:
             out = func(*args, **(kwargs or {}))
-        for one in tree_flatten(out)[0]:
-            if isinstance(one, Tensor):
-                self._counted(one)
+        for value in tree_flatten(out)[0]:
+            if isinstance(value, Tensor):
+                self._counted(value)
         return out
 
     def _dry(self, func: Any, flat: list[Any], spec: Any) -> Any:
@@ -94,10 +94,10 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return torch.empty(_grouped_shape(*flat[:3]), dtype=flat[0].dtype)
         if func.overloadpacket in INDEXING:
             args, kwargs = tree_unflatten(flat, spec)
-            flat, spec = tree_flatten(((args[0], _places(args[1]), *args[2:]), kwargs))
+            flat, spec = tree_flatten(((args[0], _where_true(args[1]), *args[2:]), kwargs))
         flat = [
-            self.fake.from_tensor(one) if isinstance(one, Tensor) and not isinstance(one, FakeTensor) else one
-            for one in flat
+            self.fake.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
+            for value in flat
         ]
         args, kwargs = tree_unflatten(flat, spec)
         return func(*args, **kwargs)
@@ -140,13 +140,13 @@ def _grouped_shape(left: Tensor, right: Tensor, ends: Tensor) -> tuple[int, ...]
     )
 
 
-def _places(indices: Sequence[Any]) -> list[Any]:
+def _where_true(indices: Sequence[Any]) -> list[Any]:
     """Indices with every real mask as the places where it is true."""
-    found: list[Any] = []
-    for one in indices:
-        mask = isinstance(one, Tensor) and one.dtype == torch.bool and not isinstance(one, FakeTensor)
-        found += one.nonzero(as_tuple=True) if mask else [one]
-    return found
+    expanded: list[Any] = []
+    for index in indices:
+        mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        expanded += index.nonzero(as_tuple=True) if mask else [index]
+    return expanded
 
 
 @contextmanager
@@ -202,8 +202,8 @@ def windows_of(model: Model, data: Dataset | None, *, batch: int, length: int) -
         made = model.family.example(model, batch=batch, size=length)
         return Windows({"labels": made["input_ids"], **made} if "input_ids" in made else made, 0)
     share = sum(_size(record) for record in data or ()) / max(1, sum(map(_size, records)))
-    kept = sum(value.nbytes for value in vars(windows).values() if isinstance(value, Tensor))
-    return Windows(max(batches, key=_numbers), round(kept * share))
+    kept_bytes = sum(value.nbytes for value in vars(windows).values() if isinstance(value, Tensor))
+    return Windows(max(batches, key=_numbers), round(kept_bytes * share))
 
 
 def _spread(data: Dataset, batch: int, *, length: int) -> Dataset:
@@ -252,8 +252,8 @@ class Calibration:
 def calibration(model: Model, options: Any, context: Any) -> Calibration:
     """Tell from shapes what the calibration of a stage holds: all of its batches, and one forward pass."""
     windows = windows_of(model, context.data.get(options.data), batch=options.batch, length=options.length)
-    one = sum(tensor.nbytes for tensor in windows.batch.values())
-    held = -(-options.samples // options.batch) * one + windows.kept_bytes
+    batch_bytes = sum(tensor.nbytes for tensor in windows.batch.values())
+    data_bytes = -(-options.samples // options.batch) * batch_bytes + windows.kept_bytes
     return Calibration(
-        held + forward_bytes(model, windows.batch), max(t.shape[:2].numel() for t in windows.batch.values())
+        data_bytes + forward_bytes(model, windows.batch), max(t.shape[:2].numel() for t in windows.batch.values())
     )

@@ -46,7 +46,8 @@ class Speed:
         passes = [
             model.family.speeds(model, prefill=asked.prefill, decode=asked.decode) for _ in range(asked.repeats + 1)
         ]
-        return {name: _spread([one[name] for one in passes[1:]], name) for name in passes[0]}  # the first warms up
+        timed = passes[1:]  # the first warms up
+        return {name: _spread([figures[name] for figures in timed], name) for name in passes[0]}
 
 
 def _spread(values: list[float], name: str) -> dict[str, Any]:
@@ -65,23 +66,23 @@ def _spread(values: list[float], name: str) -> dict[str, Any]:
 def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
     """Measure models in a fresh process; return the metrics of each, or an empty dict where it could not be measured."""
     request = json.dumps({"models": models, "options": options})
-    alive, held = os.pipe()  # closed by the system when this process ends, however it ends
+    read_end, write_end = os.pipe()  # closed by the system when this process ends, however it ends
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "zoo_compress.measure", request],
-            stdin=alive,
+            stdin=read_end,
             capture_output=True,
             text=True,
             check=False,
         )
     finally:
-        os.close(alive)
-        os.close(held)
-    if found.returncode:
-        killed = f"the process was ended by signal {-found.returncode}, as when memory runs out"
-        last = [killed] if found.returncode < 0 else found.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        os.close(read_end)
+        os.close(write_end)
+    if done.returncode:
+        killed = f"the process was ended by signal {-done.returncode}, as when memory runs out"
+        last = [killed] if done.returncode < 0 else done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise ZooError(f"Measuring speed failed: {last[0]}. `[evaluate] speed = false` leaves it out.")
-    results: list[dict[str, Any]] = json.loads(found.stdout.splitlines()[-1])
+    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return results
 
 
@@ -97,7 +98,7 @@ def main(request: str) -> None:
     speed = registry.evaluator("speed")
     with contextlib.redirect_stdout(sys.stderr):
         load(asked["models"][0][0], device="meta")  # imports and caches are nobody's memory
-        found: list[dict[str, Any]] = [{} for _ in asked["models"]]
+        results: list[dict[str, Any]] = [{} for _ in asked["models"]]
         rounds: list[list[dict[str, Any]]] = [[] for _ in asked["models"]]
         for number in range(ROUNDS):
             for index, (path, weights, dtype) in enumerate(asked["models"]):
@@ -106,11 +107,11 @@ def main(request: str) -> None:
                 model = load(path, weights=weights, dtype=dtype or None)
                 rounds[index].append(speed.measure(model, None, options=asked["options"]))
                 if number == 0:
-                    found[index]["peak_rss_bytes"] = {"value": peak_bytes(), "unit": "B", "better": "lower"}
+                    results[index]["peak_rss_bytes"] = {"value": peak_bytes(), "unit": "B", "better": "lower"}
                 del model
     for index, measured in enumerate(rounds):
-        found[index] |= {name: _merge([one[name] for one in measured]) for name in measured[0]}
-    print(json.dumps(found))
+        results[index] |= {name: _merge([figures[name] for figures in measured]) for name in measured[0]}
+    print(json.dumps(results))
 
 
 def _end_with_parent() -> None:

@@ -9,6 +9,7 @@ constants that belong to a width. Small are: layers, heads, head width, context,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import RequestError
@@ -50,6 +51,7 @@ INNER = (
     "shared_expert_intermediate_size",
 )
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+WINDOWS = ("sliding_window", "window_size")
 POOLS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Sizes that stand for themselves: the most that a twin has of each.
 MOST = {
@@ -68,6 +70,36 @@ MOST = {
 STRANGE = ("kv_lora_rank", "state_size", "ssm_state_size", "linear_num_value_heads", "text_config", "vision_config")
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model that those of all its parts follow from; 0 where a config does not say."""
+
+    depth: int
+    width: int
+    heads: int
+    groups: int  # heads of keys and values
+    head: int  # the width of one
+    context: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Sizes:
+        """Read them from a config."""
+        width, heads, depth = _first(config, WIDTHS), _first(config, QUERIES), _first(config, DEPTHS)
+        head = _first(config, HEAD_WIDTHS) or (width // heads if heads else 0)
+        return cls(depth, width, heads, _first(config, KEYS) or heads, head, _first(config, CONTEXTS))
+
+    def shrunk(self, config: Mapping[str, Any], *, rotating: float) -> Sizes:
+        """Those of the twin of a model, of whose heads this share rotates."""
+        heads, groups = _heads(self.heads, self.groups)
+        head = _head(heads, rotating)
+        width = _width(heads, head, self.width / (self.heads * self.head))
+        return Sizes(_depth(config, self.depth), width, heads, groups, head, min(self.context, CONTEXT))
+
+    def shares(self, full: Sizes) -> tuple[float, float]:
+        """What is left of the width and of the context of the full model."""
+        return self.width / full.width, self.context / full.context if full.context else 1.0
+
+
 def tiny(config: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
     """Shrink a config.
 
@@ -79,56 +111,50 @@ def tiny(config: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> d
         RequestError: it is none of a transformer of blocks with attention.
     """
     strange = [key for key in STRANGE if config.get(key)]
-    width, heads, depth = _first(config, WIDTHS), _first(config, QUERIES), _first(config, DEPTHS)
-    if strange or not (width and heads and depth):
+    full = Sizes.of(config)
+    if strange or not (full.width and full.heads and full.depth):
         why = f"it has {strange[0]}" if strange else "its config does not say how many heads of what width it has"
         raise RequestError(
             f"{name} cannot be shrunk: {why}, and scale = 'tiny' shrinks language models of attention blocks."
         )
-    groups = _first(config, KEYS) or heads
-    head = _first(config, HEAD_WIDTHS) or width // heads
     rope = config.get("rope_parameters") or {}
+    rotating = rope.get("partial_rotary_factor")
+    small = full.shrunk(config, rotating=float(rotating or config.get("rotary_pct") or 1))
+    share, shorter = small.shares(full)
 
-    small: dict[str, Any] = {}
-    small_heads, small_groups = _heads(heads, groups)
-    small_head = _head(small_heads, float(rope.get("partial_rotary_factor") or config.get("rotary_pct") or 1))
-    small_width = _width(small_heads, small_head, width / (heads * head))
-    layers = _depth(config, depth)
-    share = small_width / width
-    context = _first(config, CONTEXTS)
-    shorter = min(context, CONTEXT) / context if context else 1.0
-
-    small |= _set(config, DEPTHS, lambda found: min(found, layers))
-    small |= _set(config, WIDTHS, lambda found: small_width if found == width else _even(found * share))
-    small |= _set(config, QUERIES, lambda _: small_heads) | _set(config, KEYS, lambda _: small_groups)
-    small |= _set(config, HEAD_WIDTHS, lambda _: small_head)
-    small |= _set(config, INNER, lambda found: max(8, round(found * share / 8) * 8))
-    small |= _set(config, CONTEXTS, lambda found: min(found, CONTEXT)) | _set(
-        config, POOLS, lambda found: min(found, EXPERTS)
-    )
-    small |= _set(config, MOST, None)
-    small |= _set(
-        config,
-        ("sliding_window", "window_size"),
-        lambda found: WINDOW if found < (context or found + 1) else 2 * CONTEXT,
-    )
-    small |= _set(config, ("original_max_position_embeddings",), lambda found: max(2, round(found * shorter)))
-    small |= _set(config, ("max_window_layers",), lambda found: round(found * layers / depth))
-    small |= _set(config, ("query_pre_attn_scalar",), lambda found: round(found * small_head / head))
+    values: dict[str, Any] = _resized(config, full, small)
     # a matrix this wide gives values as large
     for key, power in {"dim_model_base": 1.0, "initializer_range": -0.5}.items():
-        if isinstance(found := config.get(key), int | float):
-            small[key] = found * share**power
-    for key, found in config.items():
-        if isinstance(found, list) and len(found) == depth and "layer" in key:
-            small[key] = found[:layers]
+        if isinstance(number := config.get(key), int | float):
+            values[key] = number * share**power
+    for key, entries in config.items():
+        if isinstance(entries, list) and len(entries) == full.depth and "layer" in key:
+            values[key] = entries[: small.depth]
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(given.get(key), Mapping):
-            small[key] = _rotary(
-                given[key], shorter, int(small_head * float(rope.get("partial_rotary_factor") or 1)) // 2
-            )
-    small |= _ids(config)
-    return {**given, **{key: value for key, value in small.items() if key in given or value != config.get(key)}}
+            values[key] = _rotary(given[key], shorter, int(small.head * float(rotating or 1)) // 2)
+    values |= _ids(config)
+    return {**given, **{key: value for key, value in values.items() if key in given or value != config.get(key)}}
+
+
+def _resized(config: Mapping[str, Any], full: Sizes, small: Sizes) -> dict[str, int]:
+    """Every size that a config has, as its twin's has it."""
+    share, shorter = small.shares(full)
+    return (
+        _set(config, DEPTHS, lambda size: min(size, small.depth))
+        | _set(config, WIDTHS, lambda size: small.width if size == full.width else _even(size * share))
+        | _set(config, QUERIES, lambda _: small.heads)
+        | _set(config, KEYS, lambda _: small.groups)
+        | _set(config, HEAD_WIDTHS, lambda _: small.head)
+        | _set(config, INNER, lambda size: max(8, round(size * share / 8) * 8))
+        | _set(config, CONTEXTS, lambda size: min(size, CONTEXT))
+        | _set(config, POOLS, lambda size: min(size, EXPERTS))
+        | _set(config, MOST, None)
+        | _set(config, WINDOWS, lambda size: WINDOW if size < (full.context or size + 1) else 2 * CONTEXT)
+        | _set(config, ("original_max_position_embeddings",), lambda size: max(2, round(size * shorter)))
+        | _set(config, ("max_window_layers",), lambda size: round(size * small.depth / full.depth))
+        | _set(config, ("query_pre_attn_scalar",), lambda size: round(size * small.head / full.head))
+    )
 
 
 def _first(config: Mapping[str, Any], names: Sequence[str]) -> int:

@@ -283,6 +283,73 @@ class UpStage(nn.Module):
         return x
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Makes the stages of a UNet, module by module in the order in which weights are drawn."""
+
+    widths: Sequence[int]
+    layers: int
+    depths: Sequence[int]  # of the transformers
+    heads: Sequence[int]
+    kv_heads: int
+    self_attention: Sequence[bool]
+    context: int
+    ff_mult: int
+    theta: float
+    time_width: int
+    groups: int
+    eps: float
+
+    def resnet(self, channels: int, out: int) -> ResnetBlock:
+        return ResnetBlock(channels, out, self.time_width, groups=self.groups, eps=self.eps)
+
+    def transformer(self, stage: int) -> Transformer2D:
+        width = self.widths[stage]
+        return Transformer2D(
+            width,
+            self.heads[stage],
+            self.kv_heads,
+            self.depths[stage],
+            context=self.context,
+            inner=self.ff_mult * width,
+            groups=self.groups,
+            self_attention=self.self_attention[stage],
+            theta=self.theta,
+        )
+
+    def down(self, first_resnets: int | None) -> tuple[nn.ModuleList, list[int]]:
+        """The way down, and the channels of the skips that it leaves."""
+        blocks = nn.ModuleList()
+        channels = self.widths[0]
+        skips = [channels]
+        for stage, width in enumerate(self.widths):
+            count = self.layers if stage or first_resnets is None else first_resnets
+            resnets = [self.resnet(channels if i == 0 else width, width) for i in range(count)]
+            resample = Resample(width, up=False) if stage < len(self.widths) - 1 else None
+            blocks.append(DownStage(resnets, [self.transformer(stage) for _ in range(self.layers)], resample))
+            skips += [width] * (self.layers + (resample is not None))
+            channels = width
+        return blocks, skips
+
+    def mid(self, count: int) -> MidStage:
+        """The lowest resolution, with so many residual blocks."""
+        channels = self.widths[-1]
+        return MidStage([self.resnet(channels, channels) for _ in range(count)], self.transformer(len(self.widths) - 1))
+
+    def up(self, skips: list[int], attention: Sequence[bool]) -> nn.ModuleList:
+        """The way up, which takes the skips; `attention` says which stages have transformers."""
+        blocks = nn.ModuleList()
+        channels = self.widths[-1]
+        for index, stage in enumerate(reversed(range(len(self.widths)))):
+            resnets = []
+            for _ in range(self.layers + 1):
+                resnets.append(self.resnet(channels + skips.pop(), self.widths[stage]))
+                channels = self.widths[stage]
+            attentions = [self.transformer(stage) for _ in resnets] if attention[index] else []
+            blocks.append(UpStage(resnets, attentions, Resample(channels, up=True) if stage else None))
+        return blocks
+
+
 # --- the model ------------------------------------------------------------------------------------------------------
 
 
@@ -329,50 +396,30 @@ class SnapGenUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        widths, stages = block_out_channels, len(block_out_channels)
-        time_width = time_embedding_dim or 4 * widths[0]
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(widths[0], time_width)
-
-        def resnet(channels: int, out: int) -> ResnetBlock:
-            return ResnetBlock(channels, out, time_width, groups=norm_num_groups, eps=norm_eps)
-
-        def transformer(stage: int) -> Transformer2D:
-            width = widths[stage]
-            return Transformer2D(
-                width,
-                attention_head_dim[stage],
-                num_kv_heads,
-                transformer_layers_per_block[stage],
-                context=cross_attention_dim,
-                inner=ff_mult * width,
-                groups=norm_num_groups,
-                self_attention=self_attention[stage],
-                theta=rope_theta,
-            )
-
-        self.down_blocks = nn.ModuleList()
-        skips, channels = [widths[0]], widths[0]
-        for stage, width in enumerate(widths):
-            count = layers_per_block if stage or first_stage_resnets is None else first_stage_resnets
-            resnets = [resnet(channels if i == 0 else width, width) for i in range(count)]
-            resample = Resample(width, up=False) if stage < stages - 1 else None
-            self.down_blocks.append(DownStage(resnets, [transformer(stage) for _ in range(layers_per_block)], resample))
-            skips += [width] * (layers_per_block + (resample is not None))
-            channels = width
-        mids = [resnet(channels, channels) for _ in range(num_mid_resnets)]
-        self.mid_block = MidStage(mids, transformer(stages - 1))
-        self.up_blocks = nn.ModuleList()
-        for index, stage in enumerate(reversed(range(stages))):
-            resnets = []
-            for _ in range(layers_per_block + 1):
-                resnets.append(resnet(channels + skips.pop(), widths[stage]))
-                channels = widths[stage]
-            attentions = [transformer(stage) for _ in resnets] if up_attention[index] else []
-            self.up_blocks.append(UpStage(resnets, attentions, Resample(channels, up=True) if stage else None))
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels, eps=norm_eps)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        width = block_out_channels[0]
+        time_width = time_embedding_dim or 4 * width
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(width, time_width)
+        stages = Stages(
+            widths=block_out_channels,
+            layers=layers_per_block,
+            depths=transformer_layers_per_block,
+            heads=attention_head_dim,
+            kv_heads=num_kv_heads,
+            self_attention=self_attention,
+            context=cross_attention_dim,
+            ff_mult=ff_mult,
+            theta=rope_theta,
+            time_width=time_width,
+            groups=norm_num_groups,
+            eps=norm_eps,
+        )
+        self.down_blocks, skips = stages.down(first_stage_resnets)
+        self.mid_block = stages.mid(num_mid_resnets)
+        self.up_blocks = stages.up(skips, up_attention)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
         self.quiet()
 
     def quiet(self) -> None:

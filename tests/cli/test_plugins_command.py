@@ -370,11 +370,11 @@ def test_only_what_was_shown_is_installed(user: User):
     shutil.move(user.wheel("out-good", "2.0", requires=("out-dep",)), later)
     script = """
 import os, sys
-from zoo.cli import installer
-changes = installer.planned(["out-good"])
+from zoo.cli.plugins import pip
+changes = pip.planned(["out-good"])
 os.environ["PIP_FIND_LINKS"] += " " + sys.argv[1]
-installer.install(["out-good"], changes)
-print({name: version for name, version in installer.versions().items() if name.startswith("out-")})
+pip.install(["out-good"], changes)
+print({name: version for name, version in pip.versions().items() if name.startswith("out-")})
 """
     done = user.run("-c", script, str(later))
     assert done.stdout == "{'out-dep': '1.0', 'out-good': '1.0'}\n", done.stderr

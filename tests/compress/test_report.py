@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from zoo_compress.report import html, table
-from zoo_compress.report.axes import axis, overlap, place, text_width, tick_labels
+from zoo_compress.report.axes import axis, label_boxes, overlap, text_width, tick_labels
 from zoo_compress.report.columns import quality, stages
 from zoo_compress.report.confusion import matrix, mistakes
 from zoo_compress.report.samples import right
@@ -408,7 +408,7 @@ def test_labels_never_overlap(results: dict[str, Any], count: int) -> None:
 
 
 def test_labels_without_room_are_left_out() -> None:
-    placed = place([(50, 50, 40)] * 30, 16, [], (0, 0, 100, 100))
+    placed = label_boxes([(50, 50, 40)] * 30, 16, [], (0, 0, 100, 100))
     assert None in placed and sum(box is not None for box in placed) > 3
 
 

@@ -30,7 +30,7 @@ USES = ["original", "inherit", "prune.structured", "distill", "quantize.int8"]
 OUT = Path("runs/tiny")
 
 # A checkpoint after every step of training.
-OFTEN = "import zoo_compress.train.loop\nzoo_compress.train.loop.CHECKPOINT_SECONDS = 0\n"
+OFTEN = "import zoo_compress.train.checkpoint\nzoo_compress.train.checkpoint.CHECKPOINT_SECONDS = 0\n"
 
 # Die right before the KILL-th change of the file system; an undisturbed process writes how many there were.
 DEADLY = (

@@ -97,8 +97,8 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
         ("training", "accelerate:Accelerator.backward", 5),
         ("an optimizer step", "torch.optim:AdamW.step", 3),
         ("whitening", "torch.linalg:svd", 2),
-        ("measuring", "zoo.evaluation.figures:measure", 3),
-        ("report", "zoo_compress.report:html", 1),
+        ("measuring", "zoo_compress.recipe.measuring:measure", 3),
+        ("report", "zoo_compress.report.page:html", 1),
         ("publishing", "zoo_compress.recipe.folder:_fill", 3),
         ("exchange", "zoo_compress.recipe.folder:RunFolder._exchange", 1),
     ):

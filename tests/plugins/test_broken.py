@@ -130,7 +130,10 @@ def test_there_are_no_other_lines(warnings: list[str]):
 
 
 def test_looking_again_finds_the_same_faults(place: Environment):
-    code = "from zoo import plugins; print([p.fault for p in plugins.declared()]); plugins.refresh(); print([p.fault for p in plugins.declared()])"
+    code = (
+        "from zoo.plugins import manager; print([p.fault for p in manager.plugins_in_use()]); "
+        "manager.refresh(); print([p.fault for p in manager.plugins_in_use()])"
+    )
     first, second = place.run("-c", code).stdout.splitlines()
     assert first == second and first.count("is damaged") == 3
 

@@ -48,7 +48,7 @@ SENTENCE = re.compile(
 # A checkpoint at every step. When the file system is changed for the KILL-th time, fill it up but for LEFT pages.
 FILLING = """
 import os, sys
-import zoo_compress.train.loop
+import zoo_compress.train.checkpoint
 zoo_compress.train.checkpoint.CHECKPOINT_SECONDS = 0
 count = 0
 def watch(event, args):
@@ -62,7 +62,7 @@ def watch(event, args):
                 ballast.write(bytes(max(0, free.f_bavail - {left}) * free.f_frsize))
 sys.addaudithook(watch)
 """
-OFTEN = "import zoo_compress.train.loop\nzoo_compress.train.loop.CHECKPOINT_SECONDS = 0\n"
+OFTEN = "import zoo_compress.train.checkpoint\nzoo_compress.train.checkpoint.CHECKPOINT_SECONDS = 0\n"
 
 
 @dataclass
@@ -320,15 +320,15 @@ def outputs(runs: Runs) -> None:
 
 AT_THIRD_SAVE = """
 import os, shutil, subprocess
-import zoo_compress.recipe.runner as runner
-real, calls = runner.artifact.write, []
+import zoo_compress.recipe.job as job
+real, calls = job.store.write, []
 def write(*args, **kwargs):
     done = real(*args, **kwargs)
     calls.append(1)
     if len(calls) == 3:
         {act}
     return done
-runner.artifact.write = write
+job.store.write = write
 """
 
 

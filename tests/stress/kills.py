@@ -37,7 +37,7 @@ import psutil
 from zygote import Done, Zygote
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OFTEN = "import zoo_compress.train.loop\nzoo_compress.train.loop.CHECKPOINT_SECONDS = 0.1\n"
+OFTEN = "import zoo_compress.train.checkpoint\nzoo_compress.train.checkpoint.CHECKPOINT_SECONDS = 0.1\n"
 ENDINGS = ("same command goes on from there.", "before the work was done.")  # with something to go on from, and without
 TIMING = {
     "seconds",

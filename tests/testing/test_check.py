@@ -21,8 +21,8 @@ from zoo.cli import main
 for kind, where, args, env in json.loads(sys.argv[1]):
     said, wrong = io.StringIO(), io.StringIO()
     os.environ |= env
-    from zoo import registry
-    registry.refresh()
+    from zoo.plugins.names import refresh
+    refresh()
     os.chdir(where)
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
         code = int(pytest.main(["-p", "no:cacheprovider", *args]) if kind == "pytest" else main(args))

@@ -41,7 +41,8 @@ vocab_size = 64
 
 # What zoo.load does first, without the seconds that torch takes.
 RESOLVE = """
-from zoo import ZooError, catalog, weights
+from zoo import ZooError, catalog
+from zoo.loading import weights
 try:
     print("fetched", weights.resolve(catalog.info("far")).name)
 except ZooError as error:

@@ -65,14 +65,14 @@ def _find_out(owner: Owner, owners: Sequence[Owner]) -> tuple[str, nn.Module] | 
     if not any(owner.child(name) for name in (*FUSED_QKV, *(row[0] for row in SEPARATE_QKV))):
         return None
     for name in ATTENTION_OUT:
-        found = owner.child(name)
-        if found is not None and features(found):
-            return owner.at(name), found
+        projection = owner.child(name)
+        if projection is not None and features(projection):
+            return owner.at(name), projection
     around = next((other for other in owners if other.path == owner.path.rpartition(".")[0]), None)
     if around is not None and owner.path and around.path != owners[0].path:
-        found = around.child("output.dense")
-        if found is not None and features(found):
-            return around.at("output.dense"), found
+        projection = around.child("output.dense")
+        if projection is not None and features(projection):
+            return around.at("output.dense"), projection
     return None
 
 
@@ -90,8 +90,8 @@ def _head_size(module: nn.Module, span: int, config: Any) -> int:
 
 def _separate(owner: Owner, heads: int, head_dim: int) -> tuple[Part, Part, Part] | None:
     for names in SEPARATE_QKV:
-        found = [owner.child(name) for name in names]
-        sizes = [features(part) for part in found if part is not None]
+        projections = [owner.child(name) for name in names]
+        sizes = [features(part) for part in projections if part is not None]
         if len(sizes) != 3 or any(size is None for size in sizes):
             continue
         (q_in, q_out), (k_in, k_out), (v_in, v_out) = (size for size in sizes if size)
@@ -100,7 +100,7 @@ def _separate(owner: Owner, heads: int, head_dim: int) -> tuple[Part, Part, Part
         kv_heads = k_out // head_dim
         if kv_heads == 0 or heads % kv_heads:
             return None
-        axes = [output_axis(part) for part in found if part is not None]
+        axes = [output_axis(part) for part in projections if part is not None]
         counts = (heads, kv_heads, kv_heads)
         q, k, v = (
             Part(owner.at(name), axis, count, head_dim, stride=head_dim)
@@ -186,7 +186,7 @@ def has_more(owner: Owner, known: set[str]) -> bool:
     """Whether `owner` has parameters beside the `known` ones, per-head norms and scalars (sinks, gates, norms)."""
     for name, part in owner.module.named_modules():
         path = owner.at(name)
-        if any(inside(path, one) for one in known) or is_head_norm(path):
+        if any(inside(path, outer) for outer in known) or is_head_norm(path):
             continue
         if any(parameter is not None and parameter.numel() > 1 for parameter in part._parameters.values()):
             return True

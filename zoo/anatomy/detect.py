@@ -39,14 +39,14 @@ VISION, AUDIO = ("vision", "visual", "image", "vit."), ("audio", "speech")
 
 def detect(module: nn.Module) -> Anatomy:
     """Find the stacks of `module`, their blocks and projections, the embedding and the head."""
-    found = _stack_lists(module)
-    lists = {name: path for name, (path, _) in _name_stacks(module, found).items()}
+    lists = _stack_lists(module)
+    stack_paths = {name: path for name, (path, _) in _name_stacks(module, lists).items()}
     paths = {id(part): path for path, part in module.named_modules()}
     embedding = _paths_of(module, "get_input_embeddings", EMBEDDINGS, paths)
     head = _paths_of(module, "get_output_embeddings", HEADS, paths)
     stacks = {
-        name: _stack(module, name, path, [other for other in lists.values() if other != path], head)
-        for name, path in lists.items()
+        name: _stack(module, name, path, [other for other in stack_paths.values() if other != path], head)
+        for name, path in stack_paths.items()
     }
     projector = next((path for path in paths.values() if path.rpartition(".")[2] in PROJECTORS), None)
     return Anatomy(
@@ -74,35 +74,35 @@ def plain_layers(module: nn.Module, path: str, *, skip: Iterable[str] = ()) -> t
 
 def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequential]]:
     """Every outermost list of same-class blocks that the config counts or in which something is recognised."""
-    found: list[tuple[str, nn.ModuleList | nn.Sequential]] = []
+    lists: list[tuple[str, nn.ModuleList | nn.Sequential]] = []
     for path, part in module.named_modules():
-        if not isinstance(part, nn.ModuleList | nn.Sequential) or any(inside(path, outer) for outer, _ in found):
+        if not isinstance(part, nn.ModuleList | nn.Sequential) or any(inside(path, outer) for outer, _ in lists):
             continue
         if len(part) == 0 or len({type(block) for block in part}) > 1:
             continue
         config = config_of(module, path)
         if isinstance(part, nn.ModuleList) and 1 < len(part) == getattr(config, "num_hidden_layers", None):
-            found.append((path, part))  # the config says what it is, whatever is recognised inside
+            lists.append((path, part))  # the config says what it is, whatever is recognised inside
             continue
         blocks = [_block(block, "", config) for block in part]
         attends = any(block.attention for block in blocks)
         if attends or (isinstance(part, nn.ModuleList) and any(block.ffn for block in blocks)):
-            found.append((path, part))
-    return found
+            lists.append((path, part))
+    return lists
 
 
 def _name_stacks(
-    module: nn.Module, found: Sequence[tuple[str, nn.ModuleList | nn.Sequential]]
+    module: nn.Module, lists: Sequence[tuple[str, nn.ModuleList | nn.Sequential]]
 ) -> dict[str, tuple[str, nn.ModuleList | nn.Sequential]]:
     """Name each list; "language" is the longest that is not vision or audio (of equals, the last)."""
     kinds: dict[str, str] = {}
-    for path, _ in found:
-        others = [other for other, _ in found if other != path]
+    for path, _ in lists:
+        others = [other for other, _ in lists if other != path]
         kinds[path] = _kind(path, module.get_submodule(container(path, others)))
-    texts = [(len(part), order, path) for order, (path, part) in enumerate(found) if not kinds[path]]
+    texts = [(len(part), order, path) for order, (path, part) in enumerate(lists) if not kinds[path]]
     language = max(texts)[2] if texts else None
     named: dict[str, tuple[str, nn.ModuleList | nn.Sequential]] = {}
-    for path, part in sorted(found, key=lambda item: item[0] != language):
+    for path, part in sorted(lists, key=lambda item: item[0] != language):
         name = "language" if path == language else kinds[path] or _plain_name(path)
         number = 2
         while name in named:
@@ -240,19 +240,19 @@ def _paths_of(module: nn.Module, method: str, names: Sequence[str], paths: dict[
     ask = getattr(module, method, None)
     if callable(ask):
         try:
-            found = ask()
+            part = ask()
         except (NotImplementedError, AttributeError):
-            found = None
-        if isinstance(found, nn.Module):
-            return paths.get(id(found))
+            part = None
+        if isinstance(part, nn.Module):
+            return paths.get(id(part))
     named = [path for path in paths.values() if path.rpartition(".")[2] in names]
     return named[0] if len(named) == 1 else None
 
 
-def _same_weight(module: nn.Module, one: str, other: str) -> bool:
+def _same_weight(module: nn.Module, embedding: str, head: str) -> bool:
     """Whether two modules hold one matrix, as a parameter or packed."""
     first, second = (
         {id(t) for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)) if t.dim() == 2}
-        for part in (module.get_submodule(one), module.get_submodule(other))
+        for part in (module.get_submodule(embedding), module.get_submodule(head))
     )
     return bool(first & second)

@@ -34,16 +34,16 @@ PLAIN_FFN = (
 
 def read_ffn(owner: Owner, block: nn.Module) -> FFN | None:
     """Read `owner` as a dense feed-forward layer, or return None."""
-    found: FFN | None = None
+    ffn: FFN | None = None
     for names in (*GATED_FFN, *FUSED_FFN, *PLAIN_FFN):
         if all(owner.child(name) is not None for name in names):
-            found = _ffn_of(owner, names, fused=names in FUSED_FFN or hasattr(owner.module, "interleaved"))
-            if found:
+            ffn = _ffn_of(owner, names, fused=names in FUSED_FFN or hasattr(owner.module, "interleaved"))
+            if ffn:
                 break
-    if found is None:
+    if ffn is None:
         return None
     alone = owner.module is not block and not owner.child("intermediate.dense")
-    return None if alone and has_more(owner, set(found.projections)) else found
+    return None if alone and has_more(owner, set(ffn.projections)) else ffn
 
 
 def _ffn_of(owner: Owner, names: Sequence[str], *, fused: bool) -> FFN | None:

@@ -39,18 +39,18 @@ def container(path: str, others: Iterable[str]) -> str:
 
 def sizes_of(module: nn.Module, part: Part) -> tuple[int, int]:
     """(in, out) of the projection that holds `part`."""
-    found = resolve(module, part.path)
-    if isinstance(found, Tensor):
-        return found.shape[-1], found.shape[-2]
-    return features(found) or (0, 0)
+    projection = resolve(module, part.path)
+    if isinstance(projection, Tensor):
+        return projection.shape[-1], projection.shape[-2]
+    return features(projection) or (0, 0)
 
 
 def resolve(module: nn.Module, path: str) -> nn.Module | Tensor:
     """Return the module or the parameter that `path` names."""
     parent, _, name = path.rpartition(".")
     owner = module.get_submodule(parent)
-    found = owner._parameters.get(name)
-    return found if found is not None else module.get_submodule(path)
+    parameter = owner._parameters.get(name)
+    return parameter if parameter is not None else module.get_submodule(path)
 
 
 @dataclass(frozen=True)

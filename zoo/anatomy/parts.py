@@ -144,17 +144,17 @@ class Anatomy:
         if not self.stacks:
             return {}
         stack = self.stack()
-        found = {"layers": len(stack.blocks), "width": stack.width}
+        sizes = {"layers": len(stack.blocks), "width": stack.width}
         heads = {
             block.attention and (block.attention.heads, block.attention.kv_heads, block.attention.head_dim)
             for block in stack.blocks
         }
         if len(heads) == 1 and (same := heads.pop()):
-            found |= zip(("heads", "kv_heads", "head_dim"), same, strict=True)
+            sizes |= zip(("heads", "kv_heads", "head_dim"), same, strict=True)
         channels = {block.ffn.width if block.ffn else 0 for block in stack.blocks}
         if len(channels) == 1:
-            found["ffn"] = channels.pop()
-        return {name: size for name, size in found.items() if size}
+            sizes["ffn"] = channels.pop()
+        return {name: size for name, size in sizes.items() if size}
 
     def select(self, text: str) -> Target:
         """Resolve a target: "language", "language.blocks[4:]", "language.ffn", "projector", "unet.down", or "all".
@@ -164,28 +164,28 @@ class Anatomy:
         Raises:
             UnknownName: no such stack or region; the message lists what there is.
         """
-        found = re.fullmatch(r"([\w.-]+?)(?:\.blocks\[(-?\d*)(?:(:)(-?\d*))?\])?(?:\.(attention|ffn))?", text)
-        name = found[1] if found else ""
+        match = re.fullmatch(r"([\w.-]+?)(?:\.blocks\[(-?\d*)(?:(:)(-?\d*))?\])?(?:\.(attention|ffn))?", text)
+        name = match[1] if match else ""
         stacks = [stack for key, stack in self.stacks.items() if _below(key, name)]
         layers = [path for key, paths in self.layers.items() if _below(key, name) for path in paths]
-        if found is None or not (stacks or layers):
+        if match is None or not (stacks or layers):
             raise UnknownName(
                 f"No part of the model is called {text!r}.{nearest(text, self._prefixes())} Parts: {self._parts()}"
             )
-        whole = not (found[2] or found[3])
+        whole = not (match[2] or match[3])
         picks = []
         for stack in stacks:
             indices = list(range(len(stack.blocks)))
             if not whole:
-                start = int(found[2]) if found[2] else None
-                if found[3]:
-                    indices = indices[start : int(found[4]) if found[4] else None]
+                start = int(match[2]) if match[2] else None
+                if match[3]:
+                    indices = indices[start : int(match[4]) if match[4] else None]
                 else:
                     indices = [i for i in indices if start is not None and i == start % len(indices)]
             picks.append((stack, tuple(indices)))
         if not any(indices for _, indices in picks) and not (whole and layers):
             raise UnknownName(f"{text!r} selects no block: {name} has {len(stacks[0].blocks) if stacks else 0} blocks.")
-        return Target(text, tuple(picks), found[5], tuple(layers) if whole and not found[5] else ())
+        return Target(text, tuple(picks), match[5], tuple(layers) if whole and not match[5] else ())
 
     def _prefixes(self) -> dict[str, None]:
         """Everything a target may begin with."""

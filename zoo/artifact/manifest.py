@@ -93,22 +93,22 @@ def checked_manifest(path: Path) -> dict[str, Any]:
         RequestError: there is none.
         ArtifactError: it is damaged, or was written by a newer zoo.
     """
-    place = path / MANIFEST
-    if not os.path.lexists(place):
+    file = path / MANIFEST
+    if not os.path.lexists(file):
         raise RequestError(f"{path} holds no {MANIFEST}; it is not a zoo artifact.")
-    text = text_of(place, error=ArtifactError, most=LARGEST_DATA)
+    text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{place} is damaged: {error}.") from None
+        raise ArtifactError(f"{file} is damaged: {error}.") from None
     if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] < 1:
-        raise ArtifactError(f"{place} is damaged: no format version.")
+        raise ArtifactError(f"{file} is damaged: no format version.")
     if data["format"] > FORMAT:
         raise ArtifactError(
-            f"{place} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress."
+            f"{file} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress."
         )
     if problem := _problem(data) or _broken_seal(data, text):
-        raise ArtifactError(f"{place} is damaged: {problem}.")
+        raise ArtifactError(f"{file} is damaged: {problem}.")
     return data
 
 
@@ -175,8 +175,8 @@ def _values(table: Any) -> list[Any]:
 def manifest_text(manifest: Mapping[str, Any]) -> str:
     """Return a manifest as it is written, with its own sha256 as its seal."""
     rest = {key: value for key, value in manifest.items() if key != "seal"}
-    written = partial(json.dumps, indent=1, sort_keys=True, allow_nan=False)
-    return written({**rest, "seal": hashlib.sha256(written(rest).encode()).hexdigest()}) + "\n"
+    dump = partial(json.dumps, indent=1, sort_keys=True, allow_nan=False)
+    return dump({**rest, "seal": hashlib.sha256(dump(rest).encode()).hexdigest()}) + "\n"
 
 
 def _broken_seal(data: Mapping[str, Any], text: str) -> str:

@@ -51,9 +51,9 @@ def write(model: Model, path: Path, *, force: bool = False) -> Path:
     try:
         with writing(path, size=model.bytes):
             _write_files(model, draft)
-            for place in (draft, *draft.rglob("*")):
-                place.chmod(0o755 if place.is_dir() else 0o644)
-                sync(place)
+            for item in (draft, *draft.rglob("*")):
+                item.chmod(0o755 if item.is_dir() else 0o644)
+                sync(item)
             _put(draft, path, force=force)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -65,13 +65,13 @@ def check_writable(path: Path, *, force: bool = False) -> None:
     if path.is_file():
         raise OutputError(f"{path} is a file; name a directory.")
     try:
-        held = {place.name for place in path.iterdir()}
+        names = {item.name for item in path.iterdir()}
     except OSError:  # not there (any more); whether it can be made is tried out below
-        held = set()
-    if held and not force:
-        what = "already holds a model" if MANIFEST in held else "is not empty and holds no zoo model"
+        names = set()
+    if names and not force:
+        what = "already holds a model" if MANIFEST in names else "is not empty and holds no zoo model"
         raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
-    if held and MANIFEST not in held:
+    if names and MANIFEST not in names:
         raise OutputError(
             f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory."
         )
@@ -87,16 +87,16 @@ def verify(path: Path) -> list[tuple[str, str]]:
     """
     problems = []
     for name, about in read_manifest(path).files.items():
-        place = path / name
+        file = path / name
         if not is_inside(name):
             problems.append((name, "is not a file of this directory"))
-        elif not place.is_file() or any(
-            one.is_symlink() for one in (place, *place.parents) if one.is_relative_to(path) and one != path
+        elif not file.is_file() or any(
+            step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(path) and step != path
         ):
             problems.append((name, "is missing"))
-        elif place.stat().st_size != about["bytes"]:
-            problems.append((name, f"has {place.stat().st_size} bytes, the manifest says {about['bytes']}"))
-        elif sha256_of(place) != about["sha256"]:
+        elif file.stat().st_size != about["bytes"]:
+            problems.append((name, f"has {file.stat().st_size} bytes, the manifest says {about['bytes']}"))
+        elif sha256_of(file) != about["sha256"]:
             problems.append((name, "does not have the sha256 of the manifest"))
     return problems
 
@@ -119,15 +119,15 @@ def fill(model: Model, path: Path) -> None:
         {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
     )
     tensors, aliases = model.tensors(), model.aliases()
-    places = {name: [name] for name in tensors}
+    destinations = {name: [name] for name in tensors}  # with the aliases, so that what is shared stays shared
     for alias, name in aliases.items():
-        places[name].append(alias)
+        destinations[name].append(alias)
     for prefix, names in _by_file(tensors, files).items():
         _fill_from(
             model,
             files[prefix],
             {name.removeprefix(prefix): tensors[name] for name in names},
-            {name.removeprefix(prefix): places[name] for name in names},
+            {name.removeprefix(prefix): destinations[name] for name in names},
         )
 
 
@@ -147,26 +147,26 @@ def require_described(model: Model, path: Path) -> None:
             )
 
 
-def _require_alike(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    for name in sorted(expected.keys() - found.keys()) + sorted(found.keys() - expected.keys()):
+def _require_alike(path: Path, expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(expected.keys() - shapes.keys()) + sorted(shapes.keys() - expected.keys()):
         raise ArtifactError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of the model'}.")
     for name, shape in expected.items():
-        if found[name] != shape:
-            raise ArtifactError(f"{path}: {name!r} has shape {found[name]}, the model expects {shape}.")
+        if shapes[name] != shape:
+            raise ArtifactError(f"{path}: {name!r} has shape {shapes[name]}, the model expects {shape}.")
 
 
 def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, list[str]]:
     """The names of the tensors that go into each file, by prefix: the longest that fits."""
-    found: dict[str, list[str]] = {prefix: [] for prefix in files}
+    names: dict[str, list[str]] = {prefix: [] for prefix in files}
     for name in tensors:
         fitting = [prefix for prefix in files if name.startswith(prefix)]
         if not fitting:
             raise ZooError(f"{name} belongs to no weight file; the family names files for {', '.join(files)}.")
-        found[max(fitting, key=len)].append(name)
-    return found
+        names[max(fitting, key=len)].append(name)
+    return names
 
 
-def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], places: Mapping[str, list[str]]) -> None:
+def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], destinations: Mapping[str, list[str]]) -> None:
     """Fill from one file what it is expected to hold: name in the file -> empty tensor, and where it goes."""
     from safetensors import SafetensorError, safe_open
     from torch import nn
@@ -186,8 +186,8 @@ def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], places: Ma
                     tensor = nn.Parameter(aligned(tensor), requires_grad=tensor.is_floating_point())
                 else:
                     tensor = aligned(tensor)
-                for place in places[name]:
-                    _assign(model.module, place, tensor)
+                for destination in destinations[name]:
+                    _assign(model.module, destination, tensor)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.") from None
 
@@ -265,14 +265,14 @@ def _storable(model: Model) -> dict[str, Any]:
     from torch import nn
 
     stored = getattr(torch, model.stored)
-    out = {}
+    tensors = {}
     for name, tensor in model.tensors().items():
-        kept = tensor.detach()
-        if isinstance(tensor, nn.Parameter) and kept.is_floating_point() and kept.dtype.itemsize > stored.itemsize:
-            narrow = kept.to(stored)
-            kept = narrow if torch.equal(narrow.to(kept.dtype), kept) else kept
-        out[name] = kept.cpu().contiguous()
-    return out
+        values = tensor.detach()
+        if isinstance(tensor, nn.Parameter) and values.is_floating_point() and values.dtype.itemsize > stored.itemsize:
+            narrow = values.to(stored)
+            values = narrow if torch.equal(narrow.to(values.dtype), values) else values
+        tensors[name] = values.cpu().contiguous()
+    return tensors
 
 
 def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -299,6 +299,6 @@ def _put(draft: Path, path: Path, *, force: bool) -> None:
             path.rename(old[-1] / path.name)
     else:
         raise OutputError(f"{path} cannot be written: other processes keep replacing it.")
-    for place in old:
-        shutil.rmtree(place, ignore_errors=True)
+    for folder in old:
+        shutil.rmtree(folder, ignore_errors=True)
     sync(path.parent)

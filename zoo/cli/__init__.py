@@ -1,15 +1,16 @@
-"""The `zoo` command: `main` runs it; `output` is what commands print with, those of plugins as well."""
+"""The `zoo` command."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Sequence
 
-from zoo.faces import face
 
-if TYPE_CHECKING:
-    from zoo.cli.entry import main as main
-
-HOMES = {
-    "zoo.cli.entry": ("main",),
-}
-__getattr__, __dir__ = face(__name__, HOMES)
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `zoo` with `args` (default: the process's own) and return the exit code."""
+    try:
+        from zoo.cli.shell import run
+    except KeyboardInterrupt:
+        print("error: interrupted before the work was done.", file=sys.stderr)
+        return 130
+    return run(args)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,62 @@ FORMATS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
 
 def info(model: output.ModelArgument, json: output.JsonOption = False) -> None:
     """Show what is known of a model, without loading it."""
-    spec, source, extra = _find(model)
-    shape = extra.pop("shape", None)  # of a saved model whose stages changed it
-    dtype = spec.dtype or "bfloat16"
-    if shape is None:
-        shape, cache = shape_of(spec.config), cache_of(spec.config, dtype=dtype)
-    else:
-        cache = Cache(shape.get("layers", 0) * entries_of(shape) * BYTES_OF.get(dtype, 2))
-    if spec.task == "masked-lm":  # reads a text as a whole, and keeps nothing of it
-        cache = Cache()
-    packed = extra.get("bytes", math.inf) < spec.params * BYTES_OF.get(str(extra.get("stored")), 0)
-    memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
+    known = Knowledge.of(model)
     if json:
-        output.print_json(
-            {
-                **spec.to_json(),
-                **extra,
-                "shape": shape,
-                "weights": source,
-                "memory_bytes": memory,
-                "kv_cache_bytes_per_token": cache.per_token or None,
-                "kv_cache_dtype": dtype if cache.per_token else None,
-                "kv_cache_window": cache.window or None,
-                "kv_cache_bytes_per_token_in_window": cache.in_window or None,
-                "kv_cache_bytes_per_token_read": cache.read or None,
-                "kv_cache_bytes_at_context": cache.at(shape.get("context", 0)) or None,
-            }
-        )
-        return
-    hub = f"{spec.hub} at {spec.revision}" if spec.revision else spec.hub
-    output.print_facts(
-        [
+        output.print_json(known.to_json())
+    else:
+        output.print_facts(known.facts())
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of a model: its spec, and the sizes that follow from it."""
+
+    spec: ModelSpec
+    source: str  # where its weights are
+    extra: Mapping[str, Any]  # what else its manifest says
+    shape: Mapping[str, int]
+    memory: Mapping[str, int]  # bytes of the weights in each format
+    cache: Cache
+    dtype: str  # of what is in the cache
+
+    @classmethod
+    def of(cls, model: str) -> Knowledge:
+        """Gather it for a name or a path."""
+        spec, source, extra = _find(model)
+        shape = extra.pop("shape", None)  # of a saved model whose stages changed it
+        dtype = spec.dtype or "bfloat16"
+        if shape is None:
+            shape, cache = shape_of(spec.config), cache_of(spec.config, dtype=dtype)
+        else:
+            cache = Cache(shape.get("layers", 0) * entries_of(shape) * BYTES_OF.get(dtype, 2))
+        if spec.task == "masked-lm":  # reads a text as a whole, and keeps nothing of it
+            cache = Cache()
+        packed = extra.get("bytes", math.inf) < spec.params * BYTES_OF.get(str(extra.get("stored")), 0)
+        memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
+        return cls(spec, source, extra, shape, memory, cache, dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        cache = self.cache
+        return {
+            **self.spec.to_json(),
+            **self.extra,
+            "shape": self.shape,
+            "weights": self.source,
+            "memory_bytes": self.memory,
+            "kv_cache_bytes_per_token": cache.per_token or None,
+            "kv_cache_dtype": self.dtype if cache.per_token else None,
+            "kv_cache_window": cache.window or None,
+            "kv_cache_bytes_per_token_in_window": cache.in_window or None,
+            "kv_cache_bytes_per_token_read": cache.read or None,
+            "kv_cache_bytes_at_context": cache.at(self.shape.get("context", 0)) or None,
+        }
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Say it in lines, each under a label."""
+        spec = self.spec
+        return [
             ("name", spec.name),
             ("summary", spec.summary),
             ("modality", spec.modality),
@@ -64,16 +90,15 @@ def info(model: output.ModelArgument, json: output.JsonOption = False) -> None:
             ("plugin", spec.plugin),
             ("licence", spec.license),
             ("paper", spec.paper),
-            ("hub", hub),
+            ("hub", f"{spec.hub} at {spec.revision}" if spec.revision else spec.hub),
             ("params", _params(spec)),
-            ("shape", ", ".join(f"{key} {value}" for key, value in shape.items())),
-            ("memory", ", ".join(f"{name} {quantities.size(size)}" for name, size in memory.items())),
-            ("KV cache", cache.said(dtype, shape.get("context", 0))),
-            ("weights", source),
+            ("shape", ", ".join(f"{key} {value}" for key, value in self.shape.items())),
+            ("memory", ", ".join(f"{name} {quantities.size(size)}" for name, size in self.memory.items())),
+            ("KV cache", self.cache.said(self.dtype, self.shape.get("context", 0))),
+            ("weights", self.source),
             ("unknown", spec.unknown),
-            *((key, str(value)) for key, value in extra.items()),
+            *((key, str(value)) for key, value in self.extra.items()),
         ]
-    )
 
 
 def _params(spec: ModelSpec) -> str:

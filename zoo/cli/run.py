@@ -9,7 +9,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,56 +21,67 @@ from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from zoo.family.base import Family
+    from zoo.model.model import Model
 
 # What `generate` calls an option, where the command line calls it something else.
 FLAGS = {"images": "--image", "messages": "--chat", "files": "--file"}
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")
+]
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="Ask in the model's chat format; without a prompt on a terminal, converse.")
+]
+SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before a chat.")]
+SuffixOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Code after the gap that follows the prompt.")]
+FileOption = Annotated[
+    list[Path] | None, typer.Option(help="Another file of the code's repository; may be given several times.")
+]
+RepoOption = Annotated[str | None, typer.Option(metavar="NAME", help="The name of the code's repository.")]
+PathOption = Annotated[str | None, typer.Option(metavar="PATH", help="The path in it of the code itself.")]
+ImageOption = Annotated[list[Path] | None, typer.Option(help="An image to look at; may be given several times.")]
+LengthOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")
+]
+TopPOption = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share.  [default: 1]")]
+StopOption = Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")
+]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")
+]
+CountOption = Annotated[
+    int | None, typer.Option(min=1, help="How many images, classes or words for a mask.  [default: the model's]")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ..."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 
 
 def run(
     model: output.ModelArgument,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Ask in the model's chat format; without a prompt on a terminal, converse.")
-    ] = False,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before a chat.")] = None,
-    suffix: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Code after the gap that follows the prompt.")
-    ] = None,
-    file: Annotated[
-        list[Path] | None, typer.Option(help="Another file of the code's repository; may be given several times.")
-    ] = None,
-    repo: Annotated[str | None, typer.Option(metavar="NAME", help="The name of the code's repository.")] = None,
-    path: Annotated[str | None, typer.Option(metavar="PATH", help="The path in it of the code itself.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="An image to look at; may be given several times.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens of this share.  [default: 1]")
-    ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="How many images, classes or words for a mask.  [default: the model's]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ..."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    prompt: PromptOption = None,
+    chat: ChatOption = False,
+    system: SystemOption = None,
+    suffix: SuffixOption = None,
+    file: FileOption = None,
+    repo: RepoOption = None,
+    path: PathOption = None,
+    image: ImageOption = None,
+    max_new_tokens: LengthOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    stop: StopOption = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    count: CountOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
     json: output.JsonOption = False,
 ) -> None:
     """Generate from a model: text is printed as it comes, images are written to --out."""
@@ -92,44 +104,72 @@ def run(
     }
     given = {name: value for name, value in asked.items() if value is not None}
     with output.status(f"Loading {model}"):
-        import zoo
+        from zoo.loading.load import load
+
+        request = Request.checked(model, given, system=system, out=out, force=force, json=json)
+        loaded = load(model)
+    request.answer(loaded, json=json)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model, and where its images go; checked before the model is loaded."""
+
+    model: str
+    prompt: str | None
+    options: Mapping[str, Any]  # of its `generate`
+    files: Sequence[Path]  # of the images, one each; none for text
+    converses: bool  # with whoever sits at the terminal
+
+    @classmethod
+    def checked(
+        cls, model: str, given: dict[str, Any], *, system: str | None, out: Path | None, force: bool, json: bool
+    ) -> Request:
+        """Take what was given for the model, and what is piped in; refuse what its family does not take."""
         from zoo.loading.load import family_of
 
         family = family_of(model)
         _require_taken(model, family, given)
-        converse = "messages" in given and prompt is None and sys.stdin.isatty() and not json
-        if "prompt" in family.takes and prompt is None and not converse:
+        converses = "messages" in given and "prompt" not in given and sys.stdin.isatty() and not json
+        if "prompt" in family.takes and "prompt" not in given and not converses:
             given["prompt"] = _piped_prompt()
         files = _files(model, family, given, out=out, force=force)
         if "files" in given:
-            given["files"] = {str(place): _text(place) for place in given["files"]}
-        loaded = zoo.load(model)
-    prompt = given.pop("prompt", None)
-    if "messages" in given:
-        given["messages"] = [] if system is None else [{"role": "system", "content": system}]
-        if converse:
-            return _converse(loaded, **given)
-        given["messages"].append({"role": "user", "content": prompt})
-        prompt = None
-    if not json and not files:
-        for piece in loaded.generate(prompt, **given, stream=True):
-            print(piece, end="", flush=True)
-        print()
-        return
-    with output.status("Generating"):
-        start = time.perf_counter()
-        made = loaded.generate(prompt, **given)
-        seconds = time.perf_counter() - start
-    asked_for = {} if "messages" in given else {"prompt": prompt}
-    about = {"model": model, **asked_for, **given, "seconds": seconds}
-    if files:
-        about["files"] = [_write(picture, path) for picture, path in zip(made, files, strict=True)]
-    else:
-        about["text"] = made
-    if json:
-        output.print_json(about)
-    else:
-        print(*files, sep="\n")
+            given["files"] = {str(path): _text(path) for path in given["files"]}
+        prompt = given.pop("prompt", None)
+        if "messages" in given:
+            given["messages"] = [] if system is None else [{"role": "system", "content": system}]
+            if not converses:
+                given["messages"].append({"role": "user", "content": prompt})
+            prompt = None
+        return cls(model, prompt, given, files, converses)
+
+    def answer(self, model: Model, *, json: bool) -> None:
+        """Generate what is asked for: as it comes, or, in files and for JSON, as a whole."""
+        if self.converses:
+            _converse(model, **self.options)
+        elif json or self.files:
+            self._make(model, json=json)
+        else:
+            for piece in model.generate(self.prompt, **self.options, stream=True):
+                print(piece, end="", flush=True)
+            print()
+
+    def _make(self, model: Model, *, json: bool) -> None:
+        with output.status("Generating"):
+            start = time.perf_counter()
+            made = model.generate(self.prompt, **self.options)
+            seconds = time.perf_counter() - start
+        prompt = {} if "messages" in self.options else {"prompt": self.prompt}
+        about: dict[str, Any] = {"model": self.model, **prompt, **self.options, "seconds": seconds}
+        if self.files:
+            about["files"] = [_write(picture, path) for picture, path in zip(made, self.files, strict=True)]
+        else:
+            about["text"] = made
+        if json:
+            output.print_json(about)
+        else:
+            print(*self.files, sep="\n")
 
 
 def _converse(model: Any, *, messages: list[dict[str, str]], **options: Any) -> None:

@@ -42,20 +42,20 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        found = re.fullmatch(
+        match = re.fullmatch(
             r"(?P<source>.+?)(?:\?text=(?P<field>[\w.-]+))?(?::(?P<split>[\w-]+))?"
             r"(?P<slice>\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?",
             text.strip(),
         )
-        if not found:
+        if not match:
             raise DataError(
                 f"{text!r} is not a data reference; write for example 'stdlib:train[:128]' or 'texts.jsonl'."
             )
-        wrong = re.search(r"\[[^\[\]/]*:[^\[\]/]*\]$", found["source"])
-        if wrong and not found["slice"]:
+        wrong = re.search(r"\[[^\[\]/]*:[^\[\]/]*\]$", match["source"])
+        if wrong and not match["slice"]:
             raise DataError(f"{text!r}: {wrong[0]} is not a slice; write [:128], [5:], [10:20] or [:10%].")
         return cls(
-            found["source"], found["split"] or "", found["field"] or "text", found["start"] or "", found["stop"] or ""
+            match["source"], match["split"] or "", match["field"] or "text", match["start"] or "", match["stop"] or ""
         )
 
     def cut(self, samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -103,7 +103,7 @@ def _from_source(reference: Reference, path: Path) -> Sequence[Sample]:
         if reason := why_unused("data", reference.source):
             raise DataError(reason)
         names = of_kind("data")
-        beside = [place.name for place in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         hub = f" A data set of the hub is written 'hub:{reference.source}'." if reference.source.count("/") == 1 else ""
         raise DataError(
             f"No data source or file called {reference.source!r}.{nearest(path.name, [*names, *beside])} "
@@ -160,7 +160,7 @@ def _images(files: Sequence[Path], reference: Reference, path: Path) -> list[Sam
     if reference.split:
         files = [file for file in files if file.relative_to(path).parts[0] == reference.split]
         if not files:
-            folders = sorted(place.name for place in path.iterdir() if place.is_dir())
+            folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
             raise DataError(
                 f"{path} has no folder {reference.split!r} of images.{nearest(reference.split, folders)} Folders: {', '.join(folders) or 'none'}."
             )
@@ -214,19 +214,19 @@ def _from_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _of_split(records: Iterable[tuple[str, dict[str, Any]]], reference: Reference, path: Path) -> list[Sample]:
     """The records of a split, which their "split" field names; without a split asked for, all of them."""
-    samples, found = [], dict[str, None]()
+    samples, splits = [], dict[str, None]()
     for where, record in records:
         if reference.split:
             if "split" not in record:
                 raise DataError(
                     f"{where}: no field 'split', so it is not known whether the record is of split {reference.split!r}."
                 )
-            found[str(record["split"])] = None
+            splits[str(record["split"])] = None
         if not reference.split or str(record["split"]) == reference.split:
             samples.append(_sample(_with_image(record, where, path.parent), where, reference.field))
-    if found and not samples:
+    if splits and not samples:
         raise DataError(
-            f"{path} has no split {reference.split!r}.{nearest(reference.split, found)} Splits: {', '.join(found)}."
+            f"{path} has no split {reference.split!r}.{nearest(reference.split, splits)} Splits: {', '.join(splits)}."
         )
     return samples
 
@@ -236,10 +236,10 @@ def _with_image(record: dict[str, Any], where: str, folder: Path) -> dict[str, A
     image = record.get("image")
     if not isinstance(image, str):
         return record
-    place = folder / image
-    if not place.is_file():
+    file = folder / image
+    if not file.is_file():
         raise DataError(f"{where}: the image {image!r} is not a file in {folder}.")
-    return {**record, "image": place}
+    return {**record, "image": file}
 
 
 def _from_datasets(load: Any, reference: Reference, where: str, *, hint: str = "") -> list[Sample]:

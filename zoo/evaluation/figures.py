@@ -26,18 +26,18 @@ def measure(
         raise DataError(f"{task}: {data.name!r} holds no records.")
     if model is not None:
         require_finite(model, what=f"{task} of {model.spec.name}")
-    found: dict[str, dict[str, Any]] = resolve("evaluator", task).measure(model, data, options=options)
-    for name, value in _figures(found):
+    figures: dict[str, dict[str, Any]] = resolve("evaluator", task).measure(model, data, options=options)
+    for name, value in _figures(figures):
         if not math.isfinite(value):
             why = cause(model) if model is not None else "look at the data"
             raise ZooError(f"{task} of {model.spec.name if model else 'the data'}: {name} is {value}: {why}.")
-    return found
+    return figures
 
 
-def _figures(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
+def _figures(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Every number in nested figures, with its place."""
-    if isinstance(found, float):
-        yield name, found
-    items = found.items() if isinstance(found, Mapping) else enumerate(found) if isinstance(found, list | tuple) else ()
+    if isinstance(tree, float):
+        yield name, tree
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     for key, value in items:
         yield from _figures(value, f"{name}.{key}".lstrip("."))

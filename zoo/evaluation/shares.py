@@ -19,19 +19,19 @@ def accuracy(
         groups: the group of each answer, such as its class or its font; empty: none.
         order: all labels in the order to show them; others come after, sorted.
     """
-    hits = [one == other for one, other in zip(true, predicted, strict=True)]
-    found: dict[str, Any] = {**_share(hits), "unit": "%", "better": "higher"}
+    hits = [label == answer for label, answer in zip(true, predicted, strict=True)]
+    metric: dict[str, Any] = {**_share(hits), "unit": "%", "better": "higher"}
     labels = _ordered({*true}, order)
     answers = [*labels, *_ordered({*predicted} - {*true}, order)]
     if len(labels) > 1 and len(answers) <= LARGEST:
         pairs = Counter(zip(true, predicted, strict=True))
         counts = [[pairs[label, answer] for answer in answers] for label in labels]
-        found["confusion"] = {"true": labels, "predicted": answers, "counts": counts}
+        metric["confusion"] = {"true": labels, "predicted": answers, "counts": counts}
     named = _ordered(set(groups), order)
     if 1 < len(named) <= LARGEST:
         members = {name: [hit for hit, group in zip(hits, groups, strict=True) if group == name] for name in named}
-        found["by"] = {name: {**_share(part), "n": len(part)} for name, part in members.items()}
-    return found
+        metric["by"] = {name: {**_share(part), "n": len(part)} for name, part in members.items()}
+    return metric
 
 
 def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:

@@ -57,26 +57,26 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 
 def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
     """Take weights found in a directory as those of `spec`, which they must fit."""
-    found, expected = (
+    shapes, expected = (
         {n: tuple(t.shape) for n, t in m.tensors().items()}
         for m in (model, build_skeleton(model.family, spec, model.lineage))
     )
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
             raise ArtifactError(
-                f"{path} does not hold {spec.name}: {name} is {found.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}."
+                f"{path} does not hold {spec.name}: {name} is {shapes.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}."
             )
     model.spec = spec
 
 
 def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
-    for place in path.iterdir():
-        if place.exists() and not (place.is_file() or place.is_dir()):  # a pipe would be waited for
-            raise ArtifactError(f"{place} is not a file.")
+    for item in path.iterdir():
+        if item.exists() and not (item.is_file() or item.is_dir()):  # a pipe would be waited for
+            raise ArtifactError(f"{item} is not a file.")
     if (path / MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
     for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
-        within_another = any((place / MANIFEST).exists() for place in file.parents if place.is_relative_to(path))
+        within_another = any((folder / MANIFEST).exists() for folder in file.parents if folder.is_relative_to(path))
         if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
             raise ArtifactError(
                 f"{path / MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
@@ -159,23 +159,23 @@ def require_plugins(manifest: Manifest, path: Path) -> None:
         raise ArtifactError(f"{path}: {what} {_missing(plugin, manifest) or f'is not to be had: {error}'}") from None
 
 
-def _missing(plugin: str, manifest: Manifest) -> str:
+def _missing(name: str, manifest: Manifest) -> str:
     """Say why a plugin does not give what a saved model needs, and what to do about it; "" where it is not known which."""
-    if not plugin:
+    if not name:
         return ""
-    made = manifest.plugins.get(plugin, {})
-    if reason := manager.why_absent(plugin):
+    made = manifest.plugins.get(name, {})
+    if reason := manager.why_absent(name):
         known = str(made.get("distribution", ""))
         remedy = (
             f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
         )
-        return f"needs plugin {plugin}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
-    found = manager.find(plugin)
-    if found.fault and not found.names:
-        return f"needs plugin {plugin}, which cannot be used: {found.fault}"
+        return f"needs plugin {name}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
+    plugin = manager.find(name)
+    if plugin.fault and not plugin.names:
+        return f"needs plugin {name}, which cannot be used: {plugin.fault}"
     version = str(made.get("version", ""))
     then = f"; the model was made with version {version}" if version.isprintable() and version else ""
-    return f"is not in plugin {plugin} {found.version}, which is installed{then}."
+    return f"is not in plugin {name} {plugin.version}, which is installed{then}."
 
 
 def from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None) -> Model:

@@ -56,8 +56,8 @@ def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
     if weights_at in ("auto", "random"):
         return weights_at
     try:
-        place = Path(weights_at).expanduser()
-        there = place.exists()
+        location = Path(weights_at).expanduser()
+        there = location.exists()
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(
             f"weights={str(weights_at)[:80]!r} is no path: {getattr(error, 'strerror', None) or error}."
@@ -71,7 +71,7 @@ def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
         raise RequestError(
             f"weights={str(weights_at)!r} goes with a name of `zoo list`; {path} is a directory with weights of its own."
         )
-    return place
+    return location
 
 
 def weights_folder(spec: ModelSpec, weights_at: str | Path) -> Path:
@@ -84,11 +84,11 @@ def weights_folder(spec: ModelSpec, weights_at: str | Path) -> Path:
     return path
 
 
-def stored_in(place: Path) -> str:
+def stored_in(location: Path) -> str:
     """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
-    if (place / MANIFEST).exists():
-        return read_manifest(place).stored
-    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    if (location / MANIFEST).exists():
+        return read_manifest(location).stored
+    files = [location] if location.is_file() else sorted(location.rglob("*.safetensors"))
     kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
     return next(
         (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else ""
@@ -97,5 +97,7 @@ def stored_in(place: Path) -> str:
 
 def stored_dtype(spec: ModelSpec, weights_at: str | Path) -> str:
     """The dtype that the weights of `spec` have on disk, as far as they are on this machine."""
-    place = weights.packaged_at(spec) if weights_at == "auto" else None if weights_at == "random" else Path(weights_at)
-    return stored_in(place) if place else ""
+    location = (
+        weights.packaged_at(spec) if weights_at == "auto" else None if weights_at == "random" else Path(weights_at)
+    )
+    return stored_in(location) if location else ""

@@ -43,24 +43,24 @@ def resolve(spec: ModelSpec) -> Path:
 
     revision = spec.revision or None
     try:
-        found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
-        if not any(Path(found).glob("*.safetensors")):  # an earlier download that did not get that far
+        folder = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
+        if not any(Path(folder).glob("*.safetensors")):  # an earlier download that did not get that far
             raise ValueError("the cache holds no weights")
     except (LocalEntryNotFoundError, OSError, ValueError):
         try:
             with no_telemetry():
-                found = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS)
+                folder = snapshot_download(spec.hub, revision=revision, allow_patterns=PATTERNS)
         except Exception as error:
             raise WeightsUnavailable(
                 f"{spec.name}: {spec.hub} is not in the local hub cache (HF_HOME, HF_HUB_CACHE) and cannot be fetched "
                 f"({one_line(error)[:120]}). Go online once (and unset HF_HUB_OFFLINE), or pass weights=DIR or weights='random'."
             ) from None
     for name, expected in spec.sha256.items():
-        if not (Path(found) / name).is_file() or sha256_of(Path(found) / name) != expected:
+        if not (Path(folder) / name).is_file() or sha256_of(Path(folder) / name) != expected:
             raise ArtifactError(
-                f"{Path(found) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
+                f"{Path(folder) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
             )
-    return Path(found)
+    return Path(folder)
 
 
 def packaged_at(spec: ModelSpec) -> Path | None:

@@ -32,8 +32,8 @@ def require_finite(model: Model, *, what: str, remedy: str = REPAIR) -> None:
     Raises:
         ZooError: names the tensor, how many of its values are damaged and where the first is.
     """
-    if found := damage(model):
-        raise ZooError(f"{what}: {found}. {remedy}")
+    if problem := damage(model):
+        raise ZooError(f"{what}: {problem}. {remedy}")
 
 
 def require_finite_once(model: Model, *, what: str) -> None:
@@ -94,8 +94,8 @@ def blame(model: Model, batch: Batch | None = None) -> str:
     """Name the damaged tensor, or the first layer where values overflow on `batch`; "" where neither is to blame."""
     import torch
 
-    if (found := damage(model)) or batch is None:
-        return found
+    if (problem := damage(model)) or batch is None:
+        return problem
     seen: list[str] = []
     handles = [part.register_forward_hook(_noting(path, seen)) for path, part in model.module.named_modules() if path]
     try:

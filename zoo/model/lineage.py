@@ -45,10 +45,10 @@ class Stage:
 
 def stage_of(compressor: Compressor, options: Mapping[str, Any], record: Record, *, seed: int) -> Stage:
     """Describe a finished stage for the lineage."""
-    declared = declaration_of("compressor", compressor, compressor.name)
+    declaration = declaration_of("compressor", compressor, compressor.name)
     # as a manifest gives them back: a card is the same either way
     canonical = json.loads(json.dumps(options, sort_keys=True))
-    return Stage(compressor.name, compressor.version, canonical, record, declared.plugin, seed)
+    return Stage(compressor.name, compressor.version, canonical, record, declaration.plugin, seed)
 
 
 def as_json(record: Record, *, stage: str) -> Record:
@@ -58,12 +58,12 @@ def as_json(record: Record, *, stage: str) -> Record:
         ZooError: it holds what JSON cannot, such as nan.
     """
     try:
-        found: Record = json.loads(json.dumps(record, allow_nan=False))
+        canonical: Record = json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ZooError(
             f"{stage} gave a record that no manifest can hold ({error}), so the model could not be saved."
         ) from error
-    return found
+    return canonical
 
 
 def lineage_of(stages: Iterable[Mapping[str, Any]]) -> tuple[Stage, ...]:

@@ -80,16 +80,16 @@ class Model:
 
     def state(self) -> State:
         """What has been done to which module, from the records of the lineage; paths are those of the module as it is now."""
-        traits: dict[str, list[Trait]] = {}
+        state: dict[str, list[Trait]] = {}
         for number, stage in enumerate(self.lineage, 1):
-            declared = declaration("compressor", stage.use, plugin=stage.plugin)
-            done: Compressor = object_of(declared)
-            label = f"stage {number} ({name_to_write(declared)})"
-            moves = {path: done.moved(stage.record, path) for path in traits}
-            traits = {place: traits[path] for path, place in moves.items() if place is not None}
-            for path, trait in done.traits(stage.record).items():
-                traits.setdefault(path, []).append(replace(trait, stage=label))
-        return {path: tuple(found) for path, found in traits.items()}
+            entry = declaration("compressor", stage.use, plugin=stage.plugin)
+            compressor: Compressor = object_of(entry)
+            label = f"stage {number} ({name_to_write(entry)})"
+            moves = {path: compressor.moved(stage.record, path) for path in state}
+            state = {destination: state[path] for path, destination in moves.items() if destination is not None}
+            for path, trait in compressor.traits(stage.record).items():
+                state.setdefault(path, []).append(replace(trait, stage=label))
+        return {path: tuple(traits) for path, traits in state.items()}
 
     def replay(self, stage: Stage) -> None:
         """Replay one lineage stage on this model's (usually empty) module."""

@@ -55,24 +55,24 @@ def sealed(model: Model) -> dict[str, Any]:
     return model.source
 
 
-def weights_digest(place: Path) -> str:
+def weights_digest(location: Path) -> str:
     """Hash the weights and tokenizer in a folder, or one file; "" where there is nothing."""
-    if not place.is_dir():
-        return sha256_of(place) if place.is_file() else ""
-    files = sorted(p for p in place.rglob("*") if p.suffix in COUNTED and p.is_file())
-    return _digest({p.relative_to(place).as_posix(): sha256_of(p) for p in files})
+    if not location.is_dir():
+        return sha256_of(location) if location.is_file() else ""
+    files = sorted(p for p in location.rglob("*") if p.suffix in COUNTED and p.is_file())
+    return _digest({p.relative_to(location).as_posix(): sha256_of(p) for p in files})
 
 
 def tensors_digest(model: Model) -> str:
     """Hash every tensor of a model as it is in memory, by its name, kind and shape."""
     import torch
 
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.tensors().items()):
-        kept = tensor.detach().cpu().contiguous()
-        found.update(json.dumps([name, str(kept.dtype), list(kept.shape)]).encode())
-        found.update(kept.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        values = tensor.detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -141,30 +141,31 @@ class Inputs:
         }
 
 
-def problem_of_source(found: Any) -> str:
+def problem_of_source(table: Any) -> str:
     """Say what in a manifest's source is not as `source` writes it, or return ""."""
-    if found == {}:
+    if table == {}:
         return ""
     kinds = {name: type(value) for name, value in source("").items()}
-    if not isinstance(found, dict) or found.keys() != kinds.keys():
+    if not isinstance(table, dict) or table.keys() != kinds.keys():
         return f"source is no table of {', '.join(kinds)}"
-    wrong = [name for name, kind in kinds.items() if type(found[name]) is not kind]
-    return f"source has a {wrong[0]} that is {type(found[wrong[0]]).__name__}" if wrong else ""
+    wrong = [name for name, kind in kinds.items() if type(table[name]) is not kind]
+    return f"source has a {wrong[0]} that is {type(table[wrong[0]]).__name__}" if wrong else ""
 
 
-def problem_of_made(found: Any) -> str:
+def problem_of_made(table: Any) -> str:
     """Say what is wrong with what a lineage says of how a stage was made, or return ""."""
-    if found == {}:
+    if table == {}:
         return ""
     kinds = {"data": dict, "teachers": dict, "with": dict, "sha256": str}
-    if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
+    if not isinstance(table, dict) or any(not isinstance(table.get(name), kind) for name, kind in kinds.items()):
         return "what it was made with is no table of data, teachers, with and sha256"
-    data = found["data"].values()
+    data = table["data"].values()
     if not all(
-        isinstance(one, dict) and {type(one.get(key)) for key in ("reference", "fingerprint")} == {str} for one in data
+        isinstance(dataset, dict) and {type(dataset.get(key)) for key in ("reference", "fingerprint")} == {str}
+        for dataset in data
     ):
         return "its data has no reference and fingerprint"
-    texts = (*found["teachers"].values(), *found["with"].values())
+    texts = (*table["teachers"].values(), *table["with"].values())
     return "" if all(isinstance(text, str) for text in texts) else "a teacher or a circumstance is no text"
 
 

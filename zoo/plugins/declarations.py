@@ -165,7 +165,7 @@ def _is_file(name: str) -> bool:
 def _hashes(value: Any) -> str:
     if not isinstance(value, dict):
         return "a table: file name = hash"
-    if not all(isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found) for found in value.values()):
+    if not all(isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) for digest in value.values()):
         return "a table of file names, each with a hash of 64 lower-case hexadecimal digits"
     return "" if all(map(_is_file, value)) else "a table of file names that stay inside the repository"
 
@@ -256,11 +256,11 @@ def read(path: Path, *, plugin: str, distribution: str = "") -> Declarations:
     )
     names: list[Declared] = []
     for kind in kinds.KINDS:
-        names += [_declared(kind, table, plugin=plugin) for table in _tables(tables, kind, path=path)]
+        names += [_declaration(kind, table, plugin=plugin) for table in _tables(tables, kind, path=path)]
     return Declarations(api, models, tuple(names))
 
 
-def _declared(kind: str, table: Mapping[str, Any], *, plugin: str) -> Declared:
+def _declaration(kind: str, table: Mapping[str, Any], *, plugin: str) -> Declared:
     """One declaration; values of keys that only its kind has stand in `more`."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     more = {key: values.pop(key) for key in list(values) if key not in Declared.__dataclass_fields__}
@@ -314,7 +314,7 @@ def _require_tables(tables: Mapping[str, Any], path: Path) -> None:
 def _tables(tables: Mapping[str, Any], kind: str, *, path: Path) -> list[dict[str, Any]]:
     """Check every table of one kind: known keys, needed keys, values that fit, names that occur once."""
     keys, needed = _keys_of(kind)
-    found: list[dict[str, Any]] = []
+    checked: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, table in enumerate(tables.get(kind, []), 1):
         where = f"{path}, [[{kind}]] {number}" + (f" ({table['name']})" if _name(table.get("name")) == "" else "")
@@ -329,8 +329,8 @@ def _tables(tables: Mapping[str, Any], kind: str, *, path: Path) -> list[dict[st
         if name in seen:
             raise PluginError(f"{where}: [[{kind}]] {seen[name]} has the same name {name!r}; a name occurs once.")
         seen[name] = number
-        found.append(dict(table))
-    return found
+        checked.append(dict(table))
+    return checked
 
 
 def _shown(value: Any) -> str:

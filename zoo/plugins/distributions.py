@@ -51,22 +51,24 @@ def entries() -> dict[str, Entry]:
     for source in distributions():
         if _folder(source).name.startswith("~"):  # what pip moves aside while it uninstalls, and ignores itself
             continue
-        found, wrong = _claims(source)
-        distribution = next((normalised(entry.distribution) for entry in (*found, *wrong)), "")
+        named, wrong = _claims(source)
+        distribution = next((normalised(entry.distribution) for entry in (*named, *wrong)), "")
         if not distribution or distribution in faults:  # nothing of ours, or hidden by one that comes first on sys.path
             continue
         faults[distribution] = wrong
-        for entry in found:
+        for entry in named:
             claims.setdefault(normalised(entry.name), {})[distribution] = entry
-    made = {name: _owner(rivals, faults) for name, rivals in claims.items()}
+    owners = {name: _owner(rivals, faults) for name, rivals in claims.items()}
     for fault in (fault for several in faults.values() for fault in several):
-        there = made.get(normalised(fault.name))
-        if there and there.distribution != fault.distribution:  # another's plugin, which it is not to harm
+        owner = owners.get(normalised(fault.name))
+        if owner and owner.distribution != fault.distribution:  # another's plugin, which it is not to harm
             fault = replace(fault, name=f"distribution {fault.name}")
-            there = made.get(normalised(fault.name))
-        said = f"{there.fault} {fault.fault}".strip() if there else fault.fault
-        made[normalised(fault.name)] = replace(there or fault, fault=said)
-    return {key: made[key] for key in sorted(made, key=lambda k: (k != CORE, made[k].distribution != DISTRIBUTION, k))}
+            owner = owners.get(normalised(fault.name))
+        said = f"{owner.fault} {fault.fault}".strip() if owner else fault.fault
+        owners[normalised(fault.name)] = replace(owner or fault, fault=said)
+    return {
+        key: owners[key] for key in sorted(owners, key=lambda k: (k != CORE, owners[k].distribution != DISTRIBUTION, k))
+    }
 
 
 def _owner(rivals: dict[str, Entry], faults: dict[str, list[Entry]]) -> Entry:
@@ -106,20 +108,20 @@ def _claims(source: Distribution) -> tuple[list[Entry], list[Entry]]:
         about = _identified(source)
     except ValueError as error:
         return [], [_fault(about, _unreadable(source, "METADATA", error))]
-    found: dict[str, Entry] = {}
+    named: dict[str, Entry] = {}
     wrong = []
     for group, name, value in points:
-        key, had = normalised(name), found.get(normalised(name), replace(about, name=name))
+        key, had = normalised(name), named.get(normalised(name), replace(about, name=name))
         taken = had.catalog if group == CATALOG else had.module
         if not is_name(name):
             wrong.append(
                 _fault(about, f"its entry point {ascii(name)[:80]} in {group!r} is no name for a plugin: {NAME}.")
             )
         elif taken not in ("", value):
-            found[key] = replace(had, fault=f"it has two entry points {name!r} in the group {group!r}; one is enough.")
+            named[key] = replace(had, fault=f"it has two entry points {name!r} in the group {group!r}; one is enough.")
         else:
-            found[key] = replace(had, catalog=value) if group == CATALOG else replace(had, module=value)
-    return list(found.values()), wrong
+            named[key] = replace(had, catalog=value) if group == CATALOG else replace(had, module=value)
+    return list(named.values()), wrong
 
 
 def _points(text: str) -> list[tuple[str, str, str]]:
@@ -128,16 +130,16 @@ def _points(text: str) -> list[tuple[str, str, str]]:
     Raises:
         ValueError: a line is neither a group nor an entry point; the library's own reader says so of all distributions at once.
     """
-    found, group = [], ""
+    points, group = [], ""
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         name, equals, value = line.partition("=")
         if line.startswith("[") and line.endswith("]"):
             group = line.strip("[]")
         elif equals:
-            found.append((group, name.strip(), value.strip()))
+            points.append((group, name.strip(), value.strip()))
         elif line and not line.startswith("#"):
             raise ValueError(f"line {number}, {ascii(line)[:60]}, is not of the form 'name = value'")
-    return found
+    return points
 
 
 def _unreadable(source: Distribution, file: str, error: ValueError) -> str:
@@ -164,7 +166,7 @@ def _shield() -> None:
     from importlib.machinery import PathFinder
 
     find = PathFinder.find_distributions
-    sound = staticmethod(lambda *context: (found for found in find(*context) if _folder(found) not in _hidden))
+    sound = staticmethod(lambda *context: (source for source in find(*context) if _folder(source) not in _hidden))
     PathFinder.find_distributions = sound  # type: ignore[method-assign, assignment]
 
 
@@ -204,10 +206,10 @@ def origin_of(source: Distribution) -> str:
     try:
         data = loads(source.read_text("direct_url.json") or "{}")
         url = str(data.get("url", ""))
-        place = unquote(urlsplit(url).path) if url.startswith("file:") else url
+        origin = unquote(urlsplit(url).path) if url.startswith("file:") else url
         if vcs := data.get("vcs_info"):
-            place = f"{vcs['vcs']}+{url} @ {vcs['commit_id'][:12]}"
-        place += " (editable)" if data.get("dir_info", {}).get("editable") else ""
+            origin = f"{vcs['vcs']}+{url} @ {vcs['commit_id'][:12]}"
+        origin += " (editable)" if data.get("dir_info", {}).get("editable") else ""
     except Exception:  # of no consequence, whatever is wrong with it
         return ""
-    return plain(place)
+    return plain(origin)

@@ -54,8 +54,8 @@ class Plugin:
         if kind == "model":
             return tuple(spec.name for spec in self.models)
         if kind == "prefix":
-            return tuple(plugins_in_use.prefix for plugins_in_use in self.names if plugins_in_use.prefix)
-        return tuple(plugins_in_use.name for plugins_in_use in self.names if plugins_in_use.kind == kind)
+            return tuple(declaration.prefix for declaration in self.names if declaration.prefix)
+        return tuple(declaration.name for declaration in self.names if declaration.kind == kind)
 
 
 @functools.cache
@@ -69,20 +69,20 @@ def read_plugin(entry: Entry) -> Plugin:
     try:
         _require_module(entry)
         plugin = replace(plugin, path=_package(entry))
-        found = read(_registry(plugin), plugin=entry.name, distribution=entry.distribution)
-        if found.names and not plugin.module:
-            first = found.names[0]
+        declarations = read(_registry(plugin), plugin=entry.name, distribution=entry.distribution)
+        if declarations.names and not plugin.module:
+            first = declarations.names[0]
             raise PluginError(
                 f"registry.toml declares {first.kind} {first.name!r}, but the distribution has no entry point "
                 f"{entry.name!r} in the group 'zoo' that would register it."
             )
-        for spec in found.models:
+        for spec in declarations.models:
             _require_kin(entry, spec)
     except PluginError as error:
         return replace(plugin, fault=one_line(error))
     except Exception as error:  # a broken import finder, unreadable metadata: this plugin's, not everybody's
         return replace(plugin, fault=f"cannot be read: {one_line(error)}")
-    return replace(plugin, api=found.api, models=found.models, names=found.names)
+    return replace(plugin, api=declarations.api, models=declarations.models, names=declarations.names)
 
 
 def _require_module(entry: Entry) -> None:

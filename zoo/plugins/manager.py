@@ -44,13 +44,13 @@ def plugins_in_use(*, disabled: bool = False) -> tuple[Plugin, ...]:
     Raises:
         PluginError: ZOO_STRICT=1 and a plugin has a fault.
     """
-    found = _in_use().plugins
+    plugins = _in_use().plugins
     if os.environ.get("ZOO_STRICT", "") not in ("", "0"):
-        for plugin in found:
+        for plugin in plugins:
             if plugin.fault:
                 raise PluginError(f"Plugin {plugin.name}: {plugin.fault}")
     if not disabled:
-        return found
+        return plugins
     used, off = _in_use().by_name, _switched_off()
     everything = {
         key: replace(read_plugin(entry), disabled=True) if key in off else used.get(key)
@@ -76,8 +76,8 @@ def find(name: str) -> Plugin:
 
 def names_of(plugin: str) -> tuple[Declared, ...]:
     """Everything a plugin in use declares, but for models; nothing where there is no such plugin."""
-    found = _in_use().by_name.get(normalised(plugin))
-    return found.names if found else ()
+    owner = _in_use().by_name.get(normalised(plugin))
+    return owner.names if owner else ()
 
 
 def of_distribution(name: str) -> tuple[Plugin, ...]:
@@ -153,13 +153,13 @@ def _used(admitted: str | None, off: frozenset[str]) -> _Used:
     if admitted is None:
         return _without_clashes([read_plugin(entry) for key, entry in there.items() if key not in off])
     wanted = {normalised(name): name for name in map(str.strip, admitted.split(",")) if name}
-    found = [read_plugin(entry) for key, entry in there.items() if key in (CORE, *wanted)]
+    plugins = [read_plugin(entry) for key, entry in there.items() if key in (CORE, *wanted)]
     missing = [name for key, name in wanted.items() if key not in there]
-    found += [
+    plugins += [
         Plugin(name, fault=f"ZOO_PLUGINS names it, but it is not installed.{nearest(name, installed())}")
         for name in missing
     ]
-    return _without_clashes(found)
+    return _without_clashes(plugins)
 
 
 def _without_clashes(plugins: list[Plugin]) -> _Used:
@@ -168,10 +168,12 @@ def _without_clashes(plugins: list[Plugin]) -> _Used:
     for plugin in plugins:
         for key in _keys(plugin):
             owners.setdefault(key, []).append(plugin)
-    held = {key: tuple(p.name for p in (found[:1] if found[0].ours else found)) for key, found in owners.items()}
-    shared = {key for key, found in owners.items() if len(found) > 1}
-    told = tuple(_told(plugin, [key for key in _keys(plugin) if key in shared], held) for plugin in plugins)
-    return _Used(told, {normalised(plugin.name): plugin for plugin in told}, held)
+    owner_names = {
+        key: tuple(p.name for p in (rivals[:1] if rivals[0].ours else rivals)) for key, rivals in owners.items()
+    }
+    shared = {key for key, rivals in owners.items() if len(rivals) > 1}
+    told = tuple(_told(plugin, [key for key in _keys(plugin) if key in shared], owner_names) for plugin in plugins)
+    return _Used(told, {normalised(plugin.name): plugin for plugin in told}, owner_names)
 
 
 def _keys(plugin: Plugin) -> list[tuple[str, str]]:
@@ -179,13 +181,13 @@ def _keys(plugin: Plugin) -> list[tuple[str, str]]:
     return [(kind, name) for kind in (*kinds.tables(), "prefix") for name in plugin.declares(kind)]
 
 
-def _told(plugin: Plugin, shared: list[tuple[str, str]], held: dict[tuple[str, str], tuple[str, ...]]) -> Plugin:
+def _told(plugin: Plugin, shared: list[tuple[str, str]], owner_names: dict[tuple[str, str], tuple[str, ...]]) -> Plugin:
     """Give a plugin a fault for each name that ours keep, and a note for each that it shares with others."""
     faults, notes = [plugin.fault] if plugin.fault else [], []
     for kind, name in shared:
-        first, *others = held[kind, name]
+        first, *others = owner_names[kind, name]
         if others:
-            notes.append(f"{kinds.label(kind)} {_ambiguity(name, held[kind, name])}")
+            notes.append(f"{kinds.label(kind)} {_ambiguity(name, owner_names[kind, name])}")
         elif first != plugin.name:
             faults.append(
                 f"{kinds.label(kind)} {name!r} is already declared by plugin {first}; {plugin.name}'s is reached as '{plugin.name}:{name}'."
@@ -203,7 +205,7 @@ def _ambiguity(name: str, owners: tuple[str, ...]) -> str:
 # --- which are switched off -------------------------------------------------------------------------------------------
 
 
-disabled_file = switches.place
+disabled_file = switches.switches_file
 
 
 def disabled() -> frozenset[str]:
@@ -238,7 +240,7 @@ def enable(name: str) -> None:
     """
     if normalised(name) not in map(normalised, disabled()):
         find(name)
-    _switch(frozenset(one for one in disabled() if normalised(one) != normalised(name)))
+    _switch(frozenset(other for other in disabled() if normalised(other) != normalised(name)))
 
 
 def _switch(off: frozenset[str]) -> None:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 def of_kind(kind: str) -> dict[str, Declared]:
     """Return everything declared of a kind by the name to write: short where that is enough, else "plugin:name"."""
-    everything = (declared for plugin in manager.plugins_in_use() for declared in plugin.names)
-    return {name_to_write(declared): declared for declared in everything if declared.kind == kind}
+    everything = (entry for plugin in manager.plugins_in_use() for entry in plugin.names)
+    return {name_to_write(entry): entry for entry in everything if entry.kind == kind}
 
 
-def name_to_write(declared: Declared) -> str:
+def name_to_write(entry: Declared) -> str:
     """How a declared name is written: short where that is enough, else "plugin:name"."""
-    return manager.named(declared.plugin, declared.kind, declared.name)
+    return manager.named(entry.plugin, entry.kind, entry.name)
 
 
 def declaration(kind: str, name: str, *, plugin: str = "") -> Declared:
@@ -61,11 +61,11 @@ def _unknown(kind: str, name: str) -> str:
     """Say what is not there, and what there is."""
     if reason := why_unused(kind, name):
         return reason
-    found = of_kind(kind)
-    everything = f"{_capital(kinds.plural(kind))}: {', '.join(found) or 'none'}."
+    names = of_kind(kind)
+    everything = f"{_capital(kinds.plural(kind))}: {', '.join(names) or 'none'}."
     unread = [plugin.name for plugin in manager.plugins_in_use() if plugin.fault and not plugin.names]
     hint = f" Plugin {', '.join(unread)} cannot be used; `zoo plugins` says why." if unread else ""
-    return f"No {kinds.label(kind)} named {name!r}.{nearest(name, found)} {everything}{hint}"
+    return f"No {kinds.label(kind)} named {name!r}.{nearest(name, names)} {everything}{hint}"
 
 
 def why_unused(kind: str, name: str) -> str:
@@ -118,15 +118,15 @@ def declaration_of(kind: str, thing: object, name: str) -> Declared:
     return declaration(kind, name)
 
 
-def _target(found: Declared) -> str:
+def _target(entry: Declared) -> str:
     with contextlib.suppress(PluginError):
-        return manager.load(found.plugin)[found.kind][found.name]
+        return manager.load(entry.plugin)[entry.kind][entry.name]
     return ""
 
 
 def recognise(path: Path) -> list[str]:
     """Return the families that take a checkpoint directory for theirs, those that name a key in a file first."""
-    marks = [(mark, name) for name, found in of_kind("family").items() for mark in found.recognises]
+    marks = [(mark, name) for name, entry in of_kind("family").items() for mark in entry.recognises]
     marks.sort(key=lambda pair: ":" not in pair[0])
     return list(dict.fromkeys(name for mark, name in marks if _bears(path, mark)))
 
@@ -136,8 +136,8 @@ def _bears(path: Path, mark: str) -> bool:
     if not key:
         return (path / file).exists()
     with contextlib.suppress(ZooError, ValueError, RecursionError):
-        found = json.loads(text_of(path / file, error=ZooError, most=LARGEST_DATA))
-        return isinstance(found, dict) and key in found
+        content = json.loads(text_of(path / file, error=ZooError, most=LARGEST_DATA))
+        return isinstance(content, dict) and key in content
     return False
 
 
@@ -147,14 +147,14 @@ def family_declaration(spec: ModelSpec, *, plugin: str = "") -> Declared:
     Raises:
         UnknownName, RequestError: as `declaration`.
     """
-    own = any((found.kind, found.name) == ("family", spec.family) for found in manager.names_of(spec.plugin))
+    own = any((entry.kind, entry.name) == ("family", spec.family) for entry in manager.names_of(spec.plugin))
     short = _parted(spec.family)[1]
     return declaration("family", short if plugin else spec.family, plugin=plugin or (spec.plugin if own else ""))
 
 
 def outside_distributions(*names: Declared) -> dict[str, str]:
     """The distributions, other than zoo's own, that declare names, and their versions: what is made with them depends on those."""
-    makers = [manager.find(declaration.plugin) for declaration in names]
+    makers = [manager.find(entry.plugin) for entry in names]
     return {maker.distribution: maker.version for maker in makers if not maker.ours}
 
 
@@ -180,31 +180,29 @@ def resolve(kind: str, name: str, *, plugin: str = "") -> Any:
     return object_of(declaration(kind, name, plugin=plugin))
 
 
-def object_of(declared: Declared) -> Any:
+def object_of(entry: Declared) -> Any:
     """Return the object behind a declaration, as `resolve` does."""
-    if declared not in _objects:
-        _objects[declared] = _checked(declared, _imported(declared))
-    return _objects[declared]
+    if entry not in _objects:
+        _objects[entry] = _checked(entry, _imported(entry))
+    return _objects[entry]
 
 
-def _checked(declared: Declared, made: Any) -> Any:
+def _checked(entry: Declared, thing: Any) -> Any:
     """Refuse what is no instance of the class that its kind has to be of, where the kind is strict about it."""
-    kind = kinds.KINDS[declared.kind]
+    kind = kinds.KINDS[entry.kind]
     if kind.strict:
         module, _, base = kind.contracts[0].partition(":")
-        if not isinstance(made, getattr(importlib.import_module(module), base)):
-            target = manager.load(declared.plugin)[declared.kind][declared.name]
-            raise PluginError(
-                f"Plugin {declared.plugin}: {declared.kind} {declared.name!r} ({target}) is not a {base}."
-            )
-    return made
+        if not isinstance(thing, getattr(importlib.import_module(module), base)):
+            target = manager.load(entry.plugin)[entry.kind][entry.name]
+            raise PluginError(f"Plugin {entry.plugin}: {entry.kind} {entry.name!r} ({target}) is not a {base}.")
+    return thing
 
 
-def _imported(found: Declared) -> Any:
-    what = f"{_capital(found.kind)} {found.name!r} of plugin {found.plugin}"
-    if missing := [need for need in found.needs if not is_present(need)]:
+def _imported(entry: Declared) -> Any:
+    what = f"{_capital(entry.kind)} {entry.name!r} of plugin {entry.plugin}"
+    if missing := [need for need in entry.needs if not is_present(need)]:
         raise PluginError(f"{what} needs {missing[0]}: pip install {' '.join(map(_quoted, missing))}")
-    target = manager.load(found.plugin)[found.kind][found.name]
+    target = manager.load(entry.plugin)[entry.kind][entry.name]
     module, _, attribute = target.partition(":")
     try:
         with contextlib.redirect_stdout(sys.stderr):

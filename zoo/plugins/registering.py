@@ -82,27 +82,27 @@ def _require_known(manager: pluggy.PluginManager) -> None:
         if (
             not name.startswith("_")
             and not hook.has_spec()
-            and not all(found.optionalhook for found in hook.get_hookimpls())
+            and not all(implementation.optionalhook for implementation in hook.get_hookimpls())
         ):
             raise PluginError(f"unknown hook {name!r}.{nearest(name, [kind.hook for kind in KINDS.values()])}")
 
 
 def _collect(plugin: Plugin, manager: pluggy.PluginManager, kind: str) -> dict[str, str]:
     """Call the plugin's hook of one kind."""
-    found: dict[str, str] = {}
+    targets: dict[str, str] = {}
     hook = KINDS[kind].hook
 
     def register(name: str, target: str) -> None:
         module, colon, attribute = target.partition(":")
         if not (module and colon and attribute):
             raise PluginError(f"target {target!r} of {name!r} is not of the form 'package.module:attribute'")
-        if name in found:
+        if name in targets:
             raise PluginError(f"{name!r} is registered twice")
-        found[name] = target
+        targets[name] = target
 
     with _blaming(plugin, f"{hook} failed"):
         getattr(manager.hook, hook)(register=register)
-    return found
+    return targets
 
 
 def _compare(plugin: Plugin, targets: Targets) -> None:

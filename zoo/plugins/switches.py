@@ -21,17 +21,17 @@ class Switches:
     fault: str = ""
 
 
-def place() -> Path:
+def switches_file() -> Path:
     """Where it is written which plugins this user has disabled.
 
     Raises:
         RuntimeError: this user has no home, and the environment names no other place.
     """
-    return _place(*map(os.environ.get, ("ZOO_CONFIG_DIR", "XDG_CONFIG_HOME", "HOME")))
+    return _switches_file(*map(os.environ.get, ("ZOO_CONFIG_DIR", "XDG_CONFIG_HOME", "HOME")))
 
 
 @functools.cache
-def _place(own: str | None, config: str | None, home: str | None) -> Path:
+def _switches_file(own: str | None, config: str | None, home: str | None) -> Path:
     if own:
         return Path(own) / "plugins.json"
     return Path(config or Path.home() / ".config") / "zoo" / "plugins.json"
@@ -40,7 +40,7 @@ def _place(own: str | None, config: str | None, home: str | None) -> Path:
 def current() -> Switches:
     """Return what the file says now, or that nothing is switched off where there is none."""
     try:
-        return read(place())
+        return read(switches_file())
     except RuntimeError:
         return Switches()
 
@@ -74,14 +74,14 @@ def write(names: frozenset[str]) -> None:
 
     from zoo.system.writing import replace_file
 
-    found = current()
-    if found.fault:
-        raise PluginError(found.fault)
-    if names == found.names:
+    switches = current()
+    if switches.fault:
+        raise PluginError(switches.fault)
+    if names == switches.names:
         return
     try:
-        place().parent.mkdir(parents=True, exist_ok=True)
-        replace_file(place(), dumps({**found.data, "disabled": sorted(names)}, indent=1) + "\n")
+        switches_file().parent.mkdir(parents=True, exist_ok=True)
+        replace_file(switches_file(), dumps({**switches.data, "disabled": sorted(names)}, indent=1) + "\n")
     except (OSError, RuntimeError) as error:
         raise PluginError(
             f"the list of disabled plugins cannot be written: {getattr(error, 'strerror', None) or error}."

@@ -36,8 +36,8 @@ def give_back() -> None:
 @functools.cache
 def _trim() -> ctypes._NamedFuncPointer | None:
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        found: ctypes._NamedFuncPointer = ctypes.CDLL(None).malloc_trim
-        return found
+        trim: ctypes._NamedFuncPointer = ctypes.CDLL(None).malloc_trim
+        return trim
     return None
 
 
@@ -51,11 +51,11 @@ def reset_peak() -> None:
 def peak_bytes() -> int:
     """Peak resident memory since the last reset (Linux), else since the process began, in bytes."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+        match = None
+    if match:
+        return int(match[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -76,12 +76,16 @@ class Limit:
 
 def limits(*, device: str = "cpu", proc: Path = Path("/proc")) -> list[Limit]:
     """Whatever bounds the memory of this process, the tightest first."""
-    found = [Limit("free memory", psutil.virtual_memory().available, shared=True), *_resource_limits(), *_cgroups(proc)]
+    bounds = [
+        Limit("free memory", psutil.virtual_memory().available, shared=True),
+        *_resource_limits(),
+        *_cgroups(proc),
+    ]
     if device.startswith("cuda"):
         import torch
 
-        found.append(Limit(f"free memory of {device}", torch.cuda.mem_get_info(device)[0]))
-    return sorted(found, key=lambda limit: limit.left)
+        bounds.append(Limit(f"free memory of {device}", torch.cuda.mem_get_info(device)[0]))
+    return sorted(bounds, key=lambda limit: limit.left)
 
 
 def _resource_limits() -> Iterator[Limit]:
@@ -89,11 +93,11 @@ def _resource_limits() -> Iterator[Limit]:
     try:
         import resource
 
-        held = re.findall(r"Vm(Size|Data):\s+(\d+) kB", Path("/proc/self/status").read_text())
+        sizes = re.findall(r"Vm(Size|Data):\s+(\d+) kB", Path("/proc/self/status").read_text())
     except (ImportError, OSError):
         return
     names = {"Size": ("RLIMIT_AS", "ulimit -v"), "Data": ("RLIMIT_DATA", "ulimit -d")}
-    for key, kilobytes in held:
+    for key, kilobytes in sizes:
         name, command = names[key]
         most = resource.getrlimit(getattr(resource, name))[0]
         if most not in (resource.RLIM_INFINITY, -1):
@@ -112,10 +116,10 @@ def _cgroups(proc: Path) -> Iterator[Limit]:
         second = not controllers
         if not second and "memory" not in controllers.split(","):
             continue
-        for root, place in _mounts(mounts, second=second):
+        for root, mount in _mounts(mounts, second=second):
             relative = _below(path, root)
             for inner in (relative, *relative.parents):
-                if (limit := _cgroup_limit(place / inner, f"/{inner}".replace("/.", "/"), second=second)) is not None:
+                if (limit := _cgroup_limit(mount / inner, f"/{inner}".replace("/.", "/"), second=second)) is not None:
                     yield limit
 
 
@@ -136,16 +140,16 @@ def _below(path: str, root: str) -> PurePosixPath:
     return PurePosixPath(path.lstrip("/"))
 
 
-def _cgroup_limit(place: Path, name: str, *, second: bool) -> Limit | None:
-    most, held, cached = (
+def _cgroup_limit(folder: Path, name: str, *, second: bool) -> Limit | None:
+    limit_file, usage_file, cached = (
         ("memory.max", "memory.current", "inactive_file")
         if second
         else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     )
     try:
-        limit = int((place / most).read_text())  # of the second version also "max"
-        used = int((place / held).read_text())
-        stat = re.search(rf"^{cached} (\d+)$", (place / "memory.stat").read_text(), re.MULTILINE)
+        limit = int((folder / limit_file).read_text())  # of the second version also "max"
+        used = int((folder / usage_file).read_text())
+        stat = re.search(rf"^{cached} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
         return None
     if limit >= UNLIMITED:

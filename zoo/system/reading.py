@@ -21,11 +21,11 @@ def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
         ZooError: of the kind `error`: it is not there, no file, larger than `most` bytes, or not text.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise error(f"{path} is not a file.")
-        if found.st_size > most:
-            raise error(f"{path} has {found.st_size:,} bytes, and {most:,} are the most that is read.")
+        if status.st_size > most:
+            raise error(f"{path} has {status.st_size:,} bytes, and {most:,} are the most that is read.")
         with path.open("rb") as file:
             return file.read(most).decode("utf-8").replace("\r\n", "\n")
     except OSError as reason:

@@ -49,7 +49,7 @@ class _State:
 
     active: bool = False
     number: int = 0  # the signal that asked for the end
-    held: int = 0  # how many `whole()` are being run
+    depth: int = 0  # how many `whole()` are being run
     remarks: list[str] = field(default_factory=list)
 
 
@@ -89,11 +89,11 @@ def whole() -> Iterator[None]:
         with _deferred():
             yield
         return
-    _state.held += 1
+    _state.depth += 1
     try:
         yield
     finally:
-        _state.held -= 1
+        _state.depth -= 1
     check()
 
 
@@ -116,7 +116,7 @@ def _deferred() -> Iterator[None]:
 
 def check() -> None:
     """Raise `Stopped` where a signal has arrived that was not acted on yet, or was lost in a library."""
-    if _state.number and not _state.held:
+    if _state.number and not _state.depth:
         raise _stopped(_state.number)
 
 

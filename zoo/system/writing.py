@@ -68,8 +68,8 @@ def _code(error: Exception) -> int:
     """The number of the system's error behind `error`, or 0."""
     if isinstance(error, OSError):
         return error.errno or 0
-    found = IN_RUST.search(str(error))
-    return int(found[1] or found[2]) if found else 0
+    match = IN_RUST.search(str(error))
+    return int(match[1] or match[2]) if match else 0
 
 
 def _reason(code: int, path: Path, size: int) -> str:

@@ -53,16 +53,16 @@ def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST:
                 raise ValueError(f"a header of {length} bytes")
-            found = json.loads(file.read(length))
-        about_file = dict(found.pop("__metadata__", {}))
-        for about in found.values():
+            header = json.loads(file.read(length))
+        metadata = dict(header.pop("__metadata__", {}))
+        for about in header.values():
             (first, last), shape, _ = about["data_offsets"], about["shape"], about["dtype"]
             if not all(type(number) is int and number >= 0 for number in (first, last, *shape)) or first > last:
                 raise ValueError("a shape or a range that is no numbers")
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ArtifactError(f"{path} is damaged: its safetensors header cannot be read ({reason}).") from None
-    return 8 + length, found, about_file
+    return 8 + length, header, metadata
 
 
 DTYPES = {

@@ -50,12 +50,12 @@ class Bench:
     @cached_property
     def own(self) -> dict[str, ModelSpec]:
         """The models the plugin adds, by what `zoo.load` takes: those it declares, and those that others declare as its own."""
-        found = {}
+        models = {}
         for other in manager.plugins_in_use(disabled=True):
             for spec in other.models:
                 if self.plugin.name in (other.name, spec.plugin):
-                    found[f"{other.name}:{spec.name}"] = spec
-        return found
+                    models[f"{other.name}:{spec.name}"] = spec
+        return models
 
     @cached_property
     def bases(self) -> dict[str, str]:
@@ -228,5 +228,5 @@ def folder_in(folder: Path, stem: str) -> Path:
     """A new folder for one artifact."""
     import tempfile
 
-    place = Path(tempfile.mkdtemp(dir=folder, prefix="".join(c if c.isalnum() else "-" for c in stem)[:40] + "."))
-    return place / "model"
+    parent = Path(tempfile.mkdtemp(dir=folder, prefix="".join(c if c.isalnum() else "-" for c in stem)[:40] + "."))
+    return parent / "model"

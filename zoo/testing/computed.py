@@ -27,7 +27,7 @@ def outputs(model: Model) -> Outputs:
     from zoo.family.text.family import TextFamily
     from zoo.family.text.generate import next_tokens
 
-    found: Outputs = {
+    computed: Outputs = {
         "parameters": model.params,
         "bytes": model.bytes,
         "traits": {path: [[t.kind, t.detail, t.stage] for t in traits] for path, traits in model.state().items()},
@@ -39,12 +39,12 @@ def outputs(model: Model) -> Outputs:
             "output for four tokens": (1, 4),
             "output for one token": (1, 1),
         }.items():
-            found[name] = _hash(model.family.forward(model, model.family.example(model, batch=batch, size=size)))
+            computed[name] = _hash(model.family.forward(model, model.family.example(model, batch=batch, size=size)))
     if isinstance(model.family, TextFamily) and model.spec.task == "causal-lm":
         prompt = model.family.example(model, batch=1, size=4)["input_ids"][0].tolist()
-        found["generated tokens"] = list(next_tokens(model, prompt, TOKENS))
-        found["sampled tokens"] = list(next_tokens(model, prompt, TOKENS, temperature=1.0))
-    return found
+        computed["generated tokens"] = list(next_tokens(model, prompt, TOKENS))
+        computed["sampled tokens"] = list(next_tokens(model, prompt, TOKENS, temperature=1.0))
+    return computed
 
 
 def difference(label: str, here: Outputs, there: Outputs) -> str:

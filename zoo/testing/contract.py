@@ -54,14 +54,16 @@ def checks(plugin: str) -> list[Check]:
         UnknownName: no such plugin is installed.
     """
     bench = Bench(manager.find(plugin))
-    found = list(_everything(bench))
-    subjects = dict.fromkeys((check.kind, check.name) for check in found)
+    everything = list(_everything(bench))
+    subjects = dict.fromkeys((check.kind, check.name) for check in everything)
     order = _order()
-    place = {
+    rank = {
         subject: number for number, subject in enumerate(sorted(subjects, key=lambda subject: order.index(subject[0])))
     }
-    found.sort(key=lambda check: place[check.kind, check.name])
-    return [check if _is_light(check) else replace(check, run=partial(_on_one_thread, check.run)) for check in found]
+    everything.sort(key=lambda check: rank[check.kind, check.name])
+    return [
+        check if _is_light(check) else replace(check, run=partial(_on_one_thread, check.run)) for check in everything
+    ]
 
 
 def only(found: Iterable[Check], wanted: str) -> list[Check]:
@@ -89,9 +91,9 @@ def _everything(bench: Bench) -> Iterator[Check]:
     yield from checks_of_plugin(bench)
     yield from checks_of_words(bench)
     yield from checks_of_models(bench)
-    for declared in bench.plugin.names:
-        if KINDS[declared.kind].checks:
-            yield from _checks_of(declared.kind)(bench, declared)
+    for declaration in bench.plugin.names:
+        if KINDS[declaration.kind].checks:
+            yield from _checks_of(declaration.kind)(bench, declaration)
 
 
 def _checks_of(kind: str) -> Callable[[Bench, Declared], Iterator[Check]]:

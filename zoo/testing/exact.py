@@ -33,11 +33,11 @@ def check_estimate(
     """
     from zoo.model.context import Context
 
-    found = _resolved(compressor)
-    chosen = found.Options(**(options or {}))
-    done, skeleton = model.copy(), planned(model, found, chosen)
-    done.apply(found, chosen, context or Context())
-    require_equal_sizes(skeleton, done, f"{name_of(model, found)}: outline, replayed on a skeleton")
+    resolved = _resolved(compressor)
+    chosen = resolved.Options(**(options or {}))
+    done, skeleton = model.copy(), planned(model, resolved, chosen)
+    done.apply(resolved, chosen, context or Context())
+    require_equal_sizes(skeleton, done, f"{name_of(model, resolved)}: outline, replayed on a skeleton")
     return done
 
 
@@ -75,20 +75,20 @@ def check_refuses(
     from zoo.errors import ZooError
     from zoo.model.context import Context
 
-    found = _resolved(compressor)
-    chosen = found.Options(**(options or {}))
+    resolved = _resolved(compressor)
+    chosen = resolved.Options(**(options or {}))
     before, sentences = hash_of_tensors(model), []
-    for kind, one in (("a skeleton", model.skeleton()), ("the model", model)):
+    for kind, subject in (("a skeleton", model.skeleton()), ("the model", model)):
         try:
-            if one is model:
-                one.apply(found, chosen, context or Context())
+            if subject is model:
+                subject.apply(resolved, chosen, context or Context())
             else:
-                found.check(one, one.state(), chosen)
+                resolved.check(subject, subject.state(), chosen)
         except ZooError as error:
             sentences.append(str(error))
-        require(bool(sentences), f"{name_of(model, found)} was to be refused, but {kind} was taken")
+        require(bool(sentences), f"{name_of(model, resolved)} was to be refused, but {kind} was taken")
         sentences = sentences[-1:]
-    require(hash_of_tensors(model) == before, f"{name_of(model, found)} was refused after it had changed the model")
+    require(hash_of_tensors(model) == before, f"{name_of(model, resolved)} was refused after it had changed the model")
     return sentences[0]
 
 
@@ -98,13 +98,13 @@ def check_exact_reload(models: Sequence[Model], folder: Path) -> None:
     Raises:
         AssertionError: names family, model and stages of each that differs, and in what.
     """
-    places = {folder / f"{i:03d}-{model.spec.name}": model for i, model in enumerate(models)}
+    artifacts = {folder / f"{i:03d}-{model.spec.name}": model for i, model in enumerate(models)}
     here = {}
-    for place, model in places.items():
-        model.save(place)
-        here[place] = outputs(model)
-    there = outputs_in_fresh_process(list(places))
-    wrong = [difference(name_of(model), here[place], there[place]) for place, model in places.items()]
+    for artifact, model in artifacts.items():
+        model.save(artifact)
+        here[artifact] = outputs(model)
+    there = outputs_in_fresh_process(list(artifacts))
+    wrong = [difference(name_of(model), here[artifact], there[artifact]) for artifact, model in artifacts.items()]
     require(not any(wrong), "\n".join(filter(None, wrong)))
 
 
@@ -155,12 +155,12 @@ def name_of(model: Model, then: Compressor | None = None) -> str:
 def require_equal_sizes(predicted: Model, real: Model, label: str) -> None:
     mine, theirs = ({n: tuple(t.shape) for n, t in m.tensors().items()} for m in (predicted, real))
     for name in [*sorted(mine.keys() ^ theirs.keys()), *(n for n in mine if mine[n] != theirs.get(n))]:
-        found, expected = mine.get(name, "absent"), theirs.get(name, "absent")
-        raise AssertionError(f"{label}, has {name} {found}; the model has it {expected}")
+        shape, expected = mine.get(name, "absent"), theirs.get(name, "absent")
+        raise AssertionError(f"{label}, has {name} {shape}; the model has it {expected}")
     require(predicted.aliases() == real.aliases(), f"{label}, shares other tensors than the model does")
     for what in ("params", "bytes"):
-        one, other = getattr(predicted, what), getattr(real, what)
-        require(one == other, f"{label}, has {one:,} {what}; the model has {other:,}")
+        count, real_count = getattr(predicted, what), getattr(real, what)
+        require(count == real_count, f"{label}, has {count:,} {what}; the model has {real_count:,}")
 
 
 def random_states() -> dict[str, str]:

@@ -86,8 +86,8 @@ class FreshProcess:
         except BrokenPipeError:
             line = ""
         if line:
-            found: Answer = json.loads(line)
-            return found
+            answer: Answer = json.loads(line)
+            return answer
         self.close()
         self._said.seek(0)
         last = self._said.read().strip().splitlines()[-1:] or ["it said nothing"]

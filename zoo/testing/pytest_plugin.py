@@ -41,11 +41,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
     for name in dict.fromkeys(asked):
         try:
-            found = checks(name)
+            plugin_checks = checks(name)
         except ZooError as error:
             raise pytest.UsageError(f"zoo_plugin = {name!r}: {error}") from None
         owner = Contract.from_parent(session, name=name, nodeid=name)
-        made = [ContractItem.from_parent(owner, name=_name(check), check=check) for check in found]
+        made = [ContractItem.from_parent(owner, name=_name(check), check=check) for check in plugin_checks]
         # so that they are counted
         config.hook.pytest_collectreport(report=pytest.CollectReport(name, "passed", None, [*made]))
         items += made

@@ -37,4 +37,4 @@ def require_running(model: Model, *, stage: str, what: str, remedy: str, skip: b
 
 def _path(module: nn.Module, part: object) -> str:
     """Where in `module` the part is that lacks an attribute which was asked for."""
-    return next((path for path, found in module.named_modules() if found is part), "")
+    return next((path for path, child in module.named_modules() if child is part), "")

@@ -42,9 +42,9 @@ class CalibrationOptions(CompressorOptions):
 
 
 class Batches(list[Batch]):
-    """Calibration batches; `places` says of each which samples are in it."""
+    """Calibration batches; `origins` says of each which samples are in it."""
 
-    places: list[str]
+    origins: list[str]
 
 
 def batches(model: Model, options: CalibrationOptions, context: Context, *, stage: str) -> Batches:
@@ -61,8 +61,8 @@ def batches(model: Model, options: CalibrationOptions, context: Context, *, stag
     picked = [i * len(windows) // count for i in range(count)]
     groups = [picked[i : i + options.batch] for i in range(0, count, options.batch)]
     made = Batches(joined(model, [windows[i] for i in group], seed=number) for number, group in enumerate(groups))
-    made.places = [", ".join(dict.fromkeys(window_origin(windows, i) for i in group)) for group in groups]
-    for batch, samples in zip(made, made.places, strict=True):
+    made.origins = [", ".join(dict.fromkeys(window_origin(windows, i) for i in group)) for group in groups]
+    for batch, samples in zip(made, made.origins, strict=True):
         require_finite_batch(batch, samples, stage=stage)
     return made
 
@@ -91,7 +91,7 @@ def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], 
     Raises:
         ZooError: a watched module reads or writes nan or infinity; names it and the samples.
     """
-    places = getattr(data, "places", [])
+    origins = getattr(data, "origins", [])
     sound: list[tuple[str, torch.Tensor]] = []  # of the batch that runs: what was looked at, and whether it is finite
     hooks = []
     for path, watcher in watchers.items():
@@ -104,7 +104,7 @@ def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], 
             sound.clear()
             with torch.no_grad(), suppress(_Enough):
                 model.family.forward(model, batch)
-            _require_sound(model, batch, sound, places[number] if places else f"calibration batch {number}")
+            _require_sound(model, batch, sound, origins[number] if origins else f"calibration batch {number}")
     finally:
         for handle in hooks:
             handle.remove()

@@ -24,14 +24,14 @@ def resolve_losses(requests: Iterable[Mapping[str, Any]]) -> tuple[list[Weighted
     features: list[WeightedFeature] = []
     for request in requests:
         name = str(request.get("use", ""))
-        found = registry.loss(name)
+        loss = registry.loss(name)
         own = validated(
-            found.Options, {key: value for key, value in request.items() if key != "use"}, what=f"loss {name}"
+            loss.Options, {key: value for key, value in request.items() if key != "use"}, what=f"loss {name}"
         )
         if any(name == other for other, *_ in (*rows, *features)):
             raise RecipeError(f"loss {name!r} is listed twice; give it one weight.")
-        if isinstance(found, RowLoss):
-            rows.append((name, found, own))
+        if isinstance(loss, RowLoss):
+            rows.append((name, loss, own))
         else:
-            features.append((name, found, own))
+            features.append((name, loss, own))
     return rows, features

@@ -66,8 +66,10 @@ class Inherit(Compressor):
 
     def outline(self, model: Model, options: Options) -> Record:
         stacks = _stacks(model, options)
-        kept = [_outline_kept(options, stack) for stack in stacks]
-        return {"stacks": [{"path": s.path, "of": len(s.blocks), "kept": k} for s, k in zip(stacks, kept, strict=True)]}
+        indices = [_blocks_to_keep(options, stack) for stack in stacks]
+        return {
+            "stacks": [{"path": s.path, "of": len(s.blocks), "kept": k} for s, k in zip(stacks, indices, strict=True)]
+        }
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
@@ -89,8 +91,8 @@ class Inherit(Compressor):
             start = f"{cut['path']}."
             if path.startswith(start):
                 index, dot, rest = path.removeprefix(start).partition(".")
-                kept = list(cut["kept"])
-                return f"{start}{kept.index(int(index))}{dot}{rest}" if int(index) in kept else None
+                indices = list(cut["kept"])
+                return f"{start}{indices.index(int(index))}{dot}{rest}" if int(index) in indices else None
         return path
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
@@ -144,7 +146,7 @@ def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influen
     return _parse(options.layers)[0] if isinstance(options.layers, str) else "list"  # type: ignore[return-value]
 
 
-def _outline_kept(options: Inherit.Options, stack: Stack) -> list[int]:
+def _blocks_to_keep(options: Inherit.Options, stack: Stack) -> list[int]:
     """The indices to keep; for "influence", which only data decides, as many as will be kept."""
     depth = len(stack.blocks)
     if not isinstance(options.layers, str):
@@ -167,10 +169,10 @@ def _listed(layers: list[int], depth: int) -> list[int]:
     wrong = [index for index in layers if not -depth <= index < depth]
     if wrong:
         raise Refused(f"inherit: no block {wrong[0]}; the stack has blocks 0 to {depth - 1}.")
-    kept = [index % depth for index in layers]
-    if any(a >= b for a, b in itertools.pairwise(kept)):
+    indices = [index % depth for index in layers]
+    if any(a >= b for a, b in itertools.pairwise(indices)):
         raise Refused(f"inherit: layers = {layers} must rise, each block once; blocks keep their order.")
-    return kept
+    return indices
 
 
 def _most_influential(influence: list[float], count: int, *, keep_ends: bool) -> list[int]:
@@ -194,23 +196,23 @@ def _stacks(model: Model, options: Inherit.Options) -> list[Stack]:
 # --- what follows a dropped block -----------------------------------------------------------------------------------
 
 
-def _drop(module: nn.Module, path: str, kept: list[int], *, depth: int) -> None:
+def _drop(module: nn.Module, path: str, indices: list[int], *, depth: int) -> None:
     """Drop the other blocks of the list at `path`, and let numbers and configs follow.
 
     Raises:
         ArtifactError: a record that is read keeps blocks that are not there, or not in their order.
     """
-    if not kept or kept != sorted(set(kept)) or not set(kept) <= set(range(depth)):
-        raise ArtifactError(f"inherit cannot have kept blocks {kept} of {depth} at {path}.")
+    if not indices or indices != sorted(set(indices)) or not set(indices) <= set(range(depth)):
+        raise ArtifactError(f"inherit cannot have kept blocks {indices} of {depth} at {path}.")
     configs = list(_configs(module, path, depth=depth))
     blocks = module.get_submodule(path)
     assert isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) == depth
-    for index in sorted(set(range(depth)) - set(kept), reverse=True):
+    for index in sorted(set(range(depth)) - set(indices), reverse=True):
         del blocks[index]
-    for new, old in enumerate(kept):
+    for new, old in enumerate(indices):
         _renumber(blocks[new], old, new)
     for config in configs:
-        _cut_config(config, kept, depth=depth)
+        _cut_config(config, indices, depth=depth)
 
 
 def _renumber(block: nn.Module, old: int, new: int) -> None:
@@ -240,11 +242,11 @@ def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
                 yield config
 
 
-def _cut_config(config: Any, kept: list[int], *, depth: int) -> None:
+def _cut_config(config: Any, indices: list[int], *, depth: int) -> None:
     """Set the depth, and cut every list that has one entry a block to the kept ones."""
     for name, value in list(vars(config).items()):
         if name in INDEX_LISTS and value is not None:
-            setattr(config, name, [kept.index(index) for index in value if index in kept])
+            setattr(config, name, [indices.index(index) for index in value if index in indices])
         elif "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
-            setattr(config, name, type(value)(value[index] for index in kept))
-    config.num_hidden_layers = len(kept)
+            setattr(config, name, type(value)(value[index] for index in indices))
+    config.num_hidden_layers = len(indices)

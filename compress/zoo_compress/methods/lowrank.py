@@ -137,9 +137,9 @@ class LowRankSVD(Compressor):
         ranks = _ranks(model.module, target, options)
         shapes = {path: weight_out_in(model.module.get_submodule(path)).shape for path in ranks}
         pairs = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
-        one = max((out * inputs for out, inputs in shapes.values()), default=0) * 8 * 4  # float64 W S and its SVD
+        svd_bytes = max((out * inputs for out, inputs in shapes.values()), default=0) * 8 * 4  # float64 W S and its SVD
         if not options.whiten:
-            return pairs * 4 + one
+            return pairs * 4 + svd_bytes
         from zoo_compress.dryrun import calibration
 
         calibrated = calibration(model, options, context)
@@ -149,7 +149,7 @@ class LowRankSVD(Compressor):
             + max(grams)
             + 8 * calibrated.tokens * max(i for _, i in shapes.values())
         )
-        return pairs * 4 + max(watched + calibrated.bytes, min(sum(grams), GRAM_BYTES) + one)
+        return pairs * 4 + max(watched + calibrated.bytes, min(sum(grams), GRAM_BYTES) + svd_bytes)
 
     def note(self, model: Model, options: Options) -> str:
         return "" if options.whiten else "Without whitening even a mild cut costs a language model most of its quality."
@@ -160,8 +160,8 @@ class LowRankSVD(Compressor):
             layer = LowRankLinear.like(model.module.get_submodule(group[0]), record["ranks"][group[0]])
             if group[0] in factors:
                 _fill(layer, *factors[group[0]])
-            for place in group:
-                model.module.set_submodule(place, layer)
+            for path in group:
+                model.module.set_submodule(path, layer)
 
 
 def factor(weight_OI: torch.Tensor, rank: int, gram_II: torch.Tensor | None = None) -> Factors:
@@ -250,16 +250,16 @@ def _projections(module: nn.Module, target: Target) -> Iterator[str]:
 def _shape(module: nn.Module, path: str) -> tuple[int, int]:
     from zoo.anatomy.modules import resolve
 
-    found: Any = resolve(module, path)
-    if isinstance(found, torch.Tensor):
+    projection: Any = resolve(module, path)
+    if isinstance(projection, torch.Tensor):
         raise Refused(
-            f"lowrank.svd: {path} holds {found.shape[0]} experts in one tensor, which is not factored; "
+            f"lowrank.svd: {path} holds {projection.shape[0]} experts in one tensor, which is not factored; "
             "aim at the attention alone, such as target = 'language.attention'."
         )
     try:
-        out, inputs = weight_out_in(found).shape
+        out, inputs = weight_out_in(projection).shape
     except (ValueError, AttributeError):
-        kind = type(found).__name__
+        kind = type(projection).__name__
         raise Refused(f"lowrank.svd: {path} is a {kind}; only plain linear layers are factored.") from None
     return out, inputs
 
@@ -271,15 +271,15 @@ def _passes(module: nn.Module, target: Target, paths: Sequence[str]) -> Iterator
     """Group the projections into passes whose grams fit GRAM_BYTES; each with the block after which a run may stop."""
     last = _last_blocks(module, target)
     watched: dict[str, str] = {}
-    held = 0
+    gram_bytes = 0
     for path in paths:
         projection = module.get_submodule(path)
         size = weight_out_in(projection).shape[1] ** 2 * 8
-        if watched and held + size > GRAM_BYTES:
+        if watched and gram_bytes + size > GRAM_BYTES:
             yield watched
-            watched, held = {}, 0
+            watched, gram_bytes = {}, 0
         watched[path] = last.get(id(projection), "")
-        held += size
+        gram_bytes += size
     if watched:
         yield watched
 

@@ -58,10 +58,10 @@ class ShareFFN(Compressor):
         start = _start_index(options, model.anatomy.select(options.target))
         for group in context.progress.track(record["groups"], total=len(record["groups"]), label=self.name):
             modules = [model.module.get_submodule(path) for path in group]
-            for name, kept in modules[0].named_parameters(recurse=False):
+            for name, parameter in modules[0].named_parameters(recurse=False):
                 sources = [module.get_parameter(name) for module in modules]
                 with torch.no_grad():
-                    kept.copy_(_mean(sources) if start is None else sources[start])
+                    parameter.copy_(_mean(sources) if start is None else sources[start])
         self.rebuild(model, record)
         return record
 

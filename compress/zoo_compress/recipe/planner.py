@@ -42,49 +42,52 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     data = _open_all(recipe)
     _check_evaluation(recipe, model, data)
     context = Context(seed=recipe.about.seed, data=data, load=lambda name: teachers[name])
-    weights = _Weights.of(recipe, model)
-    stages = [PlannedStage("original", model.params, model.bytes, weights.resident(model))]
+    in_memory = _Weights.of(recipe, model)
+    stages = [PlannedStage("original", model.params, model.bytes, in_memory.resident(model))]
     control = None
     state = initial_state(model)
+    trained = next((request for request in reversed(recipe.stages) if request.compressor.trains), None)
     for request in recipe.stages:
         _check(request, model, state, teachers, data)
-        if recipe.evaluate.control and request is next(
-            (r for r in reversed(recipe.stages) if r.compressor.trains), None
-        ):
+        if recipe.evaluate.control and request is trained:
             control = _control(request, model, context)
-        before, (working, doubt) = weights.resident(model), _working(request, model, context)
-        note = " ".join(
-            filter(None, (request.compressor.note(model, request.options), _untaught(recipe, request), doubt))
-        )
-        with blamed(request):
-            advance(model, state, request, request.compressor.outline(model, request.options), seed=recipe.about.seed)
-        if request.compressor.tokenizes:
-            model.processor = None
-        weights = weights.after(request)
-        peak = before + (_run_bytes(model) if working is None else working)
-        stages.append(
-            PlannedStage(request.use, model.params, model.bytes, peak, note, request.options.model_dump(mode="json"))
-        )
+        stages.append(_foreseen(recipe, request, model, state, in_memory, context))
+        in_memory = in_memory.after(request)
     base = _base_bytes(recipe)
-    place = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
+    folder = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
     import psutil
 
     return Plan(
         recipe,
         model.spec,
         model.stored,
-        tuple(replace(one, peak_bytes=base + one.peak_bytes) for one in stages),
+        tuple(replace(stage, peak_bytes=base + stage.peak_bytes) for stage in stages),
         data,
         licenses={
             model.spec.name: model.spec.license or "unknown",
             **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()},
         },
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
-        free_disk_bytes=shutil.disk_usage(place).free,
+        free_disk_bytes=shutil.disk_usage(folder).free,
         free_memory_bytes=psutil.virtual_memory().available,
         base_bytes=base,
         control=control and replace(control, peak_bytes=base + control.peak_bytes),
     )
+
+
+def _foreseen(
+    recipe: Recipe, request: StageRequest, model: Model, state: State, in_memory: _Weights, context: Context
+) -> PlannedStage:
+    """Take a stage on the skeleton, and say what it leaves and needs; `in_memory` are the weights before it."""
+    compressor, options = request.compressor, request.options
+    before, (working, doubt) = in_memory.resident(model), _working(request, model, context)
+    note = " ".join(filter(None, (compressor.note(model, options), _untaught(recipe, request), doubt)))
+    with blamed(request):
+        advance(model, state, request, compressor.outline(model, options), seed=recipe.about.seed)
+    if compressor.tokenizes:
+        model.processor = None
+    peak = before + (_run_bytes(model) if working is None else working)
+    return PlannedStage(request.use, model.params, model.bytes, peak, note, options.model_dump(mode="json"))
 
 
 def skeleton_of(recipe: Recipe) -> Model:

@@ -6,10 +6,10 @@ its hash. Versions or hardware that differ are named, since they can explain a d
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,73 +28,15 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
 from zoo.model.provenance import circumstances, threads, weights_digest
-from zoo.options import CompressorOptions
+from zoo.options import CompressorOptions, validated
 from zoo.plugins import manager
+from zoo_compress.recipe.differences import Outcome, Saved, made_otherwise
 
 SHOWN = 12  # characters of a hash
-CARD = "README.md"  # says what was measured, and in the order of the report
 
 
 class Unreproducible(RequestError):
     """A saved model cannot be made again here; the message names what is missing."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first thing that is not as it was; `stage` 0 is the original."""
-
-    stage: int
-    use: str
-    what: str  # "result of stage 2 (distill)", "the saved file"
-    tensor: str = ""
-    values: int = 0  # of the tensor
-    differing: int = 0
-    largest: float | None = None  # difference; None where shapes or kinds differ, or a value is no number
-    detail: str = ""
-
-    def __str__(self) -> str:
-        if not self.tensor:
-            return f"{self.what}: {self.detail}"
-        if not self.differing:
-            return f"{self.what}: {self.tensor} {self.detail}"
-        largest = "not a number" if self.largest is None else f"{self.largest:.3g}"
-        return f"{self.what}: in {self.tensor} {self.differing:,} of {self.values:,} values differ, the largest difference is {largest}"
-
-
-@dataclass
-class Outcome:
-    """What a reproduction came to."""
-
-    artifact: str
-    circumstances: list[dict[str, str]]  # those that differ: "what", "then", "here"
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    files: list[dict[str, Any]] = field(default_factory=list)
-    difference: Difference | None = None
-
-    @property
-    def identical(self) -> bool:
-        return self.difference is None
-
-    def add(self, found: Difference | None) -> None:
-        """Note a difference: the first one, and of later ones that with a tensor."""
-        first = self.difference
-        if first is None:
-            self.difference = found
-        elif found and found.tensor and not first.tensor:
-            what = f"{first.what} is the first that differs; in {found.what}"
-            self.difference = replace(found, stage=first.stage, use=first.use, what=what)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        found = asdict(self.difference) | {"sentence": str(self.difference)} if self.difference else None
-        return {
-            "artifact": self.artifact,
-            "identical": self.identical,
-            "circumstances": self.circumstances,
-            "stages": self.stages,
-            "files": self.files,
-            "difference": found,
-        }
 
 
 def reproduce(
@@ -110,32 +52,29 @@ def reproduce(
     Raises:
         Unreproducible: it cannot be tried; names what is missing.
     """
-    place = Path(path)
+    artifact = Path(path)
     try:
-        return _Reproduction(place, Path(base) if base else _base_of(place), progress or Silent()).run(out)
+        return _Reproduction(artifact, Path(base) if base else _base_of(artifact), progress or Silent()).run(out)
     except Unreproducible:
         raise
     except ZooError as error:
-        raise Unreproducible(f"{place} cannot be made again: {error}") from error
+        raise Unreproducible(f"{artifact} cannot be made again: {error}") from error
 
 
 @dataclass(frozen=True)
 class _Step:
     """A stage that will be made again, with all it takes in."""
 
-    place: int  # in the lineage
-    number: int  # from 1, after the original
+    index: int  # in the lineage
     stage: Stage
     compressor: Compressor
     options: CompressorOptions
     data: Mapping[str, Dataset]
 
-    @property
-    def label(self) -> str:
-        return f"stage {self.number} ({self.stage.use})"
-
 
 class _Reproduction:
+    """A saved model that is made again from its manifest, with what that asks for looked up."""
+
     def __init__(self, path: Path, base: Path, progress: Progress) -> None:
         self.path, self.base, self.progress = path, base, progress
         self.manifest = read_manifest(path)
@@ -149,11 +88,11 @@ class _Reproduction:
         if not 0 <= self.source["stages"] <= len(self.manifest.lineage):
             raise ArtifactError(f"{path / MANIFEST} is damaged: its original has more stages than it.")
         self._require_original()
-        first = self.source["stages"]
+        self.saved = Saved(path, self.manifest)
         self.steps = [
-            self._step(place, stage, place - first + 1)
-            for place, stage in enumerate(self.manifest.lineage)
-            if place >= first
+            self._step(index, stage)
+            for index, stage in enumerate(self.manifest.lineage)
+            if index >= self.source["stages"]
         ]
 
     def run(self, out: str | Path | None) -> Outcome:
@@ -161,19 +100,21 @@ class _Reproduction:
         if out is not None:
             store.check_writable(Path(out))
         outcome = Outcome(str(self.path), self._other_circumstances())
-        for one in outcome.circumstances:
+        for other in outcome.circumstances:
             self.progress.say(
-                f"{one['what']} is {one['here'] or 'absent'}, and was {one['then'] or 'absent'} when it was made"
+                f"{other['what']} is {other['here'] or 'absent'}, and was {other['then'] or 'absent'} when it was made"
             )
         model = self._original()
         for step in self.steps:
             self._again(step, model)
-            found = self._compare_stage(step, model)
-            outcome.stages.append({"number": step.number, "use": step.stage.use, "identical": found is None})
-            outcome.add(found)
-            if found and (found.tensor or made_otherwise(step, model)):  # looked into already, or no longer alike
+            difference = self.saved.stage_difference(step.index, model)
+            number, use = self.saved.number(step.index), step.stage.use
+            outcome.stages.append({"number": number, "use": use, "identical": difference is None})
+            outcome.add(difference)
+            # looked into already, or no longer alike
+            if difference and (difference.tensor or made_otherwise(model, step.stage)):
                 return outcome
-        self._compare_result(model, outcome, out)
+        self.saved.add_result(model, self._saved_again(model, out), outcome)
         return outcome
 
     # --- what has to be there -------------------------------------------------------------------------------------
@@ -184,20 +125,20 @@ class _Reproduction:
         if asked == "random":
             return
         try:
-            found = weights_digest(self._weights_place(name, asked))
+            sha256 = weights_digest(self._weights_at(name, asked))
         except ZooError as error:
             raise Unreproducible(f"{self.path} cannot be made again: its original is not here: {error}") from None
-        if not found:
+        if not sha256:
             raise Unreproducible(
                 f"{self.path} cannot be made again: its original {name!r} is not here{self._looked(name)}."
             )
-        if found != expected:
+        if sha256 != expected:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the weights of its original {name!r} are not those it was made from "
-                f"(their sha256 begins with {found[:SHOWN]} here, and with {expected[:SHOWN] or 'nothing'} in the manifest)."
+                f"(their sha256 begins with {sha256[:SHOWN]} here, and with {expected[:SHOWN] or 'nothing'} in the manifest)."
             )
 
-    def _weights_place(self, name: str, asked: str) -> Path:
+    def _weights_at(self, name: str, asked: str) -> Path:
         if asked != "auto":
             return Path(self._located(asked))
         folder = Path(self._located(name))
@@ -215,10 +156,8 @@ class _Reproduction:
             else ""
         )
 
-    def _step(self, place: int, stage: Stage, number: int) -> _Step:
-        from zoo.options import validated
-
-        label = f"stage {number} ({stage.use})"
+    def _step(self, index: int, stage: Stage) -> _Step:
+        label = self.saved.label(index)
         if not stage.made:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the manifest does not say what {label} was made with (an older zoo wrote it)."
@@ -234,36 +173,36 @@ class _Reproduction:
                 )
         for name, expected in stage.made["teachers"].items():
             self._require_teacher(name, expected, label)
-        return _Step(place, number, stage, compressor, options, data)
+        return _Step(index, stage, compressor, options, data)
 
     def _data(self, role: str, about: Mapping[str, str], label: str) -> Dataset:
         reference, expected = about["reference"], about["fingerprint"]
         try:
-            found = open_data(reference, base=self.base)
+            data = open_data(reference, base=self.base)
         except ZooError as error:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the {role} data of {label} is not here: {error}"
             ) from None
-        if found.fingerprint != expected:
+        if data.fingerprint != expected:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the {role} data of {label}, {reference!r}, is not what it was "
-                f"(its sha256 begins with {found.fingerprint[:SHOWN]} here, and with {expected[:SHOWN]} in the manifest)."
+                f"(its sha256 begins with {data.fingerprint[:SHOWN]} here, and with {expected[:SHOWN]} in the manifest)."
             )
-        return found
+        return data
 
     def _require_teacher(self, name: str, expected: str, label: str) -> None:
         if name == "original" or expected == "random":
             return
         try:
-            found = weights_digest(self._weights_place(name, "auto"))
+            sha256 = weights_digest(self._weights_at(name, "auto"))
         except ZooError as error:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the teacher {name!r} of {label} is not here: {error}"
             ) from None
-        if found != expected:
+        if sha256 != expected:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the teacher {name!r} of {label} is "
-                f"{'not what it was' if found else f'not here{self._looked(name)}'}."
+                f"{'not what it was' if sha256 else f'not here{self._looked(name)}'}."
             )
 
     def _other_circumstances(self) -> list[dict[str, str]]:
@@ -310,7 +249,7 @@ class _Reproduction:
         return model
 
     def _again(self, step: _Step, model: Model) -> None:
-        self.progress.say(f"{step.label}: making it again")
+        self.progress.say(f"{self.saved.label(step.index)}: making it again")
         model.spec = self.manifest.spec
         context = Context(seed=step.stage.seed, data=step.data, progress=self.progress, load=self._teacher)
         with threads(_threads(step.stage)):
@@ -319,117 +258,17 @@ class _Reproduction:
     def _teacher(self, name: str) -> Model:
         return self._original() if name == "original" else load(self._located(name))
 
-    # --- comparing ------------------------------------------------------------------------------------------------
-
-    def _compare_stage(self, step: _Step, model: Model) -> Difference | None:
-        """What the stage left, against the manifest, and where its own artifact is here, against that."""
-        say = partial(Difference, step.number, step.stage.use, f"the result of {step.label}")
-        made = model.lineage[-1]
-        if made_otherwise(step, model):
-            return say(detail=f"the record of what it changed is another: {_first_of(made.record, step.stage.record)}")
-        if made.made["sha256"] == step.stage.made["sha256"]:
-            return None
-        kept = next(
-            (place for place in self._stages() if _left(place) == (step.place + 1, step.stage.made["sha256"])), None
-        )
-        if kept is not None and (found := _first_tensor(model, load(kept))):
-            return say(**found)
-        return say(detail="its tensors do not have the sha256 of the manifest")
-
-    def _stages(self) -> Iterator[Path]:
-        """Directories of stages of the run that this artifact is of."""
-        for folder in (self.path / "stages", self.path.parent):
-            for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if (place / MANIFEST).is_file():
-                    yield place
-
-    def _compare_result(self, model: Model, outcome: Outcome, out: str | Path | None) -> None:
-        """Save the new model, and compare file by file, and where they differ tensor by tensor."""
+    def _saved_again(self, model: Model, out: str | Path | None) -> Mapping[str, Mapping[str, Any]]:
+        """Save the new model; return the files that its manifest lists."""
         model.spec, model.notes = self.manifest.spec, dict(self.manifest.notes)
         with tempfile.TemporaryDirectory() as folder:
             new = store.write(model, Path(out) if out is not None else Path(folder) / "again")
-            made = read_manifest(new).files
-        for name, about in self.manifest.files.items():
-            if name in made and name != CARD:  # others are written by the report of a run
-                outcome.files.append({"name": name, "identical": about["sha256"] == made[name]["sha256"]})
-        changed = [one["name"] for one in outcome.files if not one["identical"]]
-        changed += sorted(made.keys() - self.manifest.files.keys() - {CARD})
-        if outcome.difference is None and not changed:
-            return
-        last = (self.steps[-1].number, self.steps[-1].stage.use) if self.steps else (0, "")
-        if found := _first_tensor(model, load(self.path)):
-            what = "what was saved" if outcome.difference else "the saved weights are not those the stages left"
-            outcome.add(Difference(*last, what, **found))
-        else:
-            outcome.add(
-                Difference(*last, "the saved files", detail=f"{changed[0]} is another, though every tensor is the same")
-            )
-
-
-def made_otherwise(step: _Step, model: Model) -> bool:
-    """Whether the last stage changed another structure than it did when it was first run."""
-    return model.lineage[-1].record != step.stage.record
+            return read_manifest(new).files
 
 
 def _threads(stage: Stage) -> int:
-    found = stage.made["with"].get("threads", "")
-    return int(found) if found.isdecimal() and 0 < int(found) <= 1024 else torch.get_num_threads()
-
-
-def _left(place: Path) -> tuple[int, str]:
-    """How many stages an artifact went through, and the hash of the tensors that the last one left."""
-    try:
-        lineage = read_manifest(place).lineage
-    except ZooError:
-        return 0, ""
-    return len(lineage), str(lineage[-1].made.get("sha256", "")) if lineage else ""
-
-
-def _first_tensor(made: Model, kept: Model) -> dict[str, Any] | None:
-    """The first tensor in which two models differ, in the order of the module: as fields of a `Difference`."""
-    mine, theirs = made.tensors(), kept.tensors()
-    for name in [*theirs, *(name for name in mine if name not in theirs)]:
-        if name not in mine or name not in theirs:
-            return {"tensor": name, "detail": "is there only " + ("as saved" if name in theirs else "as made again")}
-        new, old = mine[name].detach(), theirs[name].detach()
-        if new.shape != old.shape or new.dtype != old.dtype:
-            return {"tensor": name, "detail": f"is {_kind(new)} as made again, and {_kind(old)} as saved"}
-        if count := int((_bits(new) != _bits(old)).any(-1).sum()):
-            largest = float((new.double() - old.double()).abs().max())
-            return {
-                "tensor": name,
-                "values": new.numel(),
-                "differing": count,
-                "largest": largest if largest == largest else None,
-            }
-    return None
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of every value: (values, bytes)."""
-    return tensor.cpu().contiguous().flatten().view(torch.uint8).reshape(tensor.numel(), tensor.element_size())
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _first_of(new: Any, old: Any, where: str = "") -> str:
-    """Say in which entry two records differ first."""
-    if isinstance(new, dict) and isinstance(old, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if new.get(key) != old.get(key):
-                return _first_of(new.get(key), old.get(key), f"{where}.{key}".strip("."))
-    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
-        for index, (one, other) in enumerate(zip(new, old, strict=True)):
-            if one != other:
-                return _first_of(one, other, f"{where}[{index}]")
-    return f"{where or 'it'} is {_short(new)}, and was {_short(old)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    count = stage.made["with"].get("threads", "")
+    return int(count) if count.isdecimal() and 0 < int(count) <= 1024 else torch.get_num_threads()
 
 
 def _is_path(name: str) -> bool:
@@ -438,8 +277,6 @@ def _is_path(name: str) -> bool:
 
 def _base_of(path: Path) -> Path:
     """The folder of the recipe of the run that an artifact is of, where its results say; else the current one."""
-    import json
-
     for folder in (path, path.parent.parent):
         try:
             file = json.loads((folder / "results.json").read_text(encoding="utf-8"))["recipe"]["file"]

@@ -1,15 +1,91 @@
-"""What a finished run says of itself: the notes on the result's card."""
+"""What a finished run says of itself: its results, and the notes on the result's card."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 from collections.abc import Mapping
 from typing import Any
 
+import zoo
 from zoo.data.dataset import Dataset
-from zoo_compress.recipe.fingerprints import versions
+from zoo.model.provenance import cpu, versions
+from zoo_compress.recipe.job import Job
+from zoo_compress.recipe.planned import PlannedStage
+from zoo_compress.recipe.recipe import StageRequest
 
 LISTED = 60  # held-out records a card lists by name
 SHEET = "samples.png"
+
+
+def results_of(
+    job: Job, stages: tuple[StageRequest, ...], compared: StageRequest | None, *, started: str, seconds: float
+) -> dict[str, Any]:
+    """Everything the report shows; the first stage is the original.
+
+    Args:
+        compared: the stage that the control compares to, if there is one.
+    """
+    recipe, plan = job.recipe, job.plan
+    planned = plan.stages[: len(stages) + 1]
+    rows = [_row(job, name, stage) for name, stage in zip(job.names.up_to(stages), planned, strict=True)]
+    control = None
+    if compared:
+        control = _row(job, job.names.control(compared), plan.control)
+        control |= {"label": "from random weights", "compares_to": compared.index + 1}
+    return {
+        "zoo": zoo.__version__,
+        "recipe": {"name": recipe.about.name, "file": str(recipe.file or ""), "seed": recipe.about.seed},
+        "model": {
+            **{key: getattr(plan.spec, key) for key in ("name", "family", "modality", "task", "license")},
+            "params": plan.stages[0].params,  # which the spec of a model by path does not count
+        },
+        "machine": machine(),
+        "started": started,
+        "seconds": round(seconds, 1),
+        "stages": rows,
+        "control": control,
+        "baselines": job.measuring.baselines(),
+    }
+
+
+def _row(job: Job, name: str, planned: PlannedStage | None) -> dict[str, Any]:
+    """What was planned of a model, and what its log says of it."""
+    log = job.folder.log(name)
+    use = planned.use if planned else "control"
+    speed = log.get("speed", {}) if job.recipe.evaluate.speed is not False else {}
+    return {
+        "use": use,
+        "label": use,
+        "params": log["params"],
+        "bytes": log["bytes"],
+        "seconds": log.get("seconds", 0.0),
+        "peak_bytes": log.get("peak_bytes"),
+        "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes}
+        if planned
+        else None,
+        "options": dict(planned.options or {}) if planned else {},
+        "note": planned.note if planned else "",
+        "metrics": {**log.get("metrics", {}), **speed},
+        "curves": log.get("curves", {}),
+        "samples": log.get("samples", []),
+    }
+
+
+def publish(job: Job, stages: tuple[StageRequest, ...], results: dict[str, Any]) -> None:
+    """Write results and report, then the last stage's artifact with its figures on the card."""
+    from zoo_compress.report.page import html
+    from zoo_compress.report.sheet import contact_sheet
+
+    recipe, names = job.recipe, job.names
+    beside = {"results.json": json.dumps(results, indent=1) + "\n", "report.html": html(results)}
+    beside |= {"recipe.toml": recipe.as_run()} if recipe.text else {}
+    sheet = contact_sheet(results["stages"][-1]["samples"])
+    notes = card_notes(results, job.measuring.test)
+    notes |= {"Samples": f"![What this model makes]({SHEET})"} if sheet else {}
+    job.folder.publish(names.stage(stages[-1]), notes, extra={SHEET: sheet} if sheet else {}, beside=beside)
+    job.folder.forget(kept={name(request) for request in recipe.stages for name in (names.stage, names.control)})
 
 
 def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, Any]:
@@ -24,8 +100,8 @@ def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, An
                 quality[f"{name.replace('_', ' ')}, {label}"] = _figure(metric)
     for name, metric in results["stages"][-1]["metrics"].items():
         quality |= {
-            f"{name.replace('_', ' ')}, {group}": _figure({**found, "unit": metric.get("unit")})
-            for group, found in metric.get("by", {}).items()
+            f"{name.replace('_', ' ')}, {group}": _figure({**figure, "unit": metric.get("unit")})
+            for group, figure in metric.get("by", {}).items()
         }
     if quality:
         notes["Quality on held-out data"] = quality
@@ -49,3 +125,18 @@ def _figure(metric: Mapping[str, Any]) -> str:
     if metric.get("low") is not None:
         text += f" (95% interval {metric['low']:.{digits}f} to {metric['high']:.{digits}f})"
     return text + (f", n = {metric['n']}" if "n" in metric else "")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import psutil
+    import torch
+
+    return {
+        "cpu": cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        **versions(),
+    }

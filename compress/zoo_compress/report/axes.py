@@ -45,8 +45,8 @@ class Axis:
 
 def axis(values: Iterable[float], start: float, end: float, *, zero: bool = False, spread: float = 20.0) -> Axis:
     """Fit a scale round `values`, from zero if asked; logarithmic where they span more than `spread` times."""
-    found = list(values) or [0.0]
-    low, high = min(found), max(found)
+    numbers = list(values) or [0.0]
+    low, high = min(numbers), max(numbers)
     if low > 0 and high / low > spread:
         return Axis(low / 1.15, high * 1.15, start, end, log=True)
     if zero and low >= 0:
@@ -79,7 +79,7 @@ def overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def place(
+def label_boxes(
     anchors: Sequence[tuple[float, float, float]], height: float, taken: Sequence[Box], bounds: Box
 ) -> list[Box | None]:
     """Find a box for a label at each anchor (x, y, label width): beside it, else the nearest free spot, else none."""

@@ -93,10 +93,10 @@ TIME = Column("seconds", "time taken", unit="s", better="lower", metric=False)
 
 def rows(results: Data) -> list[Row]:
     """Return the stages in order, then the control, then the baselines."""
-    found = [_row("stage", number, data) for number, data in enumerate(results.get("stages") or [])]
+    table = [_row("stage", number, data) for number, data in enumerate(results.get("stages") or [])]
     if results.get("control"):
-        found.append(_row("control", 0, results["control"]))
-    return found + [_row("baseline", number, data) for number, data in enumerate(results.get("baselines") or [])]
+        table.append(_row("control", 0, results["control"]))
+    return table + [_row("baseline", number, data) for number, data in enumerate(results.get("baselines") or [])]
 
 
 def stages(results: Data) -> list[Row]:

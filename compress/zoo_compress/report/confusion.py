@@ -28,10 +28,10 @@ class Matrix(NamedTuple):
 def matrix(column: Column, row: Row) -> Matrix | None:
     """Read the confusions of a metric; None where there are none, or they make no table."""
     entry = row.metrics.get(column.key)
-    found = entry.get("confusion") if isinstance(entry, Mapping) else None
-    if not isinstance(found, Mapping):
+    fields = entry.get("confusion") if isinstance(entry, Mapping) else None
+    if not isinstance(fields, Mapping):
         return None
-    true, predicted, counts = (found.get(key) for key in ("true", "predicted", "counts"))
+    true, predicted, counts = (fields.get(key) for key in ("true", "predicted", "counts"))
     if not all(isinstance(part, list) and 0 < len(part) <= LARGEST for part in (true, predicted, counts)):
         return None
     assert isinstance(true, list) and isinstance(predicted, list) and isinstance(counts, list)
@@ -44,49 +44,53 @@ def matrix(column: Column, row: Row) -> Matrix | None:
     return Matrix([clean(name) for name in true], [clean(name) for name in predicted], known)
 
 
-def mistakes(found: Matrix, *, count: int = 3) -> list[str]:
+def mistakes(confusions: Matrix, *, count: int = 3) -> list[str]:
     """Say which answers were most often taken for another: "4 for 9 (12 of 45)"."""
     wrong = [
         (value, true, other, sum(line))
-        for true, line in zip(found.true, found.counts, strict=True)
-        for other, value in zip(found.predicted, line, strict=True)
+        for true, line in zip(confusions.true, confusions.counts, strict=True)
+        for other, value in zip(confusions.predicted, line, strict=True)
         if value and other != true
     ]
-    wrong.sort(key=lambda one: -one[0])
+    wrong.sort(key=lambda mistake: -mistake[0])
     return [
         f"{true} for {other} ({quantity(value)} of {quantity(total)})" for value, true, other, total in wrong[:count]
     ]
 
 
-def heat(found: Matrix, title: str, ident: str, *, beside: Sequence[Matrix] = ()) -> str:
+def heat(confusions: Matrix, title: str, ident: str, *, beside: Sequence[Matrix] = ()) -> str:
     """Draw the table: right answers in one colour, wrong ones in the other, the stronger the larger their share of the row.
 
     Args:
         beside: the tables drawn next to it, whose cells are to be as large and as high up.
     """
-    tables = (found, *beside)
-    left = min(max(text_width(name, SIZE) for one in tables for name in one.true) + 8, WIDEST)
-    size = min(CELL, (WIDTH - left - 2) / max(len(one.predicted) for one in tables))
-    tall = max(text_width(name, SIZE) for one in tables for name in one.predicted)
+    tables = (confusions, *beside)
+    left = min(max(text_width(name, SIZE) for table in tables for name in table.true) + 8, WIDEST)
+    size = min(CELL, (WIDTH - left - 2) / max(len(table.predicted) for table in tables))
+    tall = max(text_width(name, SIZE) for table in tables for name in table.predicted)
     upright = tall > size - 2
     top = 30 + (min(tall, TALLEST) if upright else 14)
     body = [text(2, 14, fit(title, WIDTH - 4), "title")]
     body.append(
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{len(found.predicted) * size:.1f}" height="{len(found.true) * size:.1f}" class="track"/>'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{len(confusions.predicted) * size:.1f}" height="{len(confusions.true) * size:.1f}" class="track"/>'
     )
-    for index, name in enumerate(found.predicted):
+    for index, name in enumerate(confusions.predicted):
         body.append(
             _heading(left + (index + 0.5) * size, top - 6, name, upright=upright, every=_every(size), index=index)
         )
-    for index, (name, line) in enumerate(zip(found.true, found.counts, strict=True)):
+    for index, (name, line) in enumerate(zip(confusions.true, confusions.counts, strict=True)):
         at = top + index * size
         if index % _every(size) == 0:
             body.append(text(left - 6, at + size / 2 + 4, fit(name, left - 8), "", "end"))
-        body += [_cell(found, index, place, left + place * size, at, size) for place, value in enumerate(line) if value]
-    worst = ", ".join(mistakes(found)) or "none"
+        body += [
+            _cell(confusions, index, column, left + column * size, at, size)
+            for column, value in enumerate(line)
+            if value
+        ]
+    worst = ", ".join(mistakes(confusions)) or "none"
     return svg(
         ident,
-        top + len(found.true) * size + 2,
+        top + len(confusions.true) * size + 2,
         title,
         f"Rows: what was right. Columns: what was answered. Most mistaken: {worst}.",
         body,
@@ -107,9 +111,9 @@ def _heading(x: float, y: float, name: str, *, upright: bool, every: int, index:
     return turned.replace("<text ", f'<text transform="rotate(-90 {x + 4:.1f} {y:.1f})" ', 1)
 
 
-def _cell(found: Matrix, row: int, column: int, x: float, y: float, size: float) -> str:
-    value, line = found.counts[row][column], found.counts[row]
-    true, answer = found.true[row], found.predicted[column]
+def _cell(confusions: Matrix, row: int, column: int, x: float, y: float, size: float) -> str:
+    value, line = confusions.counts[row][column], confusions.counts[row]
+    true, answer = confusions.true[row], confusions.predicted[column]
     share = value / (sum(line) or 1)
     kind = "right" if true == answer else "wrong"
     strength = f'fill-opacity="{0.2 + 0.8 * share**0.7:.2f}"'

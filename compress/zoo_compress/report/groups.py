@@ -28,11 +28,11 @@ class Share(NamedTuple):
 def shares(column: Column, row: Row) -> dict[str, Share]:
     """Read a metric's groups; what is no number is left out."""
     entry = row.metrics.get(column.key)
-    found = entry.get("by") if isinstance(entry, Mapping) else None
+    groups = entry.get("by") if isinstance(entry, Mapping) else None
     read: dict[str, Share] = {}
-    for name, one in found.items() if isinstance(found, Mapping) else ():
+    for name, group in groups.items() if isinstance(groups, Mapping) else ():
         value, low, high, count = (
-            finite(one.get(key)) if isinstance(one, Mapping) else None for key in ("value", "low", "high", "n")
+            finite(group.get(key)) if isinstance(group, Mapping) else None for key in ("value", "low", "high", "n")
         )
         if value is not None:
             whole = low is not None and high is not None and low <= value <= high
@@ -42,8 +42,8 @@ def shares(column: Column, row: Row) -> dict[str, Share]:
 
 def by_group(stages: Sequence[Row], column: Column, ident: str) -> str:
     """Draw the bars of the first and the last stage that have groups; empty where there are none."""
-    found = [(row, groups) for row in stages if (groups := shares(column, row))]
-    shown = [found[0], *found[1:][-1:]] if found else []
+    grouped = [(row, groups) for row in stages if (groups := shares(column, row))]
+    shown = [grouped[0], *grouped[1:][-1:]] if grouped else []
     names = _names([groups for _, groups in shown])
     if not names:
         return ""
@@ -65,10 +65,10 @@ def by_group(stages: Sequence[Row], column: Column, ident: str) -> str:
         at = top + 4 + index * height
         label = fit(name, left - 8 - text_width(counts[name], SIZE)) + counts[name]
         body.append(text(left - 6, at + (height - 9) / 2 + 3, label, "", "end"))
-        for place, (row, groups) in enumerate(shown):
+        for position, (row, groups) in enumerate(shown):
             if name in groups:
                 body.append(
-                    _bar(groups[name], row, column, name, scale, at + place * STEP, last=place or len(shown) == 1)
+                    _bar(groups[name], row, column, name, scale, at + position * STEP, last=position or len(shown) == 1)
                 )
     said = "; ".join(
         f"{row.label}: " + ", ".join(f"{n} {quantity(groups[n].value, column.unit)}" for n in names if n in groups)
@@ -79,20 +79,20 @@ def by_group(stages: Sequence[Row], column: Column, ident: str) -> str:
 
 def left_out(stages: Sequence[Row], column: Column) -> str:
     """Say in words which groups are not drawn, and what the numbers in brackets are."""
-    found = [groups for row in stages if (groups := shares(column, row))]
-    count = len({name for groups in (*found[:1], *found[1:][-1:]) for name in groups})
+    by_stage = [groups for row in stages if (groups := shares(column, row))]
+    count = len({name for groups in (*by_stage[:1], *by_stage[1:][-1:]) for name in groups})
     said = [f"The {MOST} lowest of {count} groups."] if count > MOST else []
-    if any(share.asked is not None for groups in found for share in groups.values()):
+    if any(share.asked is not None for groups in by_stage for share in groups.values()):
         said.append("In brackets: how many were counted. Thin lines are intervals.")
     return " ".join(said)
 
 
-def _names(found: Sequence[Mapping[str, Share]]) -> list[str]:
+def _names(by_stage: Sequence[Mapping[str, Share]]) -> list[str]:
     """The groups to draw, in the order they came, the lowest alone where there are too many."""
-    names = list(dict.fromkeys(name for groups in reversed(found) for name in groups))
+    names = list(dict.fromkeys(name for groups in reversed(by_stage) for name in groups))
     if len(names) <= MOST:
         return names
-    last = {name: next(groups[name].value for groups in reversed(found) if name in groups) for name in names}
+    last = {name: next(groups[name].value for groups in reversed(by_stage) if name in groups) for name in names}
     lowest = set(sorted(names, key=last.__getitem__)[:MOST])
     return [name for name in names if name in lowest]
 
@@ -102,10 +102,10 @@ def _count(name: str, shown: Sequence[tuple[Row, Mapping[str, Share]]]) -> str:
     return f" ({quantity(count)})" if count is not None else ""
 
 
-def _scale(column: Column, found: Sequence[Share], left: float, right: float) -> Axis:
+def _scale(column: Column, shares: Sequence[Share], left: float, right: float) -> Axis:
     if column.unit == "%":
         return Axis(0.0, 100.0, left, right)
-    ends = [end for share in found for end in (share.value, share.high, share.low) if end is not None]
+    ends = [end for share in shares for end in (share.value, share.high, share.low) if end is not None]
     return axis(ends, left, right, zero=True, spread=float("inf"))
 
 

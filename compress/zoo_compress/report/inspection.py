@@ -45,12 +45,12 @@ def describe(name_or_path: str) -> dict[str, Any]:
 def _block(index: int, block: Block, state: State) -> dict[str, Any]:
     attention, ffn = block.attention, block.ffn
     paths = [path for part in (attention, block.cross, ffn) if part for path in part.projections]
-    found: dict[str, Any] = {"block": index, "traits": _traits(paths, state)}
+    facts: dict[str, Any] = {"block": index, "traits": _traits(paths, state)}
     if attention:
-        found |= {"heads": attention.heads, "kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
+        facts |= {"heads": attention.heads, "kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
     if ffn:
-        found["ffn"] = ffn.width
-    return found
+        facts["ffn"] = ffn.width
+    return facts
 
 
 def _traits(paths: Iterable[str], state: State) -> str:

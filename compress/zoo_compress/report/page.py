@@ -146,7 +146,7 @@ def _cell(made: Cell) -> str:
 
 def _training(results: Data) -> str:
     """Draw the curves of every stage that trained, the control's laid over those of the stage it matches."""
-    found, control, rival = [], results.get("control") or {}, compared(results)
+    parts, control, rival = [], results.get("control") or {}, compared(results)
     for number, row in enumerate(stages(results)):
         drawings = []
         for index, (key, points) in enumerate((row.data.get("curves") or {}).items()):
@@ -155,8 +155,8 @@ def _training(results: Data) -> str:
                 series.append((clean(control.get("label") or "control"), "control", _points(other)))
             drawings.append(curves(series, spell(clean(key).split()), f"curve-{number}-{index}"))
         if drawn := "".join(_figure(drawing) for drawing in drawings if drawing):
-            found.append(f'<h3>{number} {_text(row.label)}</h3><div class="curves">{drawn}</div>')
-    return "".join(found)
+            parts.append(f'<h3>{number} {_text(row.label)}</h3><div class="curves">{drawn}</div>')
+    return "".join(parts)
 
 
 def _points(points: Sequence[Sequence[object]]) -> list[tuple[float, float | None]]:
@@ -169,9 +169,9 @@ def _groups(results: Data) -> str:
     for index, column in enumerate(quality(results)):
         if drawing := by_group(stages(results), column, f"groups-{index}"):
             groups.append(_figure(drawing, left_out(stages(results), column)))
-        found = [(row, made) for row in stages(results) if (made := matrix(column, row))]
-        shown = [*found[:1], *found[1:][-1:]]
-        for place, (row, made) in enumerate(shown):
+        matrices = [(row, made) for row in stages(results) if (made := matrix(column, row))]
+        shown = [*matrices[:1], *matrices[1:][-1:]]
+        for position, (row, made) in enumerate(shown):
             worst = ", ".join(mistakes(made))
             caption = (
                 f"Rows: what was right; columns: what was answered. Most mistaken: {worst}."
@@ -183,8 +183,8 @@ def _groups(results: Data) -> str:
                     heat(
                         made,
                         f"{column.label}: {row.label}",
-                        f"confusion-{index}-{place}",
-                        beside=[one for _, one in shown],
+                        f"confusion-{index}-{position}",
+                        beside=[other for _, other in shown],
                     ),
                     caption,
                 )
@@ -193,12 +193,12 @@ def _groups(results: Data) -> str:
 
 
 def _options(results: Data) -> str:
-    found = []
+    parts = []
     for number, row in enumerate(stages(results)):
         if options := row.data.get("options"):
             use = _text(row.data.get("use") or row.label)
-            found.append(f"<details><summary>{number} <code>{use}</code></summary>{_facts(options)}</details>")
-    return "".join(found)
+            parts.append(f"<details><summary>{number} <code>{use}</code></summary>{_facts(options)}</details>")
+    return "".join(parts)
 
 
 def _machine(results: Data) -> str:

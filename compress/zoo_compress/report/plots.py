@@ -62,14 +62,14 @@ def frame(x: Axis, y: Axis, *, units: tuple[str, str], titles: tuple[str, str]) 
 
 def bars(stages: Sequence[Row], column: Column, ident: str) -> str:
     """Draw one bar per stage, with a tick where the plan had put it; empty where there is nothing to compare."""
-    found = [(row, value) for row in stages if (value := column.value(row)) is not None and value >= 0]
-    if len(found) < 2:
+    shown = [(row, value) for row in stages if (value := column.value(row)) is not None and value >= 0]
+    if len(shown) < 2:
         return ""
-    first, plans = found[0][1], [column.predicted(row) for row, _ in found]
-    widest = max([value for _, value in found] + [plan for plan in plans if plan is not None])
+    first, plans = shown[0][1], [column.predicted(row) for row, _ in shown]
+    widest = max([value for _, value in shown] + [plan for plan in plans if plan is not None])
     scale = Axis(0.0, widest or 1.0, 2, WIDTH - 2)
     body, step = [text(2, 14, column.label, "title")], 34.0
-    for index, ((row, value), plan) in enumerate(zip(found, plans, strict=True)):
+    for index, ((row, value), plan) in enumerate(zip(shown, plans, strict=True)):
         top = 40 + index * step
         ratio = f"{times(value, first)}\N{EM SPACE}" if index else ""
         right = ratio + quantity(value, column.unit)
@@ -79,8 +79,8 @@ def bars(stages: Sequence[Row], column: Column, ident: str) -> str:
         body.append(_bar(top + 6, scale(value), "bar" if index else "bar first"))
         if plan is not None and plan >= 0:
             body.append(line(scale(plan), top + 4, scale(plan), top + 16, "plan"))
-    desc = "; ".join(f"{row.label}: {quantity(value, column.unit)}" for row, value in found)
-    return svg(ident, 40 + len(found) * step - 12, f"{column.label} per stage", desc, body)
+    desc = "; ".join(f"{row.label}: {quantity(value, column.unit)}" for row, value in shown)
+    return svg(ident, 40 + len(shown) * step - 12, f"{column.label} per stage", desc, body)
 
 
 def _bar(top: float, right: float, style: str) -> str:
@@ -89,16 +89,16 @@ def _bar(top: float, right: float, style: str) -> str:
 
 def curves(series: Sequence[Series], name: str, ident: str) -> str:
     """Draw curves over the steps of a training, each named with its last value in a legend above."""
-    kept = [(label, style, points) for label, style, points in series if any(v is not None for _, v in points)]
-    if not kept:
+    shown = [(label, style, points) for label, style, points in series if any(v is not None for _, v in points)]
+    if not shown:
         return ""
-    top = 34.0 + 17 * len(kept)
-    x = axis([step for _, _, points in kept for step, _ in points], LEFT, RIGHT, zero=True, spread=float("inf"))
-    y = axis([v for _, _, points in kept for _, v in points if v is not None], top + 150, top, spread=4.0)
+    top = 34.0 + 17 * len(shown)
+    x = axis([step for _, _, points in shown for step, _ in points], LEFT, RIGHT, zero=True, spread=float("inf"))
+    y = axis([v for _, _, points in shown for _, v in points if v is not None], top + 150, top, spread=4.0)
     body, said = frame(x, y, units=("", ""), titles=("step", "")), []
     scale = ", logarithmic scale" if y.log else ""
     body[0] = text(2, 14, fit(name + scale, RIGHT), "title")
-    for index, (label, style, points) in enumerate(kept):
+    for index, (label, style, points) in enumerate(shown):
         ends = [v for _, v in points if v is not None]
         values = f"{quantity(ends[0])} → {quantity(ends[-1])}" if len(ends) > 1 else quantity(ends[0])
         at = 34.0 + 17 * index
@@ -127,9 +127,9 @@ def _thin(points: list[tuple[float, float | None]]) -> list[tuple[float, float |
     """Keep the lowest and the highest point of every bucket, so that a spike stays a spike; and both ends."""
     if len(points) <= POINTS:
         return points
-    size, kept = -(-len(points) * 2 // POINTS), [points[0]]
+    size, thinned = -(-len(points) * 2 // POINTS), [points[0]]
     for start in range(0, len(points), size):
         bucket = [point for point in points[start : start + size] if point[1] is not None]
         ends = {id(end(bucket, key=lambda point: point[1] or 0.0)): None for end in (min, max)} if bucket else {}
-        kept += [point for point in bucket if id(point) in ends] or [points[start]]
-    return [*kept, points[-1]]
+        thinned += [point for point in bucket if id(point) in ends] or [points[start]]
+    return [*thinned, points[-1]]

@@ -81,7 +81,10 @@ def _answers(groups: Sequence[Group]) -> str:
 
 def _score(row: Row, groups: Sequence[Group]) -> str:
     verdicts = [
-        verdict for group in groups for one, sample in group if one == row and (verdict := right(sample)) is not None
+        verdict
+        for group in groups
+        for other, sample in group
+        if other == row and (verdict := right(sample)) is not None
     ]
     return f"{sum(verdicts)} of {len(verdicts)} right" if verdicts else ""
 
@@ -112,16 +115,16 @@ def _answer(sample: Data | None) -> str:
 def _cards(groups: Sequence[Group]) -> str:
     """A heading a prompt, a card a stage."""
     frame = '<div class="samples" role="region" aria-label="outputs side by side" tabindex="0">'
-    found = []
+    parts = []
     for group in groups:
         pictured = " pictured" if any(sample.get("image") for _, sample in group) else ""
         cards = "".join(_card(row, sample) for row, sample in group)
-        found.append(
+        parts.append(
             f'<h3 class="prompt">{_text(_prompt(group[0][1]))}</h3>{frame.replace("samples", f"samples{pictured}", 1)}{cards}</div>'
         )
-    rest = "".join(found[OPEN:])
-    more = f"<details><summary>{len(found) - OPEN} more</summary>{rest}</details>" if rest else ""
-    return "".join(found[:OPEN]) + more
+    rest = "".join(parts[OPEN:])
+    more = f"<details><summary>{len(parts) - OPEN} more</summary>{rest}</details>" if rest else ""
+    return "".join(parts[:OPEN]) + more
 
 
 def _card(row: Row, sample: Data) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 from zoo.system.quantities import measured, quantity
-from zoo_compress.report.axes import Axis, Box, axis, place, text_width
+from zoo_compress.report.axes import Axis, Box, axis, label_boxes, text_width
 from zoo_compress.report.columns import DISK, Column, Data, Row, rows
 from zoo_compress.report.plots import LEFT, RIGHT, SIZE, WIDTH, fit, frame, line, svg, text
 
@@ -81,7 +81,7 @@ def _near(level: list[Row], sized: list[Row], column: Column) -> list[Row]:
 def _spots(results: Data, shown: Sequence[Row], column: Column, x: Axis, y: Axis) -> list[Spot]:
     """Turn rows into pixels, with the label and the style of each."""
     last = sum(row.kind == "stage" for row in rows(results)) - 1
-    found = []
+    spots = []
     for row in shown:
         size, ends = DISK.value(row), _ends(column, row)
         style: str = row.kind
@@ -90,8 +90,8 @@ def _spots(results: Data, shown: Sequence[Row], column: Column, x: Axis, y: Axis
             style = {0: "first", last: "last"}.get(row.number, "stage")
             label = str(row.number) if last >= MANY else label
         at = RIGHT if size is None else x(size)
-        found.append(Spot(row, at, y(ends[0]), y(min(ends)), y(max(ends)), label, style))
-    return found
+        spots.append(Spot(row, at, y(ends[0]), y(min(ends)), y(max(ends)), label, style))
+    return spots
 
 
 def _journey(spots: Sequence[Spot]) -> str:
@@ -115,7 +115,7 @@ def _labels(spots: Sequence[Spot], *, lines: int, bounds: Box) -> list[str]:
         taken += [(spot.x - 7, spot.y - 7, spot.x + 7, spot.y + 7), (spot.x - 2, spot.high, spot.x + 2, spot.low)]
     anchors = [(spot.x, spot.y, text_width(spot.label, SIZE) + 4) for spot in spots]
     drawn = []
-    for index, (spot, box) in enumerate(zip(spots, place(anchors, LABEL_HEIGHT, taken, bounds), strict=True)):
+    for index, (spot, box) in enumerate(zip(spots, label_boxes(anchors, LABEL_HEIGHT, taken, bounds), strict=True)):
         if box is None:
             continue  # the point's own title and the table still name it
         side = min(max(spot.x, box[0]), box[2]), min(max(spot.y, box[1]), box[3])

@@ -25,8 +25,8 @@ def contact_sheet(samples: Sequence[Mapping[str, Any]]) -> bytes | None:
     page = Image.new("RGB", (columns * (width + 8), sum(heights)), "white")
     draw, top = ImageDraw.Draw(page), 0
     for row, height in zip(rows, heights, strict=True):
-        for place, i in enumerate(row):
-            left = place * (width + 8)
+        for column, i in enumerate(row):
+            left = column * (width + 8)
             for line, text in enumerate(_captions(shown[i])):
                 draw.text(
                     (left + 2, top + 2 + line * LINE), text.encode("latin-1", "replace").decode("latin-1"), fill="black"

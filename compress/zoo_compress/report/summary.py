@@ -85,16 +85,16 @@ def _against(results: Data, last: Row) -> list[str]:
     if not (measures := quality(results)):
         return []
     column, said = measures[0], []
-    found = [row for row in rows(results) if column.value(row) is not None]
-    reached = {row: measured(*column.interval(row), column.unit)[0] for row in found}
-    control = next((row for row in found if row.kind == "control"), None)
+    table = [row for row in rows(results) if column.value(row) is not None]
+    reached = {row: measured(*column.interval(row), column.unit)[0] for row in table}
+    control = next((row for row in table if row.kind == "control"), None)
     rival = compared(results) or last
     if control and rival in reached:
         said.append(
             f"Trained from random weights instead, the same architecture reaches {reached[control]}, "
             f"where {rival.label} reaches {reached[rival]}."
         )
-    marks = [f"{row.label} at {reached[row]}" for row in found if row.kind == "baseline"]
+    marks = [f"{row.label} at {reached[row]}" for row in table if row.kind == "baseline"]
     return [*said, f"For scale, in {column.label}: {', '.join(marks)}."] if marks else said
 
 

@@ -68,13 +68,13 @@ def _heading(column: Column) -> str:
     return "\n".join(shorten(word, 12) for word in short.get(column.key, f"{column.label} {column.shown_unit}").split())
 
 
-def _fitting(found: list[Column], lines: list[Row], original: Row | None) -> tuple[list[Column], list[Column]]:
+def _fitting(columns: list[Column], lines: list[Row], original: Row | None) -> tuple[list[Column], list[Column]]:
     """Keep the columns that fit; what the compressing itself took is the first to go."""
-    room, kept = WIDTH - LABEL - 3, set[str]()
-    for column in sorted(found, key=lambda column: column in (PEAK, TIME)):
+    room, keys = WIDTH - LABEL - 3, set[str]()
+    for column in sorted(columns, key=lambda column: column in (PEAK, TIME)):
         texts = [line for row in lines for line in _texts(column, row, original)] + _heading(column).split("\n")
         needed = max(map(len, texts)) + 2
         if needed <= room:
             room -= needed
-            kept.add(column.key)
-    return [c for c in found if c.key in kept], [c for c in found if c.key not in kept]
+            keys.add(column.key)
+    return [c for c in columns if c.key in keys], [c for c in columns if c.key not in keys]

@@ -32,7 +32,7 @@ class Checkpoint:
         self.step = 0  # steps that are done
 
     @contextmanager
-    def kept(self, context: Context, *, label: str) -> Iterator[None]:
+    def saved_on_interrupt(self, context: Context, *, label: str) -> Iterator[None]:
         """Save the steps that are done when a signal ends what runs inside."""
         try:
             yield

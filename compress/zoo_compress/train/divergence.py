@@ -41,10 +41,10 @@ def divergence(
         parts = [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("loss", "gradient")]
         what = f"the loss is {figures['loss']} ({', '.join(parts)})"
     guilty = [row for row in rows if not _sound(losses, row)] or rows
-    places = list(dict.fromkeys(map(where, guilty)))
-    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    origins = list(dict.fromkeys(map(where, guilty)))
+    more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
     why = _why(model, teacher, batch) if losses else "lower `lr`, or look at the data"
-    return ZooError(f"{label}: {what} at step {step}, on {', '.join(places[:SHOWN])}{more}; {why}.")
+    return ZooError(f"{label}: {what} at step {step}, on {', '.join(origins[:SHOWN])}{more}; {why}.")
 
 
 def _sound(losses: Callable[[int], Mapping[str, torch.Tensor]] | None, row: int) -> bool:
@@ -58,8 +58,8 @@ def _why(model: Model, teacher: Model | None, batch: Batch) -> str:
     bad = next((name for name, tensor in batch.items() if not all_finite(tensor)), "")
     if bad:
         return f"{bad} of the batch holds nan or infinity: look at the data"
-    if found := blame(model, batch):
-        return f"{found}: lower `lr`, or look at the data and at the weights it began with"
-    if teacher is not None and (found := blame(teacher, batch)):
-        return f"of the teacher {teacher.spec.name}, {found}: choose another"
+    if culprit := blame(model, batch):
+        return f"{culprit}: lower `lr`, or look at the data and at the weights it began with"
+    if teacher is not None and (culprit := blame(teacher, batch)):
+        return f"of the teacher {teacher.spec.name}, {culprit}: choose another"
     return "lower `lr`, or look at the data"

@@ -7,14 +7,14 @@ a run that is killed and resumed from its last checkpoint ends with the same wei
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from zoo.anatomy.modules import resolve
-from zoo.errors import DataError
+from zoo.errors import DataError, ZooError
 from zoo.family.base import window_origin
 from zoo.model.context import Context
 from zoo.model.model import Model
@@ -27,6 +27,8 @@ from zoo_compress.train.options import trainable
 from zoo_compress.train.schedules import wsd
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from zoo_compress.train.options import TrainingOptions
 
 
@@ -50,70 +52,99 @@ def fit(
     if not len(windows):
         raise DataError(f"{label}: the data holds nothing to train on.")
     accelerator = Accelerator(cpu=model.device.type == "cpu")
-    kept = _to_float32(model)
-    model.module.requires_grad_(False)
-    trained = trainable(model, options)
-    own = {id(p) for p in model.module.parameters()}
-    extra = {f"objective.{n}": p for n, p in objective.named_parameters() if id(p) not in own}
-    zeros = sparse_masks(model)
-    optimizer = torch.optim.AdamW(
-        _groups([*trained.values(), *extra.values()], options), lr=options.lr, betas=(0.9, 0.95)
-    )
-    run = Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
-    start = run.restore(context)
-    prepared, optimizer = accelerator.prepare(objective, optimizer)
-    warmup = min(options.warmup, options.steps // 2)
-    decay = min(round(options.steps * options.decay), options.steps - warmup)
-    with run.kept(context, label=label):
-        for step in context.progress.track(range(start, options.steps), total=options.steps - start, label=label):
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * wsd(
-                    step + 1,
-                    warmup=warmup,
-                    total=options.steps,
-                    decay=decay,
-                    shape=options.decay_shape,
-                    half_life=max(1.0, decay / 5),
-                )
-            rows = range(step * options.batch, (step + 1) * options.batch)[
-                accelerator.process_index :: accelerator.num_processes
-            ]
-            batch = batch_of(model, windows, rows, seed=context.seed, device=accelerator.device)
-            values = prepared(batch)
-            accelerator.backward(values["loss"])
-            norm = accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], options.clip)
-            figures = _figures({**values, "gradient": values["loss"] if norm is None else norm})
-            if not math.isfinite(figures["loss"] + figures["gradient"]):
-                raise divergence(
-                    model,
-                    getattr(objective, "teacher", None),
-                    rows,
-                    batch,
-                    figures=figures,
-                    label=label,
-                    step=step,
-                    where=lambda row: window_origin(windows, shuffled(row, len(windows), context.seed)),
-                    losses=None
-                    if accelerator.num_processes > 1
-                    else lambda row: objective(
-                        batch_of(model, windows, [row], seed=context.seed, device=accelerator.device)
-                    ),
-                )
-            with whole():
-                optimizer.step()
-                optimizer.zero_grad()
-                with torch.no_grad():
-                    for parameter, mask in zeros:
-                        parameter.mul_(mask)
-                for name in values:
-                    if name == "loss" and len(values) == 2:
-                        continue  # a sum of one loss is that loss
-                    context.curves.setdefault(name, []).append((step, round(figures[name], 6)))
-                run.step = step + 1
-            run.save(context, last=step + 1 == options.steps)
+    dtypes = _to_float32(model)
+    training = _Training(accelerator, model, objective, windows, options=options, context=context, label=label)
+    checkpoint = training.checkpoint
+    steps = range(training.start, options.steps)
+    with checkpoint.saved_on_interrupt(context, label=label):
+        for step in context.progress.track(steps, total=options.steps - training.start, label=label):
+            training.advance(step)
+            checkpoint.save(context, last=step + 1 == options.steps)
     for parameter in model.module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    _restore_dtype(model, kept)
+    _restore_dtype(model, dtypes)
+
+
+class _Training:
+    """A run of training: the parameters that are trained, their optimizer, and the windows its steps see."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: Model,
+        objective: nn.Module,
+        windows: Sequence[Batch],
+        *,
+        options: TrainingOptions,
+        context: Context,
+        label: str,
+    ) -> None:
+        self.accelerator, self.model, self.objective, self.windows = accelerator, model, objective, windows
+        self.options, self.context, self.label = options, context, label
+        model.module.requires_grad_(False)
+        trained = trainable(model, options)
+        own = {id(p) for p in model.module.parameters()}
+        extra = {f"objective.{n}": p for n, p in objective.named_parameters() if id(p) not in own}
+        self.masks = sparse_masks(model)
+        groups = _groups([*trained.values(), *extra.values()], options)
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
+        self.checkpoint = Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
+        self.start = self.checkpoint.restore(context)
+        self.prepared, self.optimizer = accelerator.prepare(objective, optimizer)
+
+    def advance(self, step: int) -> None:
+        """Move the parameters by one step, and the curves along; refuse a step that is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = _rate(step, self.options)
+        accelerator, first = self.accelerator, step * self.options.batch
+        rows = range(first, first + self.options.batch)[accelerator.process_index :: accelerator.num_processes]
+        batch = self.batch(rows)
+        values = self.prepared(batch)
+        accelerator.backward(values["loss"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = accelerator.clip_grad_norm_(parameters, self.options.clip)
+        figures = _figures({**values, "gradient": values["loss"] if norm is None else norm})
+        if not math.isfinite(figures["loss"] + figures["gradient"]):
+            raise self.divergence(step, rows, batch, figures)
+        with whole():
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            with torch.no_grad():
+                for parameter, mask in self.masks:
+                    parameter.mul_(mask)
+            for name in values:
+                if name == "loss" and len(values) == 2:
+                    continue  # a sum of one loss is that loss
+                self.context.curves.setdefault(name, []).append((step, round(figures[name], 6)))
+            self.checkpoint.step = step + 1
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The batch of some rows, on the device."""
+        return batch_of(self.model, self.windows, rows, seed=self.context.seed, device=self.accelerator.device)
+
+    def divergence(self, step: int, rows: Sequence[int], batch: Batch, figures: Mapping[str, float]) -> ZooError:
+        """What is said of a step that is not finite."""
+        size, seed = len(self.windows), self.context.seed
+        together = self.accelerator.num_processes > 1
+        return divergence(
+            self.model,
+            getattr(self.objective, "teacher", None),
+            rows,
+            batch,
+            figures=figures,
+            label=self.label,
+            step=step,
+            where=lambda row: window_origin(self.windows, shuffled(row, size, seed)),
+            losses=None if together else lambda row: self.objective(self.batch([row])),
+        )
+
+
+def _rate(step: int, options: TrainingOptions) -> float:
+    """The learning rate of a step, the first of which is 0."""
+    warmup = min(options.warmup, options.steps // 2)
+    decay = min(round(options.steps * options.decay), options.steps - warmup)
+    shape, half_life = options.decay_shape, max(1.0, decay / 5)
+    return options.lr * wsd(step + 1, warmup=warmup, total=options.steps, decay=decay, shape=shape, half_life=half_life)
 
 
 def _groups(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> list[dict[str, Any]]:
@@ -132,21 +163,21 @@ def _figures(values: dict[str, torch.Tensor]) -> dict[str, float]:
 def sparse_masks(model: Model) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weights that an earlier stage made sparse keep their zeros."""
     sparse = [path for path, traits in model.state().items() if any(trait.kind == "sparse" for trait in traits)]
-    found = [resolve(model.module, path) for path in sparse]  # a linear layer, or the experts' own parameter
-    weights = [one.get_parameter("weight") if isinstance(one, nn.Module) else one for one in found]
+    parts = [resolve(model.module, path) for path in sparse]  # a linear layer, or the experts' own parameter
+    weights = [part.get_parameter("weight") if isinstance(part, nn.Module) else part for part in parts]
     return [(weight, weight.detach() != 0) for weight in weights]
 
 
 def _to_float32(model: Model) -> dict[str, torch.dtype]:
-    kept = {name: p.dtype for name, p in model.module.named_parameters() if p.is_floating_point()}
+    dtypes = {name: p.dtype for name, p in model.module.named_parameters() if p.is_floating_point()}
     for p in model.module.parameters():
         if p.is_floating_point():
             p.data = p.data.float()
-    return kept
+    return dtypes
 
 
-def _restore_dtype(model: Model, kept: dict[str, torch.dtype]) -> None:
+def _restore_dtype(model: Model, dtypes: Mapping[str, torch.dtype]) -> None:
     for name, p in model.module.named_parameters():
-        if name in kept:
-            p.data = p.data.to(kept[name])
+        if name in dtypes:
+            p.data = p.data.to(dtypes[name])
             p.grad = None

@@ -79,7 +79,7 @@ class Objective(nn.Module):
         """Mean of every loss on rows of this kind; without rows, zero."""
         losses = [(name, loss, options) for name, loss, options in self.row_losses if loss.kind == kind]
         values = {name: _value(loss, mine, theirs, options) for name, loss, options in losses if loss.whole}
-        chunked = [one for one in losses if not one[1].whole]
+        chunked = [weighted for weighted in losses if not weighted[1].whole]
         if chunked:
             means = _sums(chunked, mine, theirs) / max(1, len(mine))  # without rows, zero
             values |= {name: mean for (name, _, _), mean in zip(chunked, means, strict=True)}
@@ -125,8 +125,8 @@ def _recorded(model: Model, targets: Mapping[str, str]) -> Iterator[Blocks]:
     hooks: list[Any] = []
     for name, target in targets.items():
 
-        def keep(_module: nn.Module, _inputs: Any, out: Any, kept: list[torch.Tensor] = outputs[name]) -> None:
-            kept.append(out[0] if isinstance(out, tuple) else out)
+        def keep(_module: nn.Module, _inputs: Any, out: Any, block_outputs: list[torch.Tensor] = outputs[name]) -> None:
+            block_outputs.append(out[0] if isinstance(out, tuple) else out)
 
         blocks = [model.module.get_submodule(block.path) for block in model.anatomy.stack(target).blocks]
         hooks += [block.register_forward_hook(keep) for block in blocks]

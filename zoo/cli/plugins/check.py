@@ -32,19 +32,19 @@ def check(
 ) -> None:
     """Run the contract tests on everything a plugin adds."""
     output.settings.shows_faults = True
-    found = manager.find(name)
+    plugin = manager.find(name)
     with output.status("Importing"):
         from zoo.testing import contract
 
-    todo = contract.checks(found.name)
+    todo = contract.checks(plugin.name)
     results = list(_run(contract.only(todo, only) if only else todo))
     if json:
         output.print_json(
-            {"plugin": found.name, "version": found.version, "checks": [_facts(result) for result in results]}
+            {"plugin": plugin.name, "version": plugin.version, "checks": [_facts(result) for result in results]}
         )
     else:
         output.print_table(COLUMNS, _rows(results), right=("seconds",))
-        print(_summary(found.name, results))
+        print(_summary(plugin.name, results))
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
 
@@ -57,10 +57,10 @@ def _run(todo: Sequence[Check]) -> Iterator[Result]:
     from zoo.testing.contract import perform
 
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as folder, _progress(todo) as say:
-        for one in todo:
-            say(one, None)
-            result = perform(one, Path(folder))
-            say(one, result)
+        for check in todo:
+            say(check, None)
+            result = perform(check, Path(folder))
+            say(check, result)
             if output.settings.verbose and result.error is not None:
                 traceback.print_exception(result.error)
             yield result
@@ -70,17 +70,17 @@ def _run(todo: Sequence[Check]) -> Iterator[Result]:
 def _progress(todo: Sequence[Check]) -> Iterator[Callable[[Check, Result | None], None]]:
     """Show the check at work on a terminal; where stderr is a file, a line for each thing and each failure."""
     if output.settings.quiet:
-        yield lambda one, result: None
+        yield lambda check, result: None
         return
     if not sys.stderr.isatty():
         subjects: set[tuple[str, str]] = set()
 
-        def note(one: Check, result: Result | None) -> None:
-            if result is None and (one.kind, one.name) not in subjects:
-                subjects.add((one.kind, one.name))
-                output.say(f"checking {one.kind} {one.name}")
+        def note(check: Check, result: Result | None) -> None:
+            if result is None and (check.kind, check.name) not in subjects:
+                subjects.add((check.kind, check.name))
+                output.say(f"checking {check.kind} {check.name}")
             elif result is not None and result.outcome == "failed":
-                output.say(f"  {one.check}: {result}")
+                output.say(f"  {check.check}: {result}")
 
         yield note
         return
@@ -93,8 +93,8 @@ def _progress(todo: Sequence[Check]) -> Iterator[Callable[[Check, Result | None]
     ) as shown:
         task = shown.add_task("", total=len(todo))
 
-        def move(one: Check, result: Result | None) -> None:
-            shown.update(task, description=f"{one.kind} {one.name}: {one.check}", advance=int(result is not None))
+        def move(check: Check, result: Result | None) -> None:
+            shown.update(task, description=f"{check.kind} {check.name}: {check.check}", advance=int(result is not None))
 
         yield move
 
@@ -103,14 +103,14 @@ def _rows(results: Iterable[Result]) -> Iterator[tuple[str, ...]]:
     """One row a check; those of one thing that do not apply for one reason stand in one row."""
 
     def alike(result: Result) -> tuple[Any, ...]:
-        one = result.check
-        return (one.kind, one.name, result.reason if result.outcome == "not applicable" else one.check)
+        check = result.check
+        return (check.kind, check.name, result.reason if result.outcome == "not applicable" else check.check)
 
     for _, group in itertools.groupby(results, key=alike):
         members = list(group)
-        one = members[0].check
+        check = members[0].check
         names = ", ".join(member.check.check for member in members)
-        yield one.kind, one.name, names, f"{sum(member.seconds for member in members):.1f}", str(members[0])
+        yield check.kind, check.name, names, f"{sum(member.seconds for member in members):.1f}", str(members[0])
 
 
 def _summary(plugin: str, results: Sequence[Result]) -> str:
@@ -122,11 +122,11 @@ def _summary(plugin: str, results: Sequence[Result]) -> str:
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    one = result.check
+    check = result.check
     return {
-        "kind": one.kind,
-        "name": one.name,
-        "check": one.check,
+        "kind": check.kind,
+        "name": check.name,
+        "check": check.check,
         "result": result.outcome,
         "reason": result.reason or None,
         "seconds": round(result.seconds, 3),

@@ -15,11 +15,11 @@ def declares(plugin: Plugin) -> dict[str, list[str]]:
     return {kind: list(plugin.declares(kind)) for kind in kinds.tables()}
 
 
-def counted(declared: Mapping[str, Sequence[str]]) -> str:
+def counted(names_by_kind: Mapping[str, Sequence[str]]) -> str:
     """Say how much there is of each kind: "1 model, 9 compressors"."""
     return ", ".join(
         f"{len(names)} {kinds.label(kind) if len(names) == 1 else kinds.plural(kind)}"
-        for kind, names in declared.items()
+        for kind, names in names_by_kind.items()
         if names
     )
 
@@ -31,8 +31,8 @@ def loadable(plugin: Plugin) -> bool:
 
 def missing(plugin: Plugin) -> dict[str, list[str]]:
     """What the names of a plugin need and is not installed: "kind name" -> needs."""
-    found = {f"{d.kind} {d.name}": [need for need in d.needs if not is_present(need)] for d in plugin.names}
-    return {thing: needs for thing, needs in found.items() if needs}
+    lacking = {f"{d.kind} {d.name}": [need for need in d.needs if not is_present(need)] for d in plugin.names}
+    return {thing: needs for thing, needs in lacking.items() if needs}
 
 
 def milliseconds(seconds: float) -> str:

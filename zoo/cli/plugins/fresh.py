@@ -77,9 +77,9 @@ def look() -> list[dict[str, Any]]:
             time.sleep(0.01)
     finally:
         process.stop()
-    if process.found is None:
+    if process.answer is None:
         raise PluginError(f"zoo itself does not start any more in a fresh process: {process.last_words}")
-    return list(process.found)
+    return list(process.answer)
 
 
 class _Process:
@@ -87,16 +87,16 @@ class _Process:
 
     def __init__(self, question: str, name: str, *, timeout: float, all_in_use: bool, verbose: bool = False) -> None:
         self.name, self.timeout = name, timeout
-        self.found: Any = None
+        self.answer: Any = None
         self.last_words = ""
         self._folder = tempfile.TemporaryDirectory(prefix="zoo-", ignore_cleanup_errors=True)
-        self._answer, self._said = Path(self._folder.name, "answer.json"), Path(self._folder.name, "said.txt")
+        self._answer_file, self._said = Path(self._folder.name, "answer.json"), Path(self._folder.name, "said.txt")
         code = "from zoo.cli.plugins.fresh import main; main()"
         hidden = ("ZOO_PLUGINS", "ZOO_STRICT") if all_in_use else ()
         env = {key: value for key, value in os.environ.items() if key not in hidden}
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                [sys.executable, *_safe_path(), "-c", code, question, name, str(self._answer)],
+                [sys.executable, *_safe_path(), "-c", code, question, name, str(self._answer_file)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr if verbose else said,
@@ -128,7 +128,7 @@ class _Process:
                 self._process.kill()
         self._process.wait()
         with contextlib.suppress(OSError, ValueError):
-            self.found = json.loads(self._answer.read_text(encoding="utf-8"))
+            self.answer = json.loads(self._answer_file.read_text(encoding="utf-8"))
         with contextlib.suppress(OSError):
             lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             self.last_words = self.last_words or (plain(lines[-1]) if lines else "it said nothing")
@@ -144,8 +144,8 @@ def _loaded(process: _Process) -> Loaded:
     """Read one answer, or say how the process ended without one."""
     if process.timed_out:
         return Loaded(process.name, fault=f"was not imported within {process.timeout:g} s")
-    if isinstance(process.found, dict):
-        return Loaded(process.name, process.found["seconds"], process.found["fault"])
+    if isinstance(process.answer, dict):
+        return Loaded(process.name, process.answer["seconds"], process.answer["fault"])
     if process.code < 0:
         with contextlib.suppress(ValueError):
             return Loaded(
@@ -159,20 +159,21 @@ def _loaded(process: _Process) -> Loaded:
 
 def main() -> None:
     """Answer the question in `sys.argv`, write the answer to the file named there, and end without further ado."""
-    question, name, answer = sys.argv[1:]
-    found: object = _load(name) if question == "load" else _look()
-    Path(answer).write_text(json.dumps(found), encoding="utf-8")
+    question, name, file = sys.argv[1:]
+    answer: object = _load(name) if question == "load" else _look()
+    Path(file).write_text(json.dumps(answer), encoding="utf-8")
     sys.stderr.flush()
     os._exit(0)  # threads and exit handlers of a plugin have no say
 
 
 def _look() -> list[dict[str, Any]]:
+    import zoo.cli.shell  # noqa: F401  # whatever every command needs is here, so that a broken dependency is told
     from zoo.cli.plugins.facts import facts, loadable, missing
 
-    found = manager.plugins_in_use(disabled=True)
+    plugins = manager.plugins_in_use(disabled=True)
     return [
         facts(plugin) | {"origin": plugin.origin, "missing": missing(plugin), "loadable": loadable(plugin)}
-        for plugin in found
+        for plugin in plugins
     ]
 
 

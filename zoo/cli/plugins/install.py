@@ -24,24 +24,27 @@ from zoo.plugins.manager import CORE, DISTRIBUTION, normalised
 
 Facts = Mapping[str, Any]  # of a plugin, as `fresh.look` finds them
 
+SpecsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC...",
+        help="A name, a path, a wheel or a VCS address such as git+https://...; anything pip takes.",
+    ),
+]
+UpgradeOption = Annotated[
+    bool, typer.Option("--upgrade", "-U", help="Look for a newer version of what is installed already.")
+]
+EditableOption = Annotated[
+    bool, typer.Option("--editable", "-e", help="Use the project's directory as it stands; for work on a plugin.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")]
 
 
 def install(
-    specs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SPEC...",
-            help="A name, a path, a wheel or a VCS address such as git+https://...; anything pip takes.",
-        ),
-    ],
-    upgrade: Annotated[
-        bool, typer.Option("--upgrade", "-U", help="Look for a newer version of what is installed already.")
-    ] = False,
+    specs: SpecsArgument,
+    upgrade: UpgradeOption = False,
     reinstall: Annotated[bool, typer.Option("--reinstall", help="Install anew what has that version already.")] = False,
-    editable: Annotated[
-        bool, typer.Option("--editable", "-e", help="Use the project's directory as it stands; for work on a plugin.")
-    ] = False,
+    editable: EditableOption = False,
     no_deps: Annotated[bool, typer.Option("--no-deps", help="Leave out what it needs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and stop.")] = False,
     yes: YesOption = False,

@@ -86,8 +86,8 @@ def complete_removable(incomplete: str) -> list[str]:
     return _beginning(incomplete, [plugin for plugin in manager.plugins_in_use(disabled=True) if not plugin.ours])
 
 
-def _beginning(incomplete: str, found: Sequence[Plugin]) -> list[str]:
-    return [plugin.name for plugin in found if plugin.name.startswith(incomplete)]
+def _beginning(incomplete: str, plugins: Sequence[Plugin]) -> list[str]:
+    return [plugin.name for plugin in plugins if plugin.name.startswith(incomplete)]
 
 
 LoadOption = Annotated[
@@ -118,13 +118,13 @@ def list_plugins(load: LoadOption = False, timeout: TimeoutOption = None, json: 
     `zoo plugins` alone does the same. Nothing of a plugin is imported, unless with --load; the exit code is then 1
     where one cannot be loaded.
     """
-    found = manager.plugins_in_use(disabled=True)
-    loaded = _loaded(found, timeout) if load else {}
+    plugins = manager.plugins_in_use(disabled=True)
+    loaded = _loaded(plugins, timeout) if load else {}
     if json:
-        output.print_json([_facts(plugin, loaded) for plugin in found])
+        output.print_json([_facts(plugin, loaded) for plugin in plugins])
     else:
-        _print_list(found, loaded, load=load)
-    if load and any(_state(plugin, loaded) == "broken" for plugin in found):
+        _print_list(plugins, loaded, load=load)
+    if load and any(_state(plugin, loaded) == "broken" for plugin in plugins):
         raise typer.Exit(1)
 
 
@@ -192,12 +192,12 @@ def disable(
 
     Nothing of them is imported or there to be used until `zoo plugins enable`. Their artifacts need them enabled.
     """
-    found = [manager.find(name) for name in names]
-    if any(plugin.name == CORE for plugin in found):
+    plugins = [manager.find(name) for name in names]
+    if any(plugin.name == CORE for plugin in plugins):
         raise RequestError(
             f"Plugin {CORE} cannot be disabled: the catalogue and the commands of zoo itself come with it."
         )
-    for plugin in found:
+    for plugin in plugins:
         manager.disable(plugin.name)
         adds = counted(declares(plugin))
         if plugin.disabled:
@@ -211,23 +211,23 @@ def disable(
 def _called(name: str) -> str:
     """A plugin's name as it is declared, or as it was disabled."""
     known = [*manager.installed(), *manager.disabled()]
-    return next((found for found in known if normalised(found) == normalised(name)), name)
+    return next((other for other in known if normalised(other) == normalised(name)), name)
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def _loaded(found: Sequence[Plugin], timeout: float | None) -> dict[str, Any]:
+def _loaded(plugins: Sequence[Plugin], timeout: float | None) -> dict[str, Any]:
     """Load what can be loaded, each in a fresh process; says on stderr how far it is."""
     from zoo.cli.plugins import fresh
 
-    names = [plugin.name for plugin in found if loadable(plugin)]
+    names = [plugin.name for plugin in plugins if loadable(plugin)]
     loaded: dict[str, Any] = {}
     with output.status(f"Loading {len(names)} plugins" if len(names) > 1 else "Loading"):
-        for one in fresh.load_each(names, timeout=timeout or fresh.TIMEOUT, verbose=output.settings.verbose):
-            loaded[one.name] = one
+        for outcome in fresh.load_each(names, timeout=timeout or fresh.TIMEOUT, verbose=output.settings.verbose):
+            loaded[outcome.name] = outcome
             if output.settings.verbose:
-                output.say(f"{one.name}: {one.fault or milliseconds(one.seconds)}")
+                output.say(f"{outcome.name}: {outcome.fault or milliseconds(outcome.seconds)}")
     return loaded
 
 
@@ -242,20 +242,20 @@ def _reason(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
 
 
 def _took(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
-    one = loaded.get(plugin.name)
-    return milliseconds(one.seconds) if one and not one.fault else ""
+    outcome = loaded.get(plugin.name)
+    return milliseconds(outcome.seconds) if outcome and not outcome.fault else ""
 
 
-def _print_list(found: Sequence[Plugin], loaded: Mapping[str, Any], *, load: bool) -> None:
+def _print_list(plugins: Sequence[Plugin], loaded: Mapping[str, Any], *, load: bool) -> None:
     columns = ["name", "distribution", "version", "adds", *(["load"] if load else []), "status"]
     rows = []
-    for p in found:
+    for p in plugins:
         state = _state(p, loaded)
         took = [_took(p, loaded) or "-"] if load else []
         words = f"{state}: {_reason(p, loaded)}" if state == "broken" else state
         rows.append([p.name, p.distribution, p.version, counted(declares(p)) or "-", *took, words])
     output.print_table(columns, rows, right=["load"])
-    for plugin in found:
+    for plugin in plugins:
         for note in plugin.notes:
             output.say(f"note: {plugin.name}: {note}")
 
@@ -280,11 +280,11 @@ def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
     )
     lacking = missing(plugin)
     entries = [(f"model {spec.name}", spec.summary) for spec in plugin.models]
-    for declared in plugin.names:
-        needs = f" (needs {', '.join(declared.needs)})" if declared.needs else ""
-        gone = lacking.get(f"{declared.kind} {declared.name}")
+    for declaration in plugin.names:
+        needs = f" (needs {', '.join(declaration.needs)})" if declaration.needs else ""
+        gone = lacking.get(f"{declaration.kind} {declaration.name}")
         absent = f" Not installed: pip install {' '.join(map(shlex.quote, gone))}" if gone else ""
-        entries.append((f"{declared.kind} {declared.name}", f"{declared.summary}{needs}{absent}"))
+        entries.append((f"{declaration.kind} {declaration.name}", f"{declaration.summary}{needs}{absent}"))
     if entries:
         print()
         output.print_facts(entries)
@@ -293,8 +293,8 @@ def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
 
 
 def _facts(plugin: Plugin, loaded: Mapping[str, Any]) -> dict[str, Any]:
-    one = loaded.get(plugin.name)
-    seconds = one.seconds if one and not one.fault else None
+    outcome = loaded.get(plugin.name)
+    seconds = outcome.seconds if outcome and not outcome.fault else None
     state = {"status": _state(plugin, loaded), "fault": _reason(plugin, loaded) or None, "load_seconds": seconds}
     return facts(plugin) | state
 

@@ -150,15 +150,15 @@ def _files(kinds: Sequence[str], values: Mapping[str, str]) -> dict[str, str]:
         for template in sorted((TEMPLATES / "kinds" / kind).glob(f"*.py{SUFFIX}")):
             file = template.name.removesuffix(SUFFIX)
             if file != "plugin.py":
-                place = "tests" if file.startswith("test_") else package
-                files[f"{place}/{file}"] = _filled(f"kinds/{kind}/{file}", every)
+                folder = "tests" if file.startswith("test_") else package
+                files[f"{folder}/{file}"] = _filled(f"kinds/{kind}/{file}", every)
     return files
 
 
 def _joined(head: str, kinds: Sequence[str], part: str, values: Mapping[str, str], *, gap: str) -> str:
     """A file of which every kind adds a part."""
     parts = [f"kinds/{kind}/{part}" for kind in kinds if (TEMPLATES / "kinds" / kind / f"{part}{SUFFIX}").exists()]
-    return gap.join(_filled(one, values) for one in (head, *parts))
+    return gap.join(_filled(template, values) for template in (head, *parts))
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
@@ -185,9 +185,9 @@ def _write(files: Mapping[str, str], folder: Path) -> None:
         draft = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
         try:
             for name, text in files.items():
-                place = draft / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(text, encoding="utf-8")
+                path = draft / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
             draft.chmod(0o755)
             draft.replace(folder)  # an empty folder may be there
         finally:

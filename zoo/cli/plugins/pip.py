@@ -119,12 +119,12 @@ def planned(
     """
     options = ["--upgrade"] * upgrade + ["--no-deps"] * (not dependencies)
     asked = [argument for spec in specs for argument in (["--editable", spec] if editable else [spec])]
-    found = _report([*options, *asked])
+    items = _report([*options, *asked])
     if reinstall:
         anew = _report(["--no-deps", "--force-reinstall", *asked])
-        found = [*found, *(item for item in anew if _named(item) not in map(_named, found))]
+        items = [*items, *(item for item in anew if _named(item) not in map(_named, items))]
     before = versions()
-    changes = [_change(item, before) for item in found]
+    changes = [_change(item, before) for item in items]
     return sorted(changes, key=lambda change: (not change.requested, change.kind == "install", change.name))
 
 
@@ -165,10 +165,10 @@ def _change(item: dict[str, Any], before: dict[str, str]) -> Change:
 def versions() -> dict[str, str]:
     """Every installed distribution and its version, by normalised name, as they are on disk now."""
     importlib.invalidate_caches()
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for name, distribution in _distributions():
-        found.setdefault(name, distribution.version)
-    return found
+        installed.setdefault(name, distribution.version)
+    return installed
 
 
 def _distributions() -> Iterator[tuple[str, importlib.metadata.Distribution]]:
@@ -192,18 +192,18 @@ class Claim:
 
 def claims() -> list[Claim]:
     """Who takes which plugin name, whatever is disabled or left out, and whatever else is wrong with it."""
-    found = []
+    claimed = []
     for distribution in importlib.metadata.distributions():
-        place, name = str(getattr(distribution, "_path", "")), None
+        path, name = str(getattr(distribution, "_path", "")), None
         with contextlib.suppress(Exception):
             name = distribution.metadata["Name"] if distribution.version else None
         # whatever is wrong with its entry points, pip can uninstall it by its own name
         with contextlib.suppress(Exception):
             for point in distribution.entry_points:
                 if point.group in GROUPS:
-                    label = name or Path(place).name.partition("-")[0]
-                    found.append(Claim(point.name, label, place, damaged=name is None))
-    return found
+                    label = name or Path(path).name.partition("-")[0]
+                    claimed.append(Claim(point.name, label, path, damaged=name is None))
+    return claimed
 
 
 def requirements() -> Iterator[tuple[str, str, Requirement]]:
@@ -228,16 +228,16 @@ def problems(changes: Sequence[Change] = ()) -> set[str]:
     """
     changed = {normalised(change.name): change.version for change in changes}
     there = versions() | changed
-    found = set()
+    sentences = set()
     for name, version, need in requirements():
         have = there.get(normalised(need.name))
         if normalised(name) in changed:
             continue
         if have is None:
-            found.add(f"{name} {version} needs {need.name}{need.specifier}, which is not installed.")
+            sentences.add(f"{name} {version} needs {need.name}{need.specifier}, which is not installed.")
         elif not need.specifier.contains(have, prereleases=True):
-            found.add(f"{name} {version} needs {need.name}{need.specifier}, and {need.name} is {have}.")
-    return found
+            sentences.add(f"{name} {version} needs {need.name}{need.specifier}, and {need.name} is {have}.")
+    return sentences
 
 
 # --- changing it ------------------------------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ def reason(said: str) -> str:
     """The sentence in pip's output that says why it failed."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", said)
     lines = [plain(line) for line in text.splitlines() if line.strip()]
-    found = _conflict(lines) or _step(lines) or _errors(lines)
-    shortened = re.sub(r"\(from versions: ([^)]{60})[^)]*\)", r"(from versions: \1...)", found)
+    cause = _conflict(lines) or _step(lines) or _errors(lines)
+    shortened = re.sub(r"\(from versions: ([^)]{60})[^)]*\)", r"(from versions: \1...)", cause)
     hint = "" if output.settings.verbose else " (-v shows all that pip says)"
     return f"{shortened[:600].rstrip('. ')}{hint}."
 

@@ -97,6 +97,6 @@ def sheet(images: Sequence[Image], *, columns: int = 8, side: int = 0) -> Image:
     rows = -(-len(images) // columns)
     page = Pillow.new(images[0].mode, (min(columns, len(images)) * width * factor, rows * height * factor))
     for number, image in enumerate(images):
-        place = (number % columns * width * factor, number // columns * height * factor)
-        page.paste(image.resize((width * factor, height * factor), Pillow.Resampling.NEAREST), place)
+        corner = (number % columns * width * factor, number // columns * height * factor)
+        page.paste(image.resize((width * factor, height * factor), Pillow.Resampling.NEAREST), corner)
     return page

@@ -26,22 +26,24 @@ def pipeline_anatomy(module: nn.Module) -> Anatomy:
     layers: dict[str, tuple[str, ...]] = {}
     for name, child in module.named_children():
         if hasattr(child, "down_blocks") and hasattr(child, "up_blocks") and name not in AUTOENCODERS:
-            mine, regions = _unet(child)
+            child_stacks, regions = _unet(child)
         elif name in AUTOENCODERS:
-            mine, regions = {}, {"": plain_layers(child, "")}
+            child_stacks, regions = {}, {"": plain_layers(child, "")}
         else:
-            mine, regions = _others(child)
-        stacks |= {_join(name, key): replace(_below(stack, name), name=_join(name, key)) for key, stack in mine.items()}
+            child_stacks, regions = _others(child)
+        stacks |= {
+            _join(name, key): replace(_below(stack, name), name=_join(name, key)) for key, stack in child_stacks.items()
+        }
         layers |= {_join(name, key): _below(paths, name) for key, paths in regions.items() if paths}
     return Anatomy(stacks=stacks, layers=layers)
 
 
 def _others(child: nn.Module) -> tuple[dict[str, Stack], dict[str, tuple[str, ...]]]:
     """Stacks and regions of a text encoder or a transformer denoiser, its main stack under no name of its own."""
-    found = detect(child)
-    main = found.stack().name if found.stacks else ""
-    stacks = {"" if key == main else key: stack for key, stack in found.stacks.items()}
-    return stacks, {"": plain_layers(child, "", skip=[stack.path for stack in found.stacks.values()])}
+    anatomy = detect(child)
+    main = anatomy.stack().name if anatomy.stacks else ""
+    stacks = {"" if key == main else key: stack for key, stack in anatomy.stacks.items()}
+    return stacks, {"": plain_layers(child, "", skip=[stack.path for stack in anatomy.stacks.values()])}
 
 
 def _unet(unet: nn.Module) -> tuple[dict[str, Stack], dict[str, tuple[str, ...]]]:
@@ -53,9 +55,10 @@ def _unet(unet: nn.Module) -> tuple[dict[str, Stack], dict[str, tuple[str, ...]]
     for name, path in stages.items():
         stage = unet.get_submodule(path)
         lists = [f"{path}.{inner}" for inner, _ in stage.named_modules() if inner.endswith("transformer_blocks")]
-        for number, place in enumerate(lists):
+        for number, list_path in enumerate(lists):
             key = name if len(lists) == 1 else f"{name}.{number}"
-            stacks[key] = Stack(key, place, _blocks(unet, place))  # no width: cross-attention reads the residual too
+            # no width: cross-attention reads the residual too
+            stacks[key] = Stack(key, list_path, _blocks(unet, list_path))
         layers[name] = plain_layers(unet, path, skip=lists)
     return stacks, layers | {"out": plain_layers(unet, "conv_out")}
 
@@ -63,8 +66,8 @@ def _unet(unet: nn.Module) -> tuple[dict[str, Stack], dict[str, tuple[str, ...]]
 def _blocks(unet: nn.Module, path: str) -> tuple[Block, ...]:
     parent, _, name = path.rpartition(".")
     around = unet.get_submodule(parent)
-    found = next((stack for stack in detect(around).stacks.values() if stack.path == name), None)
-    blocks = found.blocks if found else tuple(Block(f"{name}.{i}") for i in range(len(unet.get_submodule(path))))  # type: ignore[arg-type]
+    stack = next((stack for stack in detect(around).stacks.values() if stack.path == name), None)
+    blocks = stack.blocks if stack else tuple(Block(f"{name}.{i}") for i in range(len(unet.get_submodule(path))))  # type: ignore[arg-type]
     return tuple(replace(_below(block, parent), cross=_cross(unet, _join(parent, block.path))) for block in blocks)
 
 
@@ -74,8 +77,8 @@ def _cross(unet: nn.Module, path: str) -> Attention | None:
     if attention is None:
         return None
     names = ("to_q", "to_k", "to_v", "to_out.0")
-    found = [attention.get_submodule(name) for name in names]
-    sizes = [features(one) for one in found]
+    projections = [attention.get_submodule(name) for name in names]
+    sizes = [features(projection) for projection in projections]
     head_dim = getattr(attention, "head_dim", None) or (sizes[0] or (0, 0))[1] // getattr(attention, "heads", 1)
     if not all(sizes) or not head_dim:
         return None
@@ -83,7 +86,7 @@ def _cross(unet: nn.Module, path: str) -> Attention | None:
     if q != o or k != v or q % head_dim or k % head_dim:
         return None
     at = f"{path}.attn2"
-    axes = [*(output_axis(one) for one in found[:3]), 1 - output_axis(found[3])]
+    axes = [*(output_axis(projection) for projection in projections[:3]), 1 - output_axis(projections[3])]
     to_q, to_k, to_v, to_out = (
         Part(f"{at}.{name}", axis, size // head_dim, head_dim, stride=head_dim)
         for name, axis, size in zip(names, axes, (q, k, v, o), strict=True)
@@ -96,22 +99,22 @@ _PATHS = ("path", "norms", "embeddings", "head", "readers", "writers", "router")
 
 def _below(thing: Thing, prefix: str) -> Thing:
     """Copy an anatomy, or a part of one, with `prefix` before every path in it."""
-    found: Any = thing
+    copy: Any = thing
     if isinstance(thing, str):
-        found = _join(prefix, thing)
+        copy = _join(prefix, thing)
     elif isinstance(thing, tuple):
-        found = tuple(_below(one, prefix) for one in thing)
+        copy = tuple(_below(member, prefix) for member in thing)
     elif is_dataclass(thing) and not isinstance(thing, type):
-        values = {one.name: getattr(thing, one.name) for one in fields(thing)}
-        found = replace(
-            found,
+        values = {field.name: getattr(thing, field.name) for field in fields(thing)}
+        copy = replace(
+            copy,
             **{
                 name: _below(value, prefix)
                 for name, value in values.items()
                 if name in _PATHS or is_dataclass(value) or isinstance(value, tuple)
             },
         )
-    return cast(Thing, found)
+    return cast(Thing, copy)
 
 
 def _join(prefix: str, name: str) -> str:

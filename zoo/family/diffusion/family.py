@@ -145,7 +145,7 @@ class TextToImageFamily(Family):
 
         from zoo.family.diffusion import latents
 
-        module, found = model.module, dict[str, Rows]()
+        module, rows = model.module, dict[str, Rows]()
         each_B = torch.arange(len(batch["image"]), device=batch["image"].device)
         if "velocity" in kinds:
             with torch.no_grad():
@@ -154,12 +154,12 @@ class TextToImageFamily(Family):
                 (model.processor or {}).get("scheduler"), latent_BLhw, batch["noise"], batch["time"]
             )
             out = latents.denoise(module, noisy, step_B, batch["input_ids"])
-            found["velocity"] = Rows(out.flatten(1), _unchanged, each_B, target.flatten(1), batch["time"])
+            rows["velocity"] = Rows(out.flatten(1), _unchanged, each_B, target.flatten(1), batch["time"])
         if "pixel" in kinds:
             latent_BLhw = latents.encode(module, batch["image"])
             image = latents.decode(module, latent_BLhw + latents.JITTER * batch["noise"])
-            found["pixel"] = Rows(image.flatten(1), _unchanged, each_B, batch["image"].flatten(1) / 127.5 - 1)
-        return found
+            rows["pixel"] = Rows(image.flatten(1), _unchanged, each_B, batch["image"].flatten(1) / 127.5 - 1)
+        return rows
 
     def comparable(self, student: Model, teacher: Model) -> str:
         from zoo.family.diffusion.latents import latent_shape
@@ -254,8 +254,8 @@ class TextToImageFamily(Family):
             raise ZooError(
                 f"{model.spec.name} makes pixels of nan or infinity: {cause(model, self.example(model, batch=1))}."
             )
-        found: list[Any] = pipeline.numpy_to_pil(pixels)
-        return found
+        images: list[Any] = pipeline.numpy_to_pil(pixels)
+        return images
 
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Make a contact sheet of eight images for each prompt, seeds 0 to 7."""

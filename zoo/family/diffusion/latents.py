@@ -89,8 +89,8 @@ def encode(module: nn.Module, image_BCHW: torch.Tensor) -> torch.Tensor:
     """Make latents (B, L, h, w) as the denoiser takes them, from images of bytes."""
     autoencoder = part(module, AUTOENCODERS)
     dtype = next(p.dtype for p in autoencoder.parameters() if p.is_floating_point())
-    found = autoencoder.encode(image_BCHW.to(dtype) / 127.5 - 1)
-    latent_BLhw: torch.Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+    encoded = autoencoder.encode(image_BCHW.to(dtype) / 127.5 - 1)
+    latent_BLhw: torch.Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
     factor, shift = scale(module)
     return (latent_BLhw - shift) * factor
 
@@ -136,7 +136,7 @@ def without_noise(scheduler: Any, noisy: torch.Tensor, out: torch.Tensor, time_B
         return noisy - time_B[:, None, None, None] * out
     a = alphas.to(noisy.device)[(time_B * (len(alphas) - 1)).round().long()][:, None, None, None].to(noisy.dtype)
     v = scheduler.config.prediction_type == "v_prediction"
-    found: torch.Tensor = (
+    latent_BLhw: torch.Tensor = (
         a.sqrt() * noisy - (1 - a).sqrt() * out if v else (noisy - (1 - a).sqrt() * out) / a.sqrt().clamp_min(1e-3)
     )
-    return found
+    return latent_BLhw

@@ -172,7 +172,7 @@ def _end(child: int) -> None:
 
 
 @dataclass(frozen=True)
-class Written:
+class FormattedPrompt:
     """A prompt in a format of the model's own (a chat, a gap to fill), which brings its special tokens along."""
 
     text: str

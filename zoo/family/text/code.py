@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import RequestError
-from zoo.family.text.chat import Written
+from zoo.family.text.chat import FormattedPrompt
 
 PREFIX, SUFFIX, MIDDLE, FILE, REPOSITORY = "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<file_sep>", "<repo_name>"
 ALL = (PREFIX, SUFFIX, MIDDLE, "<fim_pad>", FILE, REPOSITORY)
@@ -21,7 +21,7 @@ OPTIONS = ("suffix", "files", "repo", "path")
 
 def code_prompt(
     tokenizer: Any, prompt: Any, *, name: str, suffix: Any = None, files: Any = None, repo: Any = None, path: Any = None
-) -> Written:
+) -> FormattedPrompt:
     """Write the prompt of a file that is to be gone on with, or whose gap is to be filled.
 
     Args:
@@ -60,7 +60,9 @@ def code_prompt(
         if token in text and not _known(tokenizer, token):
             does = "fills no gap" if token in (PREFIX, SUFFIX, MIDDLE) else "reads no repository"
             raise RequestError(f"{name} {does}: its tokenizer has no {token}, as that of StarCoder2 has.")
-    return Written(text, tuple(tokenizer.convert_tokens_to_ids(token) for token in ALL if _known(tokenizer, token)))
+    return FormattedPrompt(
+        text, tuple(tokenizer.convert_tokens_to_ids(token) for token in ALL if _known(tokenizer, token))
+    )
 
 
 def _require_plain(text: Any, what: str) -> None:

@@ -136,9 +136,9 @@ class TextFamily(Family):
             RequestError: the prompt is not text or holds nothing that the model knows, or the model continues no text.
         """
         from zoo.errors import RequestError
-        from zoo.family.text.chat import Written
+        from zoo.family.text.chat import FormattedPrompt
 
-        if isinstance(prompt, Written):
+        if isinstance(prompt, FormattedPrompt):
             prompt = prompt.text
             ids = self.tokens(model, prompt)[0]
         else:
@@ -193,14 +193,14 @@ class TextFamily(Family):
         if several and stream:
             raise RequestError("stream=True gives the pieces of one text; pass one prompt, or leave it out.")
         if model.spec.task == "masked-lm":
-            made = [shown(self._fills(model, one, **options)) for one in (prompt if several else [prompt])]
+            made = [shown(self._fills(model, text, **options)) for text in (prompt if several else [prompt])]
             return made[0] if stream else ["".join(pieces) for pieces in made] if several else "".join(made[0])
         how = Sampling(**{name: options.pop(name) for name in SAMPLING if name in options})
-        prompt = self._written(model, prompt, **options)
+        prompt = self._formatted(model, prompt, **options)
         if several:
             return write_texts(self, model, prompt, how)
-        found = stream_text(self, model, prompt, how)
-        return found if stream else "".join(found)
+        pieces = stream_text(self, model, prompt, how)
+        return pieces if stream else "".join(pieces)
 
     def _require_options(self, model: Model, options: Mapping[str, Any]) -> None:
         from zoo.errors import RequestError, nearest
@@ -214,10 +214,10 @@ class TextFamily(Family):
                 f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}."
             )
 
-    def _written(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
+    def _formatted(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
         """The prompt, or what messages or parts of code become in the model's own format."""
         from zoo.errors import RequestError
-        from zoo.family.text.chat import Written
+        from zoo.family.text.chat import FormattedPrompt
 
         code = {name: value for name, value in code.items() if value is not None}
         if messages is None and not code:
@@ -236,7 +236,7 @@ class TextFamily(Family):
 
         check_messages(messages)
         most = LONGEST_TOKEN * self.context_length(model)
-        return Written(render(self.tokenizer(model), messages, name=model.spec.name, most=most))
+        return FormattedPrompt(render(self.tokenizer(model), messages, name=model.spec.name, most=most))
 
     def fill(self, model: Model, prompt: str, *, count: int = 5) -> list[list[tuple[str, float]]]:
         """Return the likeliest words for each mask of a text, each with its probability.
@@ -283,14 +283,14 @@ class TextFamily(Family):
         start = time.perf_counter()
         with torch.inference_mode():
             self.forward(model, batch)
-        found = {"prefill_tokens_per_s": prefill / (time.perf_counter() - start)}
+        figures = {"prefill_tokens_per_s": prefill / (time.perf_counter() - start)}
         if model.spec.task == "causal-lm":
             prompt = ids_BT[0, : min(16, prefill, max(1, context - decode - 1))]
             tokens = next_tokens(model, prompt.tolist(), decode + 1)
             next(tokens)  # the prompt's own pass
             start = time.perf_counter()
-            found["decode_tokens_per_s"] = sum(1 for _ in tokens) / (time.perf_counter() - start)
-        return found
+            figures["decode_tokens_per_s"] = sum(1 for _ in tokens) / (time.perf_counter() - start)
+        return figures
 
     def context_length(self, model: Model) -> int:
         """Longest sequence the model takes, in tokens."""

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
-from zoo.family.text.chat import Written
+from zoo.family.text.chat import FormattedPrompt
 from zoo.family.text.sampling import pick
 from zoo.family.text.tokens import end_tokens, reads_apart
 from zoo.model.health import cause, damage, require_finite_outputs
@@ -45,7 +45,7 @@ def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: S
         return ["".join(stream_text(family, model, prompt, how)) for prompt in prompts]
     texts = [_Text(family, model, ids, how.stop) for ids in read]
     last = [_ends(family, model, prompt) for prompt in prompts]
-    written, done = [""] * len(prompts), [False] * len(prompts)
+    answers, done = [""] * len(prompts), [False] * len(prompts)
     steps = next_together(
         model, read, max(counts), temperature=how.temperature, top_p=how.top_p, seed=how.seed, done=done
     )
@@ -55,15 +55,15 @@ def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: S
                 continue
             done[i] = token in last[i] or step == counts[i]
             if token not in last[i]:
-                written[i] += texts[i].add(token)
+                answers[i] += texts[i].add(token)
                 done[i] |= texts[i].stopped
-    return [start + text.rest() for start, text in zip(written, texts, strict=True)]
+    return [answer + text.rest() for answer, text in zip(answers, texts, strict=True)]
 
 
 def _ends(family: TextFamily, model: Model, prompt: Any) -> Container[Any]:
     if (own := family.ends(model)) is not None:
         return own
-    return end_tokens(model) | set(prompt.ends if isinstance(prompt, Written) else ())
+    return end_tokens(model) | set(prompt.ends if isinstance(prompt, FormattedPrompt) else ())
 
 
 def _room(family: TextFamily, model: Model, ids: list[int]) -> int:
@@ -177,14 +177,14 @@ def greedy(
     Raises:
         ZooError: the model gives nan or infinity; names the tensor or the layer that is to blame.
     """
-    found: list[list[int]] = [[] for _ in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
     done = [False] * len(prompts)
     for tokens in next_together(model, prompts, count, first=first, pad=pad, done=done, of=of):
         for i, token in enumerate(tokens):
             done[i] |= token == end
             if not done[i]:
-                found[i].append(token)
-    return found
+                answers[i].append(token)
+    return answers
 
 
 def next_together(
@@ -245,8 +245,8 @@ class _Reader:
             raise _keeps_nothing(model)
         longest = max(map(len, prompts))
         self.step_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
-        kept_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-        self.mask_BT = None if bool(kept_BT.all()) else kept_BT
+        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+        self.mask_BT = None if bool(mask_BT.all()) else mask_BT
         self.read, self.first, self.beside, self.cache = [self.step_BT], first, first, None
 
     def logits(self) -> torch.Tensor:
@@ -293,8 +293,8 @@ class _Reader:
             return {}  # a state (Mamba's) holds no padding to leave out
         if "position_ids" not in self.names:
             return {"attention_mask": self.mask_BT}
-        places_BT = (self.mask_BT.cumsum(-1) - 1).clamp_min(0)[:, -self.step_BT.shape[1] :]
-        return {"attention_mask": self.mask_BT, "position_ids": places_BT}
+        positions_BT = (self.mask_BT.cumsum(-1) - 1).clamp_min(0)[:, -self.step_BT.shape[1] :]
+        return {"attention_mask": self.mask_BT, "position_ids": positions_BT}
 
 
 class _Decoder(_Reader):
@@ -308,12 +308,12 @@ class _Decoder(_Reader):
         self.model, self.first, self.cache = model, first, None
         longest = max(map(len, prompts))
         ids_BT = torch.tensor([list(ids) + [pad] * (longest - len(ids)) for ids in prompts], device=model.device)
-        kept_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=model.device)
+        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=model.device)
         module: Any = model.module
         with torch.inference_mode():
-            encoded = module.get_encoder()(input_ids=ids_BT, attention_mask=kept_BT)
-        self.encoder = {"input_ids": ids_BT, "attention_mask": kept_BT}
-        self.known = {"encoder_outputs": encoded, "attention_mask": kept_BT}
+            encoded = module.get_encoder()(input_ids=ids_BT, attention_mask=mask_BT)
+        self.encoder = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        self.known = {"encoder_outputs": encoded, "attention_mask": mask_BT}
         self.step_BT = torch.full((len(prompts), 1), start_token(model), device=model.device)
         self.read = [self.step_BT]
 
@@ -342,10 +342,12 @@ def _names(model: Model) -> set[str]:
     """What the module takes by name; nothing where it takes anything."""
     from inspect import Parameter, signature
 
-    found = signature(type(model.module).forward).parameters.values()
-    return {one.name for one in found if one.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)} - {
-        "self"
-    }
+    parameters = signature(type(model.module).forward).parameters.values()
+    return {
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    } - {"self"}
 
 
 def _keeps_nothing(model: Model) -> RequestError:

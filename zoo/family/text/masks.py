@@ -48,9 +48,9 @@ def _likeliest(family: TextFamily, model: Model, ids: list[int], count: int) -> 
     batch = {"input_ids": ids_T[None], "attention_mask": torch.ones_like(ids_T)[None]}
     with torch.inference_mode():
         logits_TV = family.forward(model, batch)[0].float()
-    for place in (at for at, token in enumerate(ids) if token == tokenizer.mask_token_id):
-        require_finite_outputs(model, logits_TV[place].amax(-1, keepdim=True), batch, of="the prompt")
-        best = logits_TV[place].softmax(-1).topk(min(count, logits_TV.shape[-1]))
+    for position in (at for at, token in enumerate(ids) if token == tokenizer.mask_token_id):
+        require_finite_outputs(model, logits_TV[position].amax(-1, keepdim=True), batch, of="the prompt")
+        best = logits_TV[position].softmax(-1).topk(min(count, logits_TV.shape[-1]))
         words = [_word(tokenizer, token) for token in best.indices.tolist()]
         yield list(zip(words, best.values.tolist(), strict=True))
 
@@ -61,7 +61,7 @@ def _word(tokenizer: Any, token: int) -> str:
     return text.strip() if text.strip().isprintable() and text.strip() else repr(text)
 
 
-def shown(found: Iterator[Words]) -> Iterator[str]:
+def shown(candidates: Iterator[Words]) -> Iterator[str]:
     """One word a line; what is for another mask comes after an empty line."""
-    for number, words in enumerate(found):
+    for number, words in enumerate(candidates):
         yield ("\n\n" if number else "") + "\n".join(f"{100 * chance:5.1f} %  {word}" for word, chance in words)

@@ -58,17 +58,17 @@ class Cache:
 def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Read the sizes of a language model from its config, whatever the config calls them."""
     config = _text_part(config)
-    found = {
+    sizes = {
         name: next((_count(config, key) for key in keys if _count(config, key)), 0) for name, keys in _SHAPE.items()
     }
-    if found["heads"]:
-        found["kv_heads"] = found["kv_heads"] or (1 if config.get("multi_query") else found["heads"])
-        found["head_dim"] = found["head_dim"] or found["width"] // found["heads"]
+    if sizes["heads"]:
+        sizes["kv_heads"] = sizes["kv_heads"] or (1 if config.get("multi_query") else sizes["heads"])
+        sizes["head_dim"] = sizes["head_dim"] or sizes["width"] // sizes["heads"]
     if "n_embd" in config or "expansion_ratio" in config:  # GPT-2 and MPT, whose FFN is a multiple of the width
-        found["ffn"] = found["ffn"] or (_count(config, "expansion_ratio") or 4) * found["width"]
-    if not found["experts"]:
-        found["active_experts"] = 0
-    return {name: size for name, size in found.items() if size}
+        sizes["ffn"] = sizes["ffn"] or (_count(config, "expansion_ratio") or 4) * sizes["width"]
+    if not sizes["experts"]:
+        sizes["active_experts"] = 0
+    return {name: size for name, size in sizes.items() if size}
 
 
 def cache_of(config: Mapping[str, Any], *, dtype: str) -> Cache:

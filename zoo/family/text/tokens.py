@@ -22,9 +22,9 @@ def require_text(prompt: Any) -> None:
 def differing_token(student: Model, teacher: Model) -> str:
     """Name the first number that stands for different tokens; "" where none does, or a tokenizer is not known."""
     both = [model.processor for model in (student, teacher)]
-    if both[0] is both[1] or not all(hasattr(one, "get_vocab") for one in both):
+    if both[0] is both[1] or not all(hasattr(processor, "get_vocab") for processor in both):
         return ""
-    mine, theirs = ({number: token for token, number in one.get_vocab().items()} for one in both)
+    mine, theirs = ({number: token for token, number in processor.get_vocab().items()} for processor in both)
     number = next((number for number in sorted(mine.keys() & theirs.keys()) if mine[number] != theirs[number]), None)
     if number is None:
         return ""
@@ -36,21 +36,21 @@ def differing_token(student: Model, teacher: Model) -> str:
 
 def start_token(model: Model) -> int:
     """The token with which the decoder of a seq2seq model begins."""
-    found = [model.spec.config.get(name) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")]
-    return next((int(token) for token in found if token is not None), 0)
+    tokens = [model.spec.config.get(name) for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id")]
+    return next((int(token) for token in tokens if token is not None), 0)
 
 
 def end_tokens(model: Model) -> set[int]:
     """The tokens that end a text: the tokenizer's, and those of the config and the generation config (a chat's end of turn)."""
-    kept = getattr(model.module, "generation_config", None)
+    generation_config = getattr(model.module, "generation_config", None)
     own = getattr(getattr(model.module, "config", None), "eos_token_id", None)
-    named = getattr(kept, "eos_token_id", None)
-    found = [getattr(model.processor, "eos_token_id", None), model.spec.config.get("eos_token_id")]
+    named = getattr(generation_config, "eos_token_id", None)
+    ends = [getattr(model.processor, "eos_token_id", None), model.spec.config.get("eos_token_id")]
     if named != own:  # else it repeats the config, or what its class takes where a checkpoint names none
-        found.append(named)
+        ends.append(named)
     return {
         int(token)
-        for some in found
+        for some in ends
         if some is not None
         for token in (some if isinstance(some, list | tuple) else [some])
     }

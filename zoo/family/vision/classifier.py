@@ -87,7 +87,7 @@ class VisionFamily(Family):
         from zoo.model.health import require_finite_outputs
 
         names = self.labels(model)
-        found = []
+        likeliest = []
         for number, image in enumerate(images, 1):
             batch = {"images": self.preprocess(model, read_image(image))[None].to(model.device)}
             with torch.inference_mode():
@@ -97,8 +97,8 @@ class VisionFamily(Family):
             )
             chances_V = logits_V.softmax(-1)
             best = chances_V.topk(min(count, len(names)))
-            found.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
-        return found
+            likeliest.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+        return likeliest
 
     def generate(self, model: Model, prompt: Any = None, **options: Any) -> Any:
         """Name the likeliest classes of images, one a line.
@@ -140,14 +140,14 @@ class VisionFamily(Family):
         from zoo.data.dataset import naming_record
         from zoo.family.vision.images import data_uri, read_image
 
-        found = []
+        answers = []
         names = self.labels(model)
         for sample in [data[i * len(data) // 8] for i in range(min(8, len(data)))] if data else []:
             with naming_record(sample):
                 image = read_image(sample.fields["image"])
             (name, chance), *_ = self.classify(model, [image], count=1)[0]
             image.thumbnail((256, 256))
-            found.append(
+            answers.append(
                 {
                     "prompt": sample.where,
                     "image": data_uri(image),
@@ -156,7 +156,7 @@ class VisionFamily(Family):
                     "expected": names[label_of(sample, names)],
                 }
             )
-        return found
+        return answers
 
     def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
         import time

@@ -64,7 +64,7 @@ def _opened(path: Path) -> IO[bytes]:
             raise DataError(f"{path} is {'a directory' if path.is_dir() else 'not a regular file'}, not an image.")
         return path.open("rb")
     except FileNotFoundError:
-        beside = [place.name for place in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path} does not exist.{nearest(path.name, beside)}") from None
     except (OSError, ValueError) as error:  # no permission, a name with a zero byte
         raise DataError(f"{str(path)[:200]!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
@@ -141,8 +141,8 @@ def _from_array(source: Any) -> Image:
 
     shape, dtype = getattr(source, "shape", None), str(getattr(source, "dtype", ""))
     if shape is None or dtype != "uint8" or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
-        found = f"an array {tuple(shape)} of {dtype}" if shape is not None else type(source).__name__
-        raise DataError(f"An image is a path, bytes, a PIL image or a uint8 array (H, W) or (H, W, 3), not {found}.")
+        given = f"an array {tuple(shape)} of {dtype}" if shape is not None else type(source).__name__
+        raise DataError(f"An image is a path, bytes, a PIL image or a uint8 array (H, W) or (H, W, 3), not {given}.")
     _require_size(shape[1], shape[0], "The array")
     return Image.fromarray(source).convert("RGB")
 

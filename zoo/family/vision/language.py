@@ -74,7 +74,7 @@ class VisionLanguageFamily(TextFamily):
                 f"The prompt has {prompt.count('<image>')} times <image>, but {len(images)} images came with it."
             )
         tiles = [self.tiles(model, read_image(image)) for image in images]
-        ids = self.chat(model, prompt, [len(one) for one in tiles])
+        ids = self.chat(model, prompt, [len(image_tiles) for image_tiles in tiles])
         self.require_known(model, ids)
         return ids, {"pixel_values": torch.cat(tiles).to(model.device)} if tiles else {}
 
@@ -109,9 +109,9 @@ class VisionLanguageFamily(TextFamily):
         from zoo.family.vision.images import data_uri, read_image
 
         shown: list[dict[str, str]] = []
-        for place, sample in enumerate(spread(data or (), SHOWN)):
+        for number, sample in enumerate(spread(data or (), SHOWN)):
             image = sample.fields["image"]
-            prompt = prompts[place % len(prompts)] if prompts else str(sample.fields["prompt"])
+            prompt = prompts[number % len(prompts)] if prompts else str(sample.fields["prompt"])
             answer = {"prompt": prompt, "output": self.generate(model, prompt, images=[image], max_new_tokens=64)}
             expected = {"expected": sample.text} if prompt == sample.fields.get("prompt") else {}
             shown.append({**answer, **expected, "image": data_uri(read_image(image))})
@@ -142,12 +142,12 @@ class VisionLanguageFamily(TextFamily):
         """Return the labelled tokens ("label") and the image tokens ("visual", without a target)."""
         hidden_BTD, head = self.hidden(model, batch)
         labels, visual = batch["labels"], batch["input_ids"] == self.tile_shape(model)[2]
-        found = {}
+        rows = {}
         if "label" in kinds:
-            found["label"] = Rows(hidden_BTD[labels >= 0], head, (labels >= 0).nonzero()[:, 0], labels[labels >= 0])
+            rows["label"] = Rows(hidden_BTD[labels >= 0], head, (labels >= 0).nonzero()[:, 0], labels[labels >= 0])
         if "visual" in kinds:
-            found["visual"] = Rows(hidden_BTD[visual], head, visual.nonzero()[:, 0])
-        return found
+            rows["visual"] = Rows(hidden_BTD[visual], head, visual.nonzero()[:, 0])
+        return rows
 
     def comparable(self, student: Model, teacher: Model) -> str:
         mine, theirs = (self.tile_shape(model) for model in (student, teacher))

@@ -20,10 +20,10 @@ STD = (0.229, 0.224, 0.225)
 
 def grids(fewest: int, most: int) -> list[Grid]:
     """Every grid of `fewest` to `most` tiles; those of few tiles first."""
-    found = [
+    candidates = [
         (cols, rows) for cols in range(1, most + 1) for rows in range(1, most + 1) if fewest <= cols * rows <= most
     ]
-    return sorted(found, key=lambda grid: grid[0] * grid[1])
+    return sorted(candidates, key=lambda grid: grid[0] * grid[1])
 
 
 def pick(size: tuple[int, int], candidates: Sequence[Grid], *, side: int) -> Grid:

@@ -33,10 +33,10 @@ def check_anatomy(model: Model) -> None:
     Raises:
         AssertionError: names the path and what is wrong with it.
     """
-    found = model.anatomy
-    faults = list(_faults(model.module, found))
+    anatomy = model.anatomy
+    faults = list(_faults(model.module, anatomy))
     require(not faults, f"{name_of(model)}: the anatomy says that " + "; and that ".join(faults[:3]))
-    require(found == model.skeleton().anatomy, f"{name_of(model)}: a skeleton on the meta device has another anatomy")
+    require(anatomy == model.skeleton().anatomy, f"{name_of(model)}: a skeleton on the meta device has another anatomy")
     if model.device.type != "meta":
         _check_units(model)
 
@@ -50,7 +50,7 @@ def _check_units(model: Model) -> None:
     blocks = [stack.blocks[i] for stack in model.anatomy.stacks.values() for i in sorted({0, len(stack.blocks) - 1})]
     with torch.no_grad():
         before = _outputs(model, batch, blocks)
-        for path, swap in (one for block in blocks for one in _swaps(block)):
+        for path, swap in (pair for block in blocks for pair in _swaps(block)):
             _exchange(changed.module, swap)
             after = _outputs(changed, batch, blocks)
             _exchange(changed.module, swap)
@@ -170,12 +170,14 @@ def _left_out(module: nn.Module, anatomy: Anatomy) -> Iterator[str]:
     known += [path for paths in anatomy.layers.values() for path in paths]
     for path, part in module.named_modules():
         alike = (
-            isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1 and len({type(one) for one in part}) == 1
+            isinstance(part, nn.ModuleList | nn.Sequential)
+            and len(part) > 1
+            and len({type(block) for block in part}) == 1
         )
-        if not alike or not all(list(one.children()) for one in part.children()):
+        if not alike or not all(list(block.children()) for block in part.children()):
             continue
         share = sum(p.numel() for p in part.parameters()) / max(1, whole)
-        if share >= MAIN and not any(_inside(path, one) or _inside(one, path) for one in known):
+        if share >= MAIN and not any(_inside(path, other) or _inside(other, path) for other in known):
             yield f"no stack is at {path}, where {len(list(part.children()))} blocks have {share:.0%} of the parameters"
 
 
@@ -201,8 +203,8 @@ def _tensor(module: nn.Module, path: str) -> torch.Tensor | None:
 
     if not _exists(module, path):
         return None
-    found = resolve(module, path)
-    weight = found if isinstance(found, torch.Tensor) else getattr(found, "weight", None)
+    holder = resolve(module, path)
+    weight = holder if isinstance(holder, torch.Tensor) else getattr(holder, "weight", None)
     return weight if isinstance(weight, torch.Tensor) else None
 
 
@@ -214,11 +216,11 @@ def _swaps(block: Block) -> Iterator[tuple[str, Swap]]:
     for attention in filter(None, (block.attention, block.cross)):
         if (last := attention.kv_heads - 1) > 0:
             group = attention.heads // attention.kv_heads
-            mine, theirs = tuple(range(group)), tuple(range(last * group, attention.heads))
-            swap: Swap = [(part, mine, theirs) for part in (attention.q, attention.o)]
+            first_heads, last_heads = tuple(range(group)), tuple(range(last * group, attention.heads))
+            swap: Swap = [(part, first_heads, last_heads) for part in (attention.q, attention.o)]
             swap += [(part, (0,), (last,)) for part in (attention.k, attention.v)]
             swap += [
-                (part, mine, theirs) if part.units == attention.heads else (part, (0,), (last,))
+                (part, first_heads, last_heads) if part.units == attention.heads else (part, (0,), (last,))
                 for part in attention.norms
             ]
             yield attention.path, swap
@@ -233,30 +235,30 @@ def _exchange(module: nn.Module, swap: Swap) -> None:
 
     from zoo.anatomy.modules import output_axis, resolve
 
-    for part, mine, theirs in swap:
-        found = resolve(module, part.path)
-        one, other = part.indices(torch.tensor(mine)), part.indices(torch.tensor(theirs))
-        if isinstance(found, torch.Tensor):
-            _exchange_entries(found, part.axis, one, other)
+    for part, units, others in swap:
+        holder = resolve(module, part.path)
+        first, second = part.indices(torch.tensor(units)), part.indices(torch.tensor(others))
+        if isinstance(holder, torch.Tensor):
+            _exchange_entries(holder, part.axis, first, second)
             continue
-        weight: Any = found.weight
-        _exchange_entries(weight, part.axis, one, other)
-        bias = getattr(found, "bias", None)
-        if bias is not None and part.axis == (output_axis(found) if weight.dim() > 1 else 0):
-            _exchange_entries(bias, 0, one, other)
+        weight: Any = holder.weight
+        _exchange_entries(weight, part.axis, first, second)
+        bias = getattr(holder, "bias", None)
+        if bias is not None and part.axis == (output_axis(holder) if weight.dim() > 1 else 0):
+            _exchange_entries(bias, 0, first, second)
 
 
-def _exchange_entries(tensor: torch.Tensor, axis: int, one: torch.Tensor, other: torch.Tensor) -> None:
+def _exchange_entries(tensor: torch.Tensor, axis: int, first: torch.Tensor, second: torch.Tensor) -> None:
     import torch
 
     order = torch.arange(tensor.shape[axis])
-    order[one], order[other] = other, one
+    order[first], order[second] = second, first
     tensor.copy_(tensor.index_select(axis, order.to(tensor.device)))
 
 
 def _outputs(model: Model, batch: Any, blocks: Iterable[Block]) -> dict[str, list[torch.Tensor]]:
     """What each block puts out at every call."""
-    found: dict[str, list[torch.Tensor]] = {}
+    outputs: dict[str, list[torch.Tensor]] = {}
     hooks = []
     for path in dict.fromkeys(block.path for block in blocks):
 
@@ -264,9 +266,9 @@ def _outputs(model: Model, batch: Any, blocks: Iterable[Block]) -> dict[str, lis
             _module: nn.Module,
             _read: Any,
             out: Any,
-            kept: list[torch.Tensor] = found.setdefault(path, []),  # noqa: B008
+            block_outputs: list[torch.Tensor] = outputs.setdefault(path, []),  # noqa: B008
         ) -> None:
-            kept.append(out[0] if isinstance(out, tuple) else out)
+            block_outputs.append(out[0] if isinstance(out, tuple) else out)
 
         hooks.append(model.module.get_submodule(path).register_forward_hook(keep))
     try:
@@ -274,9 +276,9 @@ def _outputs(model: Model, batch: Any, blocks: Iterable[Block]) -> dict[str, lis
     finally:
         for hook in hooks:
             hook.remove()
-    idle = [path for path, kept in found.items() if not kept]
+    idle = [path for path, block_outputs in outputs.items() if not block_outputs]
     require(not idle, f"{name_of(model)}: the anatomy has a block {idle[:1]} that a forward pass does not run")
-    return found
+    return outputs
 
 
 def _differs(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from zoo.plugins.declarations import Declared
 
 
-def checks_of_compressor(bench: Bench, declared: Declared) -> Iterator[Check]:
+def checks_of_compressor(bench: Bench, declaration: Declared) -> Iterator[Check]:
     """The checks of one compressor on every model of the bench, and that one of them takes it."""
-    name = bench.label(declared.name)
+    name = bench.label(declaration.name)
     trials = [_Trial(bench, name, base) for base in bench.bases]
     for trial in trials:
         for check, run in trial.questions.items():
@@ -68,8 +68,8 @@ class _Trial:
 
     @property
     def compressor(self) -> Compressor:
-        found: Compressor = thing("compressor", self.name)
-        return found
+        compressor: Compressor = thing("compressor", self.name)
+        return compressor
 
     @property
     def start(self) -> Model:
@@ -111,21 +111,21 @@ class _Trial:
     def save_and_reload(self, folder: Path) -> None:
         """What it leaves can be saved, and a fresh process computes the same bits."""
         model = self.done.after("apply").model
-        place = self._save(model, "one", folder)
-        wrong = difference(name_of(model), outputs(model), self.bench.fresh.outputs(place))
+        artifact = self._save(model, "one", folder)
+        wrong = difference(name_of(model), outputs(model), self.bench.fresh.outputs(artifact))
         require(not wrong, wrong)
 
     def determinism(self, folder: Path) -> None:
         """The same seed gives the same files, whatever the global random states are."""
         from zoo.artifact.manifest import MANIFEST, read_manifest
 
-        one = self._save(self.done.after("apply").model, "one", folder)
+        first = self._save(self.done.after("apply").model, "one", folder)
         again = self._apply(chance=2)
-        other = self._save(again.model, "other", folder)
-        mine, theirs = read_manifest(one).files, read_manifest(other).files
+        second = self._save(again.model, "other", folder)
+        mine, theirs = read_manifest(first).files, read_manifest(second).files
         wrong = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
         require(not wrong, f"{name_of(again.model)}: applied twice with one seed, it leaves another {', '.join(wrong)}")
-        manifests = [(place / MANIFEST).read_bytes() for place in (one, other)]
+        manifests = [(artifact / MANIFEST).read_bytes() for artifact in (first, second)]
         require(
             manifests[0] == manifests[1],
             f"{name_of(again.model)}: applied twice with one seed, it leaves another record",

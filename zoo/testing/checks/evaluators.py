@@ -28,9 +28,9 @@ SOME = 32  # records of a split that are looked at
 # --- evaluators -------------------------------------------------------------------------------------------------------
 
 
-def checks_of_evaluator(bench: Bench, declared: Declared) -> Iterator[Check]:
+def checks_of_evaluator(bench: Bench, declaration: Declared) -> Iterator[Check]:
     """The checks of one evaluator, on the first model and data that it takes."""
-    subject = _Evaluator(bench, bench.label(declared.name))
+    subject = _Evaluator(bench, bench.label(declaration.name))
     for check, run in subject.questions.items():
         yield Check("evaluator", subject.name, check, run, bench.plugin.path)
 
@@ -65,13 +65,13 @@ class _Evaluator:
 
     def figures(self, folder: Path) -> None:
         """Its figures are named, finite, and such as a report can show."""
-        found = self.measured.after("measure").figures
+        figures = self.measured.after("measure").figures
         require(
-            isinstance(found, Mapping) and bool(found),
-            f"{self.name} gives {found!r:.80}, and a table of figures is expected: "
+            isinstance(figures, Mapping) and bool(figures),
+            f"{self.name} gives {figures!r:.80}, and a table of figures is expected: "
             '{"accuracy": {"value": 97.5, "unit": "%", "better": "higher"}}',
         )
-        for name, figure in found.items():
+        for name, figure in figures.items():
             require(
                 isinstance(name, str) and name.replace("_", "").isalnum() and name == name.lower(),
                 f"{self.name}: {name!r} is no name of a figure; write it like bits_per_byte",
@@ -106,8 +106,8 @@ class _Evaluator:
         )
 
     def _measure(self, model: Model | None, data: Dataset | None) -> Figures:
-        found: Figures = self.evaluator.measure(model, data, options=options(self.evaluator.Options))
-        return found
+        figures: Figures = self.evaluator.measure(model, data, options=options(self.evaluator.Options))
+        return figures
 
     def _measure_something(self) -> _Measured:
         """Try models and data in turn, and measure the first that is not refused."""
@@ -180,9 +180,9 @@ def _is_cost(name: str, figure: Figures) -> bool:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def checks_of_data(bench: Bench, declared: Declared) -> Iterator[Check]:
+def checks_of_data(bench: Bench, declaration: Declared) -> Iterator[Check]:
     """The checks of one data source, on every split."""
-    subject = _Source(bench, bench.label(declared.name))
+    subject = _Source(bench, bench.label(declaration.name))
     for check, run in subject.questions.items():
         yield Check("data", subject.name, check, run, bench.plugin.path)
 
@@ -225,8 +225,8 @@ class _Source:
                     isinstance(sample.fields.get("text", ""), str),
                     f"{sample.where}: 'text' is {type(sample.fields.get('text')).__name__}, not text",
                 )
-            places = [sample.where for sample in data]
-            twice = next((place for i, place in enumerate(places) if place in places[:i]), "")
+            origins = [sample.where for sample in data]
+            twice = next((origin for i, origin in enumerate(origins) if origin in origins[:i]), "")
             require(not twice, f"{where}: two records are from {twice!r}; each needs a `where` of its own")
 
     def determinism(self, folder: Path) -> None:

@@ -31,9 +31,9 @@ NOISE = 0.3  # of a row's own spread, which makes another prediction of it
 SHAPES = ((2, 3, 8), (2, 3, 12))  # (B, T, D) of the blocks' outputs of two widths
 
 
-def checks_of_loss(bench: Bench, declared: Declared) -> Iterator[Check]:
+def checks_of_loss(bench: Bench, declaration: Declared) -> Iterator[Check]:
     """The checks of one loss, on the rows of every model that has some of its kind."""
-    subject = _Subject(bench, bench.label(declared.name))
+    subject = _Subject(bench, bench.label(declaration.name))
     for check, run in subject.questions.items():
         yield Check("loss", subject.name, check, run, bench.plugin.path)
 
@@ -97,26 +97,27 @@ class _Subject:
 
     def _check_value(self) -> None:
         if self.on_blocks:
-            one, again = self._on_blocks(0), self._on_blocks(0)
+            value, again = self._on_blocks(0), self._on_blocks(0)
             require(
-                one.dim() == 0, f"{self.name} gives {tuple(one.shape)}, and one number is expected of a loss on blocks"
+                value.dim() == 0,
+                f"{self.name} gives {tuple(value.shape)}, and one number is expected of a loss on blocks",
             )
             require(
-                _finite(one) and bool(one == again),
-                f"{self.name} gives {float(one)} and then {float(again)} for the same blocks and seed",
+                _finite(value) and bool(value == again),
+                f"{self.name} gives {float(value)} and then {float(again)} for the same blocks and seed",
             )
             return
         for case in self.cases():
             where = f"{self.name} on the rows of {case.base}"
-            one, again = (self._call(case.own_NV, case.other_NV, case.rows) for _ in range(2))
+            value, again = (self._call(case.own_NV, case.other_NV, case.rows) for _ in range(2))
             expected: tuple[int, ...] = () if self.loss.whole else (len(case.rows),)
             require(
-                tuple(one.shape) == expected,
-                f"{where} gives {tuple(one.shape)}; expected is {expected}: "
+                tuple(value.shape) == expected,
+                f"{where} gives {tuple(value.shape)}; expected is {expected}: "
                 f"{'one number, since it is `whole`' if self.loss.whole else 'a number for each row'}",
             )
-            require(_finite(one), f"{where} is not finite")
-            require(bool((one == again).all()), f"{where} is not the same twice")
+            require(_finite(value), f"{where} is not finite")
+            require(bool((value == again).all()), f"{where} is not the same twice")
 
     def _check_gradient(self) -> None:
         if self.on_blocks:
@@ -199,20 +200,20 @@ class _Subject:
         base = next(iter(self._fitting()), "")
         require(bool(base), f"{self.name}: no model of the bench has what it compares")
         start = self.bench.usable(base)
-        found = []
+        runs = []
         for _ in range(2):
             model = start.copy()
             with other_chance():
                 model.apply(distil, distil.Options(**values), self._context(start))
-            found.append(model.tensors())
-        one, again = found
+            runs.append(model.tensors())
+        first, second = runs
         before = start.tensors()
         require(
-            any(not torch.equal(one[name], before[name]) for name in before),
+            any(not torch.equal(first[name], before[name]) for name in before),
             f"{self.name} trains nothing: after two steps all weights are as they were",
         )
         require(
-            all(torch.equal(one[name], again[name]) for name in one),
+            all(torch.equal(first[name], second[name]) for name in first),
             f"{self.name}: training with it twice from one seed gives other weights",
         )
 
@@ -284,17 +285,17 @@ class _Subject:
 
     def _on_blocks(self, wider: int, *, same: bool = False) -> torch.Tensor:
         """The loss between two blocks' outputs of a student and of a teacher, which is `wider` than it or not."""
-        mine, theirs = _blocks(0, seed=0), _blocks(wider, seed=0 if same else 1)
-        value: torch.Tensor = self._built(wider)(mine, theirs)
+        student, teacher = _blocks(0, seed=0), _blocks(wider, seed=0 if same else 1)
+        value: torch.Tensor = self._built(wider)(student, teacher)
         return value
 
     def _gradient_on_blocks(self, wider: int) -> list[torch.Tensor]:
         import torch
 
-        mine = [block.requires_grad_(True) for block in _blocks(0, seed=0)]
-        value = self._built(wider)(mine, _blocks(wider, seed=1))
-        found = torch.autograd.grad(value, mine, allow_unused=True)
-        return [gradient for gradient in found if gradient is not None]
+        student = [block.requires_grad_(True) for block in _blocks(0, seed=0)]
+        value = self._built(wider)(student, _blocks(wider, seed=1))
+        gradients = torch.autograd.grad(value, student, allow_unused=True)
+        return [gradient for gradient in gradients if gradient is not None]
 
     def _built(self, wider: int) -> Any:
         return self.loss.build(layers=(2, 2), widths=(SHAPES[0][-1], SHAPES[wider][-1]), options=self.options, seed=0)

@@ -38,16 +38,16 @@ def models_of(bench: Bench) -> dict[str, ModelSpec]:
     from zoo import catalog
     from zoo.errors import ZooError
 
-    found = dict(bench.own)
-    declared = {spec.name for spec in found.values()}
-    for label in TINY.keys() - declared:
+    models = dict(bench.own)
+    names = {spec.name for spec in models.values()}
+    for label in TINY.keys() - names:
         try:
             spec = catalog.info(TINY[label])
         except ZooError:
             continue
         if spec.plugin == bench.plugin.name:
-            found[label] = replace(spec, name=label)
-    return found
+            models[label] = replace(spec, name=label)
+    return models
 
 
 class _Subject:
@@ -79,21 +79,21 @@ class _Subject:
         """A skeleton has exactly the parameters that are declared."""
         from zoo.loading.load import load
 
-        found = load(self.loads, device="meta")
+        skeleton = load(self.loads, device="meta")
         require(
-            found.family.modality == self.spec.modality,
-            f"{self.spec.name} is declared as {self.spec.modality}, but its family is of {found.family.modality}",
+            skeleton.family.modality == self.spec.modality,
+            f"{self.spec.name} is declared as {self.spec.modality}, but its family is of {skeleton.family.modality}",
         )
         require(
-            self.spec.task in found.family.tasks,
-            f"{self.spec.name} has the task {self.spec.task!r}, but its family does {', '.join(found.family.tasks)}",
+            self.spec.task in skeleton.family.tasks,
+            f"{self.spec.name} has the task {self.spec.task!r}, but its family does {', '.join(skeleton.family.tasks)}",
         )
-        real = [name for name, p in found.module.named_parameters() if not p.is_meta]
-        require(not real, f"{name_of(found)} allocates {real[:1]} when it is built on the meta device")
+        real = [name for name, p in skeleton.module.named_parameters() if not p.is_meta]
+        require(not real, f"{name_of(skeleton)} allocates {real[:1]} when it is built on the meta device")
         if self.full in self.bench.own:
             require(
-                found.params == self.spec.params,
-                f"{self.spec.name} has {found.params:,} parameters, but registry.toml says params = {self.spec.params:,}",
+                skeleton.params == self.spec.params,
+                f"{self.spec.name} has {skeleton.params:,} parameters, but registry.toml says params = {self.spec.params:,}",
             )
 
     def random_weights(self, folder: Path) -> None:
@@ -103,14 +103,14 @@ class _Subject:
         from zoo.loading.load import load
 
         self.model()
-        one = load(self.loads, weights="random")
+        model = load(self.loads, weights="random")
         with other_chance():
             again = load(self.loads, weights="random").tensors()
-        for name, tensor in one.tensors().items():
-            require(finite(tensor), f"{name_of(one)}: `initialise` leaves {name} with values that are not finite")
+        for name, tensor in model.tensors().items():
+            require(finite(tensor), f"{name_of(model)}: `initialise` leaves {name} with values that are not finite")
             require(
                 torch.equal(tensor, again[name]),
-                f"{name_of(one)}: {name} is not the same twice; `initialise` must draw from torch's "
+                f"{name_of(model)}: {name} is not the same twice; `initialise` must draw from torch's "
                 "global state (which the caller seeds) and from nothing else",
             )
 
@@ -128,11 +128,12 @@ class _Subject:
         batch, same = (model.family.example(model, batch=2, seed=1) for _ in range(2))
         require(_alike(batch, same), f"{name_of(model)}: `example` is not the same twice for one seed")
         with torch.no_grad():
-            one, again = (model.family.forward(model, batch) for _ in range(2))
-        require(finite(one), f"{name_of(model)}: `forward` gives values that are not finite")
-        require(len(one) == 2, f"{name_of(model)}: `forward` gives {len(one)} rows for 2 samples")
+            output, again = (model.family.forward(model, batch) for _ in range(2))
+        require(finite(output), f"{name_of(model)}: `forward` gives values that are not finite")
+        require(len(output) == 2, f"{name_of(model)}: `forward` gives {len(output)} rows for 2 samples")
         require(
-            torch.equal(one, again), f"{name_of(model)}: `forward` is not the same twice for one batch; is dropout on?"
+            torch.equal(output, again),
+            f"{name_of(model)}: `forward` is not the same twice for one batch; is dropout on?",
         )
 
     def gradients(self, folder: Path) -> None:
@@ -158,15 +159,17 @@ class _Subject:
         model = self.model()
         prompt, options = request(model)
         try:
-            one = model.generate(prompt, **options)
+            answer = model.generate(prompt, **options)
         except RequestError as error:
             if model.family.needs_processor and model.processor is None:
                 raise Skipped(f"random weights come without what reads a prompt: {error}") from None
             raise
         with other_chance():
             again = model.generate(prompt, **options)
-        require(_alike(one, again), f"{name_of(model)}: `generate` gives something else for the same prompt and seed")
-        kind = "images" if isinstance(one, list) else "text"
+        require(
+            _alike(answer, again), f"{name_of(model)}: `generate` gives something else for the same prompt and seed"
+        )
+        kind = "images" if isinstance(answer, list) else "text"
         require(
             kind == model.family.makes,
             f"{name_of(model)}: the family makes {model.family.makes}, but `generate` gave {kind}",
@@ -176,8 +179,8 @@ class _Subject:
     def save_and_reload(self, folder: Path) -> None:
         """A fresh process loads what was saved and computes the same bits."""
         model = self.model()
-        place = model.save(folder_in(folder, self.spec.name))
-        wrong = difference(name_of(model), outputs(model), self.bench.fresh.outputs(place))
+        artifact = model.save(folder_in(folder, self.spec.name))
+        wrong = difference(name_of(model), outputs(model), self.bench.fresh.outputs(artifact))
         require(not wrong, wrong)
 
     def packaged_weights(self, folder: Path) -> None:
@@ -189,15 +192,15 @@ class _Subject:
 
         if not self.spec.packaged:
             raise Skipped("none are declared")
-        place = weights.packaged_at(self.spec)
+        packaged = weights.packaged_at(self.spec)
         require(
-            place is not None,
+            packaged is not None,
             f"{self.spec.name}: packaged = {self.spec.packaged!r} is no folder of the installed package",
         )
-        assert place is not None
-        if (place / MANIFEST).exists():
-            problems = store.verify(place)
-            require(not problems, f"{place}: " + "; ".join(f"{name} {problem}" for name, problem in problems))
+        assert packaged is not None
+        if (packaged / MANIFEST).exists():
+            problems = store.verify(packaged)
+            require(not problems, f"{packaged}: " + "; ".join(f"{name} {problem}" for name, problem in problems))
         load(self.loads)
 
     def random_state(self, folder: Path) -> None:
@@ -253,29 +256,29 @@ def _check_company(model: Model, prompt: Any, options: Mapping[str, Any]) -> Non
         )
     if "temperature" in takes:
         drawn = {**options, "temperature": 1.0, "seed": 3}
-        one = ask(**drawn)
+        answer = ask(**drawn)
         with other_chance():
             require(
-                _alike(one, ask(**drawn)),
+                _alike(answer, ask(**drawn)),
                 f"{name_of(model)}: `generate` with a temperature does not follow from its seed",
             )
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(answer: Any, other: Any) -> bool:
     """Whether two answers are the same: texts, tensors, images, and lists and dicts of them."""
     import numpy as np
 
-    if isinstance(one, Mapping):
+    if isinstance(answer, Mapping):
         return (
             isinstance(other, Mapping)
-            and one.keys() == other.keys()
-            and all(_alike(one[key], other[key]) for key in one)
+            and answer.keys() == other.keys()
+            and all(_alike(answer[key], other[key]) for key in answer)
         )
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, str):
-        return bool(one == other)
-    first, second = (np.asarray(_cpu(value)) for value in (one, other))
+    if isinstance(answer, list | tuple):
+        return len(answer) == len(other) and all(_alike(a, b) for a, b in zip(answer, other, strict=True))
+    if isinstance(answer, str):
+        return bool(answer == other)
+    first, second = (np.asarray(_cpu(value)) for value in (answer, other))
     return first.shape == second.shape and bool((first == second).all())
 
 

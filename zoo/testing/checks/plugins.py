@@ -46,12 +46,13 @@ class _Plugin:
 
     def declarations(self, folder: Path) -> None:
         """Its registry.toml can be read, and says for which plugin API it is made."""
-        found = self.plugin
-        require(not found.disabled, f"plugin {found.name} is disabled: `zoo plugins enable {found.name}`")
-        require(not found.fault, found.fault)
-        require(bool(found.api), 'registry.toml does not say for which plugin API it is made; write: api = ">=1,<2"')
+        plugin = self.plugin
+        require(not plugin.disabled, f"plugin {plugin.name} is disabled: `zoo plugins enable {plugin.name}`")
+        require(not plugin.fault, plugin.fault)
+        require(bool(plugin.api), 'registry.toml does not say for which plugin API it is made; write: api = ">=1,<2"')
         require(
-            bool(found.models or found.names), "registry.toml declares nothing: add a [[model]], a [[compressor]], ..."
+            bool(plugin.models or plugin.names),
+            "registry.toml declares nothing: add a [[model]], a [[compressor]], ...",
         )
 
     def registrations(self, folder: Path) -> None:
@@ -59,8 +60,8 @@ class _Plugin:
         if not self.plugin.module:
             raise Skipped("it declares models only")
         manager.load(self.plugin.name)
-        for declared in self.plugin.names:
-            thing(declared.kind, f"{self.plugin.name}:{declared.name}")
+        for declaration in self.plugin.names:
+            thing(declaration.kind, f"{self.plugin.name}:{declaration.name}")
 
     def imports(self, folder: Path) -> None:
         """Its pluggy module is light, since every command that uses one of its names imports it."""
@@ -102,27 +103,27 @@ def checks_of_words(bench: Bench) -> Iterator[Check]:
     package = bench.plugin.path
     for spec in bench.plugin.models:
         yield Check("model", bench.label(spec.name), "docs", partial(_check_model_words, spec), package)
-    for declared in bench.plugin.names:
+    for declaration in bench.plugin.names:
 
         def run(
-            folder: Path, kind: str = declared.kind, name: str = declared.name, summary: str = declared.summary
+            folder: Path, kind: str = declaration.kind, name: str = declaration.name, summary: str = declaration.summary
         ) -> None:
             _check_summary(name, summary)
             if kind != "command":
                 _check_class(thing(kind, bench.label(name)), bench.label(name))
 
-        yield Check(declared.kind, bench.label(declared.name), "docs", run, package)
+        yield Check(declaration.kind, bench.label(declaration.name), "docs", run, package)
 
 
-def checks_of_family(bench: Bench, declared: Declared) -> Iterator[Check]:
+def checks_of_family(bench: Bench, declaration: Declared) -> Iterator[Check]:
     """The check of a family beside those of its models."""
 
     def run(folder: Path) -> None:
-        name = declared.name
+        name = declaration.name
         family = thing("family", bench.label(name))
         require(
-            family.modality == declared.modality,
-            f"family {name} is declared as {declared.modality}, but its class is of {family.modality}",
+            family.modality == declaration.modality,
+            f"family {name} is declared as {declaration.modality}, but its class is of {family.modality}",
         )
         require(bool(family.tasks), f"family {name} has no tasks")
         from zoo.testing.checks.models import models_of
@@ -130,7 +131,7 @@ def checks_of_family(bench: Bench, declared: Declared) -> Iterator[Check]:
         if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
             raise Skipped("no model of it is declared, so there is none to test; add a [[model]], however small")
 
-    yield Check("family", bench.label(declared.name), "family", run, bench.plugin.path)
+    yield Check("family", bench.label(declaration.name), "family", run, bench.plugin.path)
 
 
 def _check_model_words(spec: ModelSpec, folder: Path) -> None:
@@ -146,14 +147,14 @@ def _check_summary(name: str, summary: str) -> None:
     )
 
 
-def _check_class(found: Any, name: str) -> None:
+def _check_class(registered: Any, name: str) -> None:
     """A class has a docstring of its own, and every option a description and, where it is needed, an example."""
-    kind = found if isinstance(found, type) else type(found)
+    kind = registered if isinstance(registered, type) else type(registered)
     require(
         bool((kind.__dict__.get("__doc__") or "").strip()),
         f"{name}: class {kind.__name__} has no docstring, which is what the reference shows",
     )
-    chosen = getattr(found, "Options", None)
+    chosen = getattr(registered, "Options", None)
     if chosen is None:
         return
     fields: dict[str, Any] = getattr(chosen, "model_fields", {})
@@ -185,9 +186,9 @@ def _check_class(found: Any, name: str) -> None:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def checks_of_command(bench: Bench, declared: Declared) -> Iterator[Check]:
+def checks_of_command(bench: Bench, declaration: Declared) -> Iterator[Check]:
     """The checks of one command."""
-    full = bench.label(declared.name)
+    full = bench.label(declaration.name)
 
     def run(folder: Path) -> None:
         done = _run(sys.executable, "-m", "zoo", full, "--help")

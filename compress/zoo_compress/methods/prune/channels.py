@@ -82,7 +82,7 @@ def _apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
         raise Refused(
             f"{stage}: {name} cannot be pruned by its graph ({reason}). Where its channels reach beyond it, aim at the module around it."
         ) from error
-    if [one.shape for one in after] != [one.shape for one in output]:
+    if [tensor.shape for tensor in after] != [tensor.shape for tensor in output]:
         raise Refused(f"{stage}: pruned, {name} gives {tuple(after[0].shape)} where it gave {tuple(output[0].shape)}.")
     changed = {path: shape for path, shape in _shapes(module).items() if shapes.get(path) != shape}
     if not changed:
@@ -178,8 +178,8 @@ def _run_watching(model: Model, part: nn.Module, *, stage: str) -> tuple[Inputs,
     """Run once: what the part read and gave, and its last layer used, whose channels are its output's and stay."""
     seen: list[tuple[Inputs, Any]] = []
     used: list[nn.Module] = []
-    layers = [one for one in part.modules() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
-    handles = [one.register_forward_hook(lambda one, _, __: used.append(one)) for one in layers]
+    layers = [layer for layer in part.modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)]
+    handles = [layer.register_forward_hook(lambda layer, _, __: used.append(layer)) for layer in layers]
     handles.append(
         part.register_forward_hook(lambda _, args, kwargs, out: seen.append(((args, kwargs), out)), with_kwargs=True)
     )

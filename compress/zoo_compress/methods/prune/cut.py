@@ -33,34 +33,34 @@ def cut(module: nn.Module, cuts: Iterable[Cut]) -> None:
     order and more than once; what no part mentions stays.
     """
     stays: dict[int, dict[int, Tensor]] = {}  # id of a parameter -> axis -> mask of the entries that stay
-    for one in cuts:
-        for parameter, part in holders(module, one.part):
+    for selection in cuts:
+        for parameter, part in holders(module, selection.part):
             axes = stays.setdefault(id(parameter), {})
-            mask = _mask(parameter.shape[part.axis], part, one.keep)
+            mask = _mask(parameter.shape[part.axis], part, selection.keep)
             axes[part.axis] = axes[part.axis] & mask if part.axis in axes else mask
-        _cut_gainless_norm(module, one)
+        _cut_gainless_norm(module, selection)
     smaller: dict[int, nn.Parameter] = {}
     for owner in module.modules():
-        for name, held in owner._parameters.items():
-            if held is None or id(held) not in stays:
+        for name, original in owner._parameters.items():
+            if original is None or id(original) not in stays:
                 continue
-            if id(held) not in smaller:
-                smaller[id(held)] = _select(held, stays[id(held)])
-            owner._parameters[name] = smaller[id(held)]
+            if id(original) not in smaller:
+                smaller[id(original)] = _select(original, stays[id(original)])
+            owner._parameters[name] = smaller[id(original)]
             _declare_sizes(owner)
 
 
 def holders(module: nn.Module, part: Part) -> Iterator[tuple[Tensor, Part]]:
     """Yield the parameter that holds `part`, then the bias beside it where the units are outputs."""
-    found = resolve(module, part.path)
-    if isinstance(found, Tensor):
-        yield found, part
+    holder = resolve(module, part.path)
+    if isinstance(holder, Tensor):
+        yield holder, part
         return
-    weight, bias = found._parameters.get("weight"), found._parameters.get("bias")
+    weight, bias = holder._parameters.get("weight"), holder._parameters.get("bias")
     if weight is None:
         return
     yield weight, part
-    if bias is not None and part.axis == output_axis(found) and bias.shape[0] == weight.shape[part.axis]:
+    if bias is not None and part.axis == output_axis(holder) and bias.shape[0] == weight.shape[part.axis]:
         yield bias, replace(part, axis=0)
 
 
@@ -68,9 +68,9 @@ def _mask(size: int, part: Part, keep: Tensor) -> Tensor:
     """Which of `size` entries stay: (size,), or (experts, size)."""
     rows = keep.cpu() if keep.dim() == 2 else keep.cpu()[None]
     stays = torch.ones(rows.shape[0], size, dtype=torch.bool)
-    for row, kept in zip(stays, rows, strict=True):
+    for row, units in zip(stays, rows, strict=True):
         gone = torch.ones(part.units, dtype=torch.bool)
-        gone[kept] = False
+        gone[units] = False
         row[part.indices(gone.nonzero().flatten())] = False
     return stays if keep.dim() == 2 else stays[0]
 
@@ -81,15 +81,15 @@ def _select(parameter: Tensor, axes: Mapping[int, Tensor]) -> nn.Parameter:
         if mask.dim() == 1:
             data = data.index_select(axis, mask.nonzero().flatten().to(data.device))
             continue
-        kept = [row.nonzero().flatten().to(data.device) for row in mask]
-        data = torch.stack([expert.index_select(axis - 1, row) for expert, row in zip(data, kept, strict=True)])
+        entries = [row.nonzero().flatten().to(data.device) for row in mask]
+        data = torch.stack([expert.index_select(axis - 1, row) for expert, row in zip(data, entries, strict=True)])
     return nn.Parameter(data, requires_grad=parameter.requires_grad)
 
 
-def _cut_gainless_norm(module: nn.Module, one: Cut) -> None:
-    found = resolve(module, one.part.path)
-    if isinstance(found, nn.Module) and found._parameters.get("weight") is None and hasattr(found, "normalized_shape"):
-        found.normalized_shape = (one.keep.shape[-1],)  # type: ignore[assignment]
+def _cut_gainless_norm(module: nn.Module, selection: Cut) -> None:
+    norm = resolve(module, selection.part.path)
+    if isinstance(norm, nn.Module) and norm._parameters.get("weight") is None and hasattr(norm, "normalized_shape"):
+        norm.normalized_shape = (selection.keep.shape[-1],)  # type: ignore[assignment]
 
 
 def _declare_sizes(owner: nn.Module) -> None:
@@ -151,25 +151,25 @@ def other_towers(anatomy: Anatomy, stack: Stack) -> list[str]:
 
 
 def _input_axis(module: nn.Module, path: str) -> int:
-    found = resolve(module, path)
-    return found.dim() - 1 if isinstance(found, Tensor) else 1 - output_axis(found)
+    projection = resolve(module, path)
+    return projection.dim() - 1 if isinstance(projection, Tensor) else 1 - output_axis(projection)
 
 
 def _output_axis(module: nn.Module, path: str) -> int:
-    found = resolve(module, path)
-    return found.dim() - 2 if isinstance(found, Tensor) else output_axis(found)
+    projection = resolve(module, path)
+    return projection.dim() - 2 if isinstance(projection, Tensor) else output_axis(projection)
 
 
 def _last_axis(module: nn.Module, path: str) -> int:
-    found = resolve(module, path)
-    return found.dim() - 1 if isinstance(found, Tensor) else 1
+    table = resolve(module, path)
+    return table.dim() - 1 if isinstance(table, Tensor) else 1
 
 
 def _require_all_known(module: nn.Module, anatomy: Anatomy, stack: Stack, parts: list[Part], stage: str) -> None:
     known = {id(tensor) for part in parts for tensor, _ in holders(module, part)}
     for part in parts:  # a reader's bias lies on its output side
-        found = resolve(module, part.path)
-        known |= {id(p) for p in found._parameters.values()} if isinstance(found, nn.Module) else set()
+        holder = resolve(module, part.path)
+        known |= {id(p) for p in holder._parameters.values()} if isinstance(holder, nn.Module) else set()
     towers = other_towers(anatomy, stack)
     tensors = [*module.named_parameters(), *((n, b) for n, b in module.named_buffers() if b.is_floating_point())]
     for name, tensor in tensors:

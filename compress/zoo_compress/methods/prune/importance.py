@@ -26,16 +26,16 @@ def magnitude(module: nn.Module, parts: Iterable[Part], *, experts: bool = False
     """Sum of squares over every entry that a unit owns in `parts`: (units,), or (experts, units)."""
     total: Tensor | None = None
     for part in parts:
-        for parameter, held in holders(module, part):
-            score = _squares(parameter, held, experts=experts).cpu()
+        for parameter, parameter_part in holders(module, part):
+            score = _squares(parameter, parameter_part, experts=experts).cpu()
             total = score if total is None else total + score
     assert total is not None
     return total
 
 
 def _squares(parameter: Tensor, part: Part, *, experts: bool) -> Tensor:
-    kept = (0, part.axis) if experts else (part.axis,)
-    rest = tuple(axis for axis in range(parameter.dim()) if axis not in kept)
+    axes = (0, part.axis) if experts else (part.axis,)
+    rest = tuple(axis for axis in range(parameter.dim()) if axis not in axes)
     # in double: the squares of float32 reach from 1e-90 to 1e77
     norms = torch.linalg.vector_norm(parameter.detach(), dim=rest, dtype=torch.float64) if rest else parameter.detach()
     owned = part.indices(torch.arange(part.units)).to(norms.device)
@@ -71,10 +71,10 @@ def activation(
     with ExitStack() as hooks:
 
         def on(path: str, see: Callable[[nn.Module, Any, Any], Tensor]) -> None:
-            found = module.get_submodule(path)
-            if id(found) not in hooked:
-                hooked.add(id(found))
-                handle = found.register_forward_hook(lambda part, args, output: add(path, see(part, args, output)))
+            submodule = module.get_submodule(path)
+            if id(submodule) not in hooked:
+                hooked.add(id(submodule))
+                handle = submodule.register_forward_hook(lambda part, args, output: add(path, see(part, args, output)))
                 hooks.callback(handle.remove)
 
         for ffn in ffns:

@@ -43,9 +43,9 @@ class PruneMagnitude(Compressor):
         @field_validator("pattern")
         @classmethod
         def _readable(cls, value: str) -> str:
-            kept, size = _groups(value) or (1, 2)
-            if not 0 < kept < size:
-                raise ValueError(f"{value!r} keeps {kept} of every {size}; write N:M with 0 < N < M, such as 2:4")
+            count, size = _groups(value) or (1, 2)
+            if not 0 < count < size:
+                raise ValueError(f"{value!r} keeps {count} of every {size}; write N:M with 0 < N < M, such as 2:4")
             return value
 
         @model_validator(mode="after")
@@ -142,22 +142,22 @@ def _keep_largest(matrix_OI: torch.Tensor, sparsity: float) -> torch.Tensor:
     return ~drop_N.reshape(matrix_OI.shape)
 
 
-def _keep_of_groups(matrix_OI: torch.Tensor, kept: int, size: int) -> torch.Tensor:
-    """Mask the `kept` largest of every `size` neighbours in a row; of equal magnitudes the first stay."""
+def _keep_of_groups(matrix_OI: torch.Tensor, count: int, size: int) -> torch.Tensor:
+    """Mask the `count` largest of every `size` neighbours in a row; of equal magnitudes the first stay."""
     groups_OGM = matrix_OI.abs().float().reshape(len(matrix_OI), -1, size)
     order_OGM = groups_OGM.sort(dim=-1, descending=True, stable=True).indices
     keep_OGM = torch.zeros_like(groups_OGM, dtype=torch.bool)
-    return keep_OGM.scatter_(-1, order_OGM[..., :kept], True).flatten(-2)
+    return keep_OGM.scatter_(-1, order_OGM[..., :count], True).flatten(-2)
 
 
 def _groups(pattern: str) -> tuple[int, int] | None:
     """Read "N:M" as (N, M); None for "unstructured"."""
     if pattern == "unstructured":
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if found is None:
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None:
         raise ValueError(f"{pattern!r} is not a pattern; write 'unstructured' or N:M, such as '2:4'")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _sparsity(options: PruneMagnitude.Options) -> float:
@@ -198,6 +198,6 @@ def _input_axis(part: Part, is_input: bool, weight: torch.Tensor) -> int:
 def _weight(module: nn.Module, path: str) -> torch.Tensor:
     from zoo.anatomy.modules import resolve
 
-    found: Any = resolve(module, path)
-    weight: torch.Tensor = found if isinstance(found, torch.Tensor) else found.weight
+    projection: Any = resolve(module, path)
+    weight: torch.Tensor = projection if isinstance(projection, torch.Tensor) else projection.weight
     return weight

@@ -39,10 +39,10 @@ from zoo_compress.methods.prune.widths import (
     channel_parts,
     cuts,
     first,
-    kept,
-    kept_heads,
+    heads_to_keep,
     planned,
     require_parts,
+    units_to_keep,
 )
 
 Amount = Annotated[float, Field(strict=True, gt=0, lt=1)] | Annotated[int, Field(strict=True, ge=1)]
@@ -132,8 +132,8 @@ class PruneStructured(Compressor):
             return
         plan = planned(model.anatomy, record)
         if plan.record() != record:
-            found = plan.record()["found"]
-            raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {found}.")
+            sizes = plan.record()["found"]
+            raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {sizes}.")
         for name, left in record["kept"].items():
             pairs = (
                 zip(left, record["found"][name], strict=True)
@@ -173,14 +173,14 @@ class PruneStructured(Compressor):
             )
         if options.ffn is not None:
             ffn = tuple(
-                kept(options.ffn, layer.width, what=f"{layer.path}: FFN channels", round_to=options.round_to)
+                units_to_keep(options.ffn, layer.width, what=f"{layer.path}: FFN channels", round_to=options.round_to)
                 for layer in require_parts(target, "ffn", stage=self.name)
             )
         if options.heads is not None or options.kv_groups is not None:
             for stack, _ in target.picks:
                 _require_movable_heads(model.module, stack.path, stage=self.name)
             heads = tuple(
-                kept_heads(layer, heads=options.heads, kv_groups=options.kv_groups)
+                heads_to_keep(layer, heads=options.heads, kv_groups=options.kv_groups)
                 for layer in require_parts(target, "attention", stage=self.name)
             )
         if options.width is not None:
@@ -191,7 +191,7 @@ class PruneStructured(Compressor):
                 )
             residual_parts(model.module, anatomy, target.stack, stage=self.name)
             what = f"{target.stack.name}: residual width"
-            width = kept(options.width, target.stack.width, what=what, round_to=options.round_to)
+            width = units_to_keep(options.width, target.stack.width, what=what, round_to=options.round_to)
         return Plan(target, ffn, heads, width)
 
     def _activations(self, model: Model, plan: Plan, options: Options, context: Context) -> Scores:
@@ -261,7 +261,7 @@ def _norms(plan: Plan) -> list[str]:
 
 def _choose_by_magnitude(model: Model, plan: Plan) -> Choice:
     module = model.module
-    ffn = [best(magnitude(module, channel_parts(one), experts=bool(one.experts)), n) for one, n in plan.ffns()]
+    ffn = [best(magnitude(module, channel_parts(layer), experts=bool(layer.experts)), n) for layer, n in plan.ffns()]
     heads = []
     for layer, sizes in plan.attentions():
         kv_scores = magnitude(module, [layer.k, layer.v])
@@ -278,8 +278,8 @@ def _matrices(module: nn.Module, parts: Sequence[Part]) -> list[Part]:
     """Each matrix once; gains of norms are left out, since some are stored as gain - 1 (Gemma)."""
     once: dict[tuple[int, int], Part] = {}
     for part in parts:
-        found = resolve(module, part.path)
-        tensor = found if isinstance(found, Tensor) else found._parameters.get("weight")
+        holder = resolve(module, part.path)
+        tensor = holder if isinstance(holder, Tensor) else holder._parameters.get("weight")
         if tensor is not None and tensor.dim() > 1:
             once.setdefault((id(tensor), part.axis), part)
     return list(once.values())
@@ -295,7 +295,7 @@ def _choose_by_activation(model: Model, plan: Plan, scores: Scores) -> Choice:
         return score.sqrt()
 
     return Choice(
-        [best(of(one.path if one.experts else one.down.path), n) for one, n in plan.ffns()],
+        [best(of(layer.path if layer.experts else layer.down.path), n) for layer, n in plan.ffns()],
         [best_heads(of(layer.o.path), layer.kv_heads, sizes) for layer, sizes in plan.attentions()],
         best(torch.stack([of(norm) for norm in _norms(plan)]).sum(0), plan.width) if plan.width else None,
     )

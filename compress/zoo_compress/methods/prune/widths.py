@@ -45,29 +45,29 @@ class Plan:
 
     def record(self) -> Record:
         """The sizes kept, and beside them those found, as JSON."""
-        kept: dict[str, Any] = {}
-        found: dict[str, Any] = {}
+        new_sizes: dict[str, Any] = {}
+        old_sizes: dict[str, Any] = {}
         if self.ffn:
-            kept["ffn"] = list(self.ffn)
-            found["ffn"] = [ffn.width for ffn, _ in self.ffns()]
+            new_sizes["ffn"] = list(self.ffn)
+            old_sizes["ffn"] = [ffn.width for ffn, _ in self.ffns()]
         if self.heads:
-            kept |= {"heads": [heads for heads, _ in self.heads], "kv_heads": [kv for _, kv in self.heads]}
-            found["heads"] = [layer.heads for layer, _ in self.attentions()]
-            found["kv_heads"] = [layer.kv_heads for layer, _ in self.attentions()]
+            new_sizes |= {"heads": [heads for heads, _ in self.heads], "kv_heads": [kv for _, kv in self.heads]}
+            old_sizes["heads"] = [layer.heads for layer, _ in self.attentions()]
+            old_sizes["kv_heads"] = [layer.kv_heads for layer, _ in self.attentions()]
         if self.width:
-            kept["width"], found["width"] = self.width, self.target.stack.width
-        return {"target": self.target.text, "kept": kept, "found": found}
+            new_sizes["width"], old_sizes["width"] = self.width, self.target.stack.width
+        return {"target": self.target.text, "kept": new_sizes, "found": old_sizes}
 
 
 def planned(anatomy: Anatomy, record: Record) -> Plan:
     """Read the plan back from a record."""
-    kept = record["kept"]
-    heads = tuple(zip(kept["heads"], kept["kv_heads"], strict=True)) if "heads" in kept else None
-    ffn = tuple(kept["ffn"]) if "ffn" in kept else None
-    return Plan(anatomy.select(record["target"]), ffn, heads, kept.get("width"))
+    sizes = record["kept"]
+    heads = tuple(zip(sizes["heads"], sizes["kv_heads"], strict=True)) if "heads" in sizes else None
+    ffn = tuple(sizes["ffn"]) if "ffn" in sizes else None
+    return Plan(anatomy.select(record["target"]), ffn, heads, sizes.get("width"))
 
 
-def kept(amount: float | int, units: int, *, what: str, round_to: int = 1) -> int:
+def units_to_keep(amount: float | int, units: int, *, what: str, round_to: int = 1) -> int:
     """How many of `units` stay: the number asked for, or what a share removed leaves, rounded to `round_to`.
 
     Raises:
@@ -86,23 +86,23 @@ def kept(amount: float | int, units: int, *, what: str, round_to: int = 1) -> in
     return count
 
 
-def kept_heads(layer: Attention, *, heads: float | int | None, kv_groups: float | int | None) -> Heads:
+def heads_to_keep(layer: Attention, *, heads: float | int | None, kv_groups: float | int | None) -> Heads:
     """How many query and kv heads of one layer stay; every kv group keeps equally many query heads.
 
     Raises:
-        Refused: as `kept`, or the query heads do not divide into the kv groups.
+        Refused: as `units_to_keep`, or the query heads do not divide into the kv groups.
     """
     per_group, kv_heads = layer.heads // layer.kv_heads, layer.kv_heads
     if kv_groups is not None:
-        kv_heads = kept(kv_groups, kv_heads, what=f"{layer.path}: kv groups")
+        kv_heads = units_to_keep(kv_groups, kv_heads, what=f"{layer.path}: kv groups")
     if heads is None:
         return kv_heads * per_group, kv_heads
     if per_group == 1 and kv_groups is None:  # every head is its own group
-        count = kept(heads, layer.heads, what=f"{layer.path}: heads")
+        count = units_to_keep(heads, layer.heads, what=f"{layer.path}: heads")
         return count, count
     if isinstance(heads, float):
         what = f"{layer.path}: query heads of each of {kv_heads} kv groups"
-        return kv_heads * kept(heads, per_group, what=what), kv_heads
+        return kv_heads * units_to_keep(heads, per_group, what=what), kv_heads
     each, odd = divmod(heads, kv_heads)
     if odd or not 1 <= each <= per_group:
         possible = ", ".join(str(kv_heads * n) for n in range(1, per_group + 1))
@@ -117,14 +117,14 @@ def require_parts(target: Target, part: str, *, stage: str) -> list[Any]:
     """Return the "attention" or "ffn" of every block of `target`, or refuse where one was not recognised."""
     if target.part not in (None, part):
         raise Refused(f"{stage}: target {target.text!r} leaves out every {part}; drop .{target.part} from it.")
-    found = [getattr(block, part) for block in target.blocks]
-    for block, one in zip(target.blocks, found, strict=True):
-        if one is None:
+    layers = [getattr(block, part) for block in target.blocks]
+    for block, layer in zip(target.blocks, layers, strict=True):
+        if layer is None:
             raise Refused(
                 f"{stage}: no {part} that can be cut was recognised in {block.path}; choose blocks that have one, "
                 "or leave this part as it is."
             )
-    return found
+    return layers
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Choice:
 
 def first(plan: Plan) -> Choice:
     """Keep the first units everywhere: all that shapes need."""
-    ffn = [torch.arange(n).expand(one.experts, n) if one.experts else torch.arange(n) for one, n in plan.ffns()]
+    ffn = [torch.arange(n).expand(layer.experts, n) if layer.experts else torch.arange(n) for layer, n in plan.ffns()]
     heads = [best_heads(torch.ones(layer.heads), layer.kv_heads, sizes) for layer, sizes in plan.attentions()]
     return Choice(ffn, heads, torch.arange(plan.width) if plan.width else None)
 
@@ -166,16 +166,16 @@ def channel_parts(ffn: FFN) -> list[Part]:
 
 def cuts(module: nn.Module, anatomy: Anatomy, plan: Plan, choice: Choice, *, stage: str) -> list[Cut]:
     """List every cut that `plan` makes, keeping the units of `choice`."""
-    found: list[Cut] = []
+    all_cuts: list[Cut] = []
     for (ffn, _), units in zip(plan.ffns(), choice.ffn, strict=True):
-        found += [Cut(part, units) for part in channel_parts(ffn)]
+        all_cuts += [Cut(part, units) for part in channel_parts(ffn)]
     for (layer, _), (q, kv) in zip(plan.attentions(), choice.heads, strict=True):
-        found += [Cut(layer.q, q), Cut(layer.o, q), Cut(layer.k, kv), Cut(layer.v, kv)]
-        found += [Cut(norm, q if norm.units == layer.heads else kv) for norm in layer.norms]
+        all_cuts += [Cut(layer.q, q), Cut(layer.o, q), Cut(layer.k, kv), Cut(layer.v, kv)]
+        all_cuts += [Cut(norm, q if norm.units == layer.heads else kv) for norm in layer.norms]
     if choice.width is not None:
         parts: Iterable[Part] = residual_parts(module, anatomy, plan.target.stack, stage=stage)
-        found += [Cut(part, choice.width) for part in parts]
-    return found
+        all_cuts += [Cut(part, choice.width) for part in parts]
+    return all_cuts
 
 
 def carry_out(module: nn.Module, anatomy: Anatomy, plan: Plan, choice: Choice, *, stage: str) -> None:

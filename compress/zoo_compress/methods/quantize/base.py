@@ -137,8 +137,8 @@ class Quantize(Compressor):
             if kinds[path] != EMBEDDING:
                 new.bias = old.bias  # the very parameter, which other modules may share
             new.train(old.training)
-            for place in group:
-                model.module.set_submodule(place, new)
+            for member in group:
+                model.module.set_submodule(member, new)
 
     def _modules(self, model: Model, options: Any) -> dict[str, str]:
         """What the stage packs, each path with its kind."""
@@ -174,13 +174,13 @@ def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[
 def _leaves(module: nn.Module, path: str, skip: Iterable[str], *, stage: str) -> Iterator[str]:
     from zoo.anatomy.modules import resolve
 
-    found: Any = resolve(module, path)
-    if isinstance(found, nn.Module):
-        leaves = [name for name, part in found.named_modules(prefix=path) if _is_linear(part)]
+    projection: Any = resolve(module, path)
+    if isinstance(projection, nn.Module):
+        leaves = [name for name, part in projection.named_modules(prefix=path) if _is_linear(part)]
         yield from leaves or [path]
     elif not _matches(path, skip):
         raise Refused(
-            f"{stage}: {path} holds {found.shape[0]} experts in one tensor, which is not packed yet; leave it out with "
+            f"{stage}: {path} holds {projection.shape[0]} experts in one tensor, which is not packed yet; leave it out with "
             "skip = ['*.experts.*'], or aim at target = 'language.attention'."
         )
     else:
@@ -193,12 +193,12 @@ def _tables(model: Model, target: str) -> dict[str, str]:
     chosen = anatomy.select(target)
     if not chosen.whole or chosen.part or not any(_owns_tables(anatomy, stack) for stack, _ in chosen.picks):
         return {}
-    found = {}
+    tables = {}
     if anatomy.embedding:
-        found[anatomy.embedding] = EMBEDDING
+        tables[anatomy.embedding] = EMBEDDING
     if anatomy.head:
-        found[anatomy.head] = TABLE_HEAD
-    return found
+        tables[anatomy.head] = TABLE_HEAD
+    return tables
 
 
 def _owns_tables(anatomy: Anatomy, stack: Stack) -> bool:

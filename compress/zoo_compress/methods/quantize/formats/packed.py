@@ -46,8 +46,8 @@ class Packed(nn.Module):
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
                 # A rounded scale would change every weight of its row. A meta tensor has no values to keep.
-                kept = torch.empty_like(new, dtype=old.dtype) if old.is_meta else old.to(new.device)
-                self._buffers[name] = kept
+                restored = torch.empty_like(new, dtype=old.dtype) if old.is_meta else old.to(new.device)
+                self._buffers[name] = restored
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

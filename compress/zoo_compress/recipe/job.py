@@ -1,0 +1,178 @@
+"""A run in progress: the stages and the control, each saved in the run's folder and measured there."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+from zoo.artifact import store
+from zoo.errors import RequestError
+from zoo.loading.load import load
+from zoo.model.context import Context, Progress
+from zoo.model.model import Model, build_random
+from zoo.system import signals
+from zoo.system.memory import peak_bytes, reset_peak
+from zoo_compress.recipe.fingerprints import ORIGINAL, Names
+from zoo_compress.recipe.folder import RunFolder, repairable
+from zoo_compress.recipe.measuring import Measuring
+from zoo_compress.recipe.planned import Plan
+from zoo_compress.recipe.planner import control_of
+from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe, and the folder its stages are run in."""
+
+    recipe: Recipe
+    plan: Plan
+    folder: RunFolder
+    names: Names
+    measuring: Measuring
+    progress: Progress
+
+    def run_stages(self, stages: tuple[StageRequest, ...]) -> int:
+        """Run what is not there yet, and measure all; return how many stages were there."""
+        done = 0
+        while done < len(stages) and self.folder.finished(self.names.stage(stages[done])):
+            self.progress.say(f"{stages[done].label}: already done")
+            done += 1
+        self.measuring.quality(ORIGINAL, self._original)
+        model = None
+        for request in stages[done:]:
+            if model is None:
+                model = self._left_by(stages[done - 1]) if done else self._original()
+            model = self._run_stage(request, model)
+        for request in stages:
+            self.measuring.quality(self.names.stage(request), partial(self._left_by, request))
+        return done
+
+    def run_control(self, stages: tuple[StageRequest, ...]) -> StageRequest | None:
+        """Train the architecture the last training stage started from, from random weights, on the data alone.
+
+        Returns the stage it compares to, or None where there is no such stage or it was not asked for.
+        """
+        request = _last_training(stages)
+        if not self.recipe.evaluate.control or request is None:
+            return None
+        name = self.names.control(request)
+        if not self.folder.finished(name):
+            self._train_control(name, request, stages)
+        self.measuring.quality(name, partial(self._saved, name))
+        return request
+
+    def finished(self, stages: tuple[StageRequest, ...]) -> set[str]:
+        """What of a plan need not run: stages that are there, that are not asked for, and the control likewise."""
+        done = {
+            request.label
+            for request in self.recipe.stages
+            if request not in stages or self.folder.finished(self.names.stage(request))
+        }
+        request = _last_training(stages)
+        if request is None or self.folder.finished(self.names.control(request)):
+            done.add("control")
+        return done
+
+    def require_finished(self, stages: tuple[StageRequest, ...]) -> None:
+        for request in stages:
+            if not self.folder.finished(self.names.stage(request)):
+                raise RequestError(
+                    f"--only needs the stages before it, and {request.label} is not done; run with --until {request.index + 1} first."
+                )
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def _original(self) -> Model:
+        """Load the recipe's model, fresh."""
+        asked = self.recipe.model
+        model = load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
+        model.stored = self.plan.stored
+        model.round()
+        # as written, wherever it is run
+        model.source |= {"name": asked.name, "weights": asked.weights, "rounded": model.stored}
+        return model
+
+    def _saved(self, name: str) -> Model:
+        with repairable(self.folder.stage(name)):
+            return load(self.folder.stage(name))
+
+    def _left_by(self, request: StageRequest) -> Model:
+        """Load what a stage left; weights that were drawn at random are still known as such."""
+        model = self._saved(self.names.stage(request))
+        model.origin = "random" if weights_of(self.recipe) == "random" else model.origin
+        return model
+
+    def _teacher(self, name: str) -> Model:
+        return self._original() if name == "original" else load(located(self.recipe, name))
+
+    def _untrained(self, request: StageRequest, stages: tuple[StageRequest, ...]) -> Model:
+        """The architecture that a stage starts from, with random weights."""
+        start = self.folder.stage(self.names.stage(stages[request.index - 1])) if request.index else None
+        before = load(start, device="meta") if start else self._original()
+        model = build_random(
+            before.family,
+            before.spec,
+            lineage=before.lineage,
+            dtype=before.dtype,
+            stored=before.stored,
+            seed=self.recipe.about.seed,
+        )
+        model.processor = before.processor
+        return model
+
+    # --- work -----------------------------------------------------------------------------------------------------
+
+    def _run_stage(self, request: StageRequest, model: Model) -> Model:
+        signals.check()
+        name = self.names.stage(request)
+        context = self._context(name)
+        reset_peak()
+        clock = time.monotonic()
+        self.progress.say(f"{request.label}: running")
+        with blamed(request):
+            model.apply(request.compressor, request.options, context)
+        model.spec = replace(
+            model.spec,
+            name=self.recipe.about.name,
+            summary=self.recipe.about.summary or model.spec.summary,
+            packaged="",
+        )
+        self._save(name, model, context, seconds=time.monotonic() - clock)
+        return model
+
+    def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
+        model = self._untrained(request, stages)
+        context = self._context(name)
+        reset_peak()
+        clock = time.monotonic()
+        self.progress.say("control: the same architecture from random weights")
+        model.apply(*control_of(request), context)
+        self._save(name, model, context, seconds=time.monotonic() - clock)
+
+    def _context(self, name: str) -> Context:
+        return Context(
+            seed=self.recipe.about.seed,
+            data=self.plan.data,
+            progress=self.progress,
+            checkpoint=self.folder.work(name),
+            load=self._teacher,
+        )
+
+    def _save(self, name: str, model: Model, context: Context, *, seconds: float) -> None:
+        """The log first, then the artifact: a stage counts as finished when its directory is there."""
+        log = {
+            "seconds": round(seconds, 3),
+            "peak_bytes": peak_bytes(),
+            "params": model.params,
+            "bytes": model.bytes,
+            "curves": context.curves,
+        }
+        self.folder.write_log(name, log)
+        store.write(model, self.folder.stage(name), force=True)
+        shutil.rmtree(self.folder.work(name), ignore_errors=True)
+
+
+def _last_training(stages: tuple[StageRequest, ...]) -> StageRequest | None:
+    return next((request for request in reversed(stages) if request.compressor.trains), None)

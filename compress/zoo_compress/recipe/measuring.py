@@ -1,0 +1,81 @@
+"""What is measured of the models of a run: quality, samples and speed, kept in the logs of the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zoo import registry
+from zoo.data.dataset import Dataset
+from zoo.evaluation.figures import measure
+from zoo.model.context import Progress
+from zoo.model.model import Model
+from zoo.system import signals
+from zoo_compress.measure import in_own_process
+from zoo_compress.recipe.fingerprints import ORIGINAL, digest
+from zoo_compress.recipe.folder import RunFolder
+from zoo_compress.recipe.recipe import Recipe, blamed, located, weights_of
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures what a recipe asks for, of one model after the other; what the logs have is not measured again."""
+
+    recipe: Recipe
+    folder: RunFolder
+    progress: Progress
+    test: Dataset | None
+
+    def quality(self, name: str, load: Callable[[], Model]) -> None:
+        """Measure quality and take samples, unless the log says it was done for these tasks, data and prompts."""
+        evaluate = self.recipe.evaluate
+        log = self.folder.log(name)
+        asked = digest(
+            [evaluate.model_dump(mode="json", exclude={"control", "speed"}), self.test and self.test.fingerprint]
+        )
+        if log.get("asked") == asked:
+            return
+        signals.check()
+        model = load()
+        metrics: dict[str, Any] = {}
+        # a recipe that trains from nothing
+        untrained = model.origin == "random" and model.processor is None and model.family.needs_processor
+        for task in evaluate.tasks if self.test and not untrained else ():
+            self.progress.say(f"{name}: measuring {task}")
+            with blamed(self.recipe.where("evaluate", "tasks")):
+                metrics |= measure(task, model, self.test, options=evaluate.options(task))
+        with blamed(self.recipe.where("evaluate", "prompts")):
+            samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
+        log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
+        self.folder.write_log(name, log)
+
+    def speed(self, names: Sequence[str]) -> None:
+        """Measure speed and memory of all models side by side in one other process, unless all logs have them."""
+        logs = {name: self.folder.log(name) for name in names}
+        options = self.recipe.evaluate.options("speed")
+        if self.recipe.evaluate.speed is False or all(
+            "speed" in log and log.get("speed_asked") == options for log in logs.values()
+        ):
+            return
+        self.progress.say("measuring speed and memory in a process of its own")
+        asked = self.recipe.model
+        models: list[tuple[str, str, str]] = [
+            (located(self.recipe, asked.name), weights_of(self.recipe), asked.dtype)
+            if name == ORIGINAL
+            else (str(self.folder.stage(name)), "auto", "")
+            for name in names
+        ]
+        for (name, log), speed in zip(logs.items(), in_own_process(models, options), strict=True):
+            self.folder.write_log(name, log | {"speed": speed, "speed_asked": options})
+
+    def baselines(self) -> list[dict[str, Any]]:
+        """Measure what needs only the test data, and no model."""
+        evaluate = self.recipe.evaluate
+        return [
+            {
+                "label": registry.evaluator(name).label,
+                "metrics": measure(name, None, self.test, options=evaluate.options(name)),
+            }
+            for name in (evaluate.baselines if self.test else ())
+        ]

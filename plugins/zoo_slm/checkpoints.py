@@ -1,0 +1,212 @@
+"""Published checkpoints: directories as transformers writes them, with a config and safetensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from zoo.errors import ArtifactError, RequestError
+from zoo.loading.directory import check_config
+from zoo.loading.load import DTYPES
+from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.tensors import safetensors
+from zoo_slm import models
+from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
+
+# tables that old checkpoints store
+FIXED = (".version", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory that transformers can read; what it cannot, or would take from elsewhere, is refused."""
+
+    path: Path
+    config: dict[str, Any]
+    task: str
+    own: Any = None  # the config as a class of ours reads it, where transformers has none
+
+    @classmethod
+    def at(cls, path: Path) -> Checkpoint:
+        """Read the config of a directory.
+
+        Raises:
+            ArtifactError: it is unreadable, names remote code, or contradicts the files beside it.
+        """
+        config, task = _read_config(path)
+        if not models.own_type(config):
+            return cls(path, config, task)
+        models.require_sound(config, path)
+        with unfit(config, task):
+            return cls(path, config, task, parsed(config))
+
+    def dtype(self) -> str:
+        """The dtype that transformers loads it in when it is not told: the config's, else that of the tensors."""
+        named = str(self.config.get("dtype") or self.config.get("torch_dtype") or "").removeprefix("torch.")
+        if named in DTYPES:
+            return named
+        kinds = [
+            about["dtype"]
+            for file in sorted(self.path.glob("*.safetensors"))
+            for about in safetensors.read_header(file).values()
+        ]
+        return next(
+            (name for kind in kinds for short, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind == short),
+            "float32",
+        )
+
+    def module(self, dtype: torch.dtype | None) -> nn.Module:
+        """Load the model, and note in the config where head and token table are two weights.
+
+        Raises:
+            ArtifactError: there are no safetensors, or they are not those of the config.
+        """
+        module, report = self._load(dtype)
+        _require_complete(self.path, report, module)
+        untie(module, self.config)
+        if not tied(module) and getattr(module.config, "tie_word_embeddings", False) and not asks_untied(self.config):
+            # both are in the file, and differ
+            self.config["tie_word_embeddings"] = module.config.tie_word_embeddings = False
+        if "eos_token_id" in self.config:
+            module.config.eos_token_id = self.config["eos_token_id"]
+        evaluated: nn.Module = module.eval()
+        return evaluated
+
+    def _load(self, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
+        """What transformers makes of the files, and its report on their tensors."""
+        import transformers
+
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise ArtifactError(f"{self.path} holds no .safetensors file; other weight formats are not read.")
+        for file in files:
+            safetensors.require_whole(file)
+        _require_shards(self.path, {file.name for file in files})
+        try:
+            with _quiet():
+                module, report = getattr(transformers, TASKS[self.task]).from_pretrained(
+                    self.path,
+                    dtype=dtype or "auto",
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **({} if self.own is None else {"config": self.own}),
+                )
+        except (*UNFIT, OSError, SafetensorError) as error:
+            raise ArtifactError(f"{self.path} cannot be loaded: {_odd_expert(files) or first_line(error)}") from None
+        return module, report
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    file = path / "config.json"
+    text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
+    try:
+        config = json.loads(text)
+        model_type = models.own_type(config) or config["model_type"]
+        named = " ".join(config.get("architectures") or [])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{file} is not a transformers config with a model_type and architectures.") from None
+    if models.own_type(config):
+        with unfit(config):
+            config = models.adopted(config)
+        named = config["architectures"][0]
+    check_config(config, str(file))
+    if ends := _ends(path):
+        config["eos_token_id"] = ends
+    if "MaskedLM" in named:
+        return config, "masked-lm"
+    if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
+        return config, "seq2seq"
+    if named and "CausalLM" not in named and "LMHead" not in named:
+        raise RequestError(
+            f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head."
+        )
+    return config, "causal-lm"
+
+
+def _ends(path: Path) -> int | list[int] | None:
+    """The tokens that end a text, where `generation_config.json` says so: of chat models often more than the config says."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        ends = json.loads(text_of(file, error=ArtifactError, most=LARGEST_DATA)).get("eos_token_id")
+    except (ValueError, AttributeError, RecursionError):
+        raise ArtifactError(f"{file} is not a JSON object.") from None
+    tokens = ends if isinstance(ends, list) else [ends]
+    return ends if ends and all(type(token) is int and token >= 0 for token in tokens) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of transformers: what matters in it becomes an error."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _require_shards(path: Path, there: set[str]) -> None:
+    """Refuse an index that names weight files which are not in the folder: transformers would follow it anywhere."""
+    for index in sorted(path.glob("*.safetensors.index.json")):
+        try:
+            named = set(json.loads(text_of(index, error=ArtifactError, most=LARGEST_DATA))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ArtifactError(f"{index} is not an index of weight files.") from None
+        for name in sorted(named - there, key=str):
+            raise ArtifactError(f"{index}: {str(name)[:80]!r} is not a file of this directory.")
+
+
+def _odd_expert(files: list[Path]) -> str:
+    """Say which tensor of an expert is missing or of another shape than those of its neighbours; transformers only says that there is one."""
+    experts: dict[str, dict[int, tuple[int, ...]]] = {}  # by what stands around their number
+    for file in files:
+        for name, about in safetensors.read_header(file).items():
+            if part := re.fullmatch(r"(.+\.experts\.)(\d+)(\..+)", name):
+                experts.setdefault(f"{part[1]}{{}}{part[3]}", {})[int(part[2])] = tuple(about["shape"])
+    count = max((max(shapes) + 1 for shapes in experts.values()), default=0)
+    for name, shapes in sorted(experts.items()):
+        for index in range(count):
+            first = shapes[min(shapes)]
+            if shapes.get(index) != first:
+                return f"{name.format(index)!r} is {shapes.get(index, 'missing')}, where other experts have {first}."
+    return ""
+
+
+def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:
+    """Refuse what transformers would fill with random numbers, tensors that are missing or of another shape, or leave out.
+
+    A head of another task may be left out; a tensor of the body or of its own head may not, unless it only holds positions
+    or a mask.
+    """
+    for name, shape, expected in sorted(report["mismatched_keys"]):
+        raise ArtifactError(
+            f"{path}: {name!r} has shape {tuple(shape)}, the model of its config.json expects {tuple(expected)}."
+        )
+    for name in sorted(report["missing_keys"]):
+        raise ArtifactError(f"{path}: tensor {name!r} is missing; the model of its config.json has it.")
+    stem = f"{getattr(module, 'base_model_prefix', '')}."
+    head = next((f"{name}." for name, part in module.named_modules() if part is module.get_output_embeddings()), stem)  # type: ignore[operator]
+    lists = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.ModuleList))
+    for name in sorted(report["unexpected_keys"]):
+        within = name.startswith((stem, head, *lists)) or (stem + name).startswith(lists)
+        if within and not name.endswith(FIXED) and ".pooler." not in name:
+            raise ArtifactError(f"{path}: tensor {name!r} is not part of the model of its config.json.")

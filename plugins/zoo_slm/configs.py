@@ -1,0 +1,84 @@
+"""Configs as transformers reads them: their classes, what those refuse, and whether head and token table are one weight."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from zoo.errors import RequestError, ZooError
+from zoo.loading.directory import CODE_KEYS
+from zoo_slm import models
+
+TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+# What a config class or a model class raises for values that do not go together; the last is no ValueError.
+UNFIT = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
+    RuntimeError,
+    StrictDataclassError,
+)
+
+
+@contextmanager
+def unfit(config: Mapping[str, Any], task: str = "model") -> Iterator[None]:
+    """Refuse a config that no model can be made of, in a sentence."""
+    try:
+        yield
+    except UNFIT as error:
+        if isinstance(error, ZooError):
+            raise
+        raise RequestError(
+            f"transformers cannot build a {task} of type {config.get('model_type')!r}: {first_line(error)}"
+        ) from None
+
+
+def parsed(config: Mapping[str, Any]) -> Any:
+    """The config as its class in transformers, or here, reads it."""
+    import transformers
+
+    own = models.own_type(config)
+    values = models.adopted(config) if own else {key: value for key, value in config.items() if key not in CODE_KEYS}
+    values = copy.deepcopy(values)  # config classes write into nested tables
+    return transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
+
+
+def untie(module: Any, config: Mapping[str, Any]) -> None:
+    """Give the head a weight of its own where a config says so and its class does not listen.
+
+    T5's class ties head and table always, and reads tie_word_embeddings = false, which T5 1.1 has, only as "the decoder's
+    output is not scaled". Checkpoints hold both tensors; transformers leaves them apart when it reads them, and not when
+    it builds from a config.
+    """
+    if asks_untied(config) and tied(module):
+        module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
+        for known in ("_tied_weights_keys", "all_tied_weights_keys"):
+            setattr(
+                module, known, {name: of for name, of in getattr(module, known).items() if name != "lm_head.weight"}
+            )
+
+
+def asks_untied(config: Mapping[str, Any]) -> bool:
+    """Whether head and token table are two weights; a T5 1.1 written by transformers 5 says so in other words."""
+    return config.get("tie_word_embeddings") is False or config.get("scale_decoder_outputs") is False
+
+
+def tied(module: Any) -> bool:
+    """Whether the head is the token table, or there is none."""
+    head, table = module.get_output_embeddings(), module.get_input_embeddings()
+    return head is None or getattr(head, "weight", None) is getattr(table, "weight", module)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, no longer than fits in a message."""
+    if isinstance(error, StrictDataclassError):  # its own first line only says which check found it
+        error = error.__cause__ or error
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
