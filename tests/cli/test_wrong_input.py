@@ -12,8 +12,6 @@ from tiny import RECIPE, texts
 from zoo import cli
 from zoo.plugins.names import of_kind
 
-pytestmark = pytest.mark.quick
-
 GOOD = (
     RECIPE.replace("./model", "tiny-code")
     .replace('layers = "first:1"', 'layers = "first:3"')
@@ -127,6 +125,7 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
     assert not (place / "runs").exists()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
@@ -203,6 +202,7 @@ def test_a_wrong_request_is_one_sentence(
     assert sorted(path.name for path in place.iterdir()) == ["recipe.toml", "texts"]
 
 
+@pytest.mark.quick
 def test_a_bad_record_is_named_by_file_and_line(place: Path, capsys: pytest.CaptureFixture[str]):
     (place / "c.jsonl").write_text(json.dumps({"text": "a"}) + "\n{\n")
     (place / "recipe.toml").write_text(GOOD.replace("texts[:4]", "c.jsonl"))

@@ -10,8 +10,6 @@ from zoo_compress import apply
 import zoo
 from zoo.model.context import Context
 
-pytestmark = pytest.mark.quick
-
 CALIBRATION = {"samples": 4, "length": 128}
 TRAINING = {"steps": 2, "batch": 2, "length": 128, "warmup": 1}
 CHAINS = {
@@ -54,6 +52,7 @@ def test_a_compressed_model_runs_and_loads_again_exactly(name, tmp_path):
     assert torch.equal(saved.family.forward(saved, batch), logits)
 
 
+@pytest.mark.quick
 def test_training_the_projector_alone_changes_nothing_else():
     model, before = toy(), toy()
     apply(model, "train", {**TRAINING, "only": ["projector"]}, Context(data={"train": records()}))

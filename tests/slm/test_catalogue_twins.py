@@ -12,7 +12,7 @@ import torch
 from slm.models import checks
 from slm.test_catalogue import BUILT, SPECS
 from twins import twin
-from zoo_slm import language
+from zoo_slm import configs
 from zoo_slm.language import TransformersText
 
 import zoo
@@ -22,8 +22,8 @@ from zoo.model.context import Context
 from zoo.model.model import Model
 
 LARGEST = 600_000  # parameters of a twin
-WHOLE = {name: language._parsed(SPECS[name].config) for name in BUILT}
-SMALL = {name: language._parsed(TransformersText().shrunk(SPECS[name])) for name in BUILT}
+WHOLE = {name: configs.parsed(SPECS[name].config) for name in BUILT}
+SMALL = {name: configs.parsed(TransformersText().shrunk(SPECS[name])) for name in BUILT}
 # One model of each twin: instruction versions, and sizes that differ in nothing else, have the same.
 DISTINCT = list(
     {

@@ -3,7 +3,7 @@
 MKL rounds an fp32 matrix-vector product (one token through a linear layer) differently when the matrix begins off a
 16-byte boundary, and safetensors files map tensors to any multiple of 8. So that a saved model computes what the model
 in memory computed, to the last bit, tensors of a model begin where torch's own allocator would put them. The kernels for
-weights of 16 bits give the same wherever a matrix lies (tests/zoo/test_alignment.py), so those stay mapped.
+weights of 16 bits give the same wherever a matrix lies (tests/zoo/tensors/test_alignment.py), so those stay mapped.
 """
 
 from __future__ import annotations

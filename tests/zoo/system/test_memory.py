@@ -27,6 +27,7 @@ def zygote() -> Iterator[Zygote]:
         yield started
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is reset by Linux alone")
 def test_a_new_peak_holds_nothing_of_what_was_freed():
     reset_peak()

@@ -23,8 +23,6 @@ from zoo.errors import ArtifactError, DataError, PluginError, RequestError, Unkn
 from zoo.plugins import manager, registering
 from zoo.plugins.names import of_kind, plugin_of, refresh
 
-pytestmark = pytest.mark.quick
-
 EVERYTHING = (
     "".join(
         f'[[{kind}]]\nname = "same"\nsummary = "Made up for a test"\n'

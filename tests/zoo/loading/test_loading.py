@@ -22,8 +22,6 @@ from zoo.artifact.manifest import manifest_text
 from zoo.errors import ArtifactError, RequestError, UnknownName, WeightsUnavailable
 from zoo.plugins.names import of_kind
 
-pytestmark = pytest.mark.quick
-
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -58,6 +56,7 @@ def refusal(kind: type[zoo.ZooError], *args: object, **kwargs: object) -> str:
 # --- by name and by path ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_load_by_name_by_path_and_by_a_path_that_looks_like_a_name(place: Path):
     by_name = zoo.load("tiny-code")
     assert by_name.spec.name == "tiny-code" and by_name.params == zoo.info("tiny-code").params
@@ -95,6 +94,7 @@ def test_a_name_wins_over_a_folder_of_that_name(place: Path):
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -232,6 +232,7 @@ def test_weights_that_cannot_be_had_say_what_to_do(tmp_path: Path):
 # --- plain checkpoints ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["qwen3", "gpt-neox", "opt", "bert", "gpt2", "llama-tied"])
 def test_a_plain_checkpoint_loads_as_transformers_loads_it(tmp_path: Path, name: str):
     import transformers
@@ -254,6 +255,7 @@ def test_loading_says_nothing(place: Path, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.quick
 def test_pickles_are_not_read(place: Path):
     (place / "plain/model.safetensors").unlink()
     torch.save({}, place / "plain/pytorch_model.bin")
@@ -340,6 +342,7 @@ def test_a_damaged_artifact_is_named_by_its_file(place: Path):
     assert refusal(ArtifactError, "./saved").startswith("saved/model.safetensors is missing;")
 
 
+@pytest.mark.quick
 def test_a_missing_or_misshapen_tensor_is_never_filled_with_random_numbers(
     place: Path, capfd: pytest.CaptureFixture[str]
 ):
@@ -406,6 +409,7 @@ def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sent
     assert refusal(ArtifactError, "./saved").startswith(sentence)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -19,7 +19,7 @@ KINDS = begins_with()
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

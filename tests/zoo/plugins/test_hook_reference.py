@@ -16,7 +16,7 @@ from zoo.plugins.names import of_kind
 
 pytestmark = pytest.mark.quick
 
-WRITTEN = Path(__file__).parents[2] / "docs" / "hooks.md"
+WRITTEN = Path(__file__).parents[3] / "docs" / "hooks.md"
 
 
 def section(hook: str) -> str:

@@ -13,8 +13,6 @@ from zoo_compress.methods.inherit import Inherit, block_influence
 from zoo.errors import ArtifactError, DataError, Refused, RequestError
 from zoo.model.context import Context
 
-pytestmark = pytest.mark.quick
-
 DEEP = {"gpt2": {"n_layer": 4}}
 
 
@@ -87,6 +85,7 @@ def test_a_cut_model_equals_one_built_shallow_with_the_same_blocks(name):
     assert torch.equal(logits(plain, ids), logits(reference, ids))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("layers", "kept"),
     [
@@ -210,6 +209,7 @@ def test_influence_needs_calibration_data():
 # --- with other stages ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_sharing_outlives_its_first_owner(tmp_path):
     model, ids = deep("llama"), tokens()
     apply(model, "share.ffn")

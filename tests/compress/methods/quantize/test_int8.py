@@ -14,8 +14,6 @@ import zoo
 from zoo.errors import Refused, UnknownName, ZooError
 from zoo.model.building import cast_parameters
 
-pytestmark = pytest.mark.quick
-
 DENSE = [name for name in TWINS if name != "mixtral"]
 TIED = ["llama-tied", "qwen2", "gemma2", "gpt2", "opt", "bert", "falcon"]
 
@@ -67,6 +65,7 @@ def test_parameters_stay_and_bytes_shrink(name):
     assert model.bytes < 0.45 * before
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", TIED)
 def test_a_tied_head_reads_the_buffers_of_the_table(name):
     model = small(name)
@@ -125,6 +124,7 @@ def test_linears_around_the_blocks_are_packed_too():
     assert model.module.cls.predictions.decoder.bias is model.module.cls.predictions.bias
 
 
+@pytest.mark.quick
 def test_skip_leaves_modules_out(tmp_path):
     model = small("llama")
     apply(model, "quantize.int8", {"skip": ["*.down_proj", "lm_head"]})
@@ -142,6 +142,7 @@ def test_packed_layers_are_declared():
     assert set(state) == {f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"}
 
 
+@pytest.mark.quick
 def test_bfloat16_models_put_out_bfloat16_after_loading(tmp_path):
     model, ids = small("llama-tied"), tokens()
     cast_parameters(model.module, torch.bfloat16)
@@ -199,6 +200,7 @@ def test_stacked_experts_are_refused_and_can_be_skipped(tmp_path):
     assert_replays(model, ids, tmp_path)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("target", ["all", "language.ffn", "language.blocks[0]"])
 def test_packing_twice_is_refused(target):
     model = small("llama")

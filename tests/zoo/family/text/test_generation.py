@@ -304,6 +304,7 @@ def test_a_cold_sample_is_the_greedy_one(model: zoo.Model, temperature: float):
     assert list(next_tokens(model, [5, 6], 12, temperature=2.0, top_p=1e-9)) == list(next_tokens(model, [5, 6], 12))
 
 
+@pytest.mark.quick
 def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_top_p():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
@@ -311,6 +312,7 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_top_p():
         assert {sampling.pick(logits, 1.0, top_p, generator) for _ in range(300)} == kept
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", CAUSAL)
 def test_greedy_with_a_cache_is_greedy_without(name: str):
     model = twin_model(name)
@@ -323,6 +325,7 @@ def test_greedy_with_a_cache_is_greedy_without(name: str):
     assert cached == plain[6:]
 
 
+@pytest.mark.quick
 def test_generation_reads_a_saved_model(model: zoo.Model, tmp_path: Path):
     again = zoo.load(model.save(tmp_path / "saved"))
     assert again.generate("def add", max_new_tokens=20) == model.generate("def add", max_new_tokens=20)

@@ -86,7 +86,7 @@ def test_a_dict_is_as_good_as_a_file(file: Path):
 @pytest.mark.parametrize(
     "example",
     sorted(
-        path for path in (Path(__file__).parents[2] / "examples").rglob("*.toml") if "third_party" not in path.parts
+        path for path in (Path(__file__).parents[3] / "examples").rglob("*.toml") if "third_party" not in path.parts
     ),
     ids=lambda path: path.stem,
 )

@@ -15,8 +15,6 @@ from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import Reference, open_data
 from zoo.errors import DataError, ZooError
 
-pytestmark = pytest.mark.quick
-
 
 def refusal(text: str, base: Path) -> str:
     """The sentence `text` is refused with; the folder left out."""
@@ -50,6 +48,7 @@ def picture(file: Path, shade: int) -> Path:
     return file
 
 
+@pytest.mark.quick
 def test_a_folder_of_images_is_labelled_by_its_folders(tmp_path: Path):
     for place in ("train/cat/a.png", "train/dog/b.PNG", "test/cat/c.png"):
         picture(tmp_path / place, 9)
@@ -84,6 +83,7 @@ def test_the_fingerprint_follows_what_an_image_holds(tmp_path: Path):
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_a_text_file_is_one_record(tmp_path: Path):
     (tmp_path / "a.txt").write_text("größer\n", encoding="utf-8")
     data = open_data("a.txt", base=tmp_path)
@@ -129,6 +129,7 @@ def test_text_has_no_splits(tmp_path: Path):
     )
 
 
+@pytest.mark.quick
 def test_missing_data_names_what_is_near(tmp_path: Path):
     jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}])
     assert refusal("corpus.json", tmp_path).startswith(
@@ -156,6 +157,7 @@ def test_a_source_wins_over_a_file_of_its_name(tmp_path: Path):
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_jsonl_records_know_their_line(tmp_path: Path):
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n\n{"text": "b", "more": 1}\n')
     data = open_data("c.jsonl", base=tmp_path)
@@ -176,6 +178,7 @@ def test_another_field_may_be_the_text(tmp_path: Path):
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -261,6 +264,7 @@ def test_the_hub_while_offline_is_one_sentence(tmp_path: Path):
 # --- slices -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("cut", "left"),
     [
@@ -306,6 +310,7 @@ def test_any_text_is_data_or_refused_in_a_sentence(tmp_path_factory: pytest.Temp
 # --- fingerprints -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path):
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()

@@ -13,8 +13,6 @@ from zoo.anatomy.parts import Part
 from zoo.errors import Refused
 from zoo.model.building import cast_parameters
 
-pytestmark = pytest.mark.quick
-
 
 def weight(model, path):
     found = resolve(model.module, path)
@@ -57,6 +55,7 @@ def test_the_smallest_go_and_their_number_is_exact(name, sparsity):
             assert torch.equal(now[now != 0], was[now != 0])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", TWINS)
 def test_two_of_four_stay_along_the_inputs(name):
     model = small(name)
@@ -107,6 +106,7 @@ def test_zeros_that_were_there_count():
     assert int((up == 0).sum()) == up.numel() // 2 and bool((up[:16] == 0).all())
 
 
+@pytest.mark.quick
 def test_equal_magnitudes_are_cut_to_the_exact_count():
     model = small("llama")
     up = model.module.model.layers[0].mlp.up_proj.weight
@@ -115,6 +115,7 @@ def test_equal_magnitudes_are_cut_to_the_exact_count():
     assert int((up == 0).sum()) == round(0.4 * up.numel())
 
 
+@pytest.mark.quick
 def test_a_shared_layer_is_pruned_once():
     model = small("llama")
     apply(model, "share.ffn")
@@ -157,6 +158,7 @@ def test_a_group_that_does_not_divide_the_inputs_is_refused():
         check(small("llama"), "prune.magnitude", pattern="3:5")
 
 
+@pytest.mark.quick
 def test_packed_layers_are_refused_with_the_order_that_works():
     model = small("llama")
     apply(model, "quantize.int8")

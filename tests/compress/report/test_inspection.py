@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import zoo_compress
 from snapgen.pipelines import snapgen
 from zoo_compress.report.inspection import describe
-
-pytestmark = pytest.mark.quick
 
 
 def test_layers_outside_blocks_are_listed_with_what_was_done_to_them(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from zoo_compress.methods.lowrank import LowRankLinear, LowRankSVD, factor
 from zoo.errors import DataError, Refused, ZooError
 from zoo.model.context import Context
 
-pytestmark = pytest.mark.quick
-
 DENSE = [name for name in TWINS if name != "mixtral"]
 QUICK = {"length": 16, "samples": 16}
 
@@ -48,6 +46,7 @@ def test_detection_still_sees_every_projection(name):
     assert (after.width, after.norms, after.head) == (before.width, before.norms, before.head)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", DENSE)
 def test_the_plain_cut_has_the_error_of_the_dropped_singular_values(name):
     """Eckart-Young, with singular values from the eigenvalues of W W^T; biases are kept as they are."""
@@ -63,6 +62,7 @@ def test_the_plain_cut_has_the_error_of_the_dropped_singular_values(name):
         assert layer.up.bias is dense.bias
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
 def test_the_rank_follows_the_ratio(ratio):
     model = small("llama-gqa")
