@@ -28,7 +28,7 @@ import torch, transformers, accelerate.utils, safetensors.torch, pydantic, rich.
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 import zoo.cli, zoo.loading.load, zoo.family.text.generate
 import zoo_compress.recipe.runner, zoo_compress.train.loop, zoo_compress.methods.distill, zoo_compress.commands
-import zoo_slm.language, zoo_slm.evaluate
+import zoo_slm.language, zoo_slm.evaluators
 
 for name in json.loads(sys.argv[1]):
     __import__(name)

@@ -25,5 +25,5 @@ def register_losses(register: Register) -> None:
 
 @hookimpl
 def register_evaluators(register: Register) -> None:
-    register("exact-match", "zoo_h2ovl.evaluate:ExactMatch")
-    register("answer-loss", "zoo_h2ovl.evaluate:AnswerLoss")
+    register("exact-match", "zoo_h2ovl.evaluators:ExactMatch")
+    register("answer-loss", "zoo_h2ovl.evaluators:AnswerLoss")

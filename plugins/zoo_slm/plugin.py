@@ -19,5 +19,5 @@ def register_data(register: Register) -> None:
 
 @hookimpl
 def register_evaluators(register: Register) -> None:
-    register("perplexity", "zoo_slm.evaluate:Perplexity")
-    register("xz", "zoo_slm.evaluate:Xz")
+    register("perplexity", "zoo_slm.evaluators:Perplexity")
+    register("xz", "zoo_slm.evaluators:Xz")

@@ -26,7 +26,7 @@ def register_data(register: Register) -> None:
 
 @hookimpl
 def register_evaluators(register: Register) -> None:
-    register("prompt-agreement", "zoo_snapgen.evaluate:PromptAgreement")
-    register("frechet", "zoo_snapgen.evaluate:Frechet")
-    register("velocity-error", "zoo_snapgen.evaluate:VelocityError")
-    register("real-images", "zoo_snapgen.evaluate:RealImages")
+    register("prompt-agreement", "zoo_snapgen.evaluators:PromptAgreement")
+    register("frechet", "zoo_snapgen.evaluators:Frechet")
+    register("velocity-error", "zoo_snapgen.evaluators:VelocityError")
+    register("real-images", "zoo_snapgen.evaluators:RealImages")

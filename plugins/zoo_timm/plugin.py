@@ -12,4 +12,4 @@ def register_families(register: Register) -> None:
 
 @hookimpl
 def register_evaluators(register: Register) -> None:
-    register("accuracy", "zoo_timm.evaluate:Accuracy")
+    register("accuracy", "zoo_timm.evaluators:Accuracy")

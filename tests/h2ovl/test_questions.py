@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from toy_vlm import picture, records, toy
-from zoo_h2ovl.evaluate import AnswerLoss, ExactMatch, answers
+from zoo_h2ovl.evaluators import AnswerLoss, ExactMatch, answers
 
 import zoo
 from zoo.data.dataset import Dataset, Sample

@@ -11,7 +11,7 @@ import torch
 from zoo_compress.recipe.runner import apply
 from zoo_slm.byte_text import ByteText
 from zoo_slm.byte_tokenizer import END
-from zoo_slm.evaluate import Perplexity
+from zoo_slm.evaluators import Perplexity
 
 import zoo
 from zoo.catalog import ModelSpec

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stages import apply, data, tokenizer
 from twins import FFN, HEADS, VOCABULARY, WIDTH, _shake
-from zoo_slm.evaluate import Perplexity
+from zoo_slm.evaluators import Perplexity
 from zoo_slm.language import TransformersText
 
 import zoo

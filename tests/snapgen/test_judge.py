@@ -5,7 +5,7 @@ from __future__ import annotations
 import pipelines
 import pytest
 import torch
-from zoo_snapgen.evaluate import Frechet, PromptAgreement, RealImages, VelocityError, frechet, spread
+from zoo_snapgen.evaluators import Frechet, PromptAgreement, RealImages, VelocityError, frechet, spread
 from zoo_snapgen.judge import look, train
 
 from zoo.data.dataset import Dataset, Sample

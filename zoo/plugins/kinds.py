@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
             "evaluators",
             "evaluation tasks",
             "register_evaluators",
-            "perplexity = zoo_slm.evaluate:Perplexity",
+            "perplexity = zoo_slm.evaluators:Perplexity",
             ("zoo.evaluator:Evaluator",),
             "an evaluator",
             checks=f"{CHECKS}.evaluators:checks_of_evaluator",

@@ -14,7 +14,7 @@ from zoo.errors import RequestError
 from zoo.testing import check_estimate
 
 from zoo_example.data import Pydoc
-from zoo_example.evaluate import share
+from zoo_example.evaluators import share
 from zoo_example.losses import ReverseKL
 from zoo_example.spectrum import effective_rank, ranks
 

@@ -27,7 +27,7 @@ def register_compressors(register: Register) -> None:
 
 @hookimpl
 def register_evaluators(register: Register) -> None:
-    register("top-k-accuracy", "zoo_example.evaluate:TopKAccuracy")
+    register("top-k-accuracy", "zoo_example.evaluators:TopKAccuracy")
 
 
 @hookimpl
