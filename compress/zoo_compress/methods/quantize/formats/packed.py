@@ -35,9 +35,8 @@ class Packed(nn.Module):
     """What the packed layers share: scales stay fp32 in `.half()` and the like, packed codes stay aligned on load."""
 
     zoo_bits: ClassVar[int]
-    zoo_packed: ClassVar[
-        dict[str, int]
-    ]  # packed buffer -> weights per stored entry; zoo.model.model counts parameters by it
+    # packed buffer -> weights per stored entry; zoo.model.model counts parameters by it
+    zoo_packed: ClassVar[dict[str, int]]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
