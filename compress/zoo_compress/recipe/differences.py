@@ -120,8 +120,8 @@ class Saved:
                 outcome.files.append({"name": name, "identical": about["sha256"] == files[name]["sha256"]})
         changed = [file["name"] for file in outcome.files if not file["identical"]]
         changed += sorted(files.keys() - self.manifest.files.keys() - {CARD})
-        if outcome.difference is None and not changed:
-            return
+        if not changed:
+            return  # and whatever difference there is lies in the manifest alone
         lineage = self.manifest.lineage
         number = self.number(len(lineage) - 1)
         say = partial(Difference, number, lineage[-1].use if number else "")

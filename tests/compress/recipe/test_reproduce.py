@@ -128,6 +128,16 @@ def test_another_structure_is_named_by_the_record(place: Path):
     assert len(found.stages) == 1
 
 
+def test_a_hash_that_is_wrong_in_the_manifest_alone_is_named_by_its_stage(place: Path):
+    def another_hash(manifest: dict[str, Any]) -> None:
+        manifest["lineage"][3]["made"]["sha256"] = "0" * 64
+
+    found = reproduce(edited(place / "run", another_hash), base=place)
+    assert str(found.difference) == (
+        "the result of stage 4 (quantize.int8): its tensors do not have the sha256 of the manifest"
+    )
+
+
 def test_a_flipped_bit_is_named_by_its_tensor(place: Path):
     """The hash in the manifest is put right, so that the file verifies."""
     file = stage(place, "distill") / "model.safetensors"
