@@ -153,7 +153,7 @@ def members(group: int) -> list[Any]:
 def test_a_second_signal_ends_at_once_and_so_does_the_first_where_python_does_not_act(zygote: Zygote, place: Path):
     """While what cleans up takes its time, and in a computation that lasts."""
     shutil.rmtree(place / OUT, ignore_errors=True)
-    slow = "import time, zoo_compress.train.loop as l\nl._Checkpoint.write = lambda *_: time.sleep(60)\n"
+    slow = "import time, zoo_compress.train.checkpoint as c\nc.Checkpoint.write = lambda *_: time.sleep(60)\n"
     twice = (
         slow
         + signal_at("torch.optim:AdamW.step", signal.SIGINT, count=2)
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_at_once_and_so_does_the_first_where_python_does_no
     begun = time.monotonic()
     done = compress(zygote, place, setup=twice)
     assert (done.code, done.err.splitlines()[-1]) == (130, f"error: interrupted; {KEPT}")
-    stuck = "import zoo.system.signals, ctypes\nzoo.signals.GRACE = 1\nimport torch.optim\ntorch.optim.AdamW.zero_grad = lambda *_: ctypes.CDLL(None).usleep(60_000_000)\n"
+    stuck = "import zoo.system.signals, ctypes\nzoo.system.signals.GRACE = 1\nimport torch.optim\ntorch.optim.AdamW.zero_grad = lambda *_: ctypes.CDLL(None).usleep(60_000_000)\n"
     done = compress(zygote, place, setup=stuck + signal_at("torch.optim:AdamW.step", signal.SIGTERM, delay=0.5))
     assert (done.code, done.err.splitlines()[-1]) == (143, f"error: terminated; {KEPT}")
     assert time.monotonic() - begun < 50
