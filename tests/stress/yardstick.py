@@ -4,7 +4,7 @@
     python tests/stress/yardstick.py --against before.json        # make them again and compare; exit code 1 where one differs
 
 Hashes hold on one machine: they follow from the processor, the number of threads and the versions, which are written
-along. About ten minutes on two cores.
+along. Half an hour on two cores; `--steps 20` trains every stage that long only, and takes a few minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = ("quickstart", "quickstart-vlm", "quickstart-t2i")
 
 
-def made(recipe: str, folder: Path) -> dict[str, str]:
+def made(recipe: str, folder: Path, steps: int | None) -> dict[str, str]:
     """Run a recipe and hash what it leaves: the result, and the artifact of every stage."""
-    out = folder / recipe
-    command = [sys.executable, "-m", "zoo", "compress", str(EXAMPLES / f"{recipe}.toml"), "--out", str(out)]
+    file, out = EXAMPLES / f"{recipe}.toml", folder / recipe
+    stages = tomllib.loads(file.read_text(encoding="utf-8"))["stage"]
+    shorter = [f"stage.{i}.steps={steps}" for i, stage in enumerate(stages) if steps and "steps" in stage]
+    command = [sys.executable, "-m", "zoo", "compress", str(file), "--out", str(out)]
+    command += [argument for override in shorter for argument in ("--set", override)]
     subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder)
     hashes = {}
     for manifest in sorted(out.rglob("zoo.json")):
@@ -53,9 +57,15 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, metavar="FILE", help="what this script printed before")
+    parser.add_argument("--steps", type=int, metavar="N", help="train every stage that trains for N steps")
+    parser.add_argument(
+        "recipes", nargs="*", default=RECIPES, metavar="RECIPE", help=f"of {', '.join(RECIPES)}; default: all"
+    )
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: value for recipe in RECIPES for name, value in made(recipe, Path(folder)).items()}
+        files: dict[str, str] = {}
+        for recipe in asked.recipes:
+            files |= made(recipe, Path(folder), asked.steps)
     now = {"with": {**circumstances("cpu"), "threads": str(torch.get_num_threads())}, "files": files}
     if asked.against is None:
         print(json.dumps(now, indent=1))
