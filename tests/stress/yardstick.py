@@ -4,7 +4,8 @@
     python tests/stress/yardstick.py --against before.json        # make them again and compare; exit code 1 where one differs
 
 Hashes hold on one machine: they follow from the processor, the number of threads and the versions, which are written
-along. Half an hour on two cores; `--steps 20` trains every stage that long only, and takes a few minutes.
+along. Half an hour on two cores; `--steps 20` trains every stage that long only, measures nothing, and takes a few
+minutes.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ RECIPES = ("quickstart", "quickstart-vlm", "quickstart-t2i")
 
 def made(recipe: str, folder: Path, steps: int | None) -> dict[str, str]:
     """Run a recipe and hash what it leaves: the result, and the artifact of every stage."""
-    file, out = EXAMPLES / f"{recipe}.toml", folder / recipe
-    stages = tomllib.loads(file.read_text(encoding="utf-8"))["stage"]
-    shorter = [f"stage.{i}.steps={steps}" for i, stage in enumerate(stages) if steps and "steps" in stage]
-    command = [sys.executable, "-m", "zoo", "compress", str(file), "--out", str(out)]
-    command += [argument for override in shorter for argument in ("--set", override)]
+    source, out = EXAMPLES / f"{recipe}.toml", folder / recipe
+    stages = tomllib.loads(source.read_text(encoding="utf-8"))["stage"]
+    shorter = [f"stage.{i}.steps={steps}" for i, stage in enumerate(stages) if "steps" in stage]
+    shorter += ["evaluate={tasks = [], control = false, speed = false}"]
+    command = [sys.executable, "-m", "zoo", "compress", str(source), "--out", str(out)]
+    command += [argument for override in shorter if steps for argument in ("--set", override)]
     subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder)
     hashes = {}
     for manifest in sorted(out.rglob("zoo.json")):
         listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         for file in ("zoo.json", *listed):
-            place = manifest.parent / file
-            hashes[place.relative_to(folder).as_posix()] = hashlib.sha256(place.read_bytes()).hexdigest()
+            path = manifest.parent / file
+            hashes[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return hashes
 
 
@@ -57,7 +59,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, metavar="FILE", help="what this script printed before")
-    parser.add_argument("--steps", type=int, metavar="N", help="train every stage that trains for N steps")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="train every stage that trains for N steps, and measure nothing"
+    )
     parser.add_argument(
         "recipes", nargs="*", default=RECIPES, metavar="RECIPE", help=f"of {', '.join(RECIPES)}; default: all"
     )
