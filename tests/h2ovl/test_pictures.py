@@ -74,5 +74,5 @@ def test_reading_mixes_digits_and_strings():
 
 
 def test_a_missing_font_is_one_sentence():
-    with pytest.raises(DataError, match=r"need the fonts of font-absent: pip install 'zoo\[images\]'\.$"):
+    with pytest.raises(DataError, match=r"need the fonts of font-absent: pip install 'zoo-compress\[images\]'\.$"):
         glyphs.font_files("font-absent")
