@@ -26,7 +26,7 @@ from zoo.model.provenance import sealed
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_inside
 from zoo.plugins.names import declaration_of
-from zoo.system.writing import sha256_of, sync, why_unwritable, writing
+from zoo.system.writing import inode, not_a_directory, sha256_of, sync, why_unwritable, writing
 from zoo.tensors import safetensors
 from zoo.tensors.safetensors import pieces_of
 
@@ -62,12 +62,9 @@ def write(model: Model, path: Path, *, force: bool = False) -> Path:
 
 def check_writable(path: Path, *, force: bool = False) -> None:
     """Refuse an output directory that holds something else, before any work is done."""
-    if path.is_file():
+    if not_a_directory(path):
         raise OutputError(f"{path} is a file; name a directory.")
-    try:
-        names = {item.name for item in path.iterdir()}
-    except OSError:  # not there (any more); whether it can be made is tried out below
-        names = set()
+    names = _listed(path)
     if names and not force:
         what = "already holds a model" if MANIFEST in names else "is not empty and holds no zoo model"
         raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
@@ -77,6 +74,16 @@ def check_writable(path: Path, *, force: bool = False) -> None:
         )
     if reason := why_unwritable(path):
         raise OutputError(f"{path} cannot be written: {reason}.")
+
+
+def _listed(path: Path) -> set[str]:
+    """The names in the directory `path`; none where it is not there, or another process replaces it at this moment."""
+    there = inode(path)
+    try:
+        names = {item.name for item in path.iterdir()}
+    except OSError:
+        return set()
+    return names if inode(path) == there else set()
 
 
 def verify(path: Path) -> list[tuple[str, str]]:
@@ -294,11 +301,16 @@ def _put(draft: Path, path: Path, *, force: bool) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         check_writable(path, force=force)
+        if not force:  # what was there is gone, or has just come: try again
+            continue
         old.append(Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old.")))
         with contextlib.suppress(FileNotFoundError):  # another process was quicker
             path.rename(old[-1] / path.name)
     else:
         raise OutputError(f"{path} cannot be written: other processes keep replacing it.")
     for folder in old:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(ATTEMPTS):  # another process may just be trying out whether it can write here
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
     sync(path.parent)

@@ -16,8 +16,10 @@ def verify(
     json: output.JsonOption = False,
 ) -> None:
     """Check every file of a saved model against the hashes in its manifest."""
+    from zoo.system.writing import not_a_directory
+
     if not path.is_dir():
-        raise RequestError(f"{path} is not a directory." if path.exists() else f"There is no directory {path}.")
+        raise RequestError(f"{path} is not a directory." if not_a_directory(path) else f"There is no directory {path}.")
     with output.status(f"Hashing {path}"):
         from zoo.artifact import store
 

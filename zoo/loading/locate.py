@@ -10,6 +10,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import RequestError, UnknownName, nearest
 from zoo.loading import weights
 from zoo.plugins.names import recognise
+from zoo.system.writing import not_a_directory
 from zoo.tensors import safetensors
 
 
@@ -40,7 +41,7 @@ def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
             if not there:
                 raise
     if not is_folder:
-        what = "is a file, not a model directory" if path.exists() else "does not exist"
+        what = "is a file, not a model directory" if not_a_directory(path) else "does not exist"
         raise UnknownName(
             f"{path} {what}.{nearest(path.name, catalog.catalogue())} `zoo list` shows the models that load by name."
         )

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -113,14 +114,37 @@ def sync(path: Path) -> None:
 
 def why_unwritable(path: Path) -> str:
     """Say why nothing can be created at `path`, or return "". It is tried out: permission bits do not bind every user."""
-    try:
-        parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        if not parent.is_dir():
-            return f"{parent} is a file"
-        tempfile.TemporaryFile(dir=parent).close()  # where the system can, without a name that a kill would leave
-    except OSError as error:
-        return error.strerror or str(error)
+    for folder in (path.absolute(), *path.absolute().parents):
+        if not_a_directory(folder):
+            return f"{folder} is a file"
+        there = inode(folder)
+        try:
+            tempfile.TemporaryFile(dir=folder).close()  # where the system can, without a name that a kill would leave
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) or (there and inode(folder) == there):
+                return error.strerror or str(error)
+            # it is not there (any more): it can be made where something can be made above it
     return ""
+
+
+def not_a_directory(path: Path) -> bool:
+    """Whether something else than a directory is at `path`.
+
+    It is asked once: between `exists` and `is_dir` another process may take a directory away and put its own there.
+    """
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def inode(path: Path) -> int:
+    """The number of what is at `path`, 0 for nothing: another one afterwards means that it was replaced meanwhile."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def sha256_of(path: Path) -> str:

@@ -30,7 +30,7 @@ from zoo.artifact.card import card
 from zoo.artifact.manifest import MANIFEST, manifest_text
 from zoo.errors import ArtifactError, OutputError
 from zoo.loading.load import load
-from zoo.system.writing import replace_file, sync, why_unwritable, writing
+from zoo.system.writing import not_a_directory, replace_file, sync, why_unwritable, writing
 
 MARKER = "run.json"
 MARKERS = ("config.json", "model_index.json")  # files by which a directory is taken for a model
@@ -57,7 +57,7 @@ class RunFolder:
         """
         folder = self.path
         try:
-            if folder.exists() and not folder.is_dir():
+            if not_a_directory(folder):
                 raise OutputError(f"{folder} is a file; name a directory.")
             occupied = folder.is_dir() and any(not self._drafted(place.name) for place in folder.iterdir())
         except OSError as error:

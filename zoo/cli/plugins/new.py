@@ -21,7 +21,7 @@ from zoo.errors import OutputError, RequestError, nearest
 from zoo.plugins import manager
 from zoo.plugins.declarations import API
 from zoo.plugins.kinds import KINDS
-from zoo.system.writing import why_unwritable
+from zoo.system.writing import not_a_directory, why_unwritable
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 SUFFIX = ".tmpl"  # so that no tool takes a template for Python or TOML
@@ -172,7 +172,7 @@ def _filled(template: str, values: Mapping[str, str]) -> str:
 def _require_free(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty; name another folder with --out, or empty it.")
-    if folder.exists() and not folder.is_dir():
+    if not_a_directory(folder):
         raise OutputError(f"{folder} is a file; name another folder with --out.")
     if reason := why_unwritable(folder):
         raise OutputError(f"{folder} cannot be written: {reason}.")

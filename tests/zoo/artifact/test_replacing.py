@@ -1,0 +1,71 @@
+"""A place that another process replaces all the time: what is asked about it is answered rightly at every moment."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from zoo.artifact import store
+from zoo.artifact.store import check_writable
+from zoo.errors import OutputError, UnknownName
+from zoo.loading.locate import locate
+from zoo.system.writing import why_unwritable
+
+pytestmark = pytest.mark.quick
+
+SECONDS = 1.0  # each question was answered wrongly some 20 to 200 times a second, when it looked twice
+
+
+def _draft(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("zoo.json", "model.safetensors"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.fixture
+def replaced(tmp_path: Path) -> Iterator[Path]:
+    """A model's place: now one is there, now nothing, now the next."""
+    place, ended = tmp_path / "model", threading.Event()
+
+    def replace() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            _draft(tmp_path / f"draft-{number}").rename(place)
+            place.rename(tmp_path / f"old-{number}")
+            shutil.rmtree(tmp_path / f"old-{number}", ignore_errors=True)  # `why_unwritable` may be trying it out
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    yield place
+    ended.set()
+    thread.join()
+
+
+def _which(path: Path) -> str:
+    try:
+        locate(path)
+    except UnknownName as error:
+        return "" if " does not exist." in str(error) else str(error)
+    return ""
+
+
+@pytest.mark.parametrize("ask", [why_unwritable, lambda path: check_writable(path, force=True) or "", _which])
+def test_a_place_is_never_taken_for_something_else(replaced: Path, ask: Callable[[Path], str]):
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        assert ask(replaced) == ""
+
+
+def test_without_force_a_model_that_comes_after_the_check_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    theirs = _draft(tmp_path / "model").stat().st_ino
+    monkeypatch.setattr(store, "check_writable", lambda path, force: None)  # it has come a moment later
+    with pytest.raises(OutputError, match="other processes keep replacing it"):
+        store._put(_draft(tmp_path / "mine"), tmp_path / "model", force=False)
+    assert (tmp_path / "model").stat().st_ino == theirs
