@@ -337,7 +337,7 @@ job.store.write = write
 
 def caches(runs: Runs) -> None:
     """Caches, temporary folders and streams on a full disk."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo" / "loading"))
     from hub import COMMIT, serving
     from test_hub import LOAD, load, published, site
 

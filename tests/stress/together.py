@@ -218,7 +218,7 @@ def saves(zygote: Zygote, place: Path, report: Report, *, rounds: int) -> None:
 
 def downloads(report: Report, *, rounds: int, draw: random.Random, kill: bool | None = None) -> None:
     """Fill an empty hub cache from four processes, and kill one of them, by default in two of three rounds."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo" / "loading"))
     from hub import COMMIT, serving
     from test_hub import RESOLVE, load, site
 
