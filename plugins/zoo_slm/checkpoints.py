@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from zoo.errors import ArtifactError, RequestError
-from zoo.loading.directory import check_config
+from zoo.errors import ArtifactError
+from zoo.loading.directory import check_config, without_code
 from zoo.loading.load import DTYPES
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.tensors import safetensors
-from zoo_slm import models
+from zoo_slm import architectures, models
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
 
 # tables that old checkpoints store
@@ -56,7 +57,7 @@ class Checkpoint:
             return named
         kinds = [
             about["dtype"]
-            for file in sorted(self.path.glob("*.safetensors"))
+            for file in safetensors.files_of(self.path)
             for about in safetensors.read_header(file).values()
         ]
         return next(
@@ -85,26 +86,26 @@ class Checkpoint:
         """What transformers makes of the files, and its report on their tensors."""
         import transformers
 
-        files = sorted(self.path.glob("*.safetensors"))
+        files = safetensors.files_of(self.path)
         if not files:
             raise ArtifactError(f"{self.path} holds no .safetensors file; other weight formats are not read.")
         for file in files:
             safetensors.require_whole(file)
-        _require_shards(self.path, {file.name for file in files})
-        try:
-            with _quiet():
+        with _alone(self.path, files, self.config) as folder, _quiet():
+            try:
                 module, report = getattr(transformers, TASKS[self.task]).from_pretrained(
-                    self.path,
+                    folder,
+                    config=parsed(self.config) if self.own is None else self.own,
                     dtype=dtype or "auto",
                     use_safetensors=True,
                     local_files_only=True,
                     trust_remote_code=False,
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
-                    **({} if self.own is None else {"config": self.own}),
                 )
-        except (*UNFIT, OSError, SafetensorError) as error:
-            raise ArtifactError(f"{self.path} cannot be loaded: {_odd_expert(files) or first_line(error)}") from None
+            except (*UNFIT, OSError, SafetensorError) as error:
+                reason = _odd_expert(files) or first_line(error).replace(str(folder), str(self.path))
+                raise ArtifactError(f"{self.path} cannot be loaded: {reason}") from None
         return module, report
 
 
@@ -113,26 +114,20 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
     try:
         config = json.loads(text)
-        model_type = models.own_type(config) or config["model_type"]
-        named = " ".join(config.get("architectures") or [])
+        own, kind, named = models.own_type(config), config["model_type"], config.get("architectures")
+        if not isinstance(kind, str) or not isinstance(named, list | None):
+            raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{file} is not a transformers config with a model_type and architectures.") from None
-    if models.own_type(config):
+    if own or architectures.is_known(config):
+        config = without_code(config)  # left over beside a class that is here
+    if own:
         with unfit(config):
             config = models.adopted(config)
-        named = config["architectures"][0]
     check_config(config, str(file))
     if ends := _ends(path):
         config["eos_token_id"] = ends
-    if "MaskedLM" in named:
-        return config, "masked-lm"
-    if "ConditionalGeneration" in named or config.get("is_encoder_decoder"):
-        return config, "seq2seq"
-    if named and "CausalLM" not in named and "LMHead" not in named:
-        raise RequestError(
-            f"{path} holds a {named} ({model_type}); text models need a causal, masked or seq2seq LM head."
-        )
-    return config, "causal-lm"
+    return config, architectures.task_of(config, path)
 
 
 def _ends(path: Path) -> int | list[int] | None:
@@ -164,15 +159,18 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _require_shards(path: Path, there: set[str]) -> None:
-    """Refuse an index that names weight files which are not in the folder: transformers would follow it anywhere."""
-    for index in sorted(path.glob("*.safetensors.index.json")):
-        try:
-            named = set(json.loads(text_of(index, error=ArtifactError, most=LARGEST_DATA))["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ArtifactError(f"{index} is not an index of weight files.") from None
-        for name in sorted(named - there, key=str):
-            raise ArtifactError(f"{index}: {str(name)[:80]!r} is not a file of this directory.")
+@contextmanager
+def _alone(path: Path, weights: list[Path], config: dict[str, Any]) -> Iterator[Path]:
+    """A folder with the config and links to the model's own files, and nothing else that transformers might read.
+
+    An adapter_config.json left beside merged weights would be applied to them again where peft is installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        for file in (*weights, path / "model.safetensors.index.json", path / "generation_config.json"):
+            if file.is_file():
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield Path(folder)
 
 
 def _odd_expert(files: list[Path]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from zoo.errors import RequestError, ZooError
-from zoo.loading.directory import CODE_KEYS
+from zoo.loading.directory import without_code
 from zoo_slm import models
 
 TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
@@ -46,9 +45,20 @@ def parsed(config: Mapping[str, Any]) -> Any:
     import transformers
 
     own = models.own_type(config)
-    values = models.adopted(config) if own else {key: value for key, value in config.items() if key not in CODE_KEYS}
-    values = copy.deepcopy(values)  # config classes write into nested tables
+    values = _numbers(models.adopted(config) if own else without_code(config))
     return transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
+
+
+def _numbers(value: Any) -> Any:
+    """A copy of a table in which {"__float__": "Infinity"} is that number: transformers writes so what JSON has no word for.
+
+    It is a copy since config classes write into nested tables.
+    """
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _numbers(inner) for key, inner in value.items()}
+    return [_numbers(inner) for inner in value] if isinstance(value, list) else value
 
 
 def untie(module: Any, config: Mapping[str, Any]) -> None:

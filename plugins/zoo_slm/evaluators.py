@@ -152,7 +152,7 @@ def _nats(model: Model, window: Window) -> float:
         return float(F.cross_entropy(logits.float().flatten(0, -2), ids_T[0, 1:].flatten(), reduction="sum"))
     body, head = split
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
-    size = max(1, CHUNK_BYTES // (4 * int(family.text_config(model)["vocab_size"])))
+    size = max(1, CHUNK_BYTES // (4 * family.vocabulary(model)))
     pieces = zip(torch.split(hidden_TD, size), torch.split(ids_T[0, 1:], size), strict=True)
     return sum(
         float(F.cross_entropy(head(part).float().flatten(0, -2), label.flatten(), reduction="sum"))

@@ -20,10 +20,32 @@ from zoo.errors import ArtifactError, RequestError
 from zoo.family.text.family import TextFamily
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model
+from zoo.system.reading import lfs_pointer
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
+
+
+# what configs call the longest sequence, those of an encoder and a decoder apart too
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_encoder_position_embeddings",
+    "max_decoder_position_embeddings",
+)
+# Of any of these transformers makes a tokenizer, with the help of others beside it.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+)
 
 
 class TransformersText(TextFamily):
@@ -87,6 +109,26 @@ class TransformersText(TextFamily):
 
         return body, logits
 
+    def vocabulary(self, model: Model) -> int:
+        module: Any = model.module
+        rows = getattr(module.get_input_embeddings(), "num_embeddings", None)
+        return int(rows or module.config.get_text_config().vocab_size)
+
+    def context_length(self, model: Model) -> int:
+        """Longest sequence the model takes, in tokens; 1024 where it sets no bound (ALiBi, recurrent models).
+
+        It is what its config class says, and no more than its table of positions has rows: RoBERTa's kin keep the first
+        ones for padding.
+        """
+        module: Any = model.module
+        config = module.config.get_text_config()
+        sizes = [int(size) for name in POSITIONS if (size := getattr(config, name, None))]
+        table = module.get_input_embeddings()
+        for part in module.modules():
+            if isinstance(part, nn.Embedding) and part is not table and part.num_embeddings in sizes:
+                sizes.append(part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1)
+        return min(sizes, default=1024)
+
     # --- foreign checkpoints ------------------------------------------------------------------------------------
 
     def read_foreign(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
@@ -137,27 +179,36 @@ class TransformersText(TextFamily):
     # --- tokenizer ----------------------------------------------------------------------------------------------
 
     def load_processor(self, path: Path) -> Any:
-        if not (path / "tokenizer.json").exists():
+        files = [path / name for name in TOKENIZER_FILES if (path / name).exists()]
+        if not files:
             return None
+        if pointer := next(filter(None, map(lfs_pointer, files)), ""):
+            raise ArtifactError(f"{pointer}.")
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        lone = path / "tokenizer.json"
         try:
-            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError):  # a lone tokenizer.json
-            pass
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            if not lone.exists():
+                raise _unreadable_tokenizer(files[0], error) from None
         except Exception as error:  # tokenizers raises no narrower class
-            raise _damaged_tokenizer(path, error) from None
+            raise _unreadable_tokenizer(files[0], error) from None
+        else:
+            return tokenizer if tokenizer.is_fast else None  # a slow one does not say which text a token covers
         try:
-            return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+            return PreTrainedTokenizerFast(tokenizer_file=str(lone))
         except Exception as error:
-            raise _damaged_tokenizer(path, error) from None
+            raise _unreadable_tokenizer(lone, error) from None
 
     def save_processor(self, processor: Any, path: Path) -> None:
         processor.save_pretrained(path)
 
 
-def _damaged_tokenizer(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{path / 'tokenizer.json'} is damaged: {first_line(error).rstrip('.')}.")
+def _unreadable_tokenizer(file: Path, error: Exception) -> ArtifactError:
+    if isinstance(error, ImportError) or "sentencepiece" in str(error):
+        return ArtifactError(f"{file} cannot be read: {first_line(error).rstrip('.')}.")
+    return ArtifactError(f"{file} is damaged: {first_line(error).rstrip('.')}.")
 
 
 def _first_difference(module: nn.Module, plain: nn.Module) -> str:

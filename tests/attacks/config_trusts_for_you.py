@@ -1,4 +1,5 @@
-"""A config that carries the consent itself: `trust_remote_code: true` in the data, which loaders passed on as an argument."""
+"""A config that carries the consent itself: `trust_remote_code: true` in the data, which loaders passed on as an
+argument. Here nobody asks for it."""
 
 from __future__ import annotations
 
@@ -11,4 +12,4 @@ def prepare(place: Path, canary: Path) -> Commands:
     folder = checkpoint(place)
     (folder / "modeling_evil.py").write_text(code(canary))
     change(folder / "config.json", trust_remote_code=True)
-    return all_of(folder, "asks for remote code")
+    return all_of(folder, "")

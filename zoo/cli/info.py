@@ -154,7 +154,7 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
     """Say what the files of a plain checkpoint show."""
     marks = [mark.partition(":")[0] for mark in family.recognises]
     config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))
-    files = sorted(path.rglob("*.safetensors"))
+    files = safetensors.files_of(path) or sorted(path.rglob("*.safetensors"))
     params = sum(math.prod(entry["shape"]) for file in files for entry in safetensors.read_header(file).values())
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
     spec = ModelSpec(

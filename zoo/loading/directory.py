@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, one_line
 from zoo.loading import weights
+from zoo.loading.contents import instead_of_a_model
 from zoo.model.model import Model, build_empty, build_skeleton
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_name
@@ -21,6 +22,8 @@ from zoo.tensors import safetensors
 
 # of configs, by which checkpoints bring code of their own
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+# of configs, by which checkpoints say that their tensors are the codes of a quantizer
+QUANTIZED_KEYS = ("quantization_config", "compression_config")
 # The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
 LARGEST_SIZES = {
     "layer": 10_000,
@@ -30,13 +33,30 @@ LARGEST_SIZES = {
 }
 
 
+def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what names code, at any depth: for a model whose class is here, that is left over."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(inner) for key, inner in value.items() if key not in CODE_KEYS}
+        return [cleaned(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: cleaned(value) for key, value in config.items() if key not in CODE_KEYS}
+
+
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a config that would make a loader fetch code, or build until memory is full, before anything is built of it.
+    """Refuse a config of quantized weights, or one that would make a loader fetch code or build until memory is full.
 
     Raises:
         ArtifactError: names the key.
     """
     for key, value in config.items():
+        if key in QUANTIZED_KEYS and value:
+            method = value.get("quant_method") or value.get("quant_type") if isinstance(value, dict) else value
+            raise ArtifactError(
+                f"{where} says that the weights are already quantized, by {str(method or 'an unnamed method')[:40]} ({key!r}); "
+                "give the checkpoint in float that they were made from."
+            )
         if key in CODE_KEYS and value:
             raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
         if key.lstrip("_").endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
@@ -77,10 +97,16 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
         return _from_artifact(path, device=device, dtype=dtype)
     for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
         within_another = any((folder / MANIFEST).exists() for folder in file.parents if folder.is_relative_to(path))
-        if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
-            raise ArtifactError(
-                f"{path / MANIFEST} is missing, the manifest that {file.name} was saved with: copy the whole model again."
-            )
+        with suppress(ArtifactError):  # a file that is no part of the model may be unfinished; its own are read below
+            if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
+                without_manifest = file.name
+                break
+    else:
+        without_manifest = ""
+    if without_manifest:
+        raise ArtifactError(
+            f"{path / MANIFEST} is missing, the manifest that {without_manifest} was saved with: copy the whole model again."
+        )
     import torch
 
     from zoo.tensors.alignment import align
@@ -96,9 +122,7 @@ def recognised_family(path: Path) -> str:
     """The family whose checkpoint directory `path` is."""
     for name in recognise(path):
         return name
-    raise RequestError(
-        f"{path} is not a model directory: it holds neither {MANIFEST} nor a known config such as config.json."
-    )
+    raise RequestError(f"{path} is not a model directory: {instead_of_a_model(path)}.")
 
 
 def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:

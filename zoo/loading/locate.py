@@ -89,7 +89,9 @@ def stored_in(location: Path) -> str:
     """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
     if (location / MANIFEST).exists():
         return read_manifest(location).stored
-    files = [location] if location.is_file() else sorted(location.rglob("*.safetensors"))
+    files = (
+        [location] if location.is_file() else safetensors.files_of(location) or sorted(location.rglob("*.safetensors"))
+    )
     kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
     return next(
         (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else ""

@@ -19,6 +19,8 @@ PATTERNS = [
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
+    "*.model",  # of sentencepiece
     "*.jinja",
     "zoo.json",
 ]

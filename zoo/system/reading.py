@@ -14,6 +14,17 @@ LARGEST_DATA = 2**26  # bytes of one that a program writes: a manifest, a config
 DOTS = 200  # in one line: tomllib takes time and memory with the square of the dots in a key
 
 
+LFS = b"version https://git-lfs.github.com/"  # how a file begins that `git clone` leaves without Git LFS
+
+
+def lfs_pointer(path: Path) -> str:
+    """Say that `path` only points to a file that Git LFS would fetch, or return ""."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) != LFS:
+            return ""
+    return f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or fetch the file again"
+
+
 def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
     """Read a small file; what is no file is not opened, since that could hang, and what is huge is not read.
 
@@ -26,6 +37,8 @@ def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
             raise error(f"{path} is not a file.")
         if status.st_size > most:
             raise error(f"{path} has {status.st_size:,} bytes, and {most:,} are the most that is read.")
+        if pointer := lfs_pointer(path):
+            raise error(f"{pointer}.")
         with path.open("rb") as file:
             return file.read(most).decode("utf-8").replace("\r\n", "\n")
     except OSError as reason:

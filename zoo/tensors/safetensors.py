@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ArtifactError
+from zoo.system.reading import LARGEST_DATA, lfs_pointer, text_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,15 +47,41 @@ def require_whole(path: Path) -> None:
             )
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The weight files of a folder as transformers lays it out: `model.safetensors`, else those that its index names.
+
+    What else lies there is not the model's: Mistral's consolidated.safetensors, an adapter, another precision. Where
+    neither is there, all of the folder's are returned, for what brings names of its own.
+
+    Raises:
+        ArtifactError: the index is unreadable, or names a file that is not in the folder: it would be followed anywhere.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        named = set(json.loads(text_of(index, error=ArtifactError, most=LARGEST_DATA))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{index} is not an index of weight files.") from None
+    there = {file.name for file in folder.glob("*.safetensors")}
+    for name in sorted(named - there, key=str):
+        raise ArtifactError(f"{index}: {str(name)[:80]!r} is not a file of this directory.")
+    return [folder / name for name in sorted(named)]
+
+
 def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
     """Where the tensors begin, the header, and its metadata."""
     try:
+        if pointer := lfs_pointer(path):
+            raise ArtifactError(f"{pointer}.")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
-        metadata = dict(header.pop("__metadata__", {}))
+        metadata = dict(header.pop("__metadata__", None) or {})  # the format takes null for none
         for about in header.values():
             (first, last), shape, _ = about["data_offsets"], about["shape"], about["dtype"]
             if not all(type(number) is int and number >= 0 for number in (first, last, *shape)) or first > last:

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from zoo.loading.directory import CODE_KEYS
+from zoo.loading.directory import without_code
 
 # model_type -> the file, its config class, its model class
 OWN: dict[str, tuple[str, str, str]] = {
@@ -70,7 +70,7 @@ def adopted(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     transformers.AutoConfig.register(kind, made, exist_ok=True)
     getattr(transformers, auto).register(made, getattr(module, model_class), exist_ok=True)
-    values = {key: value for key, value in config.items() if key not in CODE_KEYS}
+    values = without_code(config)
     translated = getattr(module, "translated", None)
     return {**(translated(values) if translated else values), "model_type": kind, "architectures": [model_class]}
 

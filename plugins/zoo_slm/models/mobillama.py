@@ -119,7 +119,7 @@ def require_sound(path: Path) -> None:
     if config.get("shared_ffn", True) is False:
         return
     places: dict[str, list[tuple[int, str, Path]]] = {}  # part of the FFN -> layer, name, file
-    for file in sorted(path.glob("*.safetensors")):
+    for file in safetensors.files_of(path):
         for name in safetensors.read_header(file):
             if found := FFN.fullmatch(name):
                 places.setdefault(found[2], []).append((int(found[1]), name, file))

@@ -268,9 +268,18 @@ def test_pickles_are_not_read(place: Path):
 
 
 def test_code_from_a_checkpoint_is_not_run(place: Path):
+    """Beside a class that transformers has, what names code is left over, at any depth; without one, the model is refused."""
     config = json.loads((place / "plain/config.json").read_text())
-    (place / "plain/config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    evil = {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (place / "plain/evil.py").write_text("raise SystemExit('run')\n")
+    before = zoo.load("./plain")
+    (place / "plain/config.json").write_text(
+        json.dumps({**config, **evil, "rope_parameters": {**config["rope_parameters"], **evil}})
+    )
+    after = zoo.load("./plain")
+    assert all(torch.equal(a, b) for a, b in zip(before.tensors().values(), after.tensors().values(), strict=True))
+    assert "auto_map" not in json.dumps(after.spec.config)
+    (place / "plain/config.json").write_text(json.dumps({**config, **evil, "model_type": "evil"}))
     for device in (None, "meta"):
         assert refusal(ArtifactError, "./plain", device=device) == (
             "plain/config.json asks for remote code ('auto_map'); zoo never runs code from a checkpoint."
@@ -283,7 +292,7 @@ def test_code_from_a_checkpoint_is_not_run(place: Path):
         ({"model_type": "no-such"}, "plain/config.json: transformers cannot build a causal-lm of type 'no-such': "),
         (
             {"architectures": ["LlamaForSequenceClassification"]},
-            "plain holds a LlamaForSequenceClassification (llama); text models need",
+            "plain holds a LlamaForSequenceClassification (llama), a text classifier; text models need",
         ),
     ],
 )

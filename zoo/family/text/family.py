@@ -49,7 +49,7 @@ class TextFamily(Family):
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        vocabulary, size = int(self.text_config(model)["vocab_size"]), min(size, self.context_length(model))
+        vocabulary, size = self.vocabulary(model), min(size, self.context_length(model))
         names = ("input_ids", "decoder_input_ids") if model.spec.task == "seq2seq" else ("input_ids",)
         return {
             name: torch.randint(0, vocabulary, (batch, size), generator=generator).to(model.device) for name in names
@@ -86,8 +86,12 @@ class TextFamily(Family):
         """The config of the language model, where a config holds several."""
         return model.spec.config
 
+    def vocabulary(self, model: Model) -> int:
+        """How many tokens the model's table has."""
+        return int(self.text_config(model)["vocab_size"])
+
     def comparable(self, student: Model, teacher: Model) -> str:
-        mine, theirs = (int(self.text_config(m).get("vocab_size", 0)) for m in (student, teacher))
+        mine, theirs = (self.vocabulary(m) for m in (student, teacher))
         if mine == theirs:
             return differing_token(student, teacher)
         return (

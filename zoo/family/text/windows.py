@@ -115,9 +115,8 @@ def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) ->
     draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
     share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
     hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
-    other_BT = torch.randint(0, int(model.spec.config["vocab_size"]), ids_BT.shape, generator=generator).to(
-        ids_BT.device
-    )
+    family: Any = model.family
+    other_BT = torch.randint(0, family.vocabulary(model), ids_BT.shape, generator=generator).to(ids_BT.device)
     shown_BT = torch.where(kind_BT < 0.8, mask, torch.where(kind_BT < 0.9, other_BT, ids_BT))
     return {
         **batch,

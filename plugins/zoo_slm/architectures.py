@@ -1,0 +1,109 @@
+"""What transformers says of the class that a config names: whose task it is, and whether a text model at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import RequestError
+
+# Tasks of ours, in the order in which a class of several of them is taken, and their mappings in transformers.
+TASKS = {"seq2seq": "SEQ_TO_SEQ_CAUSAL_LM", "causal-lm": "CAUSAL_LM", "masked-lm": "MASKED_LM"}
+# What the classes of other mappings are. The first ones win over our tasks: their text classes read more than text.
+MORE_THAN_TEXT = {
+    "IMAGE_TEXT_TO_TEXT": "a vision-language model",
+    "SPEECH_SEQ_2_SEQ": "a speech recognition model",
+    "MULTIMODAL_LM": "a model of several modalities",
+}
+OTHERS = {
+    "SEQUENCE_CLASSIFICATION": "a text classifier",
+    "TOKEN_CLASSIFICATION": "a classifier of tokens",
+    "QUESTION_ANSWERING": "a model that answers questions from a text",
+    "MULTIPLE_CHOICE": "a multiple-choice model",
+    "NEXT_SENTENCE_PREDICTION": "a next-sentence model",
+    "IMAGE_CLASSIFICATION": "an image classifier",
+    "OBJECT_DETECTION": "an object detector",
+    "AUDIO_CLASSIFICATION": "an audio classifier",
+    "CTC": "a speech recognition model",
+    "TEXT_TO_WAVEFORM": "a speech synthesis model",
+}
+READS = "text models need a causal, masked or seq2seq LM head"
+
+
+@cache
+def _classes(mapping: str) -> dict[str, str]:
+    """Class name -> model type, of one of transformers' Auto mappings."""
+    from transformers.models.auto import modeling_auto
+
+    table = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES", {})
+    return {name: kind for kind, names in table.items() for name in ((names,) if isinstance(names, str) else names)}
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers itself has classes for a config's model type."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def task_of(config: Mapping[str, Any], path: Path) -> str:
+    """The task of the checkpoint in `path`: that of the class it names, else the usual one of its model type.
+
+    Raises:
+        RequestError: it is no language model of ours; says what it is.
+    """
+    names = [str(name) for name in config.get("architectures") or []]
+    kind = str(config["model_type"])
+    for name in names:
+        task = _named_task(name)
+        if not task:
+            what = _kind_of_class(name)
+            raise RequestError(f"{path} holds a {name} ({kind}){f', {what}' if what else ''}; {READS}.")
+        if task == "causal-lm" and _sees_later_tokens(config):
+            if name in _classes("MASKED_LM"):  # XLM, one class for both
+                return "masked-lm"
+            raise RequestError(
+                f"{path} holds a {name} whose tokens see those after them (is_decoder is false in its config.json), which "
+                "generates nothing; its kind is trained as a masked model, with a class that ends in ForMaskedLM."
+            )
+        return task
+    if config.get("is_encoder_decoder"):
+        return "seq2seq"
+    return "masked-lm" if kind in _classes("MASKED_LM").values() and _sees_later_tokens(config) else "causal-lm"
+
+
+def _named_task(name: str) -> str:
+    """The task of a class, "" where it is none of ours; one that transformers does not know is taken by the end of its name."""
+    if any(name in _classes(mapping) for mapping in MORE_THAN_TEXT):
+        return ""
+    for task, mapping in TASKS.items():
+        if name in _classes(mapping):
+            return task
+    if any(name in _classes(mapping) for mapping in OTHERS):
+        return ""
+    endings = {
+        "MaskedLM": "masked-lm",
+        "ForConditionalGeneration": "seq2seq",
+        "CausalLM": "causal-lm",
+        "LMHeadModel": "causal-lm",
+    }
+    return next((task for ending, task in endings.items() if name.endswith(ending)), "")
+
+
+def _kind_of_class(name: str) -> str:
+    return next((what for mapping, what in {**MORE_THAN_TEXT, **OTHERS}.items() if name in _classes(mapping)), "")
+
+
+def _sees_later_tokens(config: Mapping[str, Any]) -> bool:
+    """Whether a model of a type that is both an encoder and a decoder is the encoder, as its class is by default."""
+    both = set(_classes("CAUSAL_LM").values()) & set(_classes("MASKED_LM").values()) | {"bert-generation"}
+    if config.get("model_type") == "xlnet":
+        return bool(config.get("attn_type", "bi") == "bi")
+    return (
+        config.get("model_type") in both
+        and not config.get("is_encoder_decoder")
+        and not config.get("is_decoder")
+        and not config.get("causal")
+    )

@@ -1,0 +1,150 @@
+"""What people give as a model directory: loaded as what it is, or refused in one sentence, by `load` and by `plan` alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from twins import twin
+
+import zoo
+from zoo.errors import ZooError
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 1234567\n"
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 320,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    twin("llama").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Set keys of config.json; None takes one away."""
+    config = {**json.loads((folder / "config.json").read_text()), **values}
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def refusals(folder: Path) -> list[str]:
+    """The sentences with which `load` and `plan` refuse a folder."""
+    sentences = []
+    for device in (None, "meta"):
+        with pytest.raises(ZooError) as refused:
+            zoo.load(folder, device=device)
+        sentences.append(str(refused.value))
+    return sentences
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("within", [False, True], ids=["at the top", "nested"])
+def test_codes_are_not_loaded_as_weights(folder: Path, key: str, within: bool):
+    codes = {key: {"quant_method": "gptq", "bits": 4}}
+    change(folder, **({"text_config": codes} if within else codes))
+    for sentence in refusals(folder):
+        assert "already quantized, by gptq" in sentence and "checkpoint in float" in sentence
+
+
+def test_a_config_that_quantizes_nothing_loads(folder: Path):
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "quantization_config": None})
+    )
+    assert zoo.load(folder).params
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_called_one(folder: Path, file: str):
+    (folder / file).write_text(LFS)
+    with pytest.raises(ZooError, match=rf"{file} is a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        zoo.load(folder)
+
+
+def test_only_the_models_own_files_count(folder: Path):
+    """Beside it: Mistral's own layout in another precision, another variant, and a checkpoint that is still being written."""
+    expected, planned = zoo.load(folder), zoo.load(folder, device="meta")
+    change(folder, dtype=None)
+    for name in ("consolidated.safetensors", "model.fp16.safetensors"):
+        save_file({"tok_embeddings.weight": torch.zeros(8, 8, dtype=torch.bfloat16)}, folder / name)
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    loaded, skeleton = zoo.load(folder), zoo.load(folder, device="meta")
+    assert (loaded.dtype, skeleton.dtype) == (expected.dtype, planned.dtype)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.tensors().values(), expected.tensors().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "says"),
+    [
+        ("BartForSequenceClassification", {"model_type": "bart", "is_encoder_decoder": True}, "a text classifier"),
+        ("LlavaForConditionalGeneration", {"model_type": "llava"}, "a vision-language model"),
+        ("Gemma3ForConditionalGeneration", {"model_type": "gemma3"}, "a vision-language model"),
+        ("WhisperForConditionalGeneration", {"model_type": "whisper"}, "a speech recognition model"),
+        ("Wav2Vec2ForCTC", {"model_type": "wav2vec2"}, "a speech recognition model"),
+        ("BertForQuestionAnswering", {"model_type": "bert"}, "a model that answers questions"),
+        ("BertLMHeadModel", {"model_type": "bert", "is_decoder": False}, "whose tokens see those after them"),
+        ("RobertaForCausalLM", {"model_type": "roberta"}, "whose tokens see those after them"),
+        ("XLNetLMHeadModel", {"model_type": "xlnet"}, "whose tokens see those after them"),
+    ],
+)
+def test_another_kind_of_model_is_named(folder: Path, name: str, config: dict[str, Any], says: str):
+    (folder / "config.json").write_text(json.dumps({**SMALL, **config, "architectures": [name]}))
+    for sentence in refusals(folder):
+        assert says in sentence and name in sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "task"),
+    [
+        ("BertForMaskedLM", None, "masked-lm"),
+        ("RobertaForMaskedLM", None, "masked-lm"),
+        ("BertLMHeadModel", "BertLMHeadModel", "causal-lm"),
+        ("BartForConditionalGeneration", None, "seq2seq"),
+        ("T5ForConditionalGeneration", "T5ForConditionalGeneration", "seq2seq"),
+        ("GPTNeoXForCausalLM", None, "causal-lm"),
+        ("GPTNeoXForCausalLM", "MyOwnForCausalLM", "causal-lm"),
+    ],
+)
+def test_the_task_is_that_of_the_class_or_of_its_type(tmp_path: Path, kind: str, named: str | None, task: str):
+    """A BERT without `architectures` is the masked model that its class is, not one that generates."""
+    bart = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    t5 = {"d_model": 32, "d_kv": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 320}
+    values = {"BartForConditionalGeneration": {**bart, "vocab_size": 320}, "T5ForConditionalGeneration": t5}.get(
+        kind, SMALL
+    )
+    cls = getattr(transformers, kind)
+    cls(cls.config_class(**values, is_decoder=kind == "BertLMHeadModel")).save_pretrained(tmp_path)
+    change(tmp_path, architectures=[named] if named else None)
+    assert zoo.load(tmp_path).spec.task == zoo.load(tmp_path, device="meta").spec.task == task
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"adapter_config.json": '{"base_model_name_or_path": "some/base"}'}, r"merge it into some/base \(peft's"),
+        ({"adapter_config.json": "{"}, "merge it into the model it was trained on"),
+        ({"m-q4.gguf": "GGUF"}, r"a GGUF file \(m-q4.gguf\), which is not read"),
+        ({"model.safetensors": ""}, "without a config.json"),
+        ({"pytorch_model.bin": ""}, "only safetensors are read"),
+        ({"deeper/config.json": "{}"}, "but .*deeper does"),
+    ],
+)
+def test_a_folder_of_something_else_is_told_what_it_holds(tmp_path: Path, files: dict[str, str], says: str):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ZooError, match=says):
+        zoo.load(tmp_path)
