@@ -42,7 +42,11 @@ class Source(Protocol):
     splits: tuple[str, ...]  # the first is taken where none is named
 
     def records(self, split: str) -> Iterable[Sample]:
-        """Return the records of a split, the same every time."""
+        """Return the records of a split, the same every time.
+
+        A slice such as [:32] reads no more of them than it asks for. A sequence knows how many it holds; of anything else
+        that is to be read to its end, at most 2 GiB are read.
+        """
 
 
 class Dataset(Sequence[Sample]):
@@ -99,5 +103,7 @@ def _require_unicode(sample: Sample) -> None:
 def _content_hash(value: Any) -> str:
     if isinstance(value, Path):
         return sha256_of(value)
-    content = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
+    content = (
+        value if isinstance(value, bytes) else value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
+    )
     return hashlib.sha256(content).hexdigest()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from zoo_slm.stdlib import LEFT_OUT
 
 from zoo.data.dataset import Dataset, Sample
-from zoo.data.open import Reference, open_data
+from zoo.data.open import open_data
+from zoo.data.reference import Reference
 from zoo.errors import DataError, ZooError
 
 
@@ -114,7 +115,7 @@ def test_empty_data_is_refused(tmp_path: Path):
     (tmp_path / "blank.jsonl").write_text("\n\n")
     assert (
         refusal("none", tmp_path)
-        == "none holds neither text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
+        == "none holds neither data files (.jsonl, .json, .csv, .tsv, .parquet), text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
     )
     assert refusal("blank.txt", tmp_path) == "'blank.txt' holds no records."
     assert refusal("blank.jsonl", tmp_path) == "'blank.jsonl' holds no records."
@@ -141,9 +142,9 @@ def test_missing_data_names_what_is_near(tmp_path: Path):
     assert refusal("org/name", tmp_path).endswith(
         "looked for a file at org/name. A data set of the hub is written 'hub:org/name'."
     )
-    (tmp_path / "x.csv").write_text("a,b\n")
-    assert refusal("x.csv", tmp_path) == (
-        "x.csv: .csv is not a data format; use .txt, .md, .rst, .py, .text, .jsonl, .parquet, or a folder saved by Hugging Face datasets."
+    (tmp_path / "x.xml").write_text("<a/>")
+    assert refusal("x.xml", tmp_path) == (
+        "x.xml: .xml is not a data format; use .txt, .md, .rst, .py, .text, .jsonl, .json, .csv, .tsv, .parquet, or a folder saved by Hugging Face datasets."
     )
 
 
