@@ -93,7 +93,9 @@ class Spelled(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         import torch
 
-        return {name: torch.tensor(self.tokenizer.spell(ids.tolist())) for name, ids in self.windows[index].items()}
+        window = self.windows[index]
+        spelled = {name: torch.tensor(self.tokenizer.spell(ids.clamp_min(0).tolist())) for name, ids in window.items()}
+        return {name: tensor.masked_fill(window[name][:, None] < 0, -1) for name, tensor in spelled.items()}
 
     def where(self, index: int) -> str:
         return self.windows.where(index)

@@ -5,8 +5,10 @@ A metric is {"value", and where it has an interval "low" and "high", "unit", "be
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError
 from zoo.family.text.family import TextFamily
 from zoo.family.text.tokens import start_token
+from zoo.family.text.windows import require_no_prompts
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
@@ -38,7 +41,9 @@ class Perplexity:
     """Held-out bits per UTF-8 byte, comparable between tokenizers and with a file compressor, and token perplexity.
 
     Every record is cut into windows of the model's context (each after an end-of-text token), so every token is
-    predicted once from at most one window of what came before. The interval is a 95% bootstrap over windows. Masked
+    predicted once from at most one window of what came before; a record's prompt is read, not predicted, and its bytes
+    do not count. A character that several tokens share is parted among them, so that the bytes of all windows are those
+    of the text, whatever their length. The interval is a 95% bootstrap over windows. Masked
     models report the loss on 15% masked tokens instead; seq2seq models read the first half of each window and are asked
     for the second.
     """
@@ -53,6 +58,7 @@ class Perplexity:
         """
         if not isinstance(model.family, TextFamily):
             raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
+        require_no_prompts(model, data)
         if model.spec.task == "masked-lm":
             _mask_token(model.family, model)
         _lead_token(model.family, model)
@@ -81,7 +87,7 @@ class Perplexity:
                 nats.append(_nats(model, window))
                 _require_finite(model, nats[-1], window)
                 sizes.append(window.size)
-                counts.append(len(window.ids) - 1)
+                counts.append(len(window.ids) - 1 - window.given)
         bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
         bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
         perplexity = math.exp(min(sum(nats) / sum(counts), 700.0))
@@ -95,7 +101,8 @@ class Window(NamedTuple):
     """Tokens to predict."""
 
     ids: list[int]  # after the token that leads them
-    size: int  # bytes of the text they cover
+    given: int  # how many of them, from the first, are of a prompt and not predicted
+    size: float  # bytes of the text they cover
     read: list[int]  # what the encoder of a seq2seq model reads before
     where: str  # the record it is cut from
 
@@ -107,15 +114,33 @@ def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) ->
     for sample in data:
         with naming_record(sample):
             ids, spans = family.tokens(model, sample.text)
+            prompt = family.tokens(model, sample.prompt)[0] if sample.prompt else []
+        ids, sizes = [*prompt, *ids], [0.0] * len(prompt) + _sizes(sample.text, spans)
         for start in range(0, len(ids), length - 1):
-            piece, span = ids[start : start + length - 1], spans[start : start + length - 1]
+            piece, size = ids[start : start + length - 1], sizes[start : start + length - 1]
             half = len(piece) // 2 if model.spec.task == "seq2seq" else 0
-            text = sample.text[span[half][0] : span[-1][1]]
-            if text and (half or model.spec.task != "seq2seq"):
-                windows.append(Window([lead, *piece[half:]], len(text.encode()), piece[:half], sample.where))
+            given = min(len(piece), max(0, len(prompt) - start))
+            if given < len(piece) and (half or model.spec.task != "seq2seq"):
+                read, written = piece[:half], [lead, *piece[half:]]
+                windows.append(Window(written, given, math.fsum(size[half:]), read, sample.where))
     if not windows:
         raise DataError(f"{data.name!r} holds no text to predict.")
     return windows
+
+
+def _sizes(text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
+    """The bytes of a text that each token stands for, given the characters it covers.
+
+    Characters between two tokens belong to the second, those after the last to the last, and those that several tokens
+    share (bytes of one character) are parted among them.
+    """
+    covered, done = [], 0
+    for number, (start, end) in enumerate(spans, 1):
+        covered.append(range(min(start, done), len(text) if number == len(spans) else end))
+        done = max(done, end)
+    sharing = Counter(itertools.chain.from_iterable(covered))
+    shares = [len(character.encode()) / max(1, sharing[i]) for i, character in enumerate(text)]
+    return [math.fsum(shares[i] for i in places) for places in covered]
 
 
 def _lead_token(family: TextFamily, model: Model) -> Any:
@@ -142,18 +167,19 @@ def _mask_token(family: TextFamily, model: Model) -> int:
 
 
 def _nats(model: Model, window: Window) -> float:
-    """Sum of -log p over the tokens after the first."""
+    """Sum of -log p over the tokens after the first and after what is given."""
     family = model.family
     assert isinstance(family, TextFamily)
     ids_T = torch.tensor([window.ids], device=model.device)
+    labels_T = ids_T[0, 1 + window.given :]
     split = family.body_and_head(model.module)
     if split is None:
-        logits = family.forward(model, _batch(model, window))[0, :-1]
-        return float(F.cross_entropy(logits.float().flatten(0, -2), ids_T[0, 1:].flatten(), reduction="sum"))
+        logits = family.forward(model, _batch(model, window))[0, window.given : -1]
+        return float(F.cross_entropy(logits.float().flatten(0, -2), labels_T.flatten(), reduction="sum"))
     body, head = split
-    hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, :-1]
+    hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, window.given : -1]
     size = max(1, CHUNK_BYTES // (4 * family.vocabulary(model)))
-    pieces = zip(torch.split(hidden_TD, size), torch.split(ids_T[0, 1:], size), strict=True)
+    pieces = zip(torch.split(hidden_TD, size), torch.split(labels_T, size), strict=True)
     return sum(
         float(F.cross_entropy(head(part).float().flatten(0, -2), label.flatten(), reduction="sum"))
         for part, label in pieces
@@ -199,8 +225,11 @@ def _ratio(over: torch.Tensor, under: torch.Tensor, *, draws: int = 1000) -> Met
     """sum(over) / sum(under) with a 95% percentile bootstrap over the entries (Efron 1979), seed 0."""
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(0, len(over), (draws, len(over)), generator=generator)
-    ratios = (over[picks].sum(1) / under[picks].sum(1)).sort().values
-    low, high = ratios[int(0.025 * draws)], ratios[int(0.975 * draws) - 1]
+    sizes = under[picks].sum(1)
+    ratios = (
+        (over[picks].sum(1) / sizes)[sizes > 0].sort().values
+    )  # a window may hold no byte: tokens that stand for none
+    low, high = ratios[int(0.025 * len(ratios))], ratios[max(0, int(0.975 * len(ratios)) - 1)]
     return {"value": float(over.sum() / under.sum()), "low": float(low), "high": float(high)}
 
 

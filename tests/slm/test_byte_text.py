@@ -120,3 +120,13 @@ def test_it_is_compressed_like_any_other(trained: Model, data: Context, use: str
 def test_an_empty_prompt_is_refused(trained: Model) -> None:
     with pytest.raises(RequestError, match="The prompt is empty"):
         trained.generate("")
+
+
+def test_the_bytes_of_a_prompt_are_no_labels(trained: Model) -> None:
+    data = Dataset("asked", [Sample({"prompt": "the cat", "text": " and the other cat"}, "asked:1")])
+    window = trained.family.windows(trained, data, length=5)[0]
+    tokenizer = trained.family.tokenizer(trained)
+    prompt, answer = (tokenizer(text)["input_ids"] for text in ("the cat", " and the other cat"))
+    assert window["input_ids"].tolist() == [list(token) for token in [tokenizer.end, *prompt, *answer][:5]]
+    expected = [[-1] * len(tokenizer.end)] * len(prompt) + [list(token) for token in answer]
+    assert window["labels"].tolist() == expected[:5]

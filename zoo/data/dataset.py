@@ -25,6 +25,18 @@ class Sample:
     def text(self) -> str:
         return str(self.fields["text"])
 
+    @property
+    def prompt(self) -> str:
+        """What the text answers; "" where it answers nothing.
+
+        Raises:
+            DataError: the record's "prompt" is no text.
+        """
+        prompt = self.fields.get("prompt")
+        if prompt is not None and not isinstance(prompt, str):
+            raise DataError(f"{self.where}: 'prompt' is {type(prompt).__name__}, not text.")
+        return prompt or ""
+
 
 @contextmanager
 def naming_record(sample: Sample) -> Iterator[None]:
@@ -90,14 +102,15 @@ class Dataset(Sequence[Sample]):
 
 def _require_unicode(sample: Sample) -> None:
     """Refuse half characters (lone surrogates), which JSON can hold and no tokenizer reads."""
-    text = sample.fields.get("text")
-    if isinstance(text, str) and not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{sample.where}: the text holds half a character at position {error.start}, which is not Unicode text."
-            ) from None
+    for name in ("text", "prompt"):
+        text = sample.fields.get(name)
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{sample.where}: the {name} holds half a character at position {error.start}, which is not Unicode text."
+                ) from None
 
 
 def _content_hash(value: Any) -> str:

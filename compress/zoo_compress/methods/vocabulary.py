@@ -69,7 +69,7 @@ class TrainBPE(Compressor):
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
-        texts = [sample.text for sample in context.dataset(options.data, self.name)]
+        texts = [sample.prompt + sample.text for sample in context.dataset(options.data, self.name)]
         tokenizer.train_from_iterator(texts, trainer=trainer, length=len(texts))
         named = {"mask_token": MASK, "pad_token": PAD} if masks else {}
         model.processor = PreTrainedTokenizerFast(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
 from zoo.family.text.tokens import differing_token, require_text, start_token
-from zoo.family.text.windows import Halves, TokenWindows, masked
+from zoo.family.text.windows import Halves, TokenWindows, masked, require_no_prompts
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -168,7 +168,11 @@ class TextFamily(Family):
         return None
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
-        """Cut the records, joined by end-of-text tokens, into windows of `length` tokens, at most the context, with labels (T,)."""
+        """Cut the records, joined by end-of-text tokens, into windows of `length` tokens, at most the context, with labels (T,).
+
+        A prompt stands before its record's text; its own tokens are no labels.
+        """
+        require_no_prompts(model, data)
         windows = TokenWindows(self, model, data, min(length, self.context_length(model)))
         return Halves(windows, start_token(model)) if model.spec.task == "seq2seq" else windows
 
@@ -258,6 +262,7 @@ class TextFamily(Family):
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
         """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
+        require_no_prompts(model, data)
         if sum(len(str(sample.fields.get("text", ""))) for sample in data) < LONGEST_TOKEN * length:
             self.windows(model, data, length=length)
 

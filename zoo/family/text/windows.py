@@ -19,7 +19,10 @@ TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 byt
 
 
 class TokenWindows(Sequence[Batch]):
-    """Records as one token stream cut into windows; window i holds tokens [i*T, i*T+T] (one more, for the labels)."""
+    """Records as one token stream cut into windows; window i holds tokens [i*T, i*T+T] (one more, for the labels).
+
+    A record's prompt stands before its text, and its tokens are no labels (-1).
+    """
 
     def __init__(self, family: TextFamily, model: Model, data: Dataset, length: int) -> None:
         import torch
@@ -30,12 +33,17 @@ class TokenWindows(Sequence[Batch]):
         tokenizer = family.tokenizer(model)
         end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         lead = [] if end is None else [int(end)]
-        pieces = []
+        pieces: list[torch.Tensor] = []
+        prompts: dict[int, int] = {}  # tokens of the prompt, by the number of the record
         for samples in _groups(data):
             encoded = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)[
                 "input_ids"
             ]
             for sample, ids in zip(samples, encoded, strict=True):
+                if sample.prompt:
+                    prompt = tokenizer(sample.prompt, add_special_tokens=False, verbose=False)["input_ids"]
+                    prompts[len(pieces)] = len(prompt)
+                    ids = [*prompt, *ids]
                 with naming_record(sample):
                     family.require_known(model, lead + ids)
                 pieces.append(torch.tensor(lead + ids, dtype=torch.int32))
@@ -46,13 +54,19 @@ class TokenWindows(Sequence[Batch]):
             )
         self.length = length
         self.data, self.starts = data, torch.tensor([0, *map(len, pieces)]).cumsum(0)
+        self.given = torch.zeros(len(self.stream) if prompts else 0, dtype=torch.bool)  # tokens of prompts
+        for number, count in prompts.items():
+            start = int(self.starts[number]) + len(lead)
+            self.given[start : start + count] = True
 
     def __len__(self) -> int:
         return (len(self.stream) - 1) // self.length
 
     def __getitem__(self, index: Any) -> Any:
-        piece = self.stream[index * self.length : (index + 1) * self.length + 1].long()
-        return {"input_ids": piece[:-1], "labels": piece[1:]}
+        span = slice(index * self.length, (index + 1) * self.length + 1)
+        piece = self.stream[span].long()
+        labels = piece.masked_fill(self.given[span], -1) if len(self.given) else piece
+        return {"input_ids": piece[:-1], "labels": labels[1:]}
 
     def where(self, index: int) -> str:
         """The record in which a window begins, and that in which it ends."""
@@ -75,6 +89,21 @@ def _groups(data: Dataset) -> Iterator[list[Sample]]:
         group.append(sample)
         size += len(sample.text)
     yield group
+
+
+def require_no_prompts(model: Model, data: Dataset) -> None:
+    """Refuse records with a prompt where a model's task has no place for one.
+
+    Raises:
+        DataError: names the first such record.
+    """
+    from zoo.errors import DataError
+
+    if model.spec.task in ("seq2seq", "masked-lm") and (asked := next((s for s in data if s.prompt), None)):
+        raise DataError(
+            f"{asked.where}: the record has a 'prompt', which {model.spec.name}, a {model.spec.task} model, cannot be "
+            "trained or measured on here; write it into the 'text', or leave it out."
+        )
 
 
 class Halves(Sequence[Batch]):
