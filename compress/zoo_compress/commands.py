@@ -196,10 +196,16 @@ def show_plan(found: Any) -> None:
             print(f"  {number} {stage.use}: {stage.note}")
     for role, data in found.data.items():
         print(f"  {role}: {data.name}, {len(data):,} records")
+    for overlap in found.overlaps:
+        if not overlap.of_test:
+            print(f"  {overlap}")
     print(
         f"  needs {quantities.size(found.disk_bytes)} of disk ({quantities.size(found.free_disk_bytes)} free); "
         f"{quantities.size(found.free_memory_bytes)} of memory free"
     )
+    for overlap in found.overlaps:
+        if overlap.of_test:
+            output.warn(str(overlap))
     if found.shortage:
         output.warn(found.shortage)
     if found.disk_bytes > found.free_disk_bytes:

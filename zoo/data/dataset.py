@@ -75,7 +75,7 @@ class Dataset(Sequence[Sample]):
         for sample in self.samples:
             _require_unicode(sample)
             try:
-                digest.update(json.dumps(sample.fields, sort_keys=True, default=_content_hash).encode())
+                digest.update(json.dumps(sample.fields, sort_keys=True, default=content_hash).encode())
             except OSError as error:  # of a picture's file
                 raise DataError(f"{sample.where}: {error.filename} cannot be read: {error.strerror}.") from None
             digest.update(b"\n")
@@ -113,7 +113,8 @@ def _require_unicode(sample: Sample) -> None:
                 ) from None
 
 
-def _content_hash(value: Any) -> str:
+def content_hash(value: Any) -> str:
+    """The sha256 of what a field of a record holds, such as a picture or the path of one."""
     if isinstance(value, Path):
         return sha256_of(value)
     content = (

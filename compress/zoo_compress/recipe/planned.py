@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.catalog import ModelSpec
 from zoo.data.dataset import Dataset
+from zoo.data.overlap import Overlap
 from zoo.system.memory import limits
 from zoo_compress.recipe.needs import needs, shortage
 from zoo_compress.recipe.recipe import Recipe
@@ -41,6 +42,7 @@ class Plan:
     free_memory_bytes: int
     base_bytes: int  # of memory that the process holds when nothing runs
     control: PlannedStage | None = None
+    overlaps: tuple[Overlap, ...] = ()  # of the data's roles
 
     @cached_property
     def shortage(self) -> str:
@@ -57,6 +59,7 @@ class Plan:
                 role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint}
                 for role, d in self.data.items()
             },
+            "overlaps": [asdict(overlap) for overlap in self.overlaps],
             "disk_bytes": self.disk_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "free_memory_bytes": self.free_memory_bytes,

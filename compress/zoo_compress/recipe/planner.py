@@ -16,6 +16,7 @@ from zoo import registry
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
+from zoo.data.overlap import overlaps
 from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.loading import weights
 from zoo.loading.load import load
@@ -72,6 +73,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         free_memory_bytes=psutil.virtual_memory().available,
         base_bytes=base,
         control=control and replace(control, peak_bytes=base + control.peak_bytes),
+        overlaps=overlaps(data),
     )
 
 

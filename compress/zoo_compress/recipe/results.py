@@ -6,10 +6,12 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import zoo
 from zoo.data.dataset import Dataset
+from zoo.data.overlap import TEST
 from zoo.model.provenance import cpu, versions
 from zoo_compress.recipe.job import Job
 from zoo_compress.recipe.planned import PlannedStage
@@ -47,6 +49,7 @@ def results_of(
         "stages": rows,
         "control": control,
         "baselines": job.measuring.baselines(),
+        "overlaps": [{**asdict(overlap), "said": str(overlap)} for overlap in plan.overlaps],
     }
 
 
@@ -89,8 +92,10 @@ def publish(job: Job, stages: tuple[StageRequest, ...], results: dict[str, Any])
 
 
 def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, Any]:
-    """What the card says beyond the structure: quality before and after, baselines, and what was held out."""
+    """What the card says beyond the structure: quality before and after, baselines, and what was held out, if it was."""
     notes: dict[str, Any] = {}
+    overlaps = results.get("overlaps", [])
+    seen = any(TEST in (overlap["role"], overlap["other"]) for overlap in overlaps)
     rows = [("this model", results["stages"][-1]), ("the original", results["stages"][0])]
     rows += [(baseline["label"], baseline) for baseline in results["baselines"]]
     quality: dict[str, str] = {}
@@ -104,11 +109,16 @@ def card_notes(results: Mapping[str, Any], test: Dataset | None) -> dict[str, An
             for group, figure in metric.get("by", {}).items()
         }
     if quality:
-        notes["Quality on held-out data"] = quality
+        notes[f"Quality on {'test data that was not held out' if seen else 'held-out data'}"] = quality
     if test is not None:
         places = list(dict.fromkeys(sample.where for sample in test))
         more = [f"and {len(places) - LISTED} more"] if len(places) > LISTED else []
-        notes["Held-out data"] = {"reference": test.name, "records": ", ".join([*places[:LISTED], *more])}
+        notes["Test data" if seen else "Held-out data"] = {
+            "reference": test.name,
+            "records": ", ".join([*places[:LISTED], *more]),
+        }
+    if overlaps:
+        notes["Data in several roles"] = {f"{o['role']} and {o['other']}": o["said"] for o in overlaps}
     notes["Measured with"] = {key: results["machine"][key] for key in (*versions(), "python")}
     return notes
 

@@ -19,11 +19,16 @@ def summary(results: Data) -> str:
         return "No stage was finished."
     first, last = table[0], table[-1]
     if len(table) == 1:
-        return " ".join([_alone(results, first), *_against(results, first)])
+        return " ".join([_alone(results, first), *_against(results, first), *_overlaps(results)])
     lines = [_sizes(results, first, last)]
     lines += [line for column in quality(results)[:3] if (line := _quality(column, first, last))]
     lines += [line for line in [_costs(results, first, last)] if line]
-    return " ".join([*lines, *_against(results, last)])
+    return " ".join([*lines, *_against(results, last), *_overlaps(results)])
+
+
+def _overlaps(results: Data) -> list[str]:
+    """Say which records were in several roles, as the plan said it."""
+    return [clean(overlap.get("said", "")) for overlap in results.get("overlaps") or []]
 
 
 def _alone(results: Data, row: Row) -> str:
