@@ -29,6 +29,17 @@ class Accuracy:
 
     Options = AccuracyOptions
 
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse what `measure` would refuse, without reading an image.
+
+        Raises:
+            RequestError: it is no image classifier, or has no classes.
+            DataError: a record has no image, or a label of no class.
+        """
+        if not isinstance(model.family, VisionFamily):
+            raise RequestError(f"accuracy is for image classifiers; {model.spec.name} is {model.spec.modality}.")
+        model.family.check_data(model, data, length=1)
+
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Measure; `options` are those of `AccuracyOptions`.
 
@@ -37,9 +48,9 @@ class Accuracy:
         """
         if data is None:
             raise DataError('accuracy needs test data: add `test = "..."` to [data], or pass --data.')
+        self.check(model, data)
         family = model.family
-        if not isinstance(family, VisionFamily):
-            raise RequestError(f"accuracy is for image classifiers; {model.spec.name} is {model.spec.modality}.")
+        assert isinstance(family, VisionFamily)
         asked, names = AccuracyOptions(**options), family.labels(model)
         windows = family.windows(model, data, length=1)
         count = min(asked.samples or len(windows), len(windows))

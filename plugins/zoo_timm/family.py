@@ -9,10 +9,10 @@ timm: Apache-2.0, https://github.com/huggingface/pytorch-image-models; weights h
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -27,9 +27,10 @@ from zoo.artifact import store
 from zoo.artifact.manifest import WEIGHTS
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
-from zoo.family.vision.classifier import VisionFamily
+from zoo.family.vision.classifier import VisionFamily, plain_name
 from zoo.model.model import Model
 from zoo.tensors import safetensors
+from zoo_timm.classes import classes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,12 +150,19 @@ class TimmVision(VisionFamily):
             raise RequestError(
                 f"{model.spec.name} has no classes, only features. Give it some: {model.spec.name}?num_classes=10."
             )
-        names = about.get("label_names") or _imagenet(
-            str(about.get("tag") or ""), model.spec.config["architecture"], count
-        )
-        names = [names[i] for i in sorted(names, key=int)] if isinstance(names, Mapping) else list(names)
-        said = about.get("label_descriptions") or {}
-        return [str(said.get(name, name)) for name in names] if len(names) == count else [str(i) for i in range(count)]
+        classes = classes_of(about, model.spec.config["architecture"], count)
+        shared = Counter(description for _, description in classes)  # ImageNet has two classes called "crane"
+        return [text if shared[text] == 1 else f"{text} ({name})" for name, text in classes]
+
+    def aliases(self, model: Model) -> Mapping[str, Sequence[int]]:
+        """ImageNet's synsets ("n01440764"), and each of the common names that a class's label lists."""
+        module: Any = model.module
+        classes = classes_of(module.pretrained_cfg, model.spec.config["architecture"], int(module.num_classes))
+        meant: dict[str, dict[int, None]] = {}
+        for number, (name, description) in enumerate(classes):
+            for alias in (name, description, *description.split(", ")):
+                meant.setdefault(plain_name(alias), {})[number] = None
+        return {alias: tuple(numbers) for alias, numbers in meant.items()}
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -285,24 +293,6 @@ def _preparation(model: Model) -> dict[str, Any]:
 
     found: dict[str, Any] = resolve_data_config({}, pretrained_cfg=model.module.pretrained_cfg)
     return found
-
-
-@functools.cache
-def _imagenet(tag: str, architecture: str, count: int) -> tuple[str, ...]:
-    """The names of ImageNet's classes, which timm ships, where `tag` says that a model was trained on them."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    named = next((word for word in ("in1k", "in12k", "in21k", "in22k") if tag.endswith(word)), "")
-    if not named:
-        return ()
-
-    class Asked:  # all that timm looks at
-        num_classes = count
-        pretrained_cfg: ClassVar[dict[str, Any]] = {"tag": tag, "architecture": architecture}
-
-    subset = infer_imagenet_subset(Asked)
-    info = ImageNetInfo(subset) if subset else None
-    return tuple(info.index_to_description(i) for i in range(count)) if info and info.num_classes() == count else ()
 
 
 def _arguments_now(model: Model) -> dict[str, Any]:

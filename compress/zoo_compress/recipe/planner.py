@@ -151,8 +151,13 @@ def _check(
         for _, teacher in _own(request, teachers):
             request.compressor.check_teacher(model, teacher)
         for role in request.compressor.roles(request.options):
-            if model.processor is not None:
+            if _ready(model):
                 model.family.check_data(model, data[role], length=getattr(request.options, "length", 0))
+
+
+def _ready(model: Model) -> bool:
+    """Whether a model has what it reads data with."""
+    return model.processor is not None or not model.family.needs_processor
 
 
 def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset]) -> None:
@@ -161,7 +166,7 @@ def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset])
     missing = model.processor is None and not made and Path(located(recipe, recipe.model.name)).is_dir()
     with blamed(recipe.where("evaluate", "prompts")):
         model.family.check_prompts(model, recipe.evaluate.prompts)
-    if "test" not in data or (model.processor is None and not missing):
+    if "test" not in data or not (_ready(model) or missing):
         return
     for task in recipe.evaluate.tasks:
         if (check := getattr(registry.evaluator(task), "check", None)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,14 @@ class VisionFamily(Family):
     @abstractmethod
     def labels(self, model: Model) -> Sequence[str]:
         """The name of every class, in the order of the logits."""
+
+    def aliases(self, model: Model) -> Mapping[str, Sequence[int]]:
+        """What else a label may call a class, as `plain_name` writes it, and the classes that each could mean."""
+        return {}
+
+    def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
+        """Refuse a record without an image or with a label of no class; no image is read."""
+        self.windows(model, data, length=length)
 
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
         """Noise of the module's own input size; `size` is for models that read tokens."""
@@ -141,7 +150,7 @@ class VisionFamily(Family):
         from zoo.family.vision.images import data_uri, read_image
 
         answers = []
-        names = self.labels(model)
+        names, aliases = self.labels(model), self.aliases(model)
         for sample in [data[i * len(data) // 8] for i in range(min(8, len(data)))] if data else []:
             with naming_record(sample):
                 image = read_image(sample.fields["image"])
@@ -153,7 +162,7 @@ class VisionFamily(Family):
                     "image": data_uri(image),
                     "output": name,
                     "note": f"{100 * chance:.0f} %",
-                    "expected": names[label_of(sample, names)],
+                    "expected": names[label_of(sample, names, aliases)],
                 }
             )
         return answers
@@ -177,11 +186,11 @@ class LabelledImages(Sequence[Batch]):
         from zoo.errors import DataError
 
         self.family, self.model, self.data = family, model, data
-        names = family.labels(model)
+        names, aliases = family.labels(model), family.aliases(model)
         for sample in data:
             if "image" not in sample.fields:
                 raise DataError(f"{sample.where}: no field 'image'; {model.spec.name} classifies images.")
-        self.targets = [label_of(sample, names) for sample in data]
+        self.targets = [label_of(sample, names, aliases) for sample in data]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -203,11 +212,16 @@ class LabelledImages(Sequence[Batch]):
         return (self[i] for i in range(len(self)))
 
 
-def label_of(sample: Sample, names: Sequence[str]) -> int:
-    """The class of a record: its "label", else its text; a number, or one of the classes' names.
+def plain_name(label: str) -> str:
+    """A class's name as it is compared: folders write "great_white_shark" for "great white shark"."""
+    return " ".join(re.sub(r"(?<=[^\W_])[-_]+(?=[^\W_])", " ", label.casefold()).split())
+
+
+def label_of(sample: Sample, names: Sequence[str], aliases: Mapping[str, Sequence[int]]) -> int:
+    """The class of a record: its "label", else its text; a number, one of the classes' names, or an alias of one.
 
     Raises:
-        DataError: it names no class.
+        DataError: it names no class, or could be any of several.
     """
     from zoo.errors import DataError, nearest
 
@@ -215,6 +229,12 @@ def label_of(sample: Sample, names: Sequence[str]) -> int:
     if isinstance(label, str):
         if label in names:
             return list(names).index(label)
+        meant = aliases.get(plain_name(label), ())
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            several = " or ".join(repr(names[i]) for i in meant)
+            raise DataError(f"{sample.where}: {label!r} is a name of several classes: write {several}, or a number.")
         if not label.strip().isdecimal():
             raise DataError(f"{sample.where}: {label!r} is none of the {len(names)} classes.{nearest(label, names)}")
         label = int(label)
