@@ -1,0 +1,157 @@
+"""What is asked of a model as it is loaded: that it is read whole, computes what its library computes, and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from findings import DoesNotApply, Finding, attempt, must
+from torch import nn
+
+import zoo
+from zoo.anatomy.modules import features
+from zoo.anatomy.parts import Anatomy
+from zoo.family.text.generate import next_tokens, reads_apart
+from zoo.model.model import Model
+from zoo.testing.computed import difference, outputs
+from zoo.testing.exact import require, require_equal_sizes
+from zoo.testing.fresh import FreshProcess
+from zoo_compress.report.inspection import describe
+
+CLOSE = 1e-4  # of the largest logit: the same sums, in another order
+TOKENS, PROMPT = 8, 12  # generated after a prompt longer than the small models' windows
+MODEL_CHECKS = ("load", "inspect", "reload", "logits", "rows", "cached", "all")
+
+
+def check_model(model: Model, reference: str | Path, library: Any, folder: Path, fresh: FreshProcess) -> Iterator[Finding]:
+    """The checks of a loaded model; what does not depend on the precision is asked in float32 alone."""
+    if model.dtype == "float32":
+        yield attempt("inspect", "", partial(inspected, model, reference))
+    yield must("reload", model.dtype, partial(reloaded, model, folder, fresh), why="loaded, but not saved and reloaded")
+    if model.dtype == "float32":
+        yield must("logits", "", partial(same_logits, model, library), why="loaded, but does not run")
+        yield attempt("rows", "", partial(own_rows, model))
+        yield attempt("cached", "", partial(cached_as_uncached, model))
+        yield attempt("all", "", partial(nothing_left_out, model))
+
+
+def inspected(model: Model, reference: str | Path) -> None:
+    """`zoo inspect` describes it, and the skeleton has its sizes."""
+    describe(str(reference))
+    skeleton = zoo.load(reference, device="meta")
+    require_equal_sizes(skeleton, model, "the skeleton, without the weights,")
+
+
+def reloaded(model: Model, folder: Path, fresh: FreshProcess) -> None:
+    """Saved, and loaded by another process, it computes the same bits."""
+    artifact = model.save(folder)
+    here = outputs(model)
+    wrong = difference("", here, fresh.outputs(artifact))
+    require(not wrong, wrong.strip(" ,:"))
+
+
+@torch.no_grad()
+def same_logits(model: Model, library: Any) -> None:
+    """It computes what its library computes, again and again."""
+    if library is None:
+        raise DoesNotApply
+    batch = model.family.example(model)
+    mine = model.family.forward(model, batch)
+    _near(mine, library(**batch).logits, "the model's logits and its library's")
+    require(torch.equal(mine, model.family.forward(model, batch)), "a second forward pass gives other logits")
+
+
+@torch.no_grad()
+def own_rows(model: Model) -> None:
+    """What losses compare are the logits of the model, with the head as it is and forty times as large."""
+    if model.spec.modality != "text":
+        raise DoesNotApply
+    for scale in (1.0, 40.0):
+        copy = model.copy()
+        head = copy.module.get_output_embeddings()
+        if head is not None and getattr(head, "weight", None) is not None:
+            head.weight.mul_(scale)
+        batch = copy.family.example(copy)
+        written = batch.get("decoder_input_ids", batch["input_ids"])
+        rows = copy.family.rows(copy, {**batch, "labels": written}, ("label",))["label"]
+        own = copy.family.forward(copy, batch)
+        _near(rows.head(rows.hidden), own.flatten(0, 1), f"rows and logits, with the head times {scale:.0f},")
+
+
+def _near(mine: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+    require(mine.shape == theirs.shape, f"{what} are of shapes {tuple(mine.shape)} and {tuple(theirs.shape)}")
+    furthest = float((mine - theirs).abs().max()) / max(float(theirs.abs().max()), 1e-9)
+    require(furthest < CLOSE, f"{what} differ by {furthest:.1%} of the largest")
+
+
+@torch.no_grad()
+def cached_as_uncached(model: Model) -> None:
+    """Greedy text with a cache is that of whole passes; where two tokens are as likely, either."""
+    if model.spec.modality != "text" or model.spec.task == "masked-lm":
+        raise DoesNotApply
+    prompt = model.family.example(model, batch=1, size=PROMPT, seed=3)["input_ids"]
+    tokens = list(next_tokens(model, prompt[0].tolist(), TOKENS))
+    written = _start(model, prompt)
+    for place, token in enumerate(tokens):
+        batch = {"input_ids": prompt, "decoder_input_ids": written} if reads_apart(model) else {"input_ids": written}
+        logits_V = model.family.forward(model, batch)[0, -1].float()
+        behind = float(logits_V.max() - logits_V[token]) / max(float(logits_V.abs().max()), 1e-9)
+        require(
+            behind < CLOSE,
+            f"with a cache, token {place + 1} is another than without (its logit is {behind:.1%} lower)",
+        )
+        written = torch.cat([written, torch.tensor([[token]])], dim=1)
+
+
+def _start(model: Model, prompt: torch.Tensor) -> torch.Tensor:
+    from zoo.family.text.tokens import start_token
+
+    return torch.tensor([[start_token(model)]]) if reads_apart(model) else prompt
+
+
+def nothing_left_out(model: Model) -> None:
+    """Every linear layer, convolution or table of experts is in the target "all", or it is said how many are not."""
+    anatomy = model.anatomy
+    inside = set(_named(anatomy))
+    outside = [path for path in _layers(model) if path not in inside]
+    said = _said(model) if outside else ""
+    require(
+        not outside or str(len(outside)) in said,
+        f"{len(outside)} of {len(list(_layers(model)))} layers are outside the target 'all' without a word, "
+        f"such as {outside[0] if outside else ''}",
+    )
+
+
+def _said(model: Model) -> str:
+    from zoo import registry
+
+    compressor = registry.compressor("quantize.int8")
+    return compressor.note(model, compressor.Options())
+
+
+def _named(anatomy: Anatomy) -> Iterator[str]:
+    """Everything that an anatomy names."""
+    target = anatomy.select("all")
+    yield from (*target.projections(), *target.layers)
+    yield from filter(None, (anatomy.embedding, anatomy.head))
+    for stack, _ in target.picks:
+        yield from (*stack.readers, *stack.writers, *stack.embeddings, *filter(None, [stack.head]))
+        yield from (block.ffn.router for block in stack.blocks if block.ffn and block.ffn.router)
+
+
+def _layers(model: Model) -> Iterator[str]:
+    for path, module in model.module.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.dim() >= 2 and _is_layer(module, text=model.spec.modality == "text"):
+            yield path
+    for name, parameter in model.module.named_parameters():
+        if parameter.dim() == 3 and name.rpartition(".")[2] != "weight" and "expert" in name:
+            yield name
+
+
+def _is_layer(module: nn.Module, *, text: bool) -> bool:
+    """Linear layers; convolutions where they are what the model is made of."""
+    return features(module) is not None or (not text and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d))

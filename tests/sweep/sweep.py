@@ -1,0 +1,205 @@
+"""Every architecture of a library through every check and every stage.
+
+    python tests/sweep/sweep.py transformers|timm|diffusers [--resume] [--only NAME ...] [--out FILE]
+
+A line of JSON for each architecture, written when it is done. Each is examined by a child process, so that one that
+crashes or hangs is a finding and the sweep goes on; what is saved is loaded again by a second process that lives long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from architectures import PARTS, Architecture, architectures
+from findings import FAILED, Finding
+
+from zoo.testing.fresh import FreshProcess
+
+LIMIT = 240  # seconds for one architecture
+SLOTS = 2  # architectures at the same time
+
+
+def sweep(
+    chosen: Iterable[Architecture], write: Callable[[dict[str, Any]], None], *, limit: float = LIMIT, slots: int = SLOTS
+) -> None:
+    """Examine architectures, a few at the same time, and write what was found of each when it is done."""
+    waiting = list(chosen)[::-1]
+    with tempfile.TemporaryDirectory(prefix="zoo-sweep-") as folder:
+        places = [_Place(Path(folder) / str(i), limit) for i in range(min(slots, len(waiting)))]
+        while waiting or any(place.busy for place in places):
+            for place in places:
+                if (done := place.done()) is not None:
+                    write(done)
+                if not place.busy and waiting:
+                    place.begin(waiting.pop())
+            time.sleep(0.02)
+        for place in places:
+            place.fresh.close()
+
+
+class _Place:
+    """Where one architecture after the other is examined, each in a child of this process."""
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.folder, self.limit, self.fresh = folder, limit, FreshProcess()
+        self.number, self.pid, self.began = 0, 0, 0.0
+        self.architecture = Architecture("", "")
+
+    @property
+    def busy(self) -> bool:
+        return self.pid > 0
+
+    def begin(self, architecture: Architecture) -> None:
+        if self.fresh.start().poll() is not None:  # a question killed it
+            self.fresh.close()
+            self.fresh.start()
+        self.number, self.architecture, self.began = self.number + 1, architecture, time.monotonic()
+        place = self.folder / str(self.number)
+        place.mkdir(parents=True)
+        sys.stdout.flush(), sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(architecture, place, self.fresh)
+
+    def done(self) -> dict[str, Any] | None:
+        """The findings of the child, where it has ended or its time is over."""
+        if not self.busy:
+            return None
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        seconds = time.monotonic() - self.began
+        why = ""
+        if not pid and seconds < self.limit:
+            return None
+        if not pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            why = f"it did not end within {self.limit:.0f} s"
+            self.fresh.close()  # it may still be busy with the last question
+        elif code := os.waitstatus_to_exitcode(status):
+            why = f"the process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
+            self.fresh.close()
+        self.pid = 0
+        place = self.folder / str(self.number)
+        findings = [json.loads(line) for line in (place / "findings").read_text().splitlines()]
+        if why:
+            last = findings[-1]["check"] if findings else "the start"
+            findings.append(asdict(Finding("process", "", FAILED, f"{why}, after {last!r}")))
+        _remove(place)
+        return {**asdict(self.architecture), "seconds": round(seconds, 1), "versions": versions(), "findings": findings}
+
+
+def _child(architecture: Architecture, place: Path, fresh: FreshProcess) -> None:
+    """Examine an architecture and end."""
+    code = 70
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: be killed when the parent is gone
+        log = os.open(place / "said", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1), os.dup2(log, 2)
+        import torch
+        from examine import examine
+
+        torch.set_num_threads(1)
+        with (place / "findings").open("w") as file:
+            for finding in examine(architecture, place, fresh):
+                print(json.dumps(asdict(finding)), file=file, flush=True)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _remove(place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that the findings depend on."""
+    return {name: version(name) for name in ("torch", *PARTS)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--resume", action="store_true", help="leave out what the file already holds")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="architectures whose name begins so")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: sweep-PART.jsonl")
+    asked = parser.parse_args()
+    out: Path = asked.out or Path(f"sweep-{asked.part}.jsonl")
+    chosen = [a for a in architectures(asked.part) if not asked.only or a.name.startswith(tuple(asked.only))]
+    if not chosen:
+        parser.error(f"no architecture of {asked.part} is called so: {', '.join(asked.only)}")
+    known = set(_names(out)) if asked.resume and out.exists() else set()
+    _import_all(asked.part)
+    with out.open("a" if asked.resume else "w", encoding="utf-8") as file:
+        sweep([a for a in chosen if a.name not in known], Progress(file, len(chosen) - len(known)))
+    return 0
+
+
+@dataclass
+class Progress:
+    """Writes each line to the file, and on stderr how far it is."""
+
+    file: Any
+    total: int
+    count: int = 0
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), file=self.file, flush=True)
+        self.count += 1
+        left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
+        failed = sum(finding["verdict"] == FAILED for finding in line["findings"])
+        said = f"{failed} failed" if failed else line["findings"][0]["verdict"] if line["findings"] else "nothing"
+        print(
+            f"{self.count}/{self.total} {line['name']}: {said}, {line['seconds']:.0f} s; {left / 60:.0f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _names(out: Path) -> Iterator[str]:
+    yield from (json.loads(line)["name"] for line in out.read_text(encoding="utf-8").splitlines())
+
+
+def _import_all(part: str) -> None:
+    """Import once what every child would import for seconds; nothing is computed, so that a fork loses no thread."""
+    import accelerate.utils  # noqa: F401
+    import bitsandbytes  # noqa: F401
+    import torch_pruning  # noqa: F401
+    import transformers  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+    import zoo_compress.methods.distill
+    import zoo_compress.recipe.runner
+    import zoo_compress.train.loop
+    import zoo_slm.language  # noqa: F401
+
+    if part == "timm":
+        import timm  # noqa: F401
+        import zoo_timm.family  # noqa: F401
+    if part == "diffusers":
+        import diffusers  # noqa: F401
+        import zoo_snapgen.family  # noqa: F401
+    import examine  # noqa: F401
+
+
+if __name__ == "__main__":
+    sys.exit(main())
