@@ -88,6 +88,22 @@ EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
         "num_layers": 4,
     },
     ("zamba2", "each hybrid block needs a place"): {"hybrid_layer_ids": [1, 3]},
+    ("bamba", "no attention without indices"): {"attn_layer_indices": [1]},
+    ("granitemoehybrid", "no attention by default"): {"layer_types": ["linear_attention", "full_attention"] * 2},
+    ("deepseek_v2", "how many experts a token takes has no default"): {"num_experts_per_tok": 2, "n_routed_experts": 4},
+    ("dots1", "the number of experts has no default"): {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_group": 1},
+    ("hunyuan_v1_dense", "the width of a head has no default"): {"head_dim": 8},
+    ("hunyuan_v1_moe", "the width of a head has no default"): {"head_dim": 8},
+    ("ministral", "the width of a head has no default"): {"head_dim": 8},
+    ("nemotron", "the width of a head has no default"): {"head_dim": 8, "num_key_value_heads": 2},
+    ("lfm2_moe", "the kinds of layers have no default"): {"layer_types": ["conv", "full_attention"] * 2},
+    ("esm", "the vocabulary has no default"): {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 4},
+    ("xmod", "a language is to be chosen"): {"default_language": "en_XX"},
+    ("mpnet", "two positions are padding"): {"max_position_embeddings": CONTEXT + 2},
+    ("mobilebert", "its bottlenecks must fit each other"): {
+        "embedding_size": 32, "hidden_size": 32, "true_hidden_size": 16, "intra_bottleneck_size": 16,
+    },
+    ("granite_speech", "the context of the audio encoder"): {},
     ("xlnet", "the class says n_head x d_head = d_model"): {"d_head": 8},
 }
 
@@ -119,6 +135,8 @@ def _shrunk(config: Mapping[str, Any], size: Size) -> dict[str, Any]:
 
 def _value(key: str, value: Any, config: Mapping[str, Any], size: Size, *, width: int, depth: int, layers: int) -> Any:
     if isinstance(value, Mapping):
+        if key.startswith("per_layer"):
+            return {layer: entry for layer, entry in value.items() if int(layer) < layers}
         if not key.endswith("config") and not key.startswith("rope"):  # labels and the like
             return value
         if key.startswith("rope"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ from findings import FAILED, Finding
 
 from zoo.testing.fresh import FreshProcess
 
-LIMIT = 240  # seconds for one architecture
+LIMIT = 420  # seconds for one architecture
 SLOTS = 2  # architectures at the same time
 
 
@@ -182,10 +183,16 @@ def _names(out: Path) -> Iterator[str]:
 def _import_all(part: str) -> None:
     """Import once what every child would import for seconds; nothing is computed, so that a fork loses no thread."""
     import accelerate.utils  # noqa: F401
+    import scipy.optimize  # noqa: F401  # which transformers.loss imports
+    import torch._dynamo  # noqa: F401
+    import torch._inductor  # noqa: F401
     import bitsandbytes  # noqa: F401
     import torch_pruning  # noqa: F401
     import transformers  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+    import transformers.modeling_utils
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     import zoo_compress.methods.distill
     import zoo_compress.recipe.runner
@@ -199,6 +206,9 @@ def _import_all(part: str) -> None:
         import diffusers  # noqa: F401
         import zoo_snapgen.family  # noqa: F401
     import examine  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # what is here stays: the children's collections pass it over
 
 
 if __name__ == "__main__":
