@@ -36,7 +36,9 @@ def examine(architecture: Architecture, folder: Path, fresh: FreshProcess) -> It
     for dtype, model in models.items():
         yield from check_model(model, reference, library, folder / f"as loaded {dtype}", fresh)
     for use in OPTIONS:
-        yield from _stage(use, {**OPTIONS[use], **targets.get(use, {})}, reference, models, folder, fresh)
+        options = {**OPTIONS[use], **targets.get(use, {})}
+        chosen = {name: value for name, value in options.items() if value is not None}
+        yield from _stage(use, chosen, reference, models, folder, fresh)
 
 
 def _load(models: dict[str, Model], reference: str, dtype: str) -> None:

@@ -35,8 +35,11 @@ def check_stage(
         models: the loaded model by dtype; each is left as it is.
     """
     random = use == "vocabulary.bpe"  # which trained weights cannot follow
+    modality = next(iter(models.values())).spec.modality
     asked = recipe(reference, [(use, dict(options))], folder)
-    if random:
+    if modality != "text":
+        asked["data"] = dict.fromkeys(asked["data"], str(pictures(folder / "pictures")))
+    if random or not Path(reference).is_dir():
         asked["model"]["weights"] = "random"
     planned: list[Any] = []
     plan = attempt(use, "", lambda: planned.append(zoo_compress.plan(zoo_compress.Recipe.parse(asked))))
@@ -48,6 +51,18 @@ def check_stage(
         artifact = folder / f"{use} {dtype}"
         run = partial(_run, start, use, options, planned[0], artifact, fresh)
         yield must(use, dtype, run, why="the plan takes it, the run refuses")
+
+
+def pictures(folder: Path) -> Path:
+    """Eight small pictures, each in the folder of its class."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for label in range(8):
+        (folder / str(label)).mkdir(parents=True)
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / str(label) / "picture.png")
+    return folder
 
 
 def _run(
