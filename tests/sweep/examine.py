@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from zoo.model.model import Model
 from zoo.testing.fresh import FreshProcess
 
 
-def examine(architecture: Architecture, folder: Path, fresh: FreshProcess) -> Iterator[Finding]:
+def examine(
+    architecture: Architecture, folder: Path, fresh: FreshProcess, stages: Sequence[str] = tuple(OPTIONS)
+) -> Iterator[Finding]:
     """Build it with its library, and ask everything; each finding as soon as it is known."""
     try:
         reference, library, targets = prepared(architecture, folder)
@@ -35,7 +37,7 @@ def examine(architecture: Architecture, folder: Path, fresh: FreshProcess) -> It
         return
     for dtype, model in models.items():
         yield from check_model(model, reference, library, folder / f"as loaded {dtype}", fresh)
-    for use in OPTIONS:
+    for use in stages:
         options = {**OPTIONS[use], **targets.get(use, {})}
         chosen = {name: value for name, value in options.items() if value is not None}
         yield from _stage(use, chosen, reference, models, folder, fresh)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from findings import DoesNotApply, Finding, attempt, must
 from torch import nn
+from zoo_compress.report.inspection import describe
 
 import zoo
 from zoo.anatomy.modules import features
@@ -19,14 +20,15 @@ from zoo.model.model import Model
 from zoo.testing.computed import difference, outputs
 from zoo.testing.exact import require, require_equal_sizes
 from zoo.testing.fresh import FreshProcess
-from zoo_compress.report.inspection import describe
 
 CLOSE = 1e-4  # of the largest logit: the same sums, in another order
 TOKENS, PROMPT = 8, 12  # generated after a prompt longer than the small models' windows
 MODEL_CHECKS = ("load", "inspect", "reload", "logits", "rows", "cached", "all")
 
 
-def check_model(model: Model, reference: str | Path, library: Any, folder: Path, fresh: FreshProcess) -> Iterator[Finding]:
+def check_model(
+    model: Model, reference: str | Path, library: Any, folder: Path, fresh: FreshProcess
+) -> Iterator[Finding]:
     """The checks of a loaded model; what does not depend on the precision is asked in float32 alone."""
     if model.dtype == "float32":
         yield attempt("inspect", "", partial(inspected, model, reference))
@@ -145,7 +147,11 @@ def _named(anatomy: Anatomy) -> Iterator[str]:
 def _layers(model: Model) -> Iterator[str]:
     for path, module in model.module.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.dim() >= 2 and _is_layer(module, text=model.spec.modality == "text"):
+        if (
+            isinstance(weight, torch.Tensor)
+            and weight.dim() >= 2
+            and _is_layer(module, text=model.spec.modality == "text")
+        ):
             yield path
     for name, parameter in model.module.named_parameters():
         if parameter.dim() == 3 and name.rpartition(".")[2] != "weight" and "expert" in name:

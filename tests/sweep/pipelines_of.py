@@ -34,7 +34,10 @@ def denoisers() -> tuple[str, ...]:
             names += [
                 name
                 for name, kind in vars(module).items()
-                if inspect.isclass(kind) and kind.__module__ == module.__name__ and _is_model(kind) and hasattr(diffusers, name)
+                if inspect.isclass(kind)
+                and kind.__module__ == module.__name__
+                and _is_model(kind)
+                and hasattr(diffusers, name)
             ]
     return tuple(names)
 
@@ -70,9 +73,7 @@ def small_pipeline(name: str, folder: Path) -> tuple[str, Any, dict[str, dict[st
 def _autoencoder(channels: int = 4, **changes: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        latent_channels=channels, block_out_channels=(8,), norm_num_groups=4, sample_size=8, **changes
-    )
+    return AutoencoderKL(latent_channels=channels, block_out_channels=(8,), norm_num_groups=4, sample_size=8, **changes)
 
 
 def _words() -> Any:
@@ -204,7 +205,9 @@ def _aura_flow(folder: Path) -> None:
         pos_embed_max_size=16,
     )
     text = UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).eval()
-    AuraFlowPipeline(_words(), text, _autoencoder(), denoiser, FlowMatchEulerDiscreteScheduler()).save_pretrained(folder)
+    AuraFlowPipeline(_words(), text, _autoencoder(), denoiser, FlowMatchEulerDiscreteScheduler()).save_pretrained(
+        folder
+    )
 
 
 PIPELINES: dict[str, Callable[[Path], Any]] = {

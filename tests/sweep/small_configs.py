@@ -68,7 +68,9 @@ WIDTH_LIKE = (
     r"(en|de)coder_hidden_size|attention_hidden_size|projector_(in|out)put_dim|adapter_out_dim|output_embedding_size"
 )
 HEADS_LIKE = r"(.*_)?(num_attention_heads|n_heads?|num_heads|attention_heads)"
-HEAD_LIKE = r"(.*_)?(head_dim|d_kv|d_head|kv_channels|dim_head|attention_head_size|attention_head_dim)|query_pre_attn_scalar"
+HEAD_LIKE = (
+    r"(.*_)?(head_dim|d_kv|d_head|kv_channels|dim_head|attention_head_size|attention_head_dim)|query_pre_attn_scalar"
+)
 FACTOR_LIKE = r".*(multipliers?|_scale|_scaling|scale_emb|logit_scale)"
 
 # (model type, why) -> what the rules above do not say.
@@ -101,7 +103,10 @@ EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("xmod", "a language is to be chosen"): {"default_language": "en_XX"},
     ("mpnet", "two positions are padding"): {"max_position_embeddings": CONTEXT + 2},
     ("mobilebert", "its bottlenecks must fit each other"): {
-        "embedding_size": 32, "hidden_size": 32, "true_hidden_size": 16, "intra_bottleneck_size": 16,
+        "embedding_size": 32,
+        "hidden_size": 32,
+        "true_hidden_size": 16,
+        "intra_bottleneck_size": 16,
     },
     ("granite_speech", "the context of the audio encoder"): {},
     ("xlnet", "the class says n_head x d_head = d_model"): {"d_head": 8},
@@ -223,7 +228,9 @@ def _tokens(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
         for key, value in config.items()
         if re.fullmatch(r".*token_(id|index)", key) and value is not None and not isinstance(value, bool)
     }
-    beyond = sorted({t for value in named.values() for t in (value if isinstance(value, list) else [value]) if t >= vocabulary})
+    beyond = sorted(
+        {t for value in named.values() for t in (value if isinstance(value, list) else [value]) if t >= vocabulary}
+    )
     number = {token: vocabulary - 1 - place for place, token in enumerate(beyond)}
     return {
         key: [number.get(t, t) for t in value] if isinstance(value, list) else number.get(value, value)

@@ -65,9 +65,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-def _run(
-    start: Model, use: str, options: Mapping[str, Any], planned: Any, artifact: Path, fresh: FreshProcess
-) -> None:
+def _run(start: Model, use: str, options: Mapping[str, Any], planned: Any, artifact: Path, fresh: FreshProcess) -> None:
     model = start.copy()
     zoo_compress.apply(model, use, dict(options), context(start))
     require(

@@ -1,6 +1,6 @@
 """Every architecture of a library through every check and every stage.
 
-    python tests/sweep/sweep.py transformers|timm|diffusers [--resume] [--only NAME ...] [--out FILE]
+    python tests/sweep/sweep.py transformers|timm|diffusers [--resume] [--only NAME ...] [--stages STAGE ...] [--out FILE]
 
 A line of JSON for each architecture, written when it is done. Each is examined by a child process, so that one that
 crashes or hangs is a finding and the sweep goes on; what is saved is loaded again by a second process that lives long.
@@ -13,34 +13,41 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the tests share
 
 from architectures import PARTS, Architecture, architectures
 from findings import FAILED, Finding
+from stage_checks import STAGES
 
 from zoo.testing.fresh import FreshProcess
 
-LIMIT = 420  # seconds for one architecture
+LIMIT = 240  # seconds of processor time for one architecture, so that a busy machine makes no failures
+HANGS = 1800  # seconds after which one that computes nothing is ended
 SLOTS = 2  # architectures at the same time
 
 
 def sweep(
-    chosen: Iterable[Architecture], write: Callable[[dict[str, Any]], None], *, limit: float = LIMIT, slots: int = SLOTS
+    chosen: Iterable[Architecture],
+    write: Callable[[dict[str, Any]], None],
+    *,
+    stages: Sequence[str],
+    slots: int = SLOTS,
 ) -> None:
     """Examine architectures, a few at the same time, and write what was found of each when it is done."""
     waiting = list(chosen)[::-1]
     with tempfile.TemporaryDirectory(prefix="zoo-sweep-") as folder:
-        places = [_Place(Path(folder) / str(i), limit) for i in range(min(slots, len(waiting)))]
+        places = [_Place(Path(folder) / str(i), stages) for i in range(min(slots, len(waiting)))]
         while waiting or any(place.busy for place in places):
             for place in places:
                 if (done := place.done()) is not None:
@@ -55,8 +62,8 @@ def sweep(
 class _Place:
     """Where one architecture after the other is examined, each in a child of this process."""
 
-    def __init__(self, folder: Path, limit: float) -> None:
-        self.folder, self.limit, self.fresh = folder, limit, FreshProcess()
+    def __init__(self, folder: Path, stages: Sequence[str]) -> None:
+        self.folder, self.stages, self.fresh = folder, stages, FreshProcess()
         self.number, self.pid, self.began = 0, 0, 0.0
         self.architecture = Architecture("", "")
 
@@ -74,7 +81,7 @@ class _Place:
         sys.stdout.flush(), sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _child(architecture, place, self.fresh)
+            _child(architecture, place, self.fresh, self.stages)
 
     def done(self) -> dict[str, Any] | None:
         """The findings of the child, where it has ended or its time is over."""
@@ -83,15 +90,17 @@ class _Place:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         seconds = time.monotonic() - self.began
         why = ""
-        if not pid and seconds < self.limit:
+        if not pid and seconds < HANGS:
             return None
         if not pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-            why = f"it did not end within {self.limit:.0f} s"
+            why = f"it did not end within {HANGS} s"
             self.fresh.close()  # it may still be busy with the last question
         elif code := os.waitstatus_to_exitcode(status):
             why = f"the process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
+            if code == -signal.SIGXCPU:
+                why = f"it took more than {LIMIT} s of processor time"
             self.fresh.close()
         self.pid = 0
         place = self.folder / str(self.number)
@@ -103,10 +112,11 @@ class _Place:
         return {**asdict(self.architecture), "seconds": round(seconds, 1), "versions": versions(), "findings": findings}
 
 
-def _child(architecture: Architecture, place: Path, fresh: FreshProcess) -> None:
+def _child(architecture: Architecture, place: Path, fresh: FreshProcess, stages: Sequence[str]) -> None:
     """Examine an architecture and end."""
     code = 70
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: be killed when the parent is gone
         log = os.open(place / "said", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1), os.dup2(log, 2)
@@ -115,7 +125,7 @@ def _child(architecture: Architecture, place: Path, fresh: FreshProcess) -> None
 
         torch.set_num_threads(1)
         with (place / "findings").open("w") as file:
-            for finding in examine(architecture, place, fresh):
+            for finding in examine(architecture, place, fresh, stages):
                 print(json.dumps(asdict(finding)), file=file, flush=True)
         code = 0
     finally:
@@ -138,6 +148,7 @@ def main() -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--resume", action="store_true", help="leave out what the file already holds")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="architectures whose name begins so")
+    parser.add_argument("--stages", nargs="*", default=STAGES, metavar="STAGE", help="only these; none: loads and runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: sweep-PART.jsonl")
     asked = parser.parse_args()
     out: Path = asked.out or Path(f"sweep-{asked.part}.jsonl")
@@ -147,7 +158,8 @@ def main() -> int:
     known = set(_names(out)) if asked.resume and out.exists() else set()
     _import_all(asked.part)
     with out.open("a" if asked.resume else "w", encoding="utf-8") as file:
-        sweep([a for a in chosen if a.name not in known], Progress(file, len(chosen) - len(known)))
+        remaining = [architecture for architecture in chosen if architecture.name not in known]
+        sweep(remaining, Progress(file, len(remaining)), stages=asked.stages)
     return 0
 
 
@@ -183,21 +195,16 @@ def _names(out: Path) -> Iterator[str]:
 def _import_all(part: str) -> None:
     """Import once what every child would import for seconds; nothing is computed, so that a fork loses no thread."""
     import accelerate.utils  # noqa: F401
-    import scipy.optimize  # noqa: F401  # which transformers.loss imports
-    import torch._dynamo  # noqa: F401
-    import torch._inductor  # noqa: F401
     import bitsandbytes  # noqa: F401
+    import scipy.optimize  # noqa: F401  # which transformers.loss imports
+    import torch._dynamo
+    import torch._inductor  # noqa: F401
     import torch_pruning  # noqa: F401
-    import transformers  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
-
+    import transformers
     import transformers.modeling_utils
     import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import zoo_compress.methods.distill
-    import zoo_compress.recipe.runner
-    import zoo_compress.train.loop
     import zoo_slm.language  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
     if part == "timm":
         import timm  # noqa: F401

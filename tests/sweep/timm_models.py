@@ -10,7 +10,25 @@ import torch
 from architectures import NotBuilt
 
 TRIED = 6  # models of a module that are built on the meta device to find the smallest
-SMALL_WORDS = ("test_", "atto", "femto", "pico", "nano", "xxtiny", "xxs", "tiny", "mini", "xs", "_t", "small", "_s", "18", "10", "b0", "_0")
+SMALL_WORDS = (
+    "test_",
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxtiny",
+    "xxs",
+    "tiny",
+    "mini",
+    "xs",
+    "_t",
+    "small",
+    "_s",
+    "18",
+    "10",
+    "b0",
+    "_0",
+)
 # Tried in turn: most classes take a size of the picture, others follow what they are given.
 ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"num_classes": 10, "img_size": 64},
@@ -35,6 +53,7 @@ def small_model(module: str) -> tuple[str, Any, dict[str, dict[str, Any]]]:
         NotBuilt: timm does not build one.
     """
     import timm
+
     import zoo
     from zoo.errors import ZooError
 
@@ -80,7 +99,9 @@ def _smallest(module: str) -> tuple[str, int]:
     names = [str(name) for name in timm.list_models(module=module)]
     if not names:
         raise NotBuilt("timm lists no model of this module")
-    ranked = sorted(names, key=lambda name: (min((i for i, word in enumerate(SMALL_WORDS) if word in name), default=99), len(name)))
+    ranked = sorted(
+        names, key=lambda name: (min((i for i, word in enumerate(SMALL_WORDS) if word in name), default=99), len(name))
+    )
     return min(((name, _count(name)) for name in ranked[:TRIED]), key=lambda pair: pair[1])
 
 
