@@ -142,13 +142,18 @@ def _value(key: str, value: Any, config: Mapping[str, Any], size: Size, *, width
     if isinstance(value, Mapping):
         if key.startswith("per_layer"):
             return {layer: entry for layer, entry in value.items() if int(layer) < layers}
-        if not key.endswith("config") and not key.startswith("rope"):  # labels and the like
+        if (
+            not key.endswith("config") and not key.startswith("rope") and "model_type" not in value
+        ):  # labels and the like
             return value
         if key.startswith("rope"):
             return _rotary(value, size)
         return {**_shrunk(value, size), **({"model_type": value["model_type"]} if "model_type" in value else {})}
     if isinstance(value, list):
-        return _list(key, value, size, depth=depth, layers=layers)
+        entries = _list(key, value, size, depth=depth, layers=layers)
+        if _names_layers(key, value) or len(value) != depth:
+            return entries
+        return [_value(key, e, config, size, width=width, depth=depth, layers=layers) for e in entries]
     if isinstance(value, float):
         return size.factor if value == 1.0 and re.fullmatch(FACTOR_LIKE, key) else value
     if isinstance(value, bool) or not isinstance(value, int) or value <= 1 or key.endswith(("token_id", "_index")):
