@@ -21,9 +21,11 @@ from zoo.testing.computed import difference, outputs
 from zoo.testing.exact import require, require_equal_sizes
 from zoo.testing.fresh import FreshProcess
 
-CLOSE = 1e-4  # of the largest logit: the same sums, in another order
+# Of the largest logit: the same sums, in another order.
+CLOSE = 1e-4
+CLOSE_IN = {"float32": CLOSE, "bfloat16": 0.02}
 TOKENS, PROMPT = 8, 12  # generated after a prompt longer than the small models' windows
-MODEL_CHECKS = ("load", "inspect", "reload", "logits", "rows", "cached", "all")
+MODEL_CHECKS = ("load", "inspect", "reload", "logits", "rows", "length", "cached", "all")
 
 
 def check_model(
@@ -33,9 +35,10 @@ def check_model(
     if model.dtype == "float32":
         yield attempt("inspect", "", partial(inspected, model, reference))
     yield must("reload", model.dtype, partial(reloaded, model, folder, fresh), why="loaded, but not saved and reloaded")
+    yield attempt("rows", model.dtype, partial(own_rows, model))
     if model.dtype == "float32":
         yield must("logits", "", partial(same_logits, model, library), why="loaded, but does not run")
-        yield attempt("rows", "", partial(own_rows, model))
+        yield must("length", "", partial(whole_length, model), why="it is to read as much")
         yield attempt("cached", "", partial(cached_as_uncached, model))
         yield attempt("all", "", partial(nothing_left_out, model))
 
@@ -80,13 +83,27 @@ def own_rows(model: Model) -> None:
         written = batch.get("decoder_input_ids", batch["input_ids"])
         rows = copy.family.rows(copy, {**batch, "labels": written}, ("label",))["label"]
         own = copy.family.forward(copy, batch)
-        _near(rows.head(rows.hidden), own.flatten(0, 1), f"rows and logits, with the head times {scale:.0f},")
+        _near(
+            rows.head(rows.hidden),
+            own.flatten(0, 1),
+            f"rows and logits, with the head times {scale:.0f},",
+            CLOSE_IN[model.dtype],
+        )
 
 
-def _near(mine: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+def _near(mine: torch.Tensor, theirs: torch.Tensor, what: str, close: float = CLOSE) -> None:
     require(mine.shape == theirs.shape, f"{what} are of shapes {tuple(mine.shape)} and {tuple(theirs.shape)}")
-    furthest = float((mine - theirs).abs().max()) / max(float(theirs.abs().max()), 1e-9)
-    require(furthest < CLOSE, f"{what} differ by {furthest:.1%} of the largest")
+    furthest = float((mine.float() - theirs.float()).abs().max()) / max(float(theirs.abs().max()), 1e-9)
+    require(furthest < close, f"{what} differ by {furthest:.1%} of the largest")
+
+
+@torch.no_grad()
+def whole_length(model: Model) -> None:
+    """It reads as many tokens as it is said to take."""
+    if model.spec.modality != "text":
+        raise DoesNotApply
+    length = model.family.context_length(model)
+    model.family.forward(model, model.family.example(model, batch=1, size=length))
 
 
 @torch.no_grad()

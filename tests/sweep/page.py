@@ -20,7 +20,7 @@ from findings import DOES_NOT_APPLY, DTYPES, FAILED, NOT_BUILT, REFUSED, WORKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweep.md"
 PARTS = ("transformers", "timm", "diffusers")
-MODEL_COLUMNS = ("load", "inspect", "reload", "logits", "rows", "cached", "all")
+MODEL_COLUMNS = ("load", "inspect", "reload", "logits", "rows", "length", "cached", "all")
 STAGE_COLUMNS = (
     "inherit",
     "prune.magnitude",
@@ -51,8 +51,9 @@ built at test size by its own library with random weights, saved as that library
 | – | the question does not arise |
 
 `load`, `inspect`: `zoo.load` and `zoo inspect`. `reload`: saved as loaded, and back. `logits`: equal to those of the library.
-`rows`: what losses compare are the model's own logits. `cached`: text with a cache is that without. `all`: every layer is in
-the target "all", or it is said which are not. `process`: it crashed or took too long. The rest are stages.
+`rows`: what losses compare are the model's own logits. `length`: it reads as many tokens as it is said to take. `cached`: text
+with a cache is that without. `all`: every layer is in the target "all", or it is said how many are not. `process`: it crashed
+or took too long. The rest are stages.
 """
 
 Cell = tuple[tuple[str, str], ...]  # (verdict, sentence), one of both precisions or one of each
