@@ -148,6 +148,7 @@ def general(sentence: str, kind: str) -> str:
     """A sentence without what differs from one architecture to the next, so that equal ones are one."""
     text = re.sub(r"^recipe, stage 1 \([\w.]+\): ", "", _one_line(sentence))
     text = re.sub(r"recipe, stage 1 \([\w.]+\): ", "", text)
+    text = re.sub(r"recipe, \[model\] name: ", "", re.sub(r"/tmp/[^\s:]+", "FOLDER", text))
     text = re.sub(r"timm:[\w.?=&\[\],]+", "the model", text)
     text = re.sub(r"\b\w*(\.\w+)*\.\d+(\.\w+)*\b", "PATH", text)
     if kind:

@@ -43,6 +43,8 @@ def check_stage(
         asked["model"]["weights"] = "random"
     planned: list[Any] = []
     plan = attempt(use, "", lambda: planned.append(zoo_compress.plan(zoo_compress.Recipe.parse(asked))))
+    if plan.verdict == REFUSED and plan.sentence.startswith("recipe, [model]"):  # refused for no reason of the stage
+        plan = Finding(use, "", FAILED, f"zoo.load takes it, the plan refuses the model: {plan.sentence}")
     if plan.verdict in (REFUSED, FAILED):
         yield plan
         return

@@ -87,7 +87,7 @@ class _Place:
         """The findings of the child, where it has ended or its time is over."""
         if not self.busy:
             return None
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        pid, status, used = os.wait4(self.pid, os.WNOHANG)
         seconds = time.monotonic() - self.began
         why = ""
         if not pid and seconds < HANGS:
@@ -109,7 +109,13 @@ class _Place:
             last = findings[-1]["check"] if findings else "the start"
             findings.append(asdict(Finding("process", "", FAILED, f"{why}, after {last!r}")))
         _remove(place)
-        return {**asdict(self.architecture), "seconds": round(seconds, 1), "versions": versions(), "findings": findings}
+        return {
+            **asdict(self.architecture),
+            "seconds": round(seconds, 1),
+            "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+            "versions": versions(),
+            "findings": findings,
+        }
 
 
 def _child(architecture: Architecture, place: Path, fresh: FreshProcess, stages: Sequence[str]) -> None:
@@ -147,12 +153,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--resume", action="store_true", help="leave out what the file already holds")
-    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="architectures whose name begins so")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="NAME", help="these architectures: 'llama', or 'bart seq2seq'"
+    )
     parser.add_argument("--stages", nargs="*", default=STAGES, metavar="STAGE", help="only these; none: loads and runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: sweep-PART.jsonl")
     asked = parser.parse_args()
     out: Path = asked.out or Path(f"sweep-{asked.part}.jsonl")
-    chosen = [a for a in architectures(asked.part) if not asked.only or a.name.startswith(tuple(asked.only))]
+    chosen = [a for a in architectures(asked.part) if not asked.only or {a.name, a.name.split()[0]} & set(asked.only)]
     if not chosen:
         parser.error(f"no architecture of {asked.part} is called so: {', '.join(asked.only)}")
     known = set(_names(out)) if asked.resume and out.exists() else set()
