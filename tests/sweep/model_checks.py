@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -137,7 +138,7 @@ def nothing_left_out(model: Model) -> None:
     outside = [path for path in _layers(model) if path not in inside]
     said = _said(model) if outside else ""
     require(
-        not outside or str(len(outside)) in said,
+        not outside or re.search(rf"\b{len(outside)} (of|linear|layers|modules|projections)\b", said) is not None,
         f"{len(outside)} of {len(list(_layers(model)))} layers are outside the target 'all' without a word, "
         f"such as {outside[0] if outside else ''}",
     )

@@ -28,11 +28,34 @@ CHOSEN = {
         "t5 seq2seq",
         "bart seq2seq",
     ),
-    "timm": ("resnet", "swin_transformer_v2_cr"),
+    "timm": ("resnet", "swin_transformer"),
     "diffusers": ("UNet2DConditionModel", "DiTTransformer2DModel"),
 }
 # (architecture, check) -> the fault of /work/shared/faults/README.md, or of README.md here, that is known
-KNOWN: dict[tuple[str, str], str] = {}
+ALL_STAGES = page.STAGE_COLUMNS
+KNOWN: dict[tuple[str, str], str] = {
+    ("falcon_h1 causal-lm", "rows"): "05",
+    ("falcon_h1 causal-lm", "all"): "n11",
+    **{("falcon_h1 causal-lm", check): "08" for check in ("inspect", "reload", *ALL_STAGES)},
+    ("roberta masked-lm", "length"): "06",
+    ("deepseek_v3 causal-lm", "all"): "n11",
+    **{
+        ("deepseek_v3 causal-lm", check): "n1"
+        for check in ("reload", "inherit", "prune.magnitude", "quantize.int8", "quantize.nf4", "lowrank.svd")
+    },
+    **{("deepseek_v3 causal-lm", check): "n1" for check in ("distill", "train")},
+    **{("bart seq2seq", check): "n1" for check in ("reload", *ALL_STAGES) if check != "vocabulary.bpe"},
+    ("mamba causal-lm", "all"): "p7",
+    **{("mamba causal-lm", check): "s1" for check in ("rows", "distill")},
+    **{("t5 seq2seq", check): "n12" for check in ("quantize.int8", "quantize.nf4", "lowrank.svd")},
+    ("UNet2DConditionModel", "distill"): "s2",
+    ("DiTTransformer2DModel", "all"): "s3",
+    **{
+        ("DiTTransformer2DModel", check): "n6"
+        for check in ("reload", "inherit", "prune.magnitude", "quantize.int8", "quantize.nf4", "lowrank.svd")
+    },
+    **{("DiTTransformer2DModel", check): "n6" for check in ("distill", "train")},
+}
 CASES = [
     (part, name, check) for part, names in CHOSEN.items() for name in names for check in ("load", *page.COLUMNS[1:])
 ]

@@ -29,8 +29,11 @@ SMALL_WORDS = (
     "b0",
     "_0",
 )
-# Tried in turn: most classes take a size of the picture, others follow what they are given.
+# Tried in turn: sizes of Swin, ViT and ConvNeXt, which many take; then that of the picture alone, or nothing.
 ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {"num_classes": 10, "img_size": 64, "embed_dim": 24, "depths": [2, 2, 2, 2]},
+    {"num_classes": 10, "img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3},
+    {"num_classes": 10, "depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
     {"num_classes": 10, "img_size": 64},
     {"num_classes": 10, "img_size": 224},
     {"num_classes": 10},
@@ -63,7 +66,9 @@ def small_model(module: str) -> tuple[str, Any, dict[str, dict[str, Any]]]:
     arguments = next((given for given in ARGUMENTS if _runs(name, given)), None)
     if arguments is None:
         raise NotBuilt(f"{name} does not run on one picture")
-    reference = f"timm:{name}?" + "&".join(f"{key}={json.dumps(value)}" for key, value in arguments.items())
+    reference = f"timm:{name}?" + "&".join(
+        f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in arguments.items()
+    )
     library = timm.create_model(name, pretrained=False, **arguments).eval()
     try:
         library.load_state_dict(zoo.load(reference, weights="random").module.state_dict())
