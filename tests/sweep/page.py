@@ -115,7 +115,7 @@ def read(text: str) -> Page:
     page, part = Page(), ""
     known = dict(re.findall(r"^- ([r✗]\d+): (.*)$", text, flags=re.MULTILINE))
     for line in text.splitlines():
-        if match := re.fullmatch(r"## (\w+)", line):
+        if match := re.fullmatch(r"## (.*)", line):
             part = match[1]
         if part not in PARTS:
             continue
