@@ -150,7 +150,7 @@ def general(sentence: str, kind: str) -> str:
     text = re.sub(r"recipe, stage 1 \([\w.]+\): ", "", text)
     text = re.sub(r"recipe, \[model\] name: ", "", re.sub(r"/tmp/[^\s:]+", "FOLDER", text))
     text = re.sub(r"timm:[\w.?=&\[\],]+", "the model", text)
-    text = re.sub(r"\b\w*(\.\w+)*\.\d+(\.\w+)*\b", "PATH", text)
+    text = re.sub(r"\b[A-Za-z_]\w*(\.\w+)*\.\d+(\.\w+)*\b", "PATH", text)
     if kind:
         text = text.replace(kind, "the class")
     text = re.sub(r", line \d+\)$", ")", text)  # lines move

@@ -48,6 +48,11 @@ KNOWN: dict[tuple[str, str], str] = {
     ("mamba causal-lm", "all"): "p7",
     **{("mamba causal-lm", check): "s1" for check in ("rows", "distill")},
     **{("t5 seq2seq", check): "n12" for check in ("quantize.int8", "quantize.nf4", "lowrank.svd")},
+    **{
+        ("swin_transformer", check): "07, and in bfloat16 s5"
+        for check in ("reload", "prune.magnitude", "prune.structured", "quantize.int8", "quantize.nf4", "lowrank.svd")
+    },
+    **{("swin_transformer", check): "07, and in bfloat16 s5" for check in ("distill", "train")},
     ("UNet2DConditionModel", "distill"): "s2",
     ("DiTTransformer2DModel", "all"): "s3",
     **{
