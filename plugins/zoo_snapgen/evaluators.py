@@ -99,6 +99,14 @@ class VelocityError:
         batch: int = Field(64, ge=1, description="images that run together")
         seed: int = Field(0, ge=0, description="seed of the draws")
 
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse what `measure` would refuse, from the model's structure and its scheduler.
+
+        Raises:
+            RequestError: it is no text-to-image model, or one that is not run part by part.
+        """
+        _text_to_image(model, "velocity-error").check_data(model, data, length=1)
+
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure on every record.
 

@@ -225,3 +225,34 @@ def test_an_unreadable_index_is_one_sentence(directory: Path, tmp_path: Path, co
 
 def _copy(directory: Path, folder: Path) -> Path:
     return Path(shutil.copytree(directory, folder / "changed"))
+
+
+# --- what cannot be trained is said before any work --------------------------------------------------------------------
+
+
+def _with_scheduler(directory: Path, tmp_path: Path, **config: Any) -> Path:
+    place = _copy(directory, tmp_path)
+    file = place / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    return place
+
+
+def _plan(tmp_path: Path, model: Path, **stage: Any) -> Any:
+    from zoo_compress import Recipe, plan
+
+    told = "".join(f"{key} = {json.dumps(value)}\n" for key, value in ({"steps": 1, "batch": 2} | stage).items())
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        f'[model]\nname = "{model}"\n[data]\ntrain = "digits-captions:train[:8]"\n[[stage]]\nuse = "distill"\n{told}'
+        "[evaluate]\nspeed = false\ntasks = []\n"
+    )
+    return plan(Recipe.load(file))
+
+
+def test_the_plan_refuses_a_scheduler_that_training_does_not_know(directory: Path, tmp_path: Path):
+    place = _with_scheduler(directory, tmp_path, _class_name="DDPMScheduler", prediction_type="flow_prediction")
+    with pytest.raises(Refused, match=r"stage 1 \(distill\): .*DDPMScheduler has prediction_type = 'flow_prediction'"):
+        _plan(tmp_path, place)
+    model = zoo.load(place)
+    with pytest.raises(Refused, match="prediction_type = 'flow_prediction'"):
+        model.family.windows(model, open_data("digits-captions:train[:2]"), length=1)

@@ -50,9 +50,9 @@ class TextToImageFamily(Family):
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
         import torch
 
-        from zoo.family.diffusion.latents import image_shape, latent_shape, separable
+        from zoo.family.diffusion.latents import image_shape, latent_shape, obstacle
 
-        if not separable(model.module):
+        if obstacle(model.module, self.scheduler(model)):
             return {"seed": torch.arange(seed, seed + batch)}
         generator = torch.Generator().manual_seed(seed)
         config: Any = model.module.get_submodule("text_encoder").config
@@ -78,7 +78,7 @@ class TextToImageFamily(Family):
         noise, time_B, scheduler = (
             batch["noise"].to(latent_BLhw),
             batch["time"].to(latent_BLhw),
-            (model.processor or {}).get("scheduler"),
+            self.scheduler(model),
         )
         noisy, step_B, _ = latents.noised(scheduler, latent_BLhw, noise, time_B)
         out = latents.denoise(model.module, noisy, step_B, batch["input_ids"])
@@ -111,14 +111,23 @@ class TextToImageFamily(Family):
             model.processor = self.default_parts(model.spec.config)
         return model.processor or {}
 
+    def scheduler(self, model: Model) -> Any:
+        """Return the scheduler, by which latents are noised; None, for flow matching, where the model came without one."""
+        return self.parts(model).get("scheduler")
+
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Read every record's image (C, H, W), in bytes, and caption (T,); `length` means nothing here."""
         from zoo.family.diffusion.captions import CaptionedImages, prompt_ids
-        from zoo.family.diffusion.latents import image_shape, require_separable
+        from zoo.family.diffusion.latents import image_shape, require_parts
 
-        require_separable(model.module)
+        require_parts(model.module, self.scheduler(model))
         ids_NT = prompt_ids(self.parts(model)["tokenizer"], [sample.text for sample in data])
         return CaptionedImages(data, ids_NT, image_shape(model.module))
+
+    def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
+        from zoo.family.diffusion.latents import require_parts
+
+        require_parts(model.module, self.scheduler(model))
 
     def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
         """Add noise (B, L, h, w) and logit-normal times (B,) (SD3, 2403.03206, section 3.1); drop a tenth of the captions."""
@@ -151,7 +160,7 @@ class TextToImageFamily(Family):
             with torch.no_grad():
                 latent_BLhw = latents.encode(module, batch["image"])
             noisy, step_B, target = latents.noised(
-                (model.processor or {}).get("scheduler"), latent_BLhw, batch["noise"], batch["time"]
+                self.scheduler(model), latent_BLhw, batch["noise"].to(latent_BLhw), batch["time"]
             )
             out = latents.denoise(module, noisy, step_B, batch["input_ids"])
             rows["velocity"] = Rows(out.flatten(1), _unchanged, each_B, target.flatten(1), batch["time"])

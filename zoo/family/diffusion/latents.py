@@ -15,10 +15,15 @@ import torch
 from torch import nn
 
 from zoo.errors import Refused, RequestError
+from zoo.family.diffusion.noising import noising_of
 
 DENOISERS, AUTOENCODERS = ("unet", "transformer"), ("decoder", "vae")
 # share of captions that training replaces by the empty prompt, for guidance (Ho and Salimans, 2207.12598)
 DROPPED = 0.1
+ONLY = (
+    "Only pipelines of a unet, an autoencoder and one text encoder are run part by part, as training, distilling and "
+    "looking at activations do"
+)
 JITTER = 0.1  # noise on latents while the autoencoder trains, so that it takes what a denoiser leaves
 
 
@@ -38,29 +43,43 @@ def part(module: nn.Module, names: Sequence[str]) -> Any:
     raise RequestError(f"The pipeline has no {' or '.join(names)}, only {', '.join(children)}.")
 
 
-def separable(module: nn.Module) -> bool:
-    """Whether a pipeline is run part by part here: a unet that reads one text encoder's states, and an autoencoder.
+def obstacle(module: nn.Module, scheduler: Any) -> str:
+    """Say why a pipeline is not run part by part, as training does; "" where it is: a unet that reads one text encoder's
+    states, and an autoencoder.
 
     Others (several text encoders, a transformer, added conditions) run through their own call alone.
     """
     names = [name for name, _ in module.named_children()]
-    config = getattr(getattr(module, "unet", None), "config", {})
-    plain = not config.get("addition_embed_type") and not config.get("class_embed_type")
     encoders = [name for name in names if name.startswith("text_encoder")]
-    return encoders == ["text_encoder"] and "unet" in names and plain and any(name in names for name in AUTOENCODERS)
+    if encoders != ["text_encoder"] or "unet" not in names or not any(name in names for name in AUTOENCODERS):
+        return f"{ONLY}; this one is of {', '.join(names)}."
+    config, autoencoder = part(module, ("unet",)).config, part(module, AUTOENCODERS)
+    for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
+        if config.get(key):
+            return f"{ONLY}; the unet of this one reads more than a text ({key} = {config.get(key)!r})."
+    latent = autoencoder.config.get("latent_channels")
+    if not hasattr(autoencoder, "encode") or getattr(autoencoder, "encoder", None) is None:
+        return f"{ONLY}; the autoencoder of this one has no encoder."
+    if not config.in_channels == config.out_channels == latent:
+        return (
+            f"{ONLY}; the unet of this one reads {config.in_channels} channels and makes {config.out_channels}, where its "
+            f"latents have {latent}."
+        )
+    try:
+        noising_of(scheduler)
+    except Refused as error:
+        return str(error)
+    return ""
 
 
-def require_separable(module: nn.Module) -> None:
+def require_parts(module: nn.Module, scheduler: Any) -> None:
     """Refuse a pipeline that is not run part by part, as training does.
 
     Raises:
-        Refused: says what it is made of.
+        Refused: says what it is made of, or what of its scheduler is not known.
     """
-    if not separable(module):
-        raise Refused(
-            "Only pipelines of a unet, an autoencoder and one text encoder are run part by part, as training, distilling "
-            f"and looking at activations do; this one is of {', '.join(name for name, _ in module.named_children())}."
-        )
+    if reason := obstacle(module, scheduler):
+        raise Refused(reason)
 
 
 def scale(module: nn.Module) -> tuple[float, float]:
@@ -114,29 +133,16 @@ def noised(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Noise latents to a time in [0, 1]: the noised latents, the denoiser's time steps (B,), and its target.
 
-    Flow matching (the default): x = (1 - t) z + t eps, target eps - z. With a variance-preserving scheduler (one that
-    has `alphas_cumprod`): x = sqrt(a) z + sqrt(1 - a) eps, target eps or, where it predicts velocities, v.
+    Raises:
+        Refused: the scheduler's noising or prediction type is not known.
     """
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        t = time_B[:, None, None, None]
-        return (1 - t) * latent_BLhw + t * noise_BLhw, 1000 * time_B, noise_BLhw - latent_BLhw
-    step_B = (time_B * (len(alphas) - 1)).round().long()
-    a = alphas.to(latent_BLhw.device)[step_B][:, None, None, None].to(latent_BLhw.dtype)
-    noisy = a.sqrt() * latent_BLhw + (1 - a).sqrt() * noise_BLhw
-    if scheduler.config.prediction_type == "v_prediction":
-        return noisy, step_B, a.sqrt() * noise_BLhw - (1 - a).sqrt() * latent_BLhw
-    return noisy, step_B, noise_BLhw
+    noising = noising_of(scheduler)
+    level = noising.at(time_B)
+    noisy = noising.noised(latent_BLhw, noise_BLhw, level)
+    return noisy, level.step_B, noising.target(latent_BLhw, noise_BLhw, level)
 
 
 def without_noise(scheduler: Any, noisy: torch.Tensor, out: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
     """Undo `noised` with the denoiser's output in place of the target: the latents it points to."""
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        return noisy - time_B[:, None, None, None] * out
-    a = alphas.to(noisy.device)[(time_B * (len(alphas) - 1)).round().long()][:, None, None, None].to(noisy.dtype)
-    v = scheduler.config.prediction_type == "v_prediction"
-    latent_BLhw: torch.Tensor = (
-        a.sqrt() * noisy - (1 - a).sqrt() * out if v else (noisy - (1 - a).sqrt() * out) / a.sqrt().clamp_min(1e-3)
-    )
-    return latent_BLhw
+    noising = noising_of(scheduler)
+    return noising.latent(noisy, out, noising.at(time_B)).to(noisy.dtype)
