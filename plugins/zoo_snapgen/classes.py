@@ -6,6 +6,8 @@ from data is never imported, and code beside the weights is never run.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -48,6 +50,40 @@ def find(name: Any, kinds: tuple[type, ...], *, where: str) -> Any:
     raise ArtifactError(
         f"{where} names {str(name)[:80]!r}, which is no public {wanted} of diffusers or transformers; zoo runs no code from a checkpoint."
     )
+
+
+def takes(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    """What the call of a pipeline takes, by name."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    return {name: parameter for name, parameter in parameters.items() if name != "self"}
+
+
+def require_drawing(pipeline: Any, *, where: str) -> None:
+    """Refuse a pipeline that does not draw images of a prompt.
+
+    Raises:
+        ArtifactError: says what it takes instead, or what else it makes.
+    """
+    names = list(takes(pipeline))
+    others = [name for name in names if any(word in name for word in ("frames", "video", "audio"))]
+    if "prompt" in names and not others:
+        return
+    what = f"makes no single images (it takes {others[0]})" if others else "takes no prompt"
+    raise ArtifactError(
+        f"{where} is a {pipeline.__name__}, which {what}; zoo reads pipelines that draw images of a text prompt, "
+        "such as StableDiffusionPipeline."
+    )
+
+
+def needs_images(pipeline: Any) -> bool:
+    """Whether a pipeline draws into, or from, images that must come with the prompt."""
+    from diffusers.pipelines import auto_pipeline
+
+    needed = [name for name, parameter in takes(pipeline).items() if parameter.default is parameter.empty]
+    tables = (auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING, auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)
+    into_images = {cls for table in tables for cls in table.values()}
+    into_images -= set(auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values())
+    return any("image" in name for name in needed) or pipeline in into_images
 
 
 def _public(library: Any, name: str) -> Any:

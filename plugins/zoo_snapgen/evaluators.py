@@ -27,6 +27,7 @@ from zoo_snapgen.data import DIGITS
 from zoo_snapgen.judge import look
 
 Metric = dict[str, Any]
+TASKS = "prompt-agreement and frechet"
 DRAWS = 200  # of the bootstrap
 
 
@@ -44,6 +45,14 @@ class PromptAgreement:
     """Share of generated images in which the judge sees the digit of the prompt, with its Wilson interval."""
 
     Options = ImageOptions
+
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse a model that makes no image of a prompt.
+
+        Raises:
+            RequestError: says what it needs.
+        """
+        _text_to_image(model, TASKS).check_prompts(model, ["a"])
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `ImageOptions`.
@@ -70,6 +79,14 @@ class Frechet:
     """
 
     Options = ImageOptions
+
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse a model that makes no image of a prompt.
+
+        Raises:
+            RequestError: says what it needs.
+        """
+        _text_to_image(model, TASKS).check_prompts(model, ["a"])
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `ImageOptions`.
@@ -161,7 +178,7 @@ class RealImages:
 
 def generate(model: Model, samples: Sequence[Sample], options: ImageOptions) -> list[Any]:
     """Make one image for each record's caption, in batches."""
-    family = _text_to_image(model, "prompt-agreement and frechet")
+    family = _text_to_image(model, TASKS)
     images: list[Any] = []
     for start in range(0, len(samples), options.batch):
         prompts = [sample.text for sample in samples[start : start + options.batch]]

@@ -8,7 +8,7 @@ that what is still representable loads with `from_pretrained` as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,15 @@ class DiffusersPipeline(TextToImageFamily):
         made = cls(**given)
         made.set_progress_bar_config(disable=True)
         return made
+
+    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
+        super().check_prompts(model, prompts)
+        cls = classes.find(model.spec.config["pipeline"], (diffusers.DiffusionPipeline,), where=model.spec.name)
+        if prompts and classes.needs_images(cls):
+            raise RequestError(
+                f"{model.spec.name} is a {cls.__name__}, which draws from images that prompts alone do not bring; "
+                "evaluate it without prompts."
+            )
 
     def default_parts(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """Make tokenizer and scheduler from a config that says the caption vocabulary, as SnapGen's does."""
@@ -188,6 +197,7 @@ def _index(path: Path) -> dict[str, Any]:
     index = _json(path / INDEX)
     name = index.get("_class_name")
     cls = classes.find(name, (diffusers.DiffusionPipeline,), where=str(path / INDEX))
+    classes.require_drawing(cls, where=str(path))
     components = []
     for part, entry in index.items():
         if part.startswith("_") or not isinstance(entry, list) or entry == [None, None]:

@@ -243,7 +243,7 @@ def _plan(tmp_path: Path, model: Path, **stage: Any) -> Any:
     told = "".join(f"{key} = {json.dumps(value)}\n" for key, value in ({"steps": 1, "batch": 2} | stage).items())
     file = tmp_path / "recipe.toml"
     file.write_text(
-        f'[model]\nname = "{model}"\n[data]\ntrain = "digits-captions:train[:8]"\n[[stage]]\nuse = "distill"\n{told}'
+        f'[recipe]\nname = "small"\n[model]\nname = "{model}"\n[data]\ntrain = "digits-captions:train[:8]"\n[[stage]]\nuse = "distill"\n{told}'
         "[evaluate]\nspeed = false\ntasks = []\n"
     )
     return plan(Recipe.load(file))
@@ -256,3 +256,107 @@ def test_the_plan_refuses_a_scheduler_that_training_does_not_know(directory: Pat
     model = zoo.load(place)
     with pytest.raises(Refused, match="prediction_type = 'flow_prediction'"):
         model.family.windows(model, open_data("digits-captions:train[:2]"), length=1)
+
+
+# --- pipelines that are not plain text to image ------------------------------------------------------------------------
+
+
+def _class_conditional(folder: Path) -> Path:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, num_layers=1, sample_size=4, norm_num_groups=4
+    )
+    DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def _unconditional(folder: Path) -> Path:
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("make", [_class_conditional, _unconditional])
+def test_a_pipeline_without_a_prompt_is_refused_at_load_and_in_the_plan(make: Any, tmp_path: Path):
+    place = make(tmp_path / "other")
+    match = (
+        r"other is a (DiT|DDPM)Pipeline, which takes no prompt; zoo reads pipelines that draw images of a text prompt"
+    )
+    for options in ({}, {"device": "meta"}, {"weights": "random"}):
+        with pytest.raises(ArtifactError, match=match):
+            zoo.load(place, **options)
+    with pytest.raises(ArtifactError, match=match):
+        _plan(tmp_path, place)
+
+
+def test_only_pipelines_that_draw_images_of_a_prompt_are_read():
+    import diffusers
+    from zoo_snapgen import classes
+
+    refused = []
+    for name in dir(diffusers):
+        cls = classes._public(diffusers, name) if name.endswith("Pipeline") else None
+        if isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline):
+            try:
+                classes.require_drawing(cls, where="here")
+            except ArtifactError as error:
+                refused.append(name)
+                assert name in str(error)
+    assert {"DiTPipeline", "DDPMPipeline", "StableVideoDiffusionPipeline", "WanPipeline", "AudioLDMPipeline"} <= {
+        *refused
+    }
+    assert not {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline", "PixArtSigmaPipeline"} & {
+        *refused
+    }
+
+
+def test_a_pipeline_that_draws_into_images_says_so(directory: Path, tmp_path: Path):
+    place = _copy(directory, tmp_path)
+    index = place / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionImg2ImgPipeline"}))
+    model = zoo.load(place)
+    with pytest.raises(RequestError, match="Img2ImgPipeline, which draws from images that prompts alone do not bring"):
+        model.family.check_prompts(model, ["a seven"])
+    with pytest.raises(
+        RequestError, match=r"StableDiffusionImg2ImgPipeline of changed makes no image .* also takes image"
+    ):
+        model.generate("a seven", steps=2)
+    from PIL import Image
+
+    assert model.generate("a seven", steps=4, image=Image.new("RGB", (16, 16)))[0].size == (16, 16)
+
+
+def test_images_need_not_be_square_and_a_tokenizer_need_not_say_its_length(directory: Path, tmp_path: Path):
+    place = _copy(directory, tmp_path)
+    for file, changes in {"unet/config.json": {"sample_size": [8, 12]}, "tokenizer/tokenizer_config.json": {}}.items():
+        config = json.loads((place / file).read_text()) | changes
+        config.pop("model_max_length", None)
+        (place / file).write_text(json.dumps(config))
+    model = zoo.load(place)
+    window = model.family.windows(model, open_data("digits-captions:train[:2]"), length=1)[0]
+    assert (window["image"].shape, window["input_ids"].shape) == ((3, 16, 24), (12,))
+    drawn = model.family.draw(model, model.family.collate(model, [window]), torch.Generator().manual_seed(0))
+    assert model.family.rows(model, drawn, ("velocity",))["velocity"].hidden.shape == (1, 4 * 8 * 12)
+    assert model.generate("a seven", steps=1)[0].size == (24, 16)
+
+
+def test_a_pipeline_of_no_size_is_drawn_at_one_that_is_given(directory: Path, tmp_path: Path):
+    place = _copy(directory, tmp_path)
+    file = place / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": None}))
+    model = zoo.load(place)
+    assert model.generate("a seven", steps=1, height=16, width=16)[0].size == (16, 16)
+    with pytest.raises(RequestError, match="does not say how large its images are: pass height and width"):
+        model.generate("a seven", steps=1)
+    with pytest.raises(Refused, match="do not say how large its images are"):
+        _plan(tmp_path, place)

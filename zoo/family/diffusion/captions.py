@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +11,12 @@ from zoo.errors import DataError, RequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
 
     from zoo.data.dataset import Dataset
     from zoo.tensors.batch import Batch
+
+LONGEST = 1_000_000  # tokens of a prompt; transformers writes 1e30 where a tokenizer does not say
 
 
 class CaptionedImages(Sequence["Batch"]):
@@ -61,8 +64,26 @@ def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.T
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
+def limit_prompts(parts: Mapping[str, Any], module: nn.Module) -> None:
+    """Give each tokenizer that does not say how much it reads the length of its text encoder."""
+    for name, tokenizer in parts.items():
+        if getattr(tokenizer, "model_max_length", 0) > LONGEST:
+            encoder = getattr(module, name.replace("tokenizer", "text_encoder"), None)
+            length = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+            tokenizer.model_max_length = length or tokenizer.model_max_length
+
+
 def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
-    """Tokenise prompts to the length the text encoder reads (B, T); longer ones are cut."""
+    """Tokenise prompts to the length the text encoder reads (B, T); longer ones are cut.
+
+    Raises:
+        RequestError: neither the tokenizer nor its text encoder says that length.
+    """
+    if tokenizer.model_max_length > LONGEST:
+        raise RequestError(
+            "Neither the tokenizer nor the text encoder says how many tokens it reads: write model_max_length into "
+            "tokenizer_config.json."
+        )
     encoded = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     return torch.tensor(encoded["input_ids"])
 

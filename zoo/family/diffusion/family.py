@@ -91,14 +91,16 @@ class TextToImageFamily(Family):
         pipeline = self.pipeline(model)
         side = 8 * pipeline.vae_scale_factor
         generators = [torch.Generator().manual_seed(int(seed)) for seed in batch["seed"]]
-        images: torch.Tensor = pipeline(
-            ["a"] * len(generators),
+        images: torch.Tensor = _images_of(
+            model,
+            pipeline,
+            prompt=["a"] * len(generators),
             height=side,
             width=side,
             num_inference_steps=1,
             generator=generators,
             output_type="pt",
-        ).images
+        )
         return images
 
     def default_parts(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -107,8 +109,11 @@ class TextToImageFamily(Family):
 
     def parts(self, model: Model) -> dict[str, Any]:
         """Return the processor, made from the config where the model came without one."""
+        from zoo.family.diffusion.captions import limit_prompts
+
         if model.processor is None:
             model.processor = self.default_parts(model.spec.config)
+        limit_prompts(model.processor or {}, model.module)
         return model.processor or {}
 
     def scheduler(self, model: Model) -> Any:
@@ -128,6 +133,12 @@ class TextToImageFamily(Family):
         from zoo.family.diffusion.latents import require_parts
 
         require_parts(model.module, self.scheduler(model))
+
+    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
+        from zoo.family.diffusion.captions import require_prompt
+
+        for prompt in prompts:
+            require_prompt(self.parts(model).get("tokenizer"), prompt, name=model.spec.name)
 
     def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
         """Add noise (B, L, h, w) and logit-normal times (B,) (SD3, 2403.03206, section 3.1); drop a tenth of the captions."""
@@ -242,6 +253,7 @@ class TextToImageFamily(Family):
         import torch
 
         from zoo.errors import RequestError, ZooError, nearest
+        from zoo.family.diffusion.latents import without_size
         from zoo.model.health import cause
         from zoo.tensors.finite import all_finite
 
@@ -258,7 +270,9 @@ class TextToImageFamily(Family):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance}
         asked = {name: value for name, value in asked.items() if value is not None} | others
-        pixels = pipeline(prompt=list(prompts), generator=generators, output_type="np", **asked).images
+        if "height" in known and "height" not in others and without_size(model.module):
+            raise RequestError(f"{model.spec.name} does not say how large its images are: pass height and width.")
+        pixels = _images_of(model, pipeline, prompt=list(prompts), generator=generators, output_type="np", **asked)
         if not all_finite(torch.from_numpy(pixels)):
             raise ZooError(
                 f"{model.spec.name} makes pixels of nan or infinity: {cause(model, self.example(model, batch=1))}."
@@ -284,6 +298,27 @@ class TextToImageFamily(Family):
         start = time.perf_counter()
         self.generate(model, "", steps=8)
         return {"images_per_s": 1 / (time.perf_counter() - start)}
+
+
+def _images_of(model: Model, pipeline: Any, **asked: Any) -> Any:
+    """Call a pipeline for its images.
+
+    Raises:
+        RequestError: it cannot make them of what it is given; names the images that it also takes.
+    """
+    from inspect import signature
+
+    from zoo.errors import RequestError, one_line
+    from zoo.model.model import UNFIT
+
+    try:
+        return pipeline(**asked).images
+    except (*UNFIT, ArithmeticError) as error:
+        also = [name for name in signature(pipeline.__call__).parameters if "image" in name and name not in asked]
+        raise RequestError(
+            f"{type(pipeline).__name__} of {model.spec.name} makes no image of what it was given ({one_line(error)[:160]})"
+            + (f"; it also takes {', '.join(also)}." if also else ".")
+        ) from error
 
 
 def _unchanged(hidden: torch.Tensor) -> torch.Tensor:

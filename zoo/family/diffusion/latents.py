@@ -57,6 +57,8 @@ def obstacle(module: nn.Module, scheduler: Any) -> str:
     for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if config.get(key):
             return f"{ONLY}; the unet of this one reads more than a text ({key} = {config.get(key)!r})."
+    if not config.get("sample_size") or "block_out_channels" not in autoencoder.config:
+        return f"{ONLY}; the configs of this one do not say how large its images are (sample_size, block_out_channels)."
     latent = autoencoder.config.get("latent_channels")
     if not hasattr(autoencoder, "encode") or getattr(autoencoder, "encoder", None) is None:
         return f"{ONLY}; the autoencoder of this one has no encoder."
@@ -90,15 +92,23 @@ def scale(module: nn.Module) -> tuple[float, float]:
 
 def image_shape(module: nn.Module) -> tuple[int, int, int]:
     """Channels, rows and columns of the images a pipeline makes when it is not told."""
-    autoencoder, denoiser = part(module, AUTOENCODERS), part(module, DENOISERS)
-    side = denoiser.config.sample_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    return autoencoder.config.out_channels, side, side
+    config = part(module, AUTOENCODERS).config
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    _, rows, columns = latent_shape(module)
+    return config.out_channels, rows * factor, columns * factor
+
+
+def without_size(module: nn.Module) -> bool:
+    """Whether a pipeline has a unet whose config leaves open how large its images are."""
+    return hasattr(module, "unet") and not part(module, ("unet",)).config.get("sample_size")
 
 
 def latent_shape(module: nn.Module) -> tuple[int, int, int]:
     """Channels, rows and columns of the latent."""
     config = part(module, DENOISERS).config
-    return config.in_channels, config.sample_size, config.sample_size
+    size = config.sample_size
+    rows, columns = size if isinstance(size, list | tuple) else (size, size)
+    return config.in_channels, rows, columns
 
 
 # --- running part by part -------------------------------------------------------------------------------------------
