@@ -124,6 +124,14 @@ class Family(ABC):
         """Say why a teacher's rows cannot be compared with a student's; "" where they can."""
         return ""
 
+    def shared_batch(self, student: Model, teacher: Model, batch: Batch) -> Batch:
+        """Bring a batch, before either runs it, to what both a student and its teacher can be asked."""
+        return batch
+
+    def teacher_rows(self, student: Model, teacher: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
+        """Return the teacher's rows of each kind as predictions of the student's sort, row by row."""
+        return teacher.family.rows(teacher, batch, kinds)
+
     @abstractmethod
     def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
         """Generate from a prompt: text (with `stream`, an iterator over its pieces), or a list of images."""

@@ -12,6 +12,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import RequestError, nearest
 from zoo.loading.directory import from_file, from_folder, recognised_family, require_plugins, take_as
 from zoo.loading.locate import checked_weights, locate, require_known, stored_dtype, weights_folder
+from zoo.loading.weights import packaged_at
 from zoo.model.model import Model, build_random, build_skeleton
 from zoo.model.provenance import source
 
@@ -76,7 +77,7 @@ def _loaded(
             skeleton = build_skeleton(
                 family, spec, (), dtype=dtype or spec.dtype or "float32", stored=stored_dtype(spec, weights)
             )
-            skeleton.origin = "random" if weights == "random" else ""
+            skeleton.origin = str(weights if weights != "auto" else packaged_at(spec) or "")
             return skeleton
         if weights == "random":
             return build_random(family, spec, dtype=dtype or spec.dtype or "float32", device=device)

@@ -6,7 +6,7 @@ Legend: N rows, V outputs of a row, D width of the hidden state.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -58,11 +58,14 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return "loss" and each loss under its own name, all scalars; a row loss is the mean over its rows."""
         student, teacher = self._models
-        mine, blocks = self._run(student, batch)
+        if teacher is not None and self.taught:
+            batch = student.family.shared_batch(student, teacher, batch)
+        with self._recorded(student) as blocks:
+            mine = student.family.rows(student, batch, self.kinds)
         theirs: dict[str, Rows] = {}
         if teacher is not None and self.taught:
-            with torch.no_grad():
-                theirs, teacher_blocks = self._run(teacher, batch)
+            with torch.no_grad(), self._recorded(teacher) as teacher_blocks:
+                theirs = student.family.teacher_rows(student, teacher, batch, self.kinds)
         values: dict[str, torch.Tensor] = {}
         for kind in self.kinds:
             values |= self._row_values(kind, mine[kind], theirs.get(kind))
@@ -71,9 +74,8 @@ class Objective(nn.Module):
         total = torch.stack([values[name] * self.weights[name] for name in self.weights]).sum()
         return {"loss": total, **{name: values[name] for name in self.weights}}
 
-    def _run(self, model: Model, batch: Batch) -> tuple[dict[str, Rows], Blocks]:
-        with _recorded(model, self.targets if self.features else {}) as blocks:
-            return model.family.rows(model, batch, self.kinds), blocks
+    def _recorded(self, model: Model) -> AbstractContextManager[Blocks]:
+        return _recorded(model, self.targets if self.features else {})
 
     def _row_values(self, kind: str, mine: Rows, theirs: Rows | None) -> dict[str, torch.Tensor]:
         """Mean of every loss on rows of this kind; without rows, zero."""

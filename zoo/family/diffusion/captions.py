@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.data.dataset import Dataset
     from zoo.tensors.batch import Batch
 
+PROBES = ("a photo of a red cat, two dogs and 3 Birds!", "a thin seven", "Ein Fluß über日本")
 LONGEST = 1_000_000  # tokens of a prompt; transformers writes 1e30 where a tokenizer does not say
 
 
@@ -86,6 +87,20 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
         )
     encoded = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     return torch.tensor(encoded["input_ids"])
+
+
+def differing_prompt(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Name a prompt that two pipelines' tokenizers write in different tokens; "" where none was found."""
+    student, teacher = mine.get("tokenizer"), theirs.get("tokenizer")
+    if student is None or teacher is None or student is teacher:
+        return ""
+    if student.model_max_length != teacher.model_max_length:
+        return "prompts of different lengths, and so any prompt"
+    tokens = sorted(token for token, _ in student.get_vocab().items() ^ teacher.get_vocab().items())
+    for prompt in ("", *PROBES, *tokens[:1]):
+        if not torch.equal(prompt_ids(student, [prompt]), prompt_ids(teacher, [prompt])):
+            return repr(prompt)
+    return ""
 
 
 def require_prompt(tokenizer: Any, prompt: Any, *, name: str) -> str:

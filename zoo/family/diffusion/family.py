@@ -182,15 +182,80 @@ class TextToImageFamily(Family):
         return rows
 
     def comparable(self, student: Model, teacher: Model) -> str:
-        from zoo.family.diffusion.latents import latent_shape
+        """Say why a teacher's predictions cannot be made into the student's: other latents, other tokens, other noise."""
+        from zoo.family.diffusion import autoencoders, latents
+        from zoo.family.diffusion.captions import differing_prompt
+        from zoo.family.diffusion.noising import mismatch, noising_of
 
-        mine, theirs = (latent_shape(m.module) for m in (student, teacher))
-        if mine == theirs:
-            return ""
-        return (
-            f"distill compares velocities of one latent: that of {student.spec.name} has shape {mine}, the teacher's "
-            f"({teacher.spec.name}) {theirs}. Choose a teacher with the same autoencoder."
+        if not isinstance(teacher.family, TextToImageFamily):
+            return f"distill compares images: the teacher {teacher.spec.name} is {teacher.spec.modality}."
+        schedulers = [model.family.scheduler(model) for model in (student, teacher)]  # type: ignore[attr-defined]
+        for model, scheduler in zip((student, teacher), schedulers, strict=True):
+            if reason := latents.obstacle(model.module, scheduler):
+                return (
+                    f"{model.spec.name} cannot be distilled with {student.spec.name}: {reason}"
+                    if model is teacher
+                    else reason
+                )
+        mine, theirs = (latents.latent_shape(model.module) for model in (student, teacher))
+        if mine != theirs:
+            return (
+                f"distill compares velocities of one latent: that of {student.spec.name} has shape {mine}, the teacher's "
+                f"({teacher.spec.name}) {theirs}. Choose a teacher with the same autoencoder."
+            )
+        if reason := autoencoders.difference(student, teacher):
+            return (
+                f"distill compares predictions of one latent, and the autoencoders of {student.spec.name} and of the "
+                f"teacher {teacher.spec.name} differ: {reason}. Choose a teacher with the same autoencoder."
+            )
+        if reason := differing_prompt(self.parts(student), teacher.family.parts(teacher)):
+            return (
+                f"distill gives one prompt's tokens to both models, and {student.spec.name} and the teacher "
+                f"{teacher.spec.name} read {reason} differently. Choose a teacher with the same tokenizer."
+            )
+        if reason := mismatch(*map(noising_of, schedulers)):
+            return (
+                f"distill compares predictions at one level of noise, which {student.spec.name} and the teacher "
+                f"{teacher.spec.name} cannot both be asked at: {reason}."
+            )
+        return ""
+
+    def shared_batch(self, student: Model, teacher: Model, batch: Batch) -> Batch:
+        """Move the times of a student of continuous time to the nearest noise that a teacher of steps knows."""
+        from zoo.family.diffusion.noising import noising_of
+
+        mine, theirs = noising_of(self.scheduler(student)), noising_of(teacher.family.scheduler(teacher))  # type: ignore[attr-defined]
+        if mine.alphas is not None or theirs.alphas is None:
+            return batch
+        level = theirs.matching(mine.at(batch["time"]))
+        return batch | {"time": (level.b / (level.a + level.b)).flatten()}
+
+    def teacher_rows(self, student: Model, teacher: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
+        """Ask the teacher about the student's noised latents, and make what it predicts into what the student predicts."""
+        import torch
+
+        from zoo.family.diffusion import latents
+        from zoo.family.diffusion.noising import noising_of
+
+        rows = teacher.family.rows(teacher, batch, [kind for kind in kinds if kind != "velocity"])
+        if "velocity" not in kinds:
+            return rows
+        mine, theirs = noising_of(self.scheduler(student)), noising_of(teacher.family.scheduler(teacher))  # type: ignore[attr-defined]
+        with torch.no_grad():
+            latent_BLhw = latents.encode(student.module, batch["image"])
+        level = mine.at(batch["time"])
+        noisy = mine.noised(latent_BLhw, batch["noise"].to(latent_BLhw), level)
+        alike = (mine.alphas is None) == (theirs.alphas is None)
+        other = theirs.at(batch["time"]) if alike else theirs.matching(level)
+        seen = noisy * ((other.a + other.b) / (level.a + level.b))  # the same latents and noise, at the teacher's size
+        dtype = next(
+            p.dtype for p in latents.part(teacher.module, latents.DENOISERS).parameters() if p.is_floating_point()
         )
+        out = latents.denoise(teacher.module, seen.to(dtype), other.step_B, batch["input_ids"])
+        if theirs.predicts != mine.predicts:
+            out = mine.target(theirs.latent(seen, out, other), theirs.noise(seen, out, other), level)
+        each_B = torch.arange(len(out), device=out.device)
+        return rows | {"velocity": Rows(out.flatten(1), _unchanged, each_B, time=batch["time"])}
 
     def generate(
         self,

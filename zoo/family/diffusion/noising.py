@@ -65,6 +65,25 @@ class Noising:
             return level.a * noise_BLhw - level.b * latent_BLhw
         return noise_BLhw - latent_BLhw
 
+    def matching(self, level: Level) -> Level:
+        """Return the level here that has as much noise to the latent as a level of another noising; the nearest there is."""
+        if self.alphas is None:
+            return self.at((level.b / (level.a + level.b)).flatten())
+        alphas = self.alphas.to(level.a.device)
+        share = level.a.square() / (level.a.square() + level.b.square())
+        step_B = (share.flatten()[:, None] - alphas).abs().argmin(1)
+        return self.at(step_B / (self.steps - 1))
+
+    def noise(self, noisy_BLhw: torch.Tensor, out_BLhw: torch.Tensor, level: Level) -> torch.Tensor:
+        """Return the noise that a prediction points to."""
+        if self.predicts == "epsilon":
+            return out_BLhw
+        if self.predicts == "sample":
+            return (noisy_BLhw - level.a * out_BLhw) / level.b.clamp_min(SMALLEST)
+        if self.predicts == "v_prediction":
+            return level.b * noisy_BLhw + level.a * out_BLhw
+        return noisy_BLhw + level.a * out_BLhw
+
     def latent(self, noisy_BLhw: torch.Tensor, out_BLhw: torch.Tensor, level: Level) -> torch.Tensor:
         """Return the latents that a prediction points to."""
         if self.predicts == "epsilon":
@@ -111,6 +130,19 @@ def noising_of(scheduler: Any) -> Noising:
             f"with its {'flow' if noising.alphas is None else 'noise'}; they know {', '.join(known)}."
         )
     return noising
+
+
+def mismatch(student: Noising, teacher: Noising) -> str:
+    """Say why a teacher's predictions cannot be made into those of a student, at one level of noise; "" where they can."""
+    pair = (student.alphas, teacher.alphas)
+    if pair[0] is not None and pair[1] is not None:
+        same = pair[0].shape == pair[1].shape and torch.allclose(pair[0].float(), pair[1].float(), rtol=1e-4, atol=1e-7)
+        if not same:
+            return "their schedulers' steps have different noise (alphas_cumprod)"
+    vanishing = teacher.alphas is not None and float(teacher.alphas.min()) < SMALLEST**2
+    if vanishing and teacher.predicts == "epsilon" and student.predicts != "epsilon":
+        return "the teacher predicts noise, and its last step has nothing else"
+    return ""
 
 
 def _wide(value_B: torch.Tensor) -> torch.Tensor:
