@@ -46,6 +46,7 @@ KNOWN: dict[tuple[str, str], str] = {
     **{("deepseek_v3 causal-lm", check): "n1" for check in ("distill", "train")},
     **{("bart seq2seq", check): "n1" for check in ("reload", *ALL_STAGES) if check != "vocabulary.bpe"},
     ("mamba causal-lm", "all"): "p7",
+    **{(name, "all"): "n11" for name in ("t5 seq2seq", "bart seq2seq")},
     **{("mamba causal-lm", check): "s1" for check in ("rows", "distill")},
     **{("t5 seq2seq", check): "n12" for check in ("quantize.int8", "quantize.nf4", "lowrank.svd")},
     **{
