@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.quick
 
 HERE = Path(__file__).parent
-SLOW = {"attacks", "stress", "examples"}  # whole runs in processes of their own
+SLOW = {"attacks", "stress", "examples", "faults", "sweep"}  # whole runs in processes of their own
 ROOMS = sorted({file.parent.relative_to(HERE) for file in HERE.glob("*/**/test_*.py")})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,10 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
             raise ArtifactError(f"{item} is not a file.")
     if (path / MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
+    own = safetensors.files_of(path)
     for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
         within_another = any((folder / MANIFEST).exists() for folder in file.parents if folder.is_relative_to(path))
-        with suppress(ArtifactError):  # a file that is no part of the model may be unfinished; its own are read below
+        with nullcontext() if file in own else suppress(ArtifactError):  # what is no part of it may be unfinished
             if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
                 without_manifest = file.name
                 break

@@ -124,6 +124,7 @@ SAMPLED = [
 ]
 
 
+@pytest.mark.quick
 def test_most_schedulers_of_stable_diffusion_and_flow_matching_are_known() -> None:
     names = {type(scheduler).__name__ for scheduler in SAMPLED}
     assert len(names) >= 20
