@@ -45,11 +45,11 @@ def parsed(config: Mapping[str, Any]) -> Any:
     import transformers
 
     own = models.own_type(config)
-    values = _numbers(models.adopted(config) if own else without_code(config))
+    values = _decoded(models.adopted(config) if own else without_code(config))
     return transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
 
 
-def _numbers(value: Any) -> Any:
+def _decoded(value: Any) -> Any:
     """A copy of a table in which {"__float__": "Infinity"} is that number: transformers writes so what JSON has no word for.
 
     It is a copy since config classes write into nested tables.
@@ -57,8 +57,8 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
             return float(value["__float__"])
-        return {key: _numbers(inner) for key, inner in value.items()}
-    return [_numbers(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def untie(module: Any, config: Mapping[str, Any]) -> None:
