@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,9 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
             raise ArtifactError(f"{item} is not a file.")
     if (path / MANIFEST).exists():
         return _from_artifact(path, device=device, dtype=dtype)
-    own = safetensors.files_of(path)
     for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
         within_another = any((folder / MANIFEST).exists() for folder in file.parents if folder.is_relative_to(path))
-        with nullcontext() if file in own else suppress(ArtifactError):  # what is no part of it may be unfinished
+        with suppress(ArtifactError):  # what is no part of the model may be unfinished
             if not within_another and safetensors.read_metadata(file).get("manifest") == MANIFEST:
                 without_manifest = file.name
                 break
@@ -108,13 +107,14 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
         raise ArtifactError(
             f"{path / MANIFEST} is missing, the manifest that {without_manifest} was saved with: copy the whole model again."
         )
+    family = registry.family(recognised_family(path))
+    for file in safetensors.files_of(path):
+        safetensors.read_header(file)  # damaged, it is named in a plan too, which needs no weights
     import torch
 
     from zoo.tensors.alignment import align
 
-    model = registry.family(recognised_family(path)).read_foreign(
-        path, device=device, dtype=getattr(torch, dtype) if dtype else None
-    )
+    model = family.read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
     align(model.module)
     return model
 
