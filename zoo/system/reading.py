@@ -17,11 +17,17 @@ DOTS = 200  # in one line: tomllib takes time and memory with the square of the 
 LFS = b"version https://git-lfs.github.com/"  # how a file begins that `git clone` leaves without Git LFS
 
 
-def lfs_pointer(path: Path) -> str:
-    """Say that `path` only points to a file that Git LFS would fetch, or return ""."""
-    with path.open("rb") as file:
-        if file.read(len(LFS)) != LFS:
-            return ""
+def lfs_pointer(path: Path, beginning: bytes | None = None) -> str:
+    """Say that `path` only points to a file that Git LFS would fetch, or return "".
+
+    Args:
+        beginning: of the file, where it has been read.
+    """
+    if beginning is None:
+        with path.open("rb") as file:
+            beginning = file.read(len(LFS))
+    if not beginning.startswith(LFS):
+        return ""
     return f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or fetch the file again"
 
 
@@ -37,10 +43,11 @@ def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
             raise error(f"{path} is not a file.")
         if status.st_size > most:
             raise error(f"{path} has {status.st_size:,} bytes, and {most:,} are the most that is read.")
-        if pointer := lfs_pointer(path):
-            raise error(f"{pointer}.")
         with path.open("rb") as file:
-            return file.read(most).decode("utf-8").replace("\r\n", "\n")
+            content = file.read(most)
+        if pointer := lfs_pointer(path, content):
+            raise error(f"{pointer}.")
+        return content.decode("utf-8").replace("\r\n", "\n")
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
     except UnicodeDecodeError as reason:

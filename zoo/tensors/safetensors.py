@@ -74,10 +74,10 @@ def files_of(folder: Path) -> list[Path]:
 def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
     """Where the tensors begin, the header, and its metadata."""
     try:
-        if pointer := lfs_pointer(path):
-            raise ArtifactError(f"{pointer}.")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST and (pointer := lfs_pointer(path)):
+                raise ArtifactError(f"{pointer}.")
             if length > LARGEST:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
