@@ -14,12 +14,12 @@ from typing import Any
 from zoo.data.dataset import Sample
 from zoo.data.reference import Reference
 from zoo.errors import DataError, nearest
+from zoo.system.reading import lfs_pointer
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 BOM = b"\xef\xbb\xbf"  # what Windows programs begin a UTF-8 file with
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; Python's own limit is 131,072
 
 Places = Iterator[tuple[str, dict[str, Any]]]  # each record with where it is, such as "corpus.jsonl:12"
@@ -107,9 +107,8 @@ def _require_content(path: Path) -> None:
     """Refuse what is no file, which could hang, and what Git left in place of one."""
     if not path.is_file():
         raise DataError(f"{path} is not a file.")
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise DataError(f"{path} is a Git LFS pointer, not the data itself: run `git lfs pull` in its repository.")
+    if pointer := lfs_pointer(path):
+        raise DataError(f"{pointer}.")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

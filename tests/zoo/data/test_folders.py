@@ -121,7 +121,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
     for name in ("a.parquet", "b.csv", "c.txt"):
         write(tmp_path, {name: pointer})
         assert refusal(tmp_path / name, tmp_path) == (
-            f"BASE/{name} is a Git LFS pointer, not the data itself: run `git lfs pull` in its repository."
+            f"BASE/{name} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or fetch the file again."
         )
 
 
