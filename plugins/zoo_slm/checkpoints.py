@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zoo.errors import ArtifactError
 from zoo.loading.directory import check_config, without_code
 from zoo.loading.load import DTYPES
 from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.system.writing import writing
 from zoo.tensors import safetensors
 from zoo_slm import architectures, models
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
@@ -161,16 +162,22 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _alone(path: Path, weights: list[Path], config: dict[str, Any]) -> Iterator[Path]:
-    """A folder with the config and links to the model's own files, and nothing else that transformers might read.
+    """A folder with the model's own files and nothing else that transformers might read.
 
-    An adapter_config.json left beside merged weights would be applied to them again where peft is installed.
+    An adapter_config.json left beside merged weights would be applied to them again where peft is installed. A folder
+    without one, or other weights, is read in place, so that loading writes nothing.
     """
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        for file in (*weights, path / "model.safetensors.index.json", path / "generation_config.json"):
-            if file.is_file():
-                (Path(folder) / file.name).symlink_to(file.resolve())
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        yield Path(folder)
+    if not (path / "adapter_config.json").exists() and set(path.glob("*.safetensors")) == set(weights):
+        yield path
+        return
+    with ExitStack() as stack:
+        with writing(Path(tempfile.gettempdir())):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zoo-")))
+            for file in (*weights, path / "model.safetensors.index.json", path / "generation_config.json"):
+                if file.is_file():
+                    (folder / file.name).symlink_to(file.resolve())
+            (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield folder
 
 
 def _odd_expert(files: list[Path]) -> str:
