@@ -29,7 +29,7 @@ class Compressor(ABC):
     """One compression stage. Subclasses are stateless: everything they need is in the arguments."""
 
     name: ClassVar[str]  # as used in recipes, e.g. "prune.structured"
-    version: ClassVar[int] = 1  # of the record format; raised when `rebuild` changes meaning
+    version: ClassVar[int] = 1  # raised when `rebuild` changes meaning, or the same options give other numbers
     Options: ClassVar[type[CompressorOptions]]  # pydantic; every field with a description
     accepts: ClassVar[tuple[str, ...]] = ()  # kinds of traits it can read besides plain dense tensors
     leaves: ClassVar[str] = ""  # the kind of trait it gives to what it changes

@@ -13,7 +13,8 @@ class Evaluator(Protocol):
     """Measures a model on data.
 
     It may also have `Options`, a pydantic model of its table in a recipe's [evaluate]; `check(model, data)`, which refuses
-    in a plan what `measure` would refuse later; and `label`, which makes it a baseline that is measured without a model.
+    in a plan what `measure` would refuse later; `label`, which makes it a baseline that is measured without a model; and
+    `version`, a number that is raised when the same model and data give other figures: a run then measures anew.
     """
 
     def measure(

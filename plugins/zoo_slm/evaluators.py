@@ -40,15 +40,16 @@ class PerplexityOptions(CompressorOptions):
 class Perplexity:
     """Held-out bits per UTF-8 byte, comparable between tokenizers and with a file compressor, and token perplexity.
 
-    Every record is cut into windows of the model's context (each after an end-of-text token), so every token is
-    predicted once from at most one window of what came before; a record's prompt is read, not predicted, and its bytes
-    do not count. A character that several tokens share is parted among them, so that the bytes of all windows are those
-    of the text, whatever their length. The interval is a 95% bootstrap over windows. Masked
-    models report the loss on 15% masked tokens instead; seq2seq models read the first half of each window and are asked
-    for the second.
+    Every record is cut into windows of the model's context, each begun as the tokenizer begins a text (`<bos>`), or with
+    an end-of-text token where it sets nothing there. So every token is predicted once, from at most one window of what
+    came before; a record's prompt is read, not predicted, and its bytes do not count. A character that several tokens
+    share is parted among them, so that the bytes of all windows are those of the text, whatever their length. The
+    interval is a 95% bootstrap over windows. Masked models report the loss on 15% masked tokens instead; seq2seq models
+    read the first half of each window and are asked for the second.
     """
 
     Options = PerplexityOptions
+    version = 2  # 1: windows without the tokenizer's <bos>
 
     def check(self, model: Model, data: Dataset) -> None:
         """Refuse what `measure` would refuse, from the model's structure and its tokenizer.
@@ -61,7 +62,7 @@ class Perplexity:
         require_no_prompts(model, data)
         if model.spec.task == "masked-lm":
             _mask_token(model.family, model)
-        _lead_token(model.family, model)
+        _lead(model.family, model)
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `PerplexityOptions`.
@@ -87,7 +88,7 @@ class Perplexity:
                 nats.append(_nats(model, window))
                 _require_finite(model, nats[-1], window)
                 sizes.append(window.size)
-                counts.append(len(window.ids) - 1 - window.given)
+                counts.append(len(window.ids) - window.given)
         bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
         bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
         perplexity = math.exp(min(sum(nats) / sum(counts), 700.0))
@@ -100,29 +101,39 @@ class Perplexity:
 class Window(NamedTuple):
     """Tokens to predict."""
 
-    ids: list[int]  # after the token that leads them
-    given: int  # how many of them, from the first, are of a prompt and not predicted
-    size: float  # bytes of the text they cover
+    ids: list[int]
+    given: int  # how many of them, from the first, are read and not predicted: what leads a text, and its prompt
+    size: float  # bytes of the text that the others cover
     read: list[int]  # what the encoder of a seq2seq model reads before
     where: str  # the record it is cut from
 
 
 def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[Window]:
-    """Cut every record into windows, each after a leading end-of-text token."""
-    lead = _lead_token(family, model)
+    """Cut every record into windows, each begun as the tokenizer begins a text, or after an end-of-text token."""
+    prefix, lead = family.special_tokens(model)[0], _lead(family, model)
+    seq2seq = model.spec.task == "seq2seq"
+    step = length - len(lead)
+    if step < 1:
+        raise RequestError(
+            f"perplexity needs windows of more than the {len(lead)} tokens that lead them; raise `length`."
+        )
     windows = []
     for sample in data:
         with naming_record(sample):
             ids, spans = family.tokens(model, sample.text)
             prompt = family.tokens(model, sample.prompt)[0] if sample.prompt else []
         ids, sizes = [*prompt, *ids], [0.0] * len(prompt) + _sizes(sample.text, spans)
-        for start in range(0, len(ids), length - 1):
-            piece, size = ids[start : start + length - 1], sizes[start : start + length - 1]
-            half = len(piece) // 2 if model.spec.task == "seq2seq" else 0
-            given = min(len(piece), max(0, len(prompt) - start))
-            if given < len(piece) and (half or model.spec.task != "seq2seq"):
-                read, written = piece[:half], [lead, *piece[half:]]
-                windows.append(Window(written, given, math.fsum(size[half:]), read, sample.where))
+        written = len(lead) if ids[: len(lead)] == lead else 0  # in the text itself, as chat templates do
+        ids, sizes, asked_from = ids[written:], sizes[written:], max(0, len(prompt) - written)
+        for start in range(0, len(ids), step):
+            piece, size = ids[start : start + step], sizes[start : start + step]
+            half = len(piece) // 2 if seq2seq else 0
+            given = max(0, asked_from - start)
+            if given < len(piece) and (half or not seq2seq):
+                read = [*prefix, *piece[:half]] if half else []
+                windows.append(
+                    Window([*lead, *piece[half:]], len(lead) + given, math.fsum(size[half:]), read, sample.where)
+                )
     if not windows:
         raise DataError(f"{data.name!r} holds no text to predict.")
     return windows
@@ -143,14 +154,14 @@ def _sizes(text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
     return [math.fsum(shares[i] for i in places) for places in covered]
 
 
-def _lead_token(family: TextFamily, model: Model) -> Any:
-    """The token that leads every window, or refuse a tokenizer that has none."""
+def _lead(family: TextFamily, model: Model) -> list[Any]:
+    """The tokens that lead every window, or refuse a tokenizer that has none."""
     if model.spec.task == "seq2seq":
-        return start_token(model)
+        return [start_token(model)]
     tokenizer = family.tokenizer(model)
     ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
-    lead = next((token for token in ends if token is not None), None)
-    if lead is None:
+    lead = family.special_tokens(model)[0] or [token for token in ends if token is not None][:1]
+    if not lead:
         raise RequestError(
             f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none."
         )
@@ -167,17 +178,17 @@ def _mask_token(family: TextFamily, model: Model) -> int:
 
 
 def _nats(model: Model, window: Window) -> float:
-    """Sum of -log p over the tokens after the first and after what is given."""
+    """Sum of -log p over the tokens after those that are given."""
     family = model.family
     assert isinstance(family, TextFamily)
     ids_T = torch.tensor([window.ids], device=model.device)
-    labels_T = ids_T[0, 1 + window.given :]
+    labels_T = ids_T[0, window.given :]
     split = family.body_and_head(model.module)
     if split is None:
-        logits = family.forward(model, _batch(model, window))[0, window.given : -1]
+        logits = family.forward(model, _batch(model, window))[0, window.given - 1 : -1]
         return float(F.cross_entropy(logits.float().flatten(0, -2), labels_T.flatten(), reduction="sum"))
     body, head = split
-    hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, window.given : -1]
+    hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, window.given - 1 : -1]
     size = max(1, CHUNK_BYTES // (4 * family.vocabulary(model)))
     pieces = zip(torch.split(hidden_TD, size), torch.split(labels_T, size), strict=True)
     return sum(
@@ -209,6 +220,7 @@ def _masked(family: TextFamily, model: Model, windows: list[Window]) -> dict[str
         for window in windows:
             ids_T = torch.tensor(window.ids, device=model.device)
             hidden = (torch.rand(len(window.ids), generator=generator) < 0.15).to(model.device)
+            hidden[: window.given] = False
             if not hidden.any():
                 continue
             logits = model.module(input_ids=ids_T.masked_fill(hidden, mask)[None]).logits[0][hidden]

@@ -18,6 +18,7 @@ from zoo.errors import Refused, RequestError
 from zoo.family.text import generate
 from zoo.family.text.generate import next_tokens
 from zoo.family.text.sampling import pick
+from zoo.family.text.tokens import start_token
 from zoo.model.context import Context
 from zoo.model.model import Model
 
@@ -231,3 +232,16 @@ def test_mamba_generates_from_its_state_as_from_the_whole_text():
             assert int(model.module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
         ids = [*ids, token]
     assert isinstance(model.generate("w3 w4", max_new_tokens=4), str)
+
+
+def test_an_encoder_reads_from_the_start_of_a_text():
+    """Windows and measured texts begin with <s>, as BART's tokenizer begins a text, and so does each window."""
+    from tokenizers.processors import TemplateProcessing
+
+    model = small("bart")
+    model.processor.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w9 $A w8", special_tokens=[("w9", 9), ("w8", 8)]
+    )
+    windows = list(model.family.windows(model, data(), length=16))
+    assert windows and all(window["input_ids"][0] == 9 for window in windows)
+    assert all(window["decoder_input_ids"][0] == start_token(model) for window in windows)

@@ -26,6 +26,7 @@ class Distill(Compressor):
     """
 
     name = "distill"
+    version = 2  # 1: windows of text without the tokenizer's <bos>
     trains = True
 
     class Options(TrainingOptions):

@@ -39,6 +39,7 @@ class Inherit(Compressor):
     """
 
     name = "inherit"
+    version = 2  # 1: windows of text without the tokenizer's <bos>
 
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(

@@ -72,6 +72,7 @@ class LowRankSVD(Compressor):
     """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
 
     name = "lowrank.svd"
+    version = 2  # 1: windows of text without the tokenizer's <bos>
     accepts = ("shared",)
     leaves = "factored"
 

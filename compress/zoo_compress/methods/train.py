@@ -23,6 +23,7 @@ class Train(Compressor):
     """
 
     name = "train"
+    version = 2  # 1: windows of text without the tokenizer's <bos>
     trains = True
 
     class Options(TrainingOptions):

@@ -31,9 +31,9 @@ class Measuring:
         """Measure quality and take samples, unless the log says it was done for these tasks, data and prompts."""
         evaluate = self.recipe.evaluate
         log = self.folder.log(name)
-        asked = digest(
-            [evaluate.model_dump(mode="json", exclude={"control", "speed"}), self.test and self.test.fingerprint]
-        )
+        versions = {task: getattr(registry.evaluator(task), "version", 1) for task in evaluate.tasks}
+        chosen = evaluate.model_dump(mode="json", exclude={"control", "speed"})
+        asked = digest([chosen, self.test and self.test.fingerprint, versions])
         if log.get("asked") == asked:
             return
         signals.check()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
-from zoo.family.text.tokens import differing_token, require_text, start_token
+from zoo.family.text.tokens import begun, differing_token, require_text, start_token
 from zoo.family.text.windows import Halves, TokenWindows, masked, require_no_prompts
 from zoo.tensors.batch import Batch, Rows
 
@@ -157,21 +157,30 @@ class TextFamily(Family):
     def _marked(self, model: Model, prompt: str) -> list[int]:
         """Tokenise a prompt with the special tokens that the tokenizer sets; before what goes on, only those at its start."""
         bare = self.tokens(model, prompt)[0]
-        whole: list[int] = self.tokenizer(model)(prompt, verbose=False)["input_ids"]
         if model.spec.task == "seq2seq":
+            whole: list[int] = self.tokenizer(model)(prompt, verbose=False)["input_ids"]
             return whole if bare else []
-        start = next((whole[:at] for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), [])
-        return bare if not bare or bare[: len(start)] == start else start + bare
+        return begun(self.special_tokens(model)[0], bare) if bare else []
+
+    def special_tokens(self, model: Model) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer sets before every text and after it: of Gemma ([<bos>], []), of GPT-2 ([], [])."""
+        tokenizer = self.tokenizer(model)
+        for text in ("a", "0", "."):
+            bare, whole = (
+                list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+                for special in (False, True)
+            )
+            for at in range(len(whole) - len(bare) + 1):
+                if bare and whole[at : at + len(bare)] == bare:
+                    return whole[:at], whole[at + len(bare) :]
+        return [], []
 
     def ends(self, model: Model) -> Container[Any] | None:
         """The tokens that end a text, where they are no single ids; None: `zoo.family.text.tokens.end_tokens` says."""
         return None
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
-        """Cut the records, joined by end-of-text tokens, into windows of `length` tokens, at most the context, with labels (T,).
-
-        A prompt stands before its record's text; its own tokens are no labels.
-        """
+        """Cut the records into windows of `length` tokens, at most the context, with labels (T,); see `TokenWindows`."""
         require_no_prompts(model, data)
         windows = TokenWindows(self, model, data, min(length, self.context_length(model)))
         return Halves(windows, start_token(model)) if model.spec.task == "seq2seq" else windows

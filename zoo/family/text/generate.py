@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import RequestError, ZooError
 from zoo.family.text.chat import FormattedPrompt
 from zoo.family.text.sampling import pick
+from zoo.family.text.shape import frequency_switches
 from zoo.family.text.tokens import end_tokens, reads_apart
 from zoo.model.health import cause, damage, require_finite_outputs
 from zoo.tensors.finite import ends
@@ -76,10 +77,16 @@ def _room(family: TextFamily, model: Model, ids: list[int]) -> int:
 
 
 def _together(family: TextFamily, model: Model, prompts: Sequence[list[int]], count: int) -> bool:
-    """Whether the module can read these prompts in one batch: it masks what is padding, and the longest leaves room for all."""
+    """Whether the module can read these prompts in one batch.
+
+    It masks what is padding, the longest leaves room for all, and none takes other rotary frequencies than another.
+    """
     if len(prompts) == 1 or "attention_mask" not in _names(model):
         return False
-    return reads_apart(model) or max(map(len, prompts)) + count <= family.context_length(model)
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + count
+    if any(shortest <= switch < longest for switch in frequency_switches(model.module)):
+        return False
+    return reads_apart(model) or longest <= family.context_length(model)
 
 
 def _pieces(
@@ -248,11 +255,14 @@ class _Reader:
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
         self.mask_BT = None if bool(mask_BT.all()) else mask_BT
         self.read, self.first, self.beside, self.cache = [self.step_BT], first, first, None
+        self.length, self.switches = longest, frequency_switches(model.module)
 
     def logits(self) -> torch.Tensor:
         """Read what has not been read yet; return the logits of the next tokens (B, V)."""
         import torch
 
+        if any(self.length == switch + 1 for switch in self.switches):  # what the cache holds is of other frequencies
+            self.step_BT, self.cache, self.beside = torch.cat(self.read, dim=1), None, self.first
         with torch.inference_mode():
             out = self.model.module(
                 input_ids=self.step_BT,
@@ -274,6 +284,7 @@ class _Reader:
 
         self.step_BT = torch.tensor(tokens, device=self.model.device)[:, None]
         self.read.append(self.step_BT)
+        self.length += 1
         if self.mask_BT is None and any(done):
             self.mask_BT = torch.ones_like(torch.cat(self.read[:-1], dim=1))
         if self.mask_BT is not None:

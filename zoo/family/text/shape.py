@@ -55,6 +55,19 @@ class Cache:
         return ", ".join(parts)
 
 
+def frequency_switches(module: Any) -> tuple[int, ...]:
+    """The lengths beyond which LongRoPE takes its long factors (Ding et al. 2024, 2402.13753); () without LongRoPE.
+
+    Keys that a cache holds from a shorter text were turned by the short factors, so beyond it all is read anew.
+    """
+    config = getattr(module, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    rope = getattr(text, "rope_parameters", None) or {}
+    tables = [table for table in (rope, *rope.values()) if isinstance(table, Mapping)]  # some have one a kind of layer
+    switching = [t for t in tables if t.get("rope_type") == "longrope" or "long_mscale" in t]
+    return tuple({int(t["original_max_position_embeddings"]) for t in switching})
+
+
 def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Read the sizes of a language model from its config, whatever the config calls them."""
     config = _text_part(config)

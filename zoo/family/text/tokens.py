@@ -19,6 +19,11 @@ def require_text(prompt: Any) -> None:
         raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
 
 
+def begun(prefix: list[int], ids: list[int]) -> list[int]:
+    """`ids` after the tokens that a text begins with, unless they begin with them already."""
+    return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
 def differing_token(student: Model, teacher: Model) -> str:
     """Name the first number that stands for different tokens; "" where none does, or a tokenizer is not known."""
     both = [model.processor for model in (student, teacher)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.family.text.tokens import begun
 from zoo.tensors.batch import Batch
 
 if TYPE_CHECKING:
@@ -19,63 +21,87 @@ TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 byt
 
 
 class TokenWindows(Sequence[Batch]):
-    """Records as one token stream cut into windows; window i holds tokens [i*T, i*T+T] (one more, for the labels).
+    """Records as one stream of tokens cut into windows of T tokens, each token of it the label of at most one.
 
+    Where the tokenizer begins a text with special tokens (`<bos>`), every record and every window begins with them. They
+    are no labels, and an end-of-text token ends each record. Elsewhere an end-of-text token stands before each record.
     A record's prompt stands before its text, and its tokens are no labels (-1).
     """
 
     def __init__(self, family: TextFamily, model: Model, data: Dataset, length: int) -> None:
         import torch
 
-        from zoo.data.dataset import naming_record
         from zoo.errors import DataError
 
-        tokenizer = family.tokenizer(model)
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        lead = [] if end is None else [int(end)]
-        pieces: list[torch.Tensor] = []
-        prompts: dict[int, int] = {}  # tokens of the prompt, by the number of the record
-        for samples in _groups(data):
-            encoded = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-            for sample, ids in zip(samples, encoded, strict=True):
-                if sample.prompt:
-                    prompt = tokenizer(sample.prompt, add_special_tokens=False, verbose=False)["input_ids"]
-                    prompts[len(pieces)] = len(prompt)
-                    ids = [*prompt, *ids]
-                with naming_record(sample):
-                    family.require_known(model, lead + ids)
-                pieces.append(torch.tensor(lead + ids, dtype=torch.int32))
-        self.stream = torch.cat(pieces)
-        if len(self.stream) < length + 1:
+        prefix = family.special_tokens(model)[0]
+        records = list(_records(family, model, data))
+        self.stream = torch.cat([torch.tensor(ids, dtype=torch.int32) for ids, _ in records])
+        if len(self.stream) < length + 1 or length <= len(prefix):
             raise DataError(
                 f"{data.name!r} holds {len(self.stream)} tokens, fewer than one window of {length + 1}; lower `length`, or add text."
             )
-        self.length = length
-        self.data, self.starts = data, torch.tensor([0, *map(len, pieces)]).cumsum(0)
-        self.given = torch.zeros(len(self.stream) if prompts else 0, dtype=torch.bool)  # tokens of prompts
-        for number, count in prompts.items():
-            start = int(self.starts[number]) + len(lead)
-            self.given[start : start + count] = True
+        self.length, self.data = length, data
+        self.lead = torch.tensor(prefix, dtype=torch.int64)
+        self.starts = torch.tensor([0, *(len(ids) for ids, _ in records)]).cumsum(0)
+        self.given = torch.zeros(len(self.stream), dtype=torch.bool)  # tokens that are not to be predicted
+        for start, (_, given) in zip(self.starts.tolist(), records, strict=False):
+            self.given[start + given.start : start + given.stop] = True
+        self.spans = list(self._cut())
+
+    def _cut(self) -> Iterator[range]:
+        """The tokens of the stream that each window holds; its last one is a label alone, and the first of the next."""
+        starts, place = set(self.starts.tolist()), 0
+        while True:
+            taken = self.length - (0 if place in starts else len(self.lead))
+            if place + taken >= len(self.stream):
+                return
+            yield range(place, place + taken + 1)
+            place += taken
 
     def __len__(self) -> int:
-        return (len(self.stream) - 1) // self.length
+        return len(self.spans)
 
     def __getitem__(self, index: Any) -> Any:
-        span = slice(index * self.length, (index + 1) * self.length + 1)
-        piece = self.stream[span].long()
-        labels = piece.masked_fill(self.given[span], -1) if len(self.given) else piece
+        import torch
+
+        span = self.spans[index]
+        piece = self.stream[span.start : span.stop].long()
+        labels = piece.masked_fill(self.given[span.start : span.stop], -1)
+        if len(piece) <= self.length:  # it begins within a record
+            labels[0] = -1  # the window before has predicted it
+            piece, labels = torch.cat([self.lead, piece]), torch.cat([torch.full_like(self.lead, -1), labels])
         return {"input_ids": piece[:-1], "labels": labels[1:]}
 
     def where(self, index: int) -> str:
         """The record in which a window begins, and that in which it ends."""
-        ends = (index * self.length, (index + 1) * self.length)
-        first, last = (self.data[int((self.starts <= token).sum()) - 1].where for token in ends)
+        span = self.spans[index]
+        first, last = (self.data[int((self.starts <= token).sum()) - 1].where for token in (span.start, span.stop - 1))
         return first if first == last else f"{first} to {last}"
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))
+
+
+def _records(family: TextFamily, model: Model, data: Dataset) -> Iterator[tuple[array[int], range]]:
+    """The tokens of each record with those around it, and which of them are not to be predicted."""
+    from zoo.data.dataset import naming_record
+
+    tokenizer = family.tokenizer(model)
+    prefix, suffix = family.special_tokens(model)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    ends = [] if end is None else [int(end)]
+    before, after = (prefix, suffix or [token for token in ends if token not in prefix]) if prefix else (ends, [])
+    for samples in _groups(data):
+        texts = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)["input_ids"]
+        for sample, ids in zip(samples, texts, strict=True):
+            prompt = (
+                tokenizer(sample.prompt, add_special_tokens=False, verbose=False)["input_ids"] if sample.prompt else []
+            )
+            record = [*begun(before, [*prompt, *ids]), *after]
+            with naming_record(sample):
+                family.require_known(model, record)
+            asked = max(len(before), len(record) - len(ids) - len(after))
+            yield array("i", record), range(0 if prefix else len(before), asked)
 
 
 def _groups(data: Dataset) -> Iterator[list[Sample]]:
@@ -136,12 +162,16 @@ class Halves(Sequence[Batch]):
 def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) -> Batch:
     """Hide some tokens of each window: most become the mask, some another token, some stay (Devlin et al. 2019, 1810.04805, section 3.1).
 
-    The share is the config's `mlm_probability`, 0.15 where it has none, and at least one of each window.
+    The share is the config's `mlm_probability`, 0.15 where it has none, and at least one of each window. Special tokens
+    are not hidden.
     """
     import torch
 
     ids_BT = batch["input_ids"]
     draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
+    special = ids_BT.new_tensor(getattr(model.processor, "all_special_ids", []))
+    special_BT = torch.isin(ids_BT, special)
+    draw_BT = draw_BT.masked_fill(special_BT & ~special_BT.all(1, keepdim=True), 2.0)  # these are never hidden
     share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
     hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
     family: Any = model.family

@@ -53,6 +53,7 @@ class PruneStructured(Compressor):
     """Remove whole attention heads, FFN channels and residual dimensions."""
 
     name: ClassVar[str] = "prune.structured"
+    version: ClassVar[int] = 2  # 1: windows of text without the tokenizer's <bos>
 
     class Options(CompressorOptions):
         target: str = Field(
