@@ -21,6 +21,7 @@ from zoo.family.text.family import TextFamily
 from zoo.model.building import cast_parameters
 from zoo.model.model import Model
 from zoo.system.reading import lfs_pointer
+from zoo_slm import heads
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
 
@@ -91,23 +92,7 @@ class TransformersText(TextFamily):
         return detect(module)
 
     def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]] | None:
-        head = module.get_output_embeddings()  # type: ignore[operator]
-        body = getattr(module, "base_model", None)
-        if head is None or body is None or getattr(module, "lm_head", None) is not head:
-            return None
-        if getattr(module.config, "is_encoder_decoder", False):  # T5 scales between the two, BART adds a bias after
-            return None
-        read: Any = head
-        config: Any = module.config
-        cap: float | None = getattr(config, "final_logit_softcapping", None)
-        # Cohere, Granite
-        scale = float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
-
-        def logits(hidden: torch.Tensor) -> torch.Tensor:
-            raw: torch.Tensor = read(hidden) * scale if scale != 1 else read(hidden)
-            return torch.tanh(raw / cap) * cap if cap else raw
-
-        return body, logits
+        return heads.body_and_head(module)
 
     def vocabulary(self, model: Model) -> int:
         module: Any = model.module

@@ -34,7 +34,6 @@ CHOSEN = {
 # (architecture, check) -> the known fault, by its id in README.md here or in the list of faults
 ALL_STAGES = page.STAGE_COLUMNS
 KNOWN: dict[tuple[str, str], str] = {
-    ("falcon_h1 causal-lm", "rows"): "05",
     ("falcon_h1 causal-lm", "all"): "n11",
     **{("falcon_h1 causal-lm", check): "n1" for check in ("reload", *ALL_STAGES) if check != "vocabulary.bpe"},
     ("deepseek_v3 causal-lm", "all"): "n11",
@@ -46,7 +45,6 @@ KNOWN: dict[tuple[str, str], str] = {
     **{("bart seq2seq", check): "n1" for check in ("reload", *ALL_STAGES) if check != "vocabulary.bpe"},
     ("mamba causal-lm", "all"): "p7",
     **{(name, "all"): "n11" for name in ("t5 seq2seq", "bart seq2seq")},
-    **{("mamba causal-lm", check): "s1" for check in ("rows", "distill")},
     **{("t5 seq2seq", check): "n12" for check in ("quantize.int8", "quantize.nf4", "lowrank.svd")},
     **{
         ("swin_transformer", check): "07, and in bfloat16 s5"

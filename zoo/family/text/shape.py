@@ -60,7 +60,7 @@ def frequency_switches(module: Any) -> tuple[int, ...]:
 
     Keys that a cache holds from a shorter text were turned by the short factors, so beyond it all is read anew.
     """
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     rope = getattr(text, "rope_parameters", None) or {}
     tables = [table for table in (rope, *rope.values()) if isinstance(table, Mapping)]  # some have one a kind of layer
