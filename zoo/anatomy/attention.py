@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from zoo.anatomy.modules import features, inside, is_embedding, output_axis
+from zoo.anatomy.modules import features, inside, is_embedding, is_norm, output_axis
 from zoo.anatomy.parts import Attention, Part
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def read_attention(owner: Owner, owners: Sequence[Owner], config: Any) -> Attent
     q, k, v = parts
     norms = _head_norms(owner, heads, k.units, head_dim)
     if norms is None or has_more(
-        owner, {owner.at(n) for n in _relative(owner, q, k, v)} | {o_path} | _position_tables(owner, heads, head_dim)
+        owner,
+        {owner.at(name) for name in _relative(owner, q, k, v)}
+        | {o_path}
+        | _position_tables(owner, heads, head_dim)
+        | _norm_after(owner, o_sizes[1]),
     ):
         return None
     o_part = Part(o_path, 1 - output_axis(o), heads, head_dim, stride=head_dim)
@@ -171,6 +175,12 @@ def _position_tables(owner: Owner, heads: int, head_dim: int) -> set[str]:
         for name, part in children
         if is_embedding(part) and getattr(part, "embedding_dim", 0) in (heads, head_dim)
     }
+
+
+def _norm_after(owner: Owner, width: int) -> set[str]:
+    """The norm of the residual after it, which ALBERT keeps inside."""
+    norm = owner.child("LayerNorm")
+    return {owner.at("LayerNorm")} if norm is not None and is_norm(norm, width) else set()
 
 
 def is_head_norm(path: str) -> bool:

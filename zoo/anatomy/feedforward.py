@@ -28,6 +28,7 @@ PLAIN_FFN = (
     ("linear1", "linear2"),
     ("fc_in", "fc_out"),
     ("wi", "wo"),
+    ("ffn", "ffn_output"),
     ("net.0.proj", "net.2"),
 )
 
@@ -42,7 +43,10 @@ def read_ffn(owner: Owner, block: nn.Module) -> FFN | None:
                 break
     if ffn is None:
         return None
-    alone = owner.module is not block and not owner.child("intermediate.dense")
+    around = any(
+        owner.child(name) for name in ("intermediate.dense", "ffn_output")
+    )  # BERT, ALBERT: a layer, attention too
+    alone = owner.module is not block and not around
     return None if alone and has_more(owner, set(ffn.projections)) else ffn
 
 

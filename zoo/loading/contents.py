@@ -16,8 +16,8 @@ def instead_of_a_model(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
         base = _base_of_adapter(path / "adapter_config.json")
         return (
-            f"it holds an adapter, which changes a model and is none: merge it into {base or 'the model it was trained on'} "
-            "(peft's merge_and_unload), and give the folder that you save then"
+            f"it holds a PEFT Adapter, which changes a model and is none: merge it into {base or 'the model it was trained on'} "
+            "(merge_and_unload), and give the folder that you save then"
         )
     if files := sorted(path.glob("*.gguf")):
         return f"it holds a GGUF file ({files[0].name}), which is not read: give the safetensors checkpoint it was made from"

@@ -403,3 +403,22 @@ def test_vision_and_language() -> None:
     assert anatomy.layers["projector"] == tuple(f"model.multi_modal_projector.linear_{i}" for i in (1, 2))
     assert anatomy.head == "lm_head"
     assert anatomy.stacks["language"].head == "lm_head" and anatomy.stacks["vision"].head is None
+
+
+def test_albert_keeps_its_norm_inside_its_attention() -> None:
+    """Its layers are one block that is run several times, or as many as it has groups."""
+    import transformers
+
+    config = transformers.AlbertConfig(
+        vocab_size=64,
+        embedding_size=16,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_hidden_groups=2,
+    )
+    stack = detect(transformers.AlbertForMaskedLM(config)).stacks["language"]
+    assert len(stack.blocks) == 2 and stack.width == 32
+    for block in stack.blocks:
+        assert block.attention and block.attention.heads == 4 and block.ffn and block.ffn.up.units == 48
+        assert any(norm.endswith("attention.LayerNorm") for norm in block.norms)
