@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from zoo.errors import ArtifactError
-from zoo.loading.directory import check_config, without_code
+from zoo.loading.directory import check_config, without_code, without_codes
 from zoo.loading.load import DTYPES
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
 from zoo.tensors import safetensors
-from zoo_slm import architectures, models
+from zoo_slm import architectures, models, quantized
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
 
 # tables that old checkpoints store
@@ -36,17 +36,20 @@ class Checkpoint:
     config: dict[str, Any]
     task: str
     own: Any = None  # the config as a class of ours reads it, where transformers has none
+    quantizer: dict[str, Any] | None = None  # what made the codes that its tensors are, where they are to be widened
 
     @classmethod
-    def at(cls, path: Path) -> Checkpoint:
+    def at(cls, path: Path, *, dequantize: bool = False) -> Checkpoint:
         """Read the config of a directory.
 
         Raises:
-            ArtifactError: it is unreadable, names remote code, or contradicts the files beside it.
+            ArtifactError: it is unreadable, names remote code, or contradicts the files beside it; its tensors are codes,
+                and are not to be widened.
+            RequestError: they are to be, and transformers does not widen them.
         """
-        config, task = _read_config(path)
+        config, task, quantizer = _read_config(path, dequantize=dequantize)
         if not models.own_type(config):
-            return cls(path, config, task)
+            return cls(path, config, task, quantizer=quantizer)
         models.require_sound(config, path)
         with unfit(config, task):
             return cls(path, config, task, parsed(config))
@@ -94,23 +97,29 @@ class Checkpoint:
             safetensors.require_whole(file)
         with _alone(self.path, files, self.config) as folder, _quiet():
             try:
+                config = parsed(self.config) if self.own is None else self.own
+                if self.quantizer is not None:
+                    config.quantization_config = dict(self.quantizer)
                 module, report = getattr(transformers, TASKS[self.task]).from_pretrained(
                     folder,
-                    config=parsed(self.config) if self.own is None else self.own,
-                    dtype=dtype or "auto",
+                    config=config,
+                    dtype=dtype or (getattr(torch, self.dtype()) if self.quantizer else "auto"),
                     use_safetensors=True,
                     local_files_only=True,
                     trust_remote_code=False,
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
+                    **quantized.settings(self.quantizer),
                 )
-            except (*UNFIT, OSError, SafetensorError) as error:
+                if self.quantizer is not None:
+                    module = quantized.widened(module, self.quantizer)
+            except (*UNFIT, OSError, SafetensorError, ImportError) as error:
                 reason = _odd_expert(files) or first_line(error).replace(str(folder), str(self.path))
                 raise ArtifactError(f"{self.path} cannot be loaded: {reason}") from None
         return module, report
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+def _read_config(path: Path, *, dequantize: bool) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
     file = path / "config.json"
     text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
     try:
@@ -125,10 +134,12 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     if own:
         with unfit(config):
             config = models.adopted(config)
+    quantizer = quantized.quantizer_of(config, str(file), dequantize=dequantize)
+    config = without_codes(config) if dequantize else config
     check_config(config, str(file))
     if ends := _ends(path):
         config["eos_token_id"] = ends
-    return config, architectures.task_of(config, path)
+    return config, architectures.task_of(config, path), quantizer
 
 
 def _ends(path: Path) -> int | list[int] | None:

@@ -122,8 +122,13 @@ class TransformersText(TextFamily):
         Raises:
             ArtifactError: the config is unreadable or names remote code, or the folder holds no safetensors.
         """
-        checkpoint = Checkpoint.at(path)
-        config, task = checkpoint.config, checkpoint.task
+        return self._read(Checkpoint.at(path), device=device, dtype=dtype)
+
+    def read_dequantized(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
+        return self._read(Checkpoint.at(path, dequantize=True), device=device, dtype=dtype)
+
+    def _read(self, checkpoint: Checkpoint, *, device: str | None, dtype: torch.dtype | None) -> Model:
+        path, config, task = checkpoint.path, checkpoint.config, checkpoint.task
         spec = ModelSpec(
             name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config
         )

@@ -75,6 +75,16 @@ class Family(ABC):
         """Load a checkpoint directory written by the ecosystem's own library (transformers, diffusers, timm)."""
         raise NotImplementedError
 
+    def read_dequantized(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
+        """Load a checkpoint directory whose weights are codes of a quantizer, widened to plain ones.
+
+        Raises:
+            RequestError: the family reads none, or its library does not widen those of this quantizer.
+        """
+        from zoo.errors import RequestError
+
+        raise RequestError(f"{path}: weights='dequantized' is for transformers checkpoints.")
+
     def write_foreign(self, model: Model, path: Path) -> str:
         """Write the ecosystem's own files beside the weights; return "" or why the model is not representable."""
         return "this family has no foreign format"

@@ -89,7 +89,16 @@ def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
     model.spec = spec
 
 
-def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
+def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what says that its tensors are the codes of a quantizer, at any depth of tables."""
+    return {
+        key: without_codes(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in QUANTIZED_KEYS
+    }
+
+
+def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize: bool = False) -> Model:
     for item in path.iterdir():
         if item.exists() and not (item.is_file() or item.is_dir()):  # a pipe would be waited for
             raise ArtifactError(f"{item} is not a file.")
@@ -114,7 +123,8 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None) -> Model:
 
     from zoo.tensors.alignment import align
 
-    model = family.read_foreign(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    read = family.read_dequantized if dequantize else family.read_foreign
+    model = read(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
     align(model.module)
     return model
 

@@ -37,7 +37,8 @@ def load(
 
     Args:
         name_or_path: a name of `zoo list`, or a directory.
-        weights: "auto" (packaged, else the hub cache, else the hub), "random" (seed 0), or a directory or safetensors file.
+        weights: "auto" (packaged, else the hub cache, else the hub), "random" (seed 0), or a directory or safetensors file;
+            of a directory of quantized weights "dequantized", which widens them to plain ones as far as transformers can.
         device: "cpu", "cuda", ...; "meta" builds the skeleton only, whatever the size.
         dtype: of the parameters in memory; by default the one the model is meant to run in.
         scale: "tiny" builds a twin for tests: the same architecture with a few layers and heads, and every ratio and quirk
@@ -94,7 +95,8 @@ def _loaded(
         return model
     if path.is_file() and spec is not None:
         return from_file(spec, path, device=device, dtype=dtype)
-    model = from_folder(path, device=device, dtype=dtype or (spec.dtype if spec else None) or None)
+    run = dtype or (spec.dtype if spec else None) or None
+    model = from_folder(path, device=device, dtype=run, dequantize=weights == "dequantized")
     if spec is not None and model.spec.name != spec.name:
         take_as(model, spec, path)
     return model

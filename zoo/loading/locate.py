@@ -13,6 +13,9 @@ from zoo.plugins.names import recognise
 from zoo.system.writing import not_a_directory
 from zoo.tensors import safetensors
 
+# of `weights`: those of the model or the directory itself, as they are or widened from the codes of a quantizer
+OWN = ("auto", "dequantized")
+
 
 def require_known(spec: ModelSpec) -> None:
     """Refuse a model of the catalogue whose shape is not known.
@@ -49,12 +52,15 @@ def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
 
 
 def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
-    """Return "auto", "random" or a path that exists.
+    """Return "auto", "random", "dequantized" or a path that exists.
 
     Raises:
-        RequestError: something else, or a path beside a directory that has weights of its own.
+        RequestError: something else, a path beside a directory that has weights of its own, or a directory of ours or a
+            name to be dequantized.
     """
-    if weights_at in ("auto", "random"):
+    if weights_at == "dequantized" and (path is None or (path / MANIFEST).exists()):
+        raise RequestError("weights='dequantized' goes with a directory of quantized weights that transformers reads.")
+    if weights_at in (*OWN, "random"):
         return weights_at
     try:
         location = Path(weights_at).expanduser()
@@ -64,9 +70,9 @@ def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
             f"weights={str(weights_at)[:80]!r} is no path: {getattr(error, 'strerror', None) or error}."
         ) from None
     if not there:
-        hint = nearest(str(weights_at), ("auto", "random"))
+        hint = nearest(str(weights_at), (*OWN, "random"))
         raise RequestError(
-            f"weights={str(weights_at)!r} is neither 'auto' nor 'random' nor a directory or file that exists.{hint}"
+            f"weights={str(weights_at)!r} is neither 'auto', 'random' nor 'dequantized', nor a directory or file that exists.{hint}"
         )
     if path is not None:
         raise RequestError(

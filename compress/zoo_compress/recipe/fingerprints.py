@@ -15,6 +15,7 @@ from typing import Any
 
 from zoo import catalog
 from zoo.loading import weights
+from zoo.loading.locate import OWN
 from zoo.model.provenance import versions, weights_digest
 from zoo.plugins.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
 from zoo_compress.recipe.planned import Plan
@@ -92,7 +93,7 @@ def _weights_digest(recipe: Recipe) -> str:
     asked = weights_of(recipe)
     if asked == "random":
         return "random"
-    if asked != "auto":
+    if asked not in OWN:
         return weights_digest(Path(asked))
     folder = Path(located(recipe, recipe.model.name))
     return weights_digest(folder if folder.is_dir() else weights.resolve(catalog.info(recipe.model.name)))

@@ -20,7 +20,7 @@ from zoo.data.overlap import overlaps
 from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.loading import weights
 from zoo.loading.load import load
-from zoo.loading.locate import stored_in
+from zoo.loading.locate import OWN, stored_in
 from zoo.model.context import Context
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
@@ -110,14 +110,14 @@ def skeleton_of(recipe: Recipe) -> Model:
 
 def _stored_of(recipe: Recipe, model: Model) -> str:
     """The dtype the model's weights have on disk where they are here, else that in which it is run."""
-    found = "" if weights_of(recipe) == "random" else stored_in(_weights_folder(recipe, model))
+    found = "" if weights_of(recipe) in ("random", "dequantized") else stored_in(_weights_folder(recipe, model))
     return found or model.dtype
 
 
 def _weights_folder(recipe: Recipe, model: Model) -> Path:
     """Where the weights are, as far as that is known without fetching any."""
     asked = weights_of(recipe)
-    return Path(asked if asked != "auto" else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
+    return Path(asked if asked not in OWN else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
 
 
 def initial_state(model: Model) -> State:

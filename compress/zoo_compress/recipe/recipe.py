@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from zoo import registry
 from zoo.compressor import Compressor
 from zoo.errors import OutputError, RecipeError, RequestError, ZooError, nearest
+from zoo.loading.locate import OWN
 from zoo.options import CompressorOptions, validated
 from zoo.plugins.names import declaration
 from zoo.system.reading import text_of, toml_of
@@ -46,7 +47,7 @@ class RecipeTable(_Table):
 
 class ModelTable(_Table):
     name: str = Field(description="a name of `zoo list`, or a directory")
-    weights: str = Field("auto", description='"auto", "random", or a directory')
+    weights: str = Field("auto", description='"auto", "random", "dequantized", or a directory')
     dtype: Dtype = Field("", description="in memory; empty: the model's own")
     stored: Dtype = Field("", description="on disk; empty: as the model is stored")
 
@@ -301,7 +302,7 @@ def weights_of(recipe: Recipe) -> str:
     """The recipe's `weights`; a path that exists beside the recipe is meant from there."""
     asked = recipe.model.weights
     beside = recipe.base / asked
-    return str(beside) if asked not in ("auto", "random") and _is_there(beside) else asked
+    return str(beside) if asked not in (*OWN, "random") and _is_there(beside) else asked
 
 
 def _is_there(path: Path) -> bool:

@@ -24,6 +24,7 @@ from zoo.data.open import open_data
 from zoo.errors import ArtifactError, RequestError, ZooError
 from zoo.loading import weights
 from zoo.loading.load import load
+from zoo.loading.locate import OWN
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
@@ -139,7 +140,7 @@ class _Reproduction:
             )
 
     def _weights_at(self, name: str, asked: str) -> Path:
-        if asked != "auto":
+        if asked not in OWN:
             return Path(self._located(asked))
         folder = Path(self._located(name))
         return folder if folder.is_dir() else weights.resolve(catalog.info(name)) if not _is_path(name) else folder
@@ -229,7 +230,7 @@ class _Reproduction:
         if source["weights"] == "random":
             model = self._random()
         else:
-            weights_at = source["weights"] if source["weights"] == "auto" else self._located(source["weights"])
+            weights_at = source["weights"] if source["weights"] in OWN else self._located(source["weights"])
             model = load(self._located(source["name"]), weights=weights_at, dtype=source["dtype"] or None)
         model.stored = manifest.stored
         if source["rounded"]:
