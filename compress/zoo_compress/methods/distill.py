@@ -22,7 +22,8 @@ class Distill(Compressor):
     The loss is a weighted sum of registered losses. For language models: "kl" (forward KL at a temperature, over the
     full vocabulary: what Gemma 2 trains with, 2408.00118, section 3, and Minitron recovers pruned models with,
     2407.14679, section 4), "cross-entropy" (the data), "hidden" (block outputs through a layer map). Logits are made a
-    chunk of rows at a time, so two (tokens, vocabulary) tensors never exist in full.
+    chunk of rows at a time, so two (tokens, vocabulary) tensors never exist in full. Where one tokenizer's tables are
+    padded to different lengths, both models' logits are cut to the shorter table before the softmax.
     """
 
     name = "distill"

@@ -102,7 +102,11 @@ def skeleton_of(recipe: Recipe) -> Model:
             f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}"
         ) from None
     model.stored = recipe.model.stored or _stored_of(recipe, model)
-    folder = _weights_folder(recipe, model)
+    return _with_processor(model, _weights_folder(recipe, model))
+
+
+def _with_processor(model: Model, folder: Path) -> Model:
+    """A skeleton with what it reads data with, where that lies beside weights that are here."""
     if model.processor is None and model.origin != "random" and folder.is_dir():
         model.processor = model.family.load_processor(folder)
     return model
@@ -198,7 +202,8 @@ def _teacher(recipe: Recipe, name: str, request: StageRequest) -> Model:
     if name == "original":
         return skeleton_of(recipe)
     with blamed(request, "teacher: "):
-        return load(located(recipe, name), device="meta")
+        teacher = load(located(recipe, name), device="meta")
+        return _with_processor(teacher, Path(weights.packaged_at(teacher.spec) or located(recipe, name)))
 
 
 def _open_all(recipe: Recipe) -> dict[str, Dataset]:

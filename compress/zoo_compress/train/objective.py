@@ -92,8 +92,21 @@ def _value(loss: Any, mine: Rows, theirs: Rows | None, options: Any) -> torch.Te
     """Call a loss on rows; the teacher is not differentiated."""
     with torch.no_grad():
         other = theirs.head(theirs.hidden) if theirs is not None and loss.needs_teacher else None
-    value: torch.Tensor = loss(mine.head(mine.hidden), other, mine, options)
+    value: torch.Tensor = loss(*_shared(loss, mine.head(mine.hidden), other), mine, options)
     return value
+
+
+def _shared(
+    loss: Any, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a loss with a teacher compares: the outputs that both have, cut before any softmax.
+
+    Tables of one tokenizer may be padded to two lengths; the rows beyond the shorter stand for no token.
+    """
+    if teacher_NV is None or not loss.needs_teacher:
+        return student_NV, teacher_NV
+    common = min(student_NV.shape[-1], teacher_NV.shape[-1])
+    return student_NV[..., :common], teacher_NV[..., :common]
 
 
 def _sums(losses: Sequence[WeightedRow], mine: Rows, theirs: Rows | None) -> torch.Tensor:
@@ -106,7 +119,9 @@ def _sums(losses: Sequence[WeightedRow], mine: Rows, theirs: Rows | None) -> tor
         student_NV = part.head(part.hidden)
         with torch.no_grad():
             teacher_NV = other.head(other.hidden) if other is not None else None
-        return torch.stack([loss(student_NV, teacher_NV, part, options).sum() for _, loss, options in losses])
+        return torch.stack(
+            [loss(*_shared(loss, student_NV, teacher_NV), part, options).sum() for _, loss, options in losses]
+        )
 
     with torch.no_grad():
         width = mine.head(mine.hidden[:1]).shape[-1]

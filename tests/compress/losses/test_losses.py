@@ -224,6 +224,23 @@ def test_masked_labels_count_for_nothing():
         torch.testing.assert_close(values[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("padded", ["teacher", "student"])
+def test_rows_of_padding_in_a_table_take_no_part(padded: str):
+    """Logits are cut to the shorter table before the softmax; the data's own loss reads all of the student's."""
+    student, teacher = small("llama"), small("llama", seed=1)
+    expected, _ = step(student, teacher, [kl(), CE])
+    other = small("llama", vocab_size=128)
+    own = teacher if padded == "teacher" else student
+    values = own.tensors()
+    with torch.no_grad():
+        for name, tensor in other.tensors().items():
+            tensor[: len(values[name])].copy_(values[name])
+    pair = (student, other) if padded == "teacher" else (other, teacher)
+    found, _ = step(*pair, [kl(), CE])
+    torch.testing.assert_close(found["kl"], expected["kl"])
+    assert torch.equal(found["cross-entropy"], expected["cross-entropy"]) == (padded == "teacher")
+
+
 def test_a_teacher_equal_to_the_student_leaves_nothing_to_learn():
     student, teacher = small("gpt-neox"), small("gpt-neox")
     values, gradients = step(student, teacher, [kl()], features=[hidden(weight=3.0)])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
-from zoo.family.text.tokens import begun, differing_token, require_text, start_token
+from zoo.family.text.tokens import begun, differing_vocabulary, require_text, start_token
 from zoo.family.text.windows import Halves, TokenWindows, masked, require_no_prompts
 from zoo.tensors.batch import Batch, Rows
 
@@ -91,13 +91,13 @@ class TextFamily(Family):
         return int(self.text_config(model)["vocab_size"])
 
     def comparable(self, student: Model, teacher: Model) -> str:
-        mine, theirs = (self.vocabulary(m) for m in (student, teacher))
-        if mine == theirs:
-            return differing_token(student, teacher)
-        return (
-            f"distill compares distributions over one vocabulary: {student.spec.name} has {mine} tokens, the teacher "
-            f"{teacher.spec.name} {theirs}. Choose a teacher with the same tokenizer."
-        )
+        return differing_vocabulary(student, teacher, (self.vocabulary(student), self.vocabulary(teacher)))
+
+    def shared_batch(self, student: Model, teacher: Model, batch: Batch) -> Batch:
+        """A masked-lm model reads some tokens drawn from its whole table: bring those beyond the teacher's into it."""
+        if student.spec.task != "masked-lm":
+            return batch
+        return batch | {"input_ids": batch["input_ids"] % self.vocabulary(teacher)}
 
     def tokens(self, model: Model, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenise without special tokens: ids, and the span of characters each token covers.

@@ -9,6 +9,8 @@ from zoo.errors import RequestError
 if TYPE_CHECKING:
     from zoo.model.model import Model
 
+PADDING = 1024  # rows by which the tables of one tokenizer may differ, while no tokenizer is here to compare
+
 
 def require_text(prompt: Any) -> None:
     if prompt and not isinstance(prompt, str):
@@ -24,19 +26,33 @@ def begun(prefix: list[int], ids: list[int]) -> list[int]:
     return ids if ids[: len(prefix)] == prefix else prefix + ids
 
 
-def differing_token(student: Model, teacher: Model) -> str:
-    """Name the first number that stands for different tokens; "" where none does, or a tokenizer is not known."""
+def differing_vocabulary(student: Model, teacher: Model, tables: tuple[int, int]) -> str:
+    """Say which tokens a student and its teacher do not share; "" where none, or where a tokenizer is not known yet.
+
+    One tokenizer may have tables of two lengths, since publishers pad them (Qwen2.5: 151,936 rows, from 7B on 152,064).
+    """
+    names = (student.spec.name, f"the teacher {teacher.spec.name}")
+    begin, remedy = "distill compares distributions over one vocabulary", "Choose a teacher with the same tokenizer."
     both = [model.processor for model in (student, teacher)]
-    if both[0] is both[1] or not all(hasattr(processor, "get_vocab") for processor in both):
-        return ""
+    if not all(hasattr(processor, "get_vocab") for processor in both):
+        if abs(tables[0] - tables[1]) < PADDING:
+            return ""
+        return f"{begin}: {names[0]} has {tables[0]} tokens, {names[1]} {tables[1]}. {remedy}"
     mine, theirs = ({number: token for token, number in processor.get_vocab().items()} for processor in both)
     number = next((number for number in sorted(mine.keys() & theirs.keys()) if mine[number] != theirs[number]), None)
-    if number is None:
+    if number is not None:
+        return (
+            f"{begin}: token {number} is {mine[number]!r} to {names[0]} and {theirs[number]!r} to {names[1]}. {remedy}"
+        )
+    if tables[0] == tables[1]:
         return ""
-    return (
-        f"distill compares distributions over one vocabulary: token {number} is {mine[number]!r} to {student.spec.name} and "
-        f"{theirs[number]!r} to the teacher {teacher.spec.name}. Choose a teacher with the same tokenizer."
-    )
+    if alone := sorted(mine.keys() ^ theirs.keys()):
+        owner, other = names if alone[0] in mine else names[::-1]
+        return f"{begin}: token {alone[0]} ({(mine | theirs)[alone[0]]!r}) is one of {owner}, and none of {other}. {remedy}"
+    if max(mine) >= min(tables):
+        short = names[tables.index(min(tables))]
+        return f"{begin}: the tokenizer has tokens up to {max(mine)}, and the table of {short} {min(tables)} rows. {remedy}"
+    return ""
 
 
 def start_token(model: Model) -> int:
