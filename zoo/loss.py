@@ -56,5 +56,6 @@ class FeatureLoss(ABC):
     def build(self, *, layers: tuple[int, int], widths: tuple[int, int], options: Any, seed: int) -> nn.Module:
         """Make the module that compares the block outputs of student and teacher, given as (student, teacher) shapes.
 
-        It is called with two lists of (B, T, D) and returns a scalar; parameters of its own are trained along, then dropped.
+        It is called with two lists of (B, T, D), or (1, N, D) with the tokens of all samples where some were padded, and
+        returns a scalar; parameters of its own are trained along, then dropped.
         """

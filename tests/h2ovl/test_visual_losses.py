@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 from toy_vlm import records, toy
+from zoo_compress.calibrate.watch import watch
 from zoo_compress.losses.resolve import resolve_losses
 from zoo_compress.train.objective import Objective
 from zoo_h2ovl.losses import VisualKL, VisualRelation
 
+from zoo import registry
 from zoo.family import Rows
+from zoo.plugins.names import of_kind
 
 pytestmark = pytest.mark.quick
 
@@ -70,3 +73,65 @@ def test_distillation_sums_answer_and_image_losses_with_their_weights():
     expected = values["cross-entropy"] + values["kl"] + values["visual-kl"] + 0.5 * values["visual-relation"]
     torch.testing.assert_close(values["loss"], expected)
     assert all(float(values[name].detach()) > 0 for name in values)
+
+
+def test_no_loss_reads_padding():
+    """Of every loss of the registry that fits the model: what stands where samples were padded changes nothing."""
+    student, teacher = toy(), toy()
+    with torch.no_grad():
+        for parameter in teacher.module.parameters():
+            parameter.mul_(1.1)
+    names = [name for name in of_kind("loss") if getattr(registry.loss(name), "kind", "label") in student.family.kinds]
+    assert {"kl", "hidden", "visual-relation"} <= set(names)
+    windows = student.family.windows(student, records(), length=128)
+    batch = student.family.collate(student, list(windows))
+    padding = batch["attention_mask"] == 0
+    assert padding.any(1).sum() > 1
+    found = []
+    for token in (0, 77):
+        again = {**batch, "input_ids": batch["input_ids"].masked_fill(padding, token)}
+        found.append(Objective(student, teacher, *resolve_losses([{"use": name} for name in names]))(again))
+    for name in names:
+        assert torch.equal(found[0][name], found[1][name]), name
+
+
+def first(out):
+    """A block's output (T, D), of its one sample."""
+    return (out[0] if isinstance(out, tuple) else out)[0]
+
+
+def test_the_hidden_loss_is_the_mean_over_the_tokens_there_are():
+    student, teacher = toy(), toy()
+    with torch.no_grad():
+        for parameter in teacher.module.parameters():
+            parameter.mul_(1.1)
+    windows = student.family.windows(student, records(), length=128)
+    outputs = []
+    for model in (student, teacher):
+        tokens = []
+        blocks = [model.module.get_submodule(block.path) for block in model.anatomy.stack().blocks]
+        hooks = [block.register_forward_hook(lambda _m, _i, out, to=tokens: to.append(first(out))) for block in blocks]
+        for window in windows:
+            model.family.forward(model, model.family.collate(model, [window]))
+        for hook in hooks:
+            hook.remove()
+        outputs.append([torch.cat(tokens[number :: len(blocks)]) for number in range(len(blocks))])
+    terms = [(mine - theirs).pow(2).sum() / theirs.pow(2).sum() for mine, theirs in zip(*outputs, strict=True)]
+    losses = resolve_losses([{"use": "hidden"}])
+    found = Objective(student, teacher, *losses)(student.family.collate(student, list(windows)))
+    torch.testing.assert_close(found["hidden"], torch.stack(terms).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_calibration_reads_no_padding():
+    model = toy()
+    windows = model.family.windows(model, records(), length=128)
+    path = model.anatomy.stack().blocks[0].path
+
+    def tokens(batches):
+        seen = []
+        watch(model, batches, {path: lambda read, _: seen.append(read.flatten(0, -2))})
+        return torch.cat(seen)
+
+    together = tokens([model.family.collate(model, list(windows))])
+    alone = tokens([model.family.collate(model, [window]) for window in windows])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 Batch = dict[str, "torch.Tensor"]
 
 
+def unpadded(batch: Batch) -> torch.Tensor | None:
+    """Which places (B, T) of a batch are no padding; None where none is."""
+    mask_BT = batch.get("attention_mask")
+    return None if mask_BT is None or bool(mask_BT.all()) else mask_BT.bool()
+
+
+def without_padding(output: torch.Tensor, kept_BT: torch.Tensor | None) -> torch.Tensor:
+    """The tokens (1, N, D) of an output (B, T, D) that are no padding; one that does not lie as the tokens do stays whole."""
+    return output if kept_BT is None or output.shape[:2] != kept_BT.shape else output[kept_BT][None]
+
+
 @dataclass(frozen=True)
 class Rows:
     """The places of a batch that losses compare, one row each: labelled tokens, visual tokens, or whole images.

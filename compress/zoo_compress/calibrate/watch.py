@@ -21,7 +21,7 @@ from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo.tensors.batch import Batch
+from zoo.tensors.batch import Batch, unpadded, without_padding
 from zoo.tensors.finite import all_finite
 
 Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
@@ -82,7 +82,7 @@ def joined(model: Model, windows: list[Batch], *, seed: int) -> Batch:
 
 
 def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], *, until: str = "") -> None:
-    """Run `data` through the model, each watcher called whenever its module has run.
+    """Run `data` through the model, each watcher called whenever its module has run, with the tokens that are no padding.
 
     Args:
         watchers: by module path; a module that sits at several paths is named once and watched at every call.
@@ -93,15 +93,17 @@ def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], 
     """
     origins = getattr(data, "origins", [])
     sound: list[tuple[str, torch.Tensor]] = []  # of the batch that runs: what was looked at, and whether it is finite
+    kept: list[torch.Tensor | None] = [None]  # of the batch that runs: which places are no padding
     hooks = []
     for path, watcher in watchers.items():
-        hook = _hook(path, watcher, sound)
+        hook = _hook(path, watcher, sound, kept)
         hooks.append(model.module.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
     if until:
         hooks.append(model.module.get_submodule(until).register_forward_hook(_stop))
     try:
         for number, batch in enumerate(data):
             sound.clear()
+            kept[0] = unpadded(batch)
             with torch.no_grad(), suppress(_Enough):
                 model.family.forward(model, batch)
             _require_sound(model, batch, sound, origins[number] if origins else f"calibration batch {number}")
@@ -122,10 +124,13 @@ def _short(samples: str) -> str:
     return samples if len(samples) <= 200 else f"{samples[:200]}..."
 
 
-def _hook(path: str, watcher: Watcher, sound: list[tuple[str, torch.Tensor]]) -> Callable[..., None]:
+def _hook(
+    path: str, watcher: Watcher, sound: list[tuple[str, torch.Tensor]], kept: list[torch.Tensor | None]
+) -> Callable[..., None]:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
         wrote = output[0] if isinstance(output, tuple) else output
+        read, wrote = (without_padding(tensor, kept[0]) for tensor in (read, wrote))
         sound.extend((f"{path} {verb}", _finite(tensor)) for verb, tensor in (("reads", read), ("gives", wrote)))
         watcher(read, wrote)
 

@@ -39,7 +39,7 @@ class Inherit(Compressor):
     """
 
     name = "inherit"
-    version = 2  # 1: windows of text without the tokenizer's <bos>
+    version = 2  # since text begins with <bos>, and padding takes no part
 
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(

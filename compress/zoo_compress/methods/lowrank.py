@@ -72,7 +72,7 @@ class LowRankSVD(Compressor):
     """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
 
     name = "lowrank.svd"
-    version = 2  # 1: windows of text without the tokenizer's <bos>
+    version = 2  # since text begins with <bos>, and padding takes no part
     accepts = ("shared",)
     leaves = "factored"
 

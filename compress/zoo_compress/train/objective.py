@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.model.model import Model
-from zoo.tensors.batch import Batch, Rows
+from zoo.tensors.batch import Batch, Rows, unpadded, without_padding
 from zoo_compress.losses.resolve import WeightedFeature, WeightedRow
 
 CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor
@@ -69,8 +69,10 @@ class Objective(nn.Module):
         values: dict[str, torch.Tensor] = {}
         for kind in self.kinds:
             values |= self._row_values(kind, mine[kind], theirs.get(kind))
+        kept_BT = unpadded(batch)
         for name, loss in self.features.items():
-            values[name] = loss(blocks[name], teacher_blocks[name])
+            pair = ([without_padding(out, kept_BT) for out in of[name]] for of in (blocks, teacher_blocks))
+            values[name] = loss(*pair)
         total = torch.stack([values[name] * self.weights[name] for name in self.weights]).sum()
         return {"loss": total, **{name: values[name] for name in self.weights}}
 
