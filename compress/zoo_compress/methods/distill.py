@@ -27,7 +27,7 @@ class Distill(Compressor):
     """
 
     name = "distill"
-    version = 2  # 1: windows of text without the tokenizer's <bos>
+    version = 2  # since text begins with <bos>, every step trains, and matrices alone decay
     trains = True
 
     class Options(TrainingOptions):

@@ -23,7 +23,7 @@ class Train(Compressor):
     """
 
     name = "train"
-    version = 2  # 1: windows of text without the tokenizer's <bos>
+    version = 2  # since text begins with <bos>, every step trains, and matrices alone decay
     trains = True
 
     class Options(TrainingOptions):

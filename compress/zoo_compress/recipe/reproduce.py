@@ -207,11 +207,14 @@ class _Reproduction:
             )
 
     def _other_circumstances(self) -> list[dict[str, str]]:
-        """Versions and hardware that differ from those of any stage, each once; the thread count is set as it was."""
+        """Versions (of stages too) and hardware that differ from those of any stage, each once; the thread count is set as it was."""
         here = circumstances("cpu")
         then: dict[str, str] = {}
         for step in self.steps:
             then |= {key: value for key, value in step.stage.made["with"].items() if value != here.get(key)}
+            if step.stage.version != step.compressor.version:
+                what = f"version of {self.saved.label(step.index)}"
+                then[what], here[what] = str(step.stage.version), str(step.compressor.version)
         installed = {plugin.name: plugin.version for plugin in manager.plugins_in_use()}
         for name, about in self.manifest.plugins.items():
             if about.get("distribution") != manager.DISTRIBUTION and about.get("version", "") != installed.get(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from zoo.anatomy.modules import resolve
+from zoo.anatomy.modules import features, is_embedding, resolve
 from zoo.errors import DataError, ZooError
 from zoo.family.base import window_origin
 from zoo.model.context import Context
@@ -29,6 +30,7 @@ from zoo_compress.train.schedules import wsd
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from zoo.anatomy.parts import Anatomy
     from zoo_compress.train.options import TrainingOptions
 
 
@@ -86,7 +88,8 @@ class _Training:
         own = {id(p) for p in model.module.parameters()}
         extra = {f"objective.{n}": p for n, p in objective.named_parameters() if id(p) not in own}
         self.masks = sparse_masks(model)
-        groups = _groups([*trained.values(), *extra.values()], options)
+        decayed = matrices(model.module, model.anatomy) | matrices(objective)
+        groups = _groups([*trained.values(), *extra.values()], decayed, options)
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
         self.checkpoint = Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
         self.start = self.checkpoint.restore(context)
@@ -95,7 +98,7 @@ class _Training:
     def advance(self, step: int) -> None:
         """Move the parameters by one step, and the curves along; refuse a step that is not finite."""
         for group in self.optimizer.param_groups:
-            group["lr"] = _rate(step, self.options)
+            group["lr"] = rate(step, self.options)
         accelerator, first = self.accelerator, step * self.options.batch
         rows = range(first, first + self.options.batch)[accelerator.process_index :: accelerator.num_processes]
         batch = self.batch(rows)
@@ -139,19 +142,38 @@ class _Training:
         )
 
 
-def _rate(step: int, options: TrainingOptions) -> float:
-    """The learning rate of a step, the first of which is 0."""
+def rate(step: int, options: TrainingOptions) -> float:
+    """The learning rate of a step, the first of which is 0; the fall would reach zero one step after the last."""
     warmup = min(options.warmup, options.steps // 2)
     decay = min(round(options.steps * options.decay), options.steps - warmup)
-    shape, half_life = options.decay_shape, max(1.0, decay / 5)
-    return options.lr * wsd(step + 1, warmup=warmup, total=options.steps, decay=decay, shape=shape, half_life=half_life)
+    half_life = max(1.0, decay / 5)
+    total, fall = (options.steps + 1, decay + 1) if decay else (options.steps, 0)
+    factor = wsd(step + 1, warmup=warmup, total=total, decay=fall, shape=options.decay_shape, half_life=half_life)
+    return options.lr * factor
 
 
-def _groups(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> list[dict[str, Any]]:
-    """Weight decay on matrices only."""
+def matrices(module: nn.Module, anatomy: Anatomy | None = None) -> set[int]:
+    """The ids of the weights of linear and convolutional layers, stacked experts and routers among them.
+
+    Tables are left out, also where a head shares one, and so are norms, biases, gains and whatever else has two axes.
+    """
+    parts = list(module.modules())
+    weights = [part._parameters.get("weight") for part in parts if features(part) or isinstance(part, _ConvNd)]
+    for block in (block for stack in anatomy.stacks.values() for block in stack.blocks) if anatomy else ():
+        layers = [layer for layer in (block.attention, block.cross, block.ffn) if layer]
+        paths = [path for layer in layers for path in layer.projections]
+        paths += [block.ffn.router] if block.ffn and block.ffn.router else []
+        holders = [resolve(module, path) for path in paths]
+        weights += [h._parameters.get("weight") if isinstance(h, nn.Module) else h for h in holders]
+    tables = {id(part._parameters.get("weight")) for part in parts if is_embedding(part)}
+    return {id(weight) for weight in weights if weight is not None and weight.ndim >= 2} - tables
+
+
+def _groups(parameters: Sequence[nn.Parameter], decayed: set[int], options: TrainingOptions) -> list[dict[str, Any]]:
+    """The parameters that weight decay falls on, and the others."""
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
 
 

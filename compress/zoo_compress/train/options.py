@@ -30,9 +30,15 @@ class TrainingOptions(CompressorOptions):
     length: int = Field(256, ge=2, examples=[64], description="tokens in a window, for models that read text")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(20, ge=0, examples=[1], description="steps of linear warm-up, at most half of all")
-    decay: float = Field(0.3, ge=0, le=1, description="share of the steps over which the rate falls to zero")
+    decay: float = Field(
+        0.3, ge=0, le=1, description="share of the steps over which the rate falls, to just above zero"
+    )
     decay_shape: Decay = Field("1-sqrt", description="how the rate falls")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay on matrices")
+    weight_decay: float = Field(
+        0.1,
+        ge=0,
+        description="AdamW weight decay on the weights of linear and convolutional layers, tied heads left out",
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
 

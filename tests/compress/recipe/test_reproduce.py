@@ -15,7 +15,7 @@ from zoo_compress import Recipe, apply, run
 from zoo_compress.recipe.reproduce import Unreproducible, reproduce
 
 import zoo
-from zoo import cli
+from zoo import cli, registry
 from zoo.artifact.manifest import manifest_text, read_manifest
 
 
@@ -165,6 +165,16 @@ def test_versions_that_differ_are_named_first(place: Path, capsys: pytest.Captur
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("torch is 2.") and said[0].endswith(", and was 1.0 when it was made")
     assert "stage 1 (inherit)" in said[1]
+
+
+def test_a_stage_of_an_older_version_is_named(place: Path, capsys: pytest.CaptureFixture[str]):
+    """Such as one that trained by another schedule; it still loads."""
+    folder = edited(place / "run", lambda m: m["lineage"][2].update(version=1))
+    assert zoo.load(folder).lineage[2].version == 1
+    cli.main(["reproduce", str(folder), "--base", str(place)])
+    said = capsys.readouterr().err.splitlines()
+    now = registry.compressor("distill").version
+    assert said[0] == f"version of stage 3 (distill) is {now}, and was 1 when it was made"
 
 
 def test_the_command_says_what_differs_in_json(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from twins import TWINS, twin_model
+from zoo_compress.train.loop import matrices, rate
+from zoo_compress.train.options import TrainingOptions
 from zoo_compress.train.schedules import wsd
+
+import zoo
 
 pytestmark = pytest.mark.quick
 
+TIMM = ("timm:vit_tiny_patch16_224", "timm:resnet10t", "timm:convnext_atto")
 SHAPES = ("linear", "cosine", "1-sqrt", "exponential")
 
 
@@ -82,3 +90,38 @@ def test_the_stable_part_does_not_depend_on_the_length_of_the_run():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_decay_it_stays_at_the_peak(shape):
     assert wsd(99, warmup=5, total=100, decay=0, shape=shape, half_life=1) == 1.0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 200])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.0])
+def test_every_step_trains(shape, steps, decay):
+    options = TrainingOptions(steps=steps, warmup=3, decay=decay, decay_shape=shape, lr=1.0)
+    rates = [rate(step, options) for step in range(steps)]
+    assert all(0 < value <= 1 for value in rates) and (steps == 1 or max(rates) == 1)
+    if steps == 200 and decay:
+        assert rates[-1] < 0.2 and all(a >= b for a, b in pairwise(rates[2:]))
+    if shape == "linear" and decay == 1.0 and steps == 10:
+        assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+@pytest.mark.parametrize("name", [*TWINS, "tiny-vlm", "tiny-t2i", *TIMM])
+def test_weight_decay_falls_on_the_weights_of_layers_alone(name):
+    """Of all that has two axes or more only tables, which a tied head may share, and learnt tokens are left out."""
+    model = twin_model(name, device="meta") if name in TWINS else zoo.load(name, device="meta")
+    decayed = matrices(model.module, model.anatomy)
+    named = dict(model.module.named_parameters())
+    assert not [path for path, parameter in named.items() if id(parameter) in decayed and parameter.ndim < 2]
+    left = {path for path, parameter in named.items() if id(parameter) not in decayed and parameter.ndim >= 2}
+    tables = r"(embed_tokens|embed_in|embed_positions|\w+_embeddings?|wte|wpe)\.weight$|(cls_token|pos_embed)$"
+    assert left == {path for path in named if re.search(tables, path)}
+
+
+def test_gains_and_biases_of_two_axes_are_no_matrices():
+    class Gained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.gain, self.table = nn.Linear(4, 4), nn.Parameter(torch.ones(1, 4)), nn.Embedding(3, 4)
+
+    module = Gained()
+    assert matrices(module) == {id(module.layer.weight)}
