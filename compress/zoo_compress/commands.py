@@ -9,6 +9,7 @@ import typer
 
 from zoo.cli import output
 from zoo.system import quantities
+from zoo.system.processes import require_one_process
 from zoo.system.signals import remark
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
@@ -68,6 +69,7 @@ def compress(
 
     A rerun skips what is finished, and goes on where the last one stopped or was killed.
     """
+    require_one_process("zoo compress")
     from zoo_compress.recipe.folder import RunFolder
     from zoo_compress.recipe.planner import plan as make_plan
     from zoo_compress.recipe.progress import Terminal

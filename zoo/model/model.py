@@ -15,6 +15,7 @@ from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
 from zoo.plugins.names import declaration, name_to_write, object_of, resolve
+from zoo.system.processes import require_one_process
 from zoo.tensors.finite import require_fitting
 
 if TYPE_CHECKING:
@@ -104,9 +105,12 @@ class Model:
         Every stage runs through here; `zoo_compress.apply` also takes a name and a dict.
 
         Raises:
+            RequestError: it trains, and this process is one of several.
             Refused: the stage cannot follow what was done to the model before.
             ZooError: the weights hold nan or infinity, before or after; names the tensor.
         """
+        if compressor.trains:
+            require_one_process(compressor.name)
         compressor.check(self, self.state(), options)
         require_finite(self, what=compressor.name)
         inputs = Inputs(compressor, options, context)

@@ -31,6 +31,7 @@ from zoo.model.model import Model, build_random
 from zoo.model.provenance import circumstances, threads, weights_digest
 from zoo.options import CompressorOptions, validated
 from zoo.plugins import manager
+from zoo.system.processes import require_one_process
 from zoo_compress.recipe.differences import Outcome, Saved, made_otherwise
 
 SHOWN = 12  # characters of a hash
@@ -53,6 +54,7 @@ def reproduce(
     Raises:
         Unreproducible: it cannot be tried; names what is missing.
     """
+    require_one_process("zoo reproduce")
     artifact = Path(path)
     try:
         return _Reproduction(artifact, Path(base) if base else _base_of(artifact), progress or Silent()).run(out)

@@ -17,6 +17,7 @@ from zoo.loading.load import load
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model
 from zoo.options import CompressorOptions, validated
+from zoo.system.processes import require_one_process
 from zoo_compress.recipe.fingerprints import names_of
 from zoo_compress.recipe.folder import RunFolder
 from zoo_compress.recipe.job import Job
@@ -79,8 +80,10 @@ def run(
         ignore_memory: begin even where the plan needs more memory than there is.
 
     Raises:
-        RequestError: the recipe, the data, the stage or the output does not fit. Nothing was written.
+        RequestError: the recipe, the data, the stage or the output does not fit, or this is one of several processes.
+            Nothing was written.
     """
+    require_one_process("A run")
     path = Path(out) if out else Path("runs") / recipe.about.name
     progress = progress or Silent()
     stages = selected(recipe, until=until, only=only)

@@ -26,14 +26,14 @@ def divergence(
     label: str,
     step: int,
     where: Callable[[int], str],
-    losses: Callable[[int], Mapping[str, torch.Tensor]] | None,
+    losses: Callable[[int], Mapping[str, torch.Tensor]],
 ) -> ZooError:
     """Describe a step whose loss or gradient is not finite.
 
     Args:
         figures: "loss", every loss under its own name, and "gradient", the norm.
         where: says where a row of the batch is from.
-        losses: gives those of a row alone; None where processes that train together would wait for each other.
+        losses: gives those of a row alone.
     """
     if math.isfinite(figures["loss"]):
         what = f"the gradient is {figures['gradient']}, though the loss is {figures['loss']:.4g}"
@@ -43,14 +43,14 @@ def divergence(
     guilty = [row for row in rows if not _sound(losses, row)] or rows
     origins = list(dict.fromkeys(map(where, guilty)))
     more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
-    why = _why(model, teacher, batch) if losses else "lower `lr`, or look at the data"
+    why = _why(model, teacher, batch)
     return ZooError(f"{label}: {what} at step {step}, on {', '.join(origins[:SHOWN])}{more}; {why}.")
 
 
-def _sound(losses: Callable[[int], Mapping[str, torch.Tensor]] | None, row: int) -> bool:
-    """Whether the losses of a row alone are finite, as far as that can be told."""
+def _sound(losses: Callable[[int], Mapping[str, torch.Tensor]], row: int) -> bool:
+    """Whether the losses of a row alone are finite."""
     with torch.no_grad():
-        return losses is None or all(map(all_finite, losses(row).values()))
+        return all(map(all_finite, losses(row).values()))
 
 
 def _why(model: Model, teacher: Model | None, batch: Batch) -> str:

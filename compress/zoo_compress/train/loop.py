@@ -100,7 +100,7 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(step, self.options)
         accelerator, first = self.accelerator, step * self.options.batch
-        rows = range(first, first + self.options.batch)[accelerator.process_index :: accelerator.num_processes]
+        rows = range(first, first + self.options.batch)
         batch = self.batch(rows)
         values = self.prepared(batch)
         accelerator.backward(values["loss"])
@@ -128,7 +128,6 @@ class _Training:
     def divergence(self, step: int, rows: Sequence[int], batch: Batch, figures: Mapping[str, float]) -> ZooError:
         """What is said of a step that is not finite."""
         size, seed = len(self.windows), self.context.seed
-        together = self.accelerator.num_processes > 1
         return divergence(
             self.model,
             getattr(self.objective, "teacher", None),
@@ -138,7 +137,7 @@ class _Training:
             label=self.label,
             step=step,
             where=lambda row: window_origin(self.windows, shuffled(row, size, seed)),
-            losses=None if together else lambda row: self.objective(self.batch([row])),
+            losses=lambda row: self.objective(self.batch([row])),
         )
 
 
@@ -158,6 +157,7 @@ def matrices(module: nn.Module, anatomy: Anatomy | None = None) -> set[int]:
     Tables are left out, also where a head shares one, and so are norms, biases, gains and whatever else has two axes.
     """
     parts = list(module.modules())
+    weights: list[torch.Tensor | None]
     weights = [part._parameters.get("weight") for part in parts if features(part) or isinstance(part, _ConvNd)]
     for block in (block for stack in anatomy.stacks.values() for block in stack.blocks) if anatomy else ():
         layers = [layer for layer in (block.attention, block.cross, block.ffn) if layer]

@@ -26,7 +26,7 @@ class TrainingOptions(CompressorOptions):
         (), description='train these modules alone, by path, such as ["projector"]; empty: all'
     )
     steps: int = Field(200, ge=1, examples=[2], description="optimizer steps")
-    batch: int = Field(8, ge=1, examples=[2], description="windows in a batch, over all processes")
+    batch: int = Field(8, ge=1, examples=[2], description="windows in a batch")
     length: int = Field(256, ge=2, examples=[64], description="tokens in a window, for models that read text")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(20, ge=0, examples=[1], description="steps of linear warm-up, at most half of all")
