@@ -9,7 +9,7 @@ it on a meta skeleton and counts, so a plan's parameter counts are exact by cons
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 # What a compressor is handed and hands back, under the one name that its author imports from.
@@ -65,6 +65,10 @@ class Compressor(ABC):
     def roles(self, options: Any) -> tuple[str, ...]:
         """The roles of data the stage will ask for ("train", "calibration"), so that a plan can miss them early."""
         return ()
+
+    def resolved(self, options: Any, roles: Collection[str]) -> Any:
+        """Settle what the options leave to the data that there is, given its roles: lineages keep what this returns."""
+        return options
 
     def moved(self, record: Record, path: str) -> str | None:
         """Say where the module at `path` is after this stage, or None where it is gone; earlier traits follow it."""

@@ -111,6 +111,7 @@ class Model:
         """
         if compressor.trains:
             require_one_process(compressor.name)
+        options = compressor.resolved(options, context.data)
         compressor.check(self, self.state(), options)
         require_finite(self, what=compressor.name)
         inputs = Inputs(compressor, options, context)

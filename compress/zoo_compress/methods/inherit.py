@@ -4,6 +4,7 @@
   norm and head are kept as well, so the kept blocks' outputs are bit-equal to the original's.
 - "influence:N" is ShortGPT (Men et al. 2024, arXiv:2403.03853, section 3.1): block influence BI = 1 - E cos(x_in,
   x_out) over the tokens of the calibration data; the blocks that turn the residual least go.
+- "auto:N" is "influence:N" where there is calibration data, else "first:N".
 
 Dropping a block moves those behind it: their cache slots (`layer_idx`), the config's depth and its per-layer lists
 follow, so that a cached run equals an uncached one.
@@ -12,7 +13,7 @@ follow, so that a cached run equals an uncached one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,7 @@ from zoo.model.lineage import Record, State
 from zoo.model.model import Model
 from zoo_compress.calibrate.watch import CalibrationOptions, batches, watch
 
-WAYS = ("first", "last", "every", "influence")
+WAYS = ("first", "last", "every", "influence", "auto")
 INDEX_LISTS = ("mlp_only_layers", "cross_attention_layers")  # config lists that hold block indices, not a value a block
 
 
@@ -43,8 +44,9 @@ class Inherit(Compressor):
 
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(
-            description='blocks to keep: "first:N", "last:N", "every:K" (blocks 0, K, 2K, ...), "influence:N" (the N '
-            "that turn the residual most on calibration data), or a rising list of indices such as [0, 1, 5]",
+            description='blocks to keep: "auto:N" (by influence where there is calibration data, else the first), '
+            '"influence:N" (the N that turn the residual most on calibration data), "first:N", "last:N", "every:K" '
+            "(blocks 0, K, 2K, ...), or a rising list of indices such as [0, 1, 5]",
             examples=["every:2", "first:1"],
         )
         target: str = Field("language", description="the stack, or stacks, whose blocks are kept or dropped")
@@ -58,6 +60,13 @@ class Inherit(Compressor):
             elif not value:
                 raise ValueError("an empty list keeps no block")
             return value
+
+    def resolved(self, options: Options, roles: Collection[str]) -> Options:
+        if _way(options) != "auto":
+            return options
+        number = _parse(str(options.layers))[1]
+        looks = options.data in roles and (number > 1 or not options.keep_ends)
+        return options.model_copy(update={"layers": f"{'influence' if looks else 'first'}:{number}"})
 
     def roles(self, options: Options) -> tuple[str, ...]:
         return (options.data,) if _way(options) == "influence" else ()
@@ -106,10 +115,18 @@ class Inherit(Compressor):
         return calibrated.bytes + 6 * 8 * calibrated.tokens * widest  # what a cosine takes in double
 
     def note(self, model: Model, options: Options) -> str:
+        said = []
+        if _way(options) != "influence" and model.origin != "random":
+            said.append(
+                "Blocks are chosen without a look at what they do, which harms trained models far more than by influence: "
+                'name calibration data in [data] and write layers = "auto:N", or train or distil afterwards.'
+            )
         configs = [_config(model.module, stack.path) for stack in _stacks(model, options)]
         if any(getattr(c, "scale_attn_by_inverse_layer_idx", False) for c in configs) and _way(options) != "first":
-            return "This model scales attention by 1 / (layer + 1); kept blocks keep the scale of the depth they had."
-        return ""
+            said.append(
+                "This model scales attention by 1 / (layer + 1); kept blocks keep the scale of the depth they had."
+            )
+        return " ".join(said)
 
 
 def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
@@ -137,13 +154,15 @@ def _parse(text: str) -> tuple[str, int]:
     way, _, number = text.partition(":")
     if way not in WAYS:
         hint = nearest(way, WAYS)
-        raise ValueError(f"{text!r} is not a choice of blocks.{hint} Write first:N, last:N, every:K or influence:N.")
+        raise ValueError(
+            f"{text!r} is not a choice of blocks.{hint} Write auto:N, influence:N, first:N, last:N or every:K."
+        )
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"{text!r} needs a number from 1 after the colon, such as '{way}:4'.")
     return way, int(number)
 
 
-def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influence", "list"]:
+def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influence", "auto", "list"]:
     return _parse(options.layers)[0] if isinstance(options.layers, str) else "list"  # type: ignore[return-value]
 
 

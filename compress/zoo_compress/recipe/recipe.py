@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -168,11 +168,11 @@ class Recipe:
         stages = data.get("stage", [])
         if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
             raise RecipeError(f"{place('stage')}: write every stage as its own [[stage]] table.")
-        requests = tuple(_stage(i, s, place) for i, s in enumerate(stages))
+        requests = tuple(_stage(i, s, place, roles) for i, s in enumerate(stages))
         return cls(about, model, roles, requests, evaluate, dict(data), file, text, tuple(overrides))
 
 
-def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest:
+def _stage(index: int, table: Mapping[str, Any], place: _Places, roles: Collection[str]) -> StageRequest:
 
     def here(key: str = "") -> str:
         return place("stage", key, index)
@@ -186,7 +186,7 @@ def _stage(index: int, table: Mapping[str, Any], place: _Places) -> StageRequest
         raise type(error)(f"{here('use')}, stage {index + 1}: {error}") from None
     what = f"stage {index + 1} ({use})"
     options = validated(compressor.Options, {k: v for k, v in table.items() if k != "use"}, what=what, place=here)
-    return StageRequest(index, compressor, options, f"{here()}, {what}", use)
+    return StageRequest(index, compressor, compressor.resolved(options, roles), f"{here()}, {what}", use)
 
 
 def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:

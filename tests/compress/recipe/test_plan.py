@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from tiny import RECIPE, checkpoint, texts, workplace
 from zoo_compress import Recipe, apply, plan
+from zoo_compress.recipe.fingerprints import names_of
 
 import zoo
 from zoo import cli
+from zoo.data.open import open_data
 from zoo.errors import ArtifactError, DataError, RecipeError, Refused, RequestError, UnknownName, ZooError
+from zoo.model.context import Context
 
 HEAD = RECIPE.partition("[[stage]]")[0]
 
@@ -296,6 +299,36 @@ def test_tables_of_one_tokenizer_may_be_padded_to_different_lengths(place: Path)
         file.unlink()
     found = refusal(place, HEAD + stage("distill", teacher="./far"), Refused)
     assert found == f"{begin}model has 320 tokens, the teacher far 2000.{remedy}"
+
+
+@pytest.mark.parametrize("use", ["prune.structured", "inherit"])
+def test_what_is_cut_is_chosen_by_calibration_data_where_there_is_some(place: Path, use: str):
+    """Resolved in the plan, and by name in what is recorded; the choice that harms says so."""
+    option = {"prune.structured": "importance", "inherit": "layers"}[use]
+    good, bad = {"prune.structured": ("activation", "magnitude"), "inherit": ("influence:2", "first:2")}[use]
+    auto = stage(use, **({"ffn": 48} if use == "prune.structured" else {"layers": "auto:2"}))
+    written = stage(use, **({"ffn": 48} if use == "prune.structured" else {}), **{option: good})
+    without = HEAD.replace('calibration = "texts[:2]"\n', "")
+    blind = "which harms trained models far more than"
+
+    found, same, other = (planned(place, text) for text in (HEAD + auto, HEAD + written, without + auto))
+    assert found.stages[1].options[option] == good and blind not in found.stages[1].note
+    assert other.stages[1].options[option] == bad and blind in other.stages[1].note
+    assert "calibration data in [data]" in other.stages[1].note
+    names = [names_of(one.recipe, one).stage(one.recipe.stages[0]) for one in (found, same, other)]
+    assert names[0] == names[1] != names[2]
+    random = without.replace('name = "./model"', 'name = "./model"\nweights = "random"')
+    assert blind not in planned(place, random + auto).stages[1].note
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_a_stage_from_python_is_recorded_as_it_was_resolved(place: Path, data: bool):
+    texts = {"calibration": open_data(str(place / "texts"))} if data else {}
+    model = zoo.load(place / "model")
+    apply(model, "prune.structured", {"ffn": 48, "length": 16}, Context(data=texts))
+    apply(model, "inherit", {"layers": "auto:1", "keep_ends": False, "length": 16}, Context(data=texts))
+    assert model.lineage[0].options["importance"] == ("activation" if data else "magnitude")
+    assert model.lineage[1].options["layers"] == ("influence:1" if data else "first:1")
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(place: Path):

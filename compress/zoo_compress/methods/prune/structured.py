@@ -8,7 +8,7 @@ OLMo 2); removing residual width does not, since every norm then sees fewer entr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -53,7 +53,7 @@ class PruneStructured(Compressor):
     """Remove whole attention heads, FFN channels and residual dimensions."""
 
     name: ClassVar[str] = "prune.structured"
-    version: ClassVar[int] = 2  # 1: windows of text without the tokenizer's <bos>
+    version: ClassVar[int] = 2  # since text begins with <bos>, and activations choose where there is calibration data
 
     class Options(CompressorOptions):
         target: str = Field(
@@ -75,8 +75,10 @@ class PruneStructured(Compressor):
             lt=1,
             description="share of channels removed by dependency graph, of a module that reads no tokens",
         )
-        importance: Literal["magnitude", "activation"] = Field(
-            "magnitude", description="choose by weights, or by activations on calibration data"
+        importance: Literal["auto", "activation", "magnitude"] = Field(
+            "auto",
+            description="choose by activations on calibration data, or by the size of weights, which harms trained models "
+            'far more; "auto": by activations where there is calibration data',
         )
         round_to: int = Field(
             8, ge=1, description="FFN channels and width kept are a multiple of this, unless given as a number"
@@ -92,6 +94,12 @@ class PruneStructured(Compressor):
             if sizes and self.ratio is not None:
                 raise ValueError("ratio prunes a whole module by its graph; leave out the other sizes")
             return self
+
+    def resolved(self, options: Options, roles: Collection[str]) -> Options:
+        if options.importance != "auto":
+            return options
+        looks = "calibration" in roles and options.ratio is None
+        return options.model_copy(update={"importance": "activation" if looks else "magnitude"})
 
     def roles(self, options: Options) -> tuple[str, ...]:
         return ("calibration",) if options.importance == "activation" else ()
@@ -156,9 +164,15 @@ class PruneStructured(Compressor):
         return max(cut, windows.kept_bytes + forward_bytes(model, windows.batch))
 
     def note(self, model: Model, options: Options) -> str:
-        if options.width is None:
-            return ""
-        return "Removing residual width changes what every norm sees: train or distil afterwards."
+        said = []
+        if options.importance != "activation" and options.ratio is None and model.origin != "random":
+            said.append(
+                "Units are chosen by the size of their weights alone, which harms trained models far more than activations "
+                'do: name calibration data in [data] and leave importance at "auto", or train or distil afterwards.'
+            )
+        if options.width is not None:
+            said.append("Removing residual width changes what every norm sees: train or distil afterwards.")
+        return " ".join(said)
 
     def _plan(self, model: Model, options: Options) -> Plan:
         anatomy, ffn, heads, width = model.anatomy, None, None, None
