@@ -227,7 +227,7 @@ def _numbers(batch: Batch) -> int:
 
 
 def forward_bytes(model: Model, batch: Batch) -> int:
-    """Memory of one forward pass without a gradient, on top of the weights.
+    """Memory of one forward pass up to the head without a gradient, on top of the weights: what calibration runs.
 
     Raises:
         ZooError: the forward pass depends on values, so that shapes do not suffice.
@@ -237,7 +237,7 @@ def forward_bytes(model: Model, batch: Batch) -> int:
         shadow = run.shadow(model)
         before, inputs = run.now, run.batch(batch)
         with run, torch.no_grad():
-            model.family.forward(shadow, inputs)
+            model.family.forward_body(shadow, inputs)
     return run.peak - before
 
 

@@ -112,6 +112,10 @@ class Family(ABC):
     def forward(self, model: Model, batch: Batch) -> torch.Tensor:
         """Run the module on a batch and return its main output."""
 
+    def forward_body(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Run the module up to its head, where the two can be told apart: what calibration watches lies before it."""
+        return self.forward(model, batch)
+
     @abstractmethod
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut `data` into training windows, each a dict of unbatched tensors; their `where(i)`, if any, says where window i is from."""

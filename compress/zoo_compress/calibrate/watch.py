@@ -86,7 +86,7 @@ def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], 
 
     Args:
         watchers: by module path; a module that sits at several paths is named once and watched at every call.
-        until: a module after which the rest of the model is not run.
+        until: a module after which the rest of the model is not run. The head is run only where it is watched.
 
     Raises:
         ZooError: a watched module reads or writes nan or infinity; names it and the samples.
@@ -100,12 +100,14 @@ def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], 
         hooks.append(model.module.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
     if until:
         hooks.append(model.module.get_submodule(until).register_forward_hook(_stop))
+    whole = until or model.anatomy.head in watchers
+    run = model.family.forward if whole else model.family.forward_body
     try:
         for number, batch in enumerate(data):
             sound.clear()
             kept[0] = unpadded(batch)
             with torch.no_grad(), suppress(_Enough):
-                model.family.forward(model, batch)
+                run(model, batch)
             _require_sound(model, batch, sound, origins[number] if origins else f"calibration batch {number}")
     finally:
         for handle in hooks:

@@ -60,6 +60,9 @@ class TextFamily(Family):
         logits: torch.Tensor = model.module(**_inputs(batch)).logits
         return logits
 
+    def forward_body(self, model: Model, batch: Batch) -> torch.Tensor:
+        return self.hidden(model, batch)[0]
+
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
         """Return the rows of kind "label": every position whose label is not negative.
 

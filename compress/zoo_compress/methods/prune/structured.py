@@ -220,7 +220,7 @@ class PruneStructured(Compressor):
             batch = joined(model, [windows[index]], seed=index)
             require_finite_batch(batch, window_origin(windows, index), stage=self.name)
             try:
-                model.family.forward(model, batch)
+                model.family.forward_body(model, batch)
             except FloatingPointError as error:
                 raise ZooError(
                     f"{self.name}: on {window_origin(windows, index)}, {error}: {cause(model, batch)}."

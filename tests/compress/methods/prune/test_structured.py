@@ -415,6 +415,26 @@ def seen(module: nn.Module, path: str) -> list[Tensor]:
     return inputs
 
 
+def test_calibration_is_not_run_through_the_head() -> None:
+    """The vocabulary projection costs as much as several blocks, and nothing behind it is looked at."""
+    model = stages.small("qwen3", tie_word_embeddings=False)
+    calls: dict[str, int] = {"head": 0, "body": 0}
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    model.module.lm_head.register_forward_hook(lambda *_: count("head"))  # type: ignore[union-attr]
+    model.module.model.layers[-1].register_forward_hook(lambda *_: count("body"))  # type: ignore[union-attr, index]
+    for use, options in (
+        (STAGE.name, {"ffn": 0.25, "width": 0.25, "importance": "activation", "samples": 5}),
+        ("lowrank.svd", {"ratio": 0.5, "samples": 5, "batch": 1, "length": 16}),
+    ):
+        calls.update(head=0, body=0)
+        stages.apply(model, use, options, stages.context())
+        trial = 1  # of the changed model, on four tokens
+        assert calls == {"head": trial, "body": 5 + trial}
+
+
 def test_activation_of_channels_follows_minitron() -> None:
     pruned, original = calibrated("llama", ffn=16)
     per_window = [x_TI.abs().mean(0) for x_TI in seen(original, "model.layers.1.mlp.down_proj")]
