@@ -14,6 +14,7 @@ from zoo.errors import PluginError, RequestError, UnknownName, ZooError, nearest
 from zoo.plugins import kinds, manager
 from zoo.plugins.declarations import Declared as Declared
 from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.system.signals import handlers_kept
 
 if TYPE_CHECKING:
     from zoo.plugins.declarations import ModelSpec
@@ -205,7 +206,7 @@ def _imported(entry: Declared) -> Any:
     target = manager.load(entry.plugin)[entry.kind][entry.name]
     module, _, attribute = target.partition(":")
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), handlers_kept():
             thing: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 thing = getattr(thing, part)

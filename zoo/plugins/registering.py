@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import PluginError, nearest, one_line
 from zoo.plugins.kinds import KINDS, Kind
+from zoo.system.signals import handlers_kept
 
 if TYPE_CHECKING:
     import pluggy
@@ -36,7 +37,8 @@ seconds: dict[str, float] = {}
 def registered(plugin: Plugin) -> Targets:
     start = time.perf_counter()
     try:
-        return _register(plugin)
+        with handlers_kept():
+            return _register(plugin)
     finally:
         seconds[plugin.name] = time.perf_counter() - start
 

@@ -48,6 +48,7 @@ class _State:
     """What is known in this process; written by the main thread alone."""
 
     active: bool = False
+    wakeup: int = -1  # where the watcher hears of signals
     number: int = 0  # the signal that asked for the end
     depth: int = 0  # how many `whole()` are being run
     remarks: list[str] = field(default_factory=list)
@@ -68,6 +69,7 @@ def stoppable() -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    _state.wakeup = writing
     watcher = threading.Thread(target=_watch, args=(reading,), daemon=True)
     watcher.start()
     try:
@@ -80,6 +82,27 @@ def stoppable() -> Iterator[None]:
         watcher.join()
         os.close(reading)
         _state.__init__()  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Handle signals afterwards as before, whatever runs inside: the import of a plugin may ignore, take or block them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in WORDS}
+    masked = hasattr(signal, "pthread_sigmask")  # not on Windows
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masked else set()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        if _state.active:
+            signal.set_wakeup_fd(_state.wakeup, warn_on_full_buffer=False)
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @contextlib.contextmanager
@@ -176,6 +199,7 @@ def _end(number: int) -> Any:
 def _forked() -> None:
     """A forked child has no watcher, and must not wake its parent's."""
     if _state.active:
+        _state.wakeup = -1
         signal.set_wakeup_fd(-1)
 
 
