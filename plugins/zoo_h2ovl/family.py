@@ -105,15 +105,5 @@ class H2OVLFamily(VisionLanguageFamily):
             model.processor = reading_tokenizer()
         return super().tokenizer(model)
 
-    def load_processor(self, path: Path) -> Any:
-        if not (path / "tokenizer.json").exists():
-            return None
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-
-    def save_processor(self, processor: Any, path: Path) -> None:
-        processor.save_pretrained(path)
-
     def write_foreign(self, model: Model, path: Path) -> str:
         return "transformers has no class for H2OVL"

@@ -191,9 +191,6 @@ class TransformersText(TextFamily):
         except Exception as error:
             raise _unreadable_tokenizer(lone, error) from None
 
-    def save_processor(self, processor: Any, path: Path) -> None:
-        processor.save_pretrained(path)
-
 
 def _unreadable_tokenizer(file: Path, error: Exception) -> ArtifactError:
     if isinstance(error, ImportError) or "sentencepiece" in str(error):

@@ -124,7 +124,7 @@ def test_loading_saving_and_generating_keep_the_global_random_state(name: str, t
             "count": 1,
             "max_new_tokens": 4,
         }.items()
-        if key in model.family.takes
+        if key in model.family.taken(model)
     }
     if model.processor is not None or model.spec.modality == "vision":
         with random_state_kept("generating"):

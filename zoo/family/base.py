@@ -150,6 +150,10 @@ class Family(ABC):
     def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
         """Generate from a prompt: text (with `stream`, an iterator over its pieces), or a list of images."""
 
+    def taken(self, model: Model) -> tuple[str, ...]:
+        """Say what `generate` takes of this model: all of `takes`, or less where its task takes only some."""
+        return self.takes
+
     @abstractmethod
     def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
         """Run once and return figures a second, such as {"decode_tokens_per_s": 130.0}.

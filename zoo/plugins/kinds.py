@@ -91,7 +91,7 @@ KINDS: dict[str, Kind] = {
             ("zoo.data.dataset:Source",),
             "a data source",
             called="data source",
-            checks=f"{CHECKS}.evaluators:checks_of_data",
+            checks=f"{CHECKS}.data:checks_of_data",
         ),
         Kind(
             "command",

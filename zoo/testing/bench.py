@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ZooError, one_line
 from zoo.plugins import manager
 from zoo.plugins.names import resolve
+from zoo.testing.alphabet import give_processor
 from zoo.testing.check import Once, Skipped
 from zoo.testing.fresh import shared
+from zoo.testing.materials import data_for
 
 if TYPE_CHECKING:
-    from zoo.data.dataset import Dataset
-    from zoo.model.context import Context
     from zoo.model.model import Model
     from zoo.plugins.declarations import ModelSpec
     from zoo.plugins.installed import Plugin
@@ -31,12 +32,6 @@ TINY = {
     "tiny-vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
 }
 LARGEST = 50_000_000  # parameters of a model that is built with weights; larger ones are built on the meta device alone
-LINES = (
-    "def add(first, second):\n    return first + second\n",
-    "The quick brown fox jumps over the lazy dog, and the dog does not mind.\n",
-    "for number in range(10):\n    print(number, number ** 2)\n",
-    "What is written down is remembered; what is measured is known.\n",
-)
 
 
 class Bench:
@@ -46,6 +41,8 @@ class Bench:
         self.plugin = plugin
         self.fresh = shared()
         self._models: dict[tuple[str, bool], Once[Model]] = {}
+        self._saved: dict[tuple[str, bool], Path] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="zoo-check.")  # goes with the bench
 
     @cached_property
     def own(self) -> dict[str, ModelSpec]:
@@ -77,7 +74,8 @@ class Bench:
     def model(self, base: str, *, random: bool = False) -> Model:
         """The model of a base, loaded once; who changes it takes a copy.
 
-        Its weights are the packaged ones, else random, none of them zero, so that every one matters to the output.
+        Its weights are the packaged ones, else random, none of them zero, so that every one matters to the output; a
+        language model without a tokenizer is then given one, unless `random` asks for what knows none.
         """
         key = (base, random)
         if key not in self._models:
@@ -91,64 +89,22 @@ class Bench:
         except Exception as error:
             raise Skipped(f"{base} cannot be had: {one_line(error)}") from None
 
-    def data(self, model: Model) -> Dataset:
-        """A little data that fits the model: text, or pictures, each with a question, a text and a label."""
-        from zoo.data.dataset import Dataset, Sample
-
-        if model.spec.modality == "text":
-            return Dataset(
-                "texts", [Sample({"text": "".join(LINES[i:] + LINES[:i]) * 40}, f"texts:{i}") for i in range(2)]
-            )
-        names = _classes(model)
-        return Dataset(
-            "pictures",
-            [
-                Sample(
-                    {"image": picture(seed=i), "prompt": "What digit is this?", "text": str(i), "label": i % names},
-                    f"pictures:{i}",
-                )
-                for i in range(8)
-            ],
-        )
-
-    def context(self, model: Model, *, roles: tuple[str, ...] = (), seed: int = 0) -> Context:
-        """What a stage may use: the same data in every role, and the model itself as the teacher."""
-        from zoo.model.context import Context
-
-        data = self.data(model)
-        return Context(
-            seed=seed, data=dict.fromkeys(("train", "calibration", "test", *roles), data), load=lambda _: model.copy()
-        )
+    def saved(self, base: str, *, random: bool = False) -> Path:
+        """The model of a base as it is loaded from disk, for another process; saved once."""
+        key = (base, random)
+        if key not in self._saved:
+            folder = Path(self._folder.name) / f"{len(self._saved)}"
+            self._saved[key] = self.model(base, random=random).save(folder)
+        return self._saved[key]
 
     def batch(self, model: Model) -> Batch:
         """A training batch of the model's own windows."""
         import torch
 
-        windows = model.family.windows(model, self.data(model), length=64)
+        windows = model.family.windows(model, data_for(model), length=64)
         joined = model.family.collate(model, [windows[i] for i in range(min(4, len(windows)))])
         drawn = model.family.draw(model, joined, torch.Generator().manual_seed(0))
         return {name: tensor.to(model.device) for name, tensor in drawn.items()}
-
-
-def options(kind: Any, *, attempt: int = 0) -> dict[str, Any]:
-    """What a thing with `Options` is run with: the examples its fields give, in turn where they give several."""
-    chosen = {}
-    for name, field in kind.model_fields.items():
-        if field.examples:
-            chosen[name] = field.examples[min(attempt, len(field.examples) - 1)]
-    return chosen
-
-
-def attempts(kind: Any) -> int:
-    """How many sets of options the examples make."""
-    return max((len(field.examples or ()) for field in kind.model_fields.values()), default=1) or 1
-
-
-def picture(*, seed: int = 0) -> Any:
-    """A picture of noise, (32, 32, 3) uint8."""
-    import numpy as np
-
-    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 @contextmanager
@@ -192,7 +148,10 @@ def _loaded(name: str, *, random: bool) -> Model:
     spec = catalog.info(name)
     if not random and weights.packaged_at(spec) is not None:
         return load(name)
-    return awake(load(name, weights="random"))
+    model = awake(load(name, weights="random"))
+    if not random:
+        give_processor(model)
+    return model
 
 
 def awake(model: Model) -> Model:
@@ -207,14 +166,6 @@ def awake(model: Model) -> Model:
     return model
 
 
-def _classes(model: Model) -> int:
-    """How many classes a classifier has; 8, one a picture, for models that name none."""
-    try:
-        return len(model.family.labels(model)) if hasattr(model.family, "labels") else 8
-    except ZooError:
-        return 8
-
-
 def thing(kind: str, name: str) -> Any:
     """The object behind a full name.
 
@@ -226,7 +177,5 @@ def thing(kind: str, name: str) -> Any:
 
 def folder_in(folder: Path, stem: str) -> Path:
     """A new folder for one artifact."""
-    import tempfile
-
     parent = Path(tempfile.mkdtemp(dir=folder, prefix="".join(c if c.isalnum() else "-" for c in stem)[:40] + "."))
     return parent / "model"

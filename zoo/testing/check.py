@@ -89,6 +89,11 @@ class Once(Generic[Value]):
             raise Skipped(f"see {check!r}") from None
 
 
+def require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise AssertionError(sentence)
+
+
 def perform(check: Check, folder: Path) -> Result:
     """Run one check; whatever the plugin raises is its result, and what it prints goes to stderr."""
     start = time.perf_counter()

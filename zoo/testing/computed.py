@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoo.testing.materials import LINES
+
 if TYPE_CHECKING:
     from zoo.model.model import Model
 
@@ -44,7 +46,19 @@ def outputs(model: Model) -> Outputs:
         prompt = model.family.example(model, batch=1, size=4)["input_ids"][0].tolist()
         computed["generated tokens"] = list(next_tokens(model, prompt, TOKENS))
         computed["sampled tokens"] = list(next_tokens(model, prompt, TOKENS, temperature=1.0))
+    if (tokens := tokens_of(model)) is not None:
+        computed["tokens of a text"] = tokens
     return computed
+
+
+def tokens_of(model: Model) -> list[Any] | None:
+    """The tokens that a language model's tokenizer makes of a text; None where it has none."""
+    from zoo.family.text.family import TextFamily
+
+    if model.processor is None or not isinstance(model.family, TextFamily):
+        return None
+    tokens: list[Any] = model.family.tokenizer(model)(LINES[0])["input_ids"]
+    return tokens
 
 
 def difference(label: str, here: Outputs, there: Outputs) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.testing.check import require
 from zoo.testing.computed import difference, hash_of_tensors, outputs
+from zoo.testing.surroundings import changed_states, random_states
 
 if TYPE_CHECKING:
     from zoo.compressor import Compressor
@@ -113,7 +114,7 @@ def random_state_kept(what: str = "this") -> Iterator[None]:
     """Check that the global random states of torch, numpy and Python are the same afterwards."""
     before = random_states()
     yield
-    changed = [name for name, state in random_states().items() if state != before[name]]
+    changed = changed_states(before)
     named = " and ".join(changed)
     require(not changed, f"{what} changes the global random state of {named}; draw from a generator of its own")
 
@@ -132,11 +133,6 @@ def outputs_in_fresh_process(folders: Sequence[Path]) -> dict[Path, Outputs]:
 
 
 # --- small questions ------------------------------------------------------------------------------------------------
-
-
-def require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise AssertionError(sentence)
 
 
 def _resolved(compressor: Compressor | str) -> Compressor:
@@ -161,19 +157,3 @@ def require_equal_sizes(predicted: Model, real: Model, label: str) -> None:
     for what in ("params", "bytes"):
         count, real_count = getattr(predicted, what), getattr(real, what)
         require(count == real_count, f"{label}, has {count:,} {what}; the model has {real_count:,}")
-
-
-def random_states() -> dict[str, str]:
-    import random
-
-    import numpy as np
-    import torch
-
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": [part.tolist() if hasattr(part, "tolist") else part for part in np.random.get_state()],
-        "random": random.getstate(),
-    }
-    if torch.cuda.is_available():
-        states["torch.cuda"] = [state.tolist() for state in torch.cuda.get_rng_state_all()]
-    return {name: hashlib.sha256(repr(state).encode()).hexdigest() for name, state in states.items()}

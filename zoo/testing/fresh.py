@@ -49,7 +49,8 @@ class FreshProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._said,
                 text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                # with another order of sets than here, whatever is set
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "random"},
             )
             weakref.finalize(self, _end, self._process)
         return self._process
@@ -57,6 +58,34 @@ class FreshProcess:
     def outputs(self, folder: Path) -> Answer:
         """Load an artifact there and return what `zoo.testing.outputs` says of it, and the bytes its weight files hold."""
         return self._ask({"outputs": str(folder.absolute())})
+
+    def random_weights(self, name: str) -> str:
+        """Draw the random weights of a model there, and return the hash of its tensors; what is wrong, where it fails."""
+        answer = self._ask({"random": name})
+        return str(answer.get("tensors", answer.get("error")))
+
+    def applied(self, compressor: str, options: dict[str, Any], start: Path) -> Answer:
+        """Apply a compressor there to a saved model; return the hash of the tensors it leaves, and its record.
+
+        Raises:
+            AssertionError: it fails there.
+        """
+        answer = self._ask({"apply": compressor, "options": options, "start": str(start.absolute())})
+        if "error" in answer:
+            raise AssertionError(f"{compressor} fails in a fresh process: {answer['error']}")
+        return answer
+
+    def figures(self, evaluator: str, start: Path | None, reference: str) -> Answer:
+        """Measure a saved model there, or data alone; return the figures.
+
+        Raises:
+            AssertionError: it fails there.
+        """
+        answer = self._ask({"measure": evaluator, "start": start and str(start.absolute()), "data": reference})
+        if "error" in answer:
+            raise AssertionError(f"{evaluator} fails in a fresh process: {answer['error']}")
+        figures: Answer = answer["figures"]
+        return figures
 
     def fingerprint(self, reference: str) -> str:
         """Open data there and return its fingerprint.
@@ -131,13 +160,48 @@ def _answer(request: dict[str, Any]) -> Answer:
         from zoo.data.open import open_data
 
         return {"fingerprint": open_data(request["fingerprint"]).fingerprint}
+    if "apply" in request:
+        return _applied(request)
+    if "measure" in request:
+        return {"figures": _measured(request)}
     from zoo.loading.load import load
-    from zoo.testing.computed import outputs
+    from zoo.testing.computed import hash_of_tensors, outputs
 
+    if "random" in request:
+        return {"tensors": hash_of_tensors(load(request["random"], weights="random"))}
     folder = Path(request["outputs"])
     model = load(folder)
     files = model.family.weight_files(model.spec.config).values()
     return {**outputs(model), "stored bytes": sum(_stored_bytes(folder / file) for file in files)}
+
+
+def _applied(request: dict[str, Any]) -> Answer:
+    from zoo import registry
+    from zoo.loading.load import load
+    from zoo.testing.computed import hash_of_tensors
+    from zoo.testing.materials import context_for
+    from zoo.testing.surroundings import Surroundings
+
+    start, compressor = load(request["start"]), registry.compressor(request["apply"])
+    model = start.copy()
+    with Surroundings():  # whatever it leaves is not to show in later answers
+        model.apply(compressor, compressor.Options(**request["options"]), context_for(start))
+    return {"tensors": hash_of_tensors(model), "record": model.lineage[-1].record}
+
+
+def _measured(request: dict[str, Any]) -> Answer:
+    from zoo import registry
+    from zoo.data.open import open_data
+    from zoo.loading.load import load
+    from zoo.testing.materials import data_for, options_of
+    from zoo.testing.surroundings import Surroundings
+
+    evaluator = registry.evaluator(request["measure"])
+    model = load(request["start"]) if request["start"] else None
+    data = open_data(request["data"]) if request["data"] or model is None else data_for(model)
+    with Surroundings():
+        figures: Answer = evaluator.measure(model, data, options=options_of(evaluator))
+    return figures
 
 
 def _stored_bytes(path: Path) -> int:

@@ -63,7 +63,8 @@ class Lying(Halving):
     def rebuild(self, model: Model, record: Record) -> None:
         if record:
             model.module.head = nn.utils.skip_init(nn.Linear, 64, 5, device=model.device)
-            model.module.head.requires_grad_(False).apply(lambda head: [p.zero_() for p in head.parameters()])
+            with torch.no_grad():
+                model.module.head.weight.fill_(1), model.module.head.bias.zero_()
 
 
 class Drawing(Halving):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from zoo.cli.plugins.new import begins_with, new
+from zoo.cli.plugins.new import begins_with, modalities, new
 
 KINDS = begins_with()
+USUAL, *OTHERS = modalities()
 
 HERE = Path(__file__).parent
 
@@ -48,6 +50,40 @@ BROKEN = {
             "counting",
         ),
     },
+    "zoo-unread": {
+        "family": ("mute", "cacheless", "peeking", "mingling", "hashed"),
+        "compressor": ("dropping", "respelling"),
+    },
+    "zoo-careless": {
+        "compressor": (
+            "scaling",
+            "sparing",
+            "misleading",
+            "reading",
+            "remembering",
+            "awaking",
+            "freezing",
+            "settling",
+            "ungraded",
+            "roaming",
+            "patching",
+            "overriding",
+            "deaf",
+            "negative",
+            "hashing",
+            "using",
+        ),
+        "loss": ("counting",),
+        "evaluator": ("plain", "beyond", "below", "hundredfold", "hundredth", "rousing", "sorting"),
+        "data": ("lines", "leaking", "blank", "wearing", "moving", "lazy"),
+    },
+}
+# Where the broken things of each are, and of which modality the family is that they vary.
+SOURCE = {
+    "zoo-broken": ("faulty.py", "vision"),
+    "zoo-unsound": ("broken_families.py", "vision"),
+    "zoo-unread": ("broken_languages.py", "text"),
+    "zoo-careless": ("careless.py", "vision"),
 }
 HOOKS = {
     "compressor": "compressors",
@@ -56,18 +92,22 @@ HOOKS = {
     "data": "data",
     "command": "commands",
 }
-PARAMS = {"miscounted": 12_345, "idling": 81_118}  # of the models of the broken families; the others have 81,098
+# of the models of the broken families; the others have as many as the family they vary
+PARAMS = {"miscounted": 12_345, "idling": 81_118}
 
 
 def written(folder: Path) -> list[Path]:
-    """A project of each kind, `zoo-KIND-it`, and the two in which everything is broken but for a family with its model."""
+    """A project of each kind, `zoo-KIND-it`, and those in which everything is broken but for a family with its model."""
     places = []
     for kind in KINDS:
         places.append(folder / f"zoo-{kind}-it")
         new(places[-1].name, kind=[kind], out=places[-1])
+    for modality in OTHERS:
+        places.append(folder / f"zoo-{modality}-it")
+        new(places[-1].name, kind=["family"], modality=modality, out=places[-1])
     for name, things in BROKEN.items():
         places.append(folder / name)
-        new(name, kind=["family"], out=places[-1])
+        new(name, kind=["family"], modality=SOURCE[name][1], out=places[-1])
         _break(places[-1], things)
     return places
 
@@ -94,11 +134,12 @@ def installed(projects: list[Path], site: Path) -> None:
 def _break(project: Path, things: Mapping[str, tuple[str, ...]]) -> None:
     """Add broken things to a project with a family; of a broken family, also a model."""
     package = project / project.name.replace("-", "_")
-    source = "broken_families.py" if "family" in things else "faulty.py"
+    source, modality = SOURCE[project.name]
     (package / "broken.py").write_text((HERE / source).read_text())
     registry, plugin = [(package / "registry.toml").read_text()], [(package / "plugin.py").read_text()]
     stem = project.name.removeprefix("zoo-")
     model = registry[0].partition("[[model]]")[2]
+    (params,) = re.findall(r"params = ([0-9_]+)", model)
     for kind, names in things.items():
         if kind != "family":
             plugin.append(f"@hookimpl\ndef register_{HOOKS[kind]}(register: Register) -> None:")
@@ -109,10 +150,10 @@ def _break(project: Path, things: Mapping[str, tuple[str, ...]]) -> None:
             registry.append(f'[[{kind}]]\nname = "{name}"\nsummary = "Broken on purpose here"\n')
             if kind == "family":
                 registry.append(
-                    'modality = "vision"\n[[model]]'
+                    f'modality = "{modality}"\n[[model]]'
                     + model.replace(f'"{stem}-tiny"', f'"{name}-tiny"')
                     .replace(f'family = "{stem}"', f'family = "{name}"')
-                    .replace("81_098", str(PARAMS.get(name, 81_098)))
+                    .replace(params, str(PARAMS.get(name, params)))
                 )
     (package / "registry.toml").write_text("\n".join(registry))
     (package / "plugin.py").write_text("\n".join(plugin) + "\n")

@@ -27,6 +27,7 @@ TEMPLATES = Path(__file__).parents[2] / "templates"
 SUFFIX = ".tmpl"  # so that no tool takes a template for Python or TOML
 
 DEFAULT = "compressor"
+FAMILY, USUAL = "family", "vision"  # whose templates lie in a folder for each modality, and that which is taken
 CATALOGUE = {"catalogue": "models of known architectures"}
 
 
@@ -34,6 +35,12 @@ def begins_with() -> dict[str, str]:
     """What a project can begin with, and how its description says so; each has a folder of templates."""
     every = {kind.name: kind.adds for kind in KINDS.values()}
     return {DEFAULT: every.pop(DEFAULT), **every, **CATALOGUE}
+
+
+def modalities() -> list[str]:
+    """What a family can be of, the usual one first."""
+    found = sorted(folder.name for folder in (TEMPLATES / "kinds" / FAMILY).iterdir() if folder.is_dir())
+    return sorted(found, key=lambda name: name != USUAL)
 
 
 def new(
@@ -48,14 +55,23 @@ def new(
             autocompletion=lambda incomplete: [kind for kind in begins_with() if kind.startswith(incomplete)],
         ),
     ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODALITY",
+            help=f"Of a family: {', '.join(modalities())}.  [default: {USUAL}]",
+            autocompletion=lambda incomplete: [name for name in modalities() if name.startswith(incomplete)],
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.  [default: NAME]")] = None,
 ) -> None:
     """Write a plugin project whose own tests pass."""
     kinds = _checked_kinds(kind or [DEFAULT])
+    _check_modality(modality, kinds)
     values = _values(name, kinds)
     folder = out or Path(name)
     _require_free(folder)
-    files = _files(kinds, values)
+    files = _files([_templates(one, modality) for one in kinds], values)
     _write(files, folder)
     print(f"Wrote {len(files)} files into {folder}:")
     for file in sorted(files):
@@ -74,6 +90,23 @@ def _checked_kinds(kinds: Sequence[str]) -> list[str]:
         if kind not in known:
             raise RequestError(f"{kind!r} is nothing a plugin adds.{nearest(kind, known)} Kinds: {', '.join(known)}.")
     return [kind for kind in known if kind in kinds]
+
+
+def _check_modality(modality: str | None, kinds: Sequence[str]) -> None:
+    if modality is None:
+        return
+    if FAMILY not in kinds:
+        raise RequestError(f"--modality is of a family: add --kind {FAMILY}, or leave it out.")
+    if modality not in modalities():
+        known = modalities()
+        raise RequestError(
+            f"{modality!r} is no modality that a family can begin with.{nearest(modality, known)} Modalities: {', '.join(known)}."
+        )
+
+
+def _templates(kind: str, modality: str | None) -> str:
+    """The folder with the templates of a kind."""
+    return f"{kind}/{modality or USUAL}" if kind == FAMILY else kind
 
 
 def _values(name: str, kinds: Sequence[str]) -> dict[str, str]:
@@ -129,7 +162,7 @@ def _unused(name: str, taken: Mapping[str, str]) -> str:
 
 
 def _files(kinds: Sequence[str], values: Mapping[str, str]) -> dict[str, str]:
-    """Every file of the project: its path and its text."""
+    """Every file of the project, of the folders of templates that it is made of: its path and its text."""
     package = values["package"]
     coded = any((TEMPLATES / "kinds" / kind / f"plugin.py{SUFFIX}").exists() for kind in kinds)
     extra = {

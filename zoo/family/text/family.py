@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
@@ -136,6 +137,26 @@ class TextFamily(Family):
             raise RequestError(f"{model.spec.name} has no tokenizer: put tokenizer.json beside its weights.")
         return model.processor
 
+    def load_processor(self, path: Path) -> Any:
+        """Load the tokenizer that `tokenizer.json` describes, as `save_processor` writes it; None where there is none.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        if not (file := path / "tokenizer.json").exists():
+            return None
+        from transformers import PreTrainedTokenizerFast
+
+        from zoo.errors import ArtifactError, one_line
+
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        except Exception as error:  # tokenizers raises no narrower class
+            raise ArtifactError(f"{file} is damaged: {one_line(error).rstrip('.')}.") from None
+
+    def save_processor(self, processor: Any, path: Path) -> None:
+        processor.save_pretrained(path)
+
     def inputs(self, model: Model, prompt: Any) -> tuple[list[int], Batch]:
         """Return the tokens that generation starts from, and what the module takes beside them on their pass.
 
@@ -222,11 +243,15 @@ class TextFamily(Family):
         pieces = stream_text(self, model, prompt, how)
         return pieces if stream else "".join(pieces)
 
+    def taken(self, model: Model) -> tuple[str, ...]:
+        inputs = ("prompt", "images")
+        of_task = OF_TASK.get(model.spec.task, self.takes)
+        return tuple(name for name in self.takes if name in (*inputs, *of_task))
+
     def _require_options(self, model: Model, options: Mapping[str, Any]) -> None:
         from zoo.errors import RequestError, nearest
 
-        known = [name for name in self.takes if name not in ("prompt", "images")]
-        known = [name for name in known if name in OF_TASK.get(model.spec.task, known)]
+        known = [name for name in self.taken(model) if name not in ("prompt", "images")]
         for name in options.keys() - known:
             of = f" for {model.spec.name}, a {model.spec.task} model" if name in self.takes else ""
             near = "" if of else nearest(name, known)

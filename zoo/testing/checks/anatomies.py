@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from zoo.testing.exact import name_of, require
+from zoo.testing.check import require
+from zoo.testing.exact import name_of
 
 if TYPE_CHECKING:
     import torch

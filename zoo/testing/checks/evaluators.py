@@ -1,7 +1,8 @@
-"""Checks of evaluators and data sources: named finite figures, the same twice, and records that can be found again."""
+"""Checks of evaluators: named finite figures, shares that are shares, the same twice and in another process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError, one_line
-from zoo.testing.bench import Bench, options, other_chance, thing
-from zoo.testing.check import Check, Once, Skipped
+from zoo.testing.bench import Bench, other_chance, thing
+from zoo.testing.check import Check, Once, Skipped, require
 from zoo.testing.computed import hash_of_tensors
-from zoo.testing.exact import random_state_kept, require
+from zoo.testing.materials import data_for, options_of
+from zoo.testing.surroundings import surroundings_kept
 
 if TYPE_CHECKING:
     from zoo.data.dataset import Dataset
@@ -22,10 +24,8 @@ if TYPE_CHECKING:
 
 Figures = Mapping[str, Any]
 FEW = 8  # records that an evaluator is given
-SOME = 32  # records of a split that are looked at
-
-
-# --- evaluators -------------------------------------------------------------------------------------------------------
+# Figures that are shares of something, by the words in their names.
+SHARES = ("accuracy", "precision", "recall", "f1", "match", "share", "agreement")
 
 
 def checks_of_evaluator(bench: Bench, declaration: Declared) -> Iterator[Check]:
@@ -37,9 +37,12 @@ def checks_of_evaluator(bench: Bench, declaration: Declared) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class _Measured:
+    base: str  # of the model, as the bench has it
     model: Model | None
-    data: Dataset | None
+    data: Dataset
+    reference: str  # by which the data is opened; "" for the bench's own
     figures: Figures
+    before: Any  # the model's condition before it was measured
 
 
 class _Evaluator:
@@ -81,41 +84,49 @@ class _Evaluator:
                 f'{self.name}: {name} is {figure!r:.80}, without a "value"',
             )
             _check_figure(f"{self.name}: {name}", figure)
+            _check_share(f"{self.name}: {name}", name, figure, records=len(self.measured().data or ()))
 
     def determinism(self, folder: Path) -> None:
-        """The same model and data give the same figures, but for what a clock says."""
+        """The same model and data give the same figures, in another process too, but for what a clock says."""
         measured = self.measured.after("measure")
         with other_chance():
             again = self._measure(measured.model, measured.data)
-        for name, figure in measured.figures.items():
-            if not _is_cost(name, figure):
-                require(
-                    json.dumps(figure, default=str) == json.dumps(again.get(name), default=str),
-                    f"{self.name}: {name} is {figure['value']} and then {again.get(name, {}).get('value')} for the same model and data",
-                )
-
-    def side_effects(self, folder: Path) -> None:
-        """It leaves the model and the global random states as they were."""
-        measured = self.measured.after("measure")
-        before = hash_of_tensors(measured.model) if measured.model else ""
-        with other_chance(), random_state_kept(self.name):
-            self._measure(measured.model, measured.data)
-        require(
-            not measured.model or hash_of_tensors(measured.model) == before,
-            f"{self.name} changes the model it measures",
+        self._require_alike(measured.figures, again, "for the same model and data")
+        start = self.bench.saved(measured.base) if measured.model else None
+        there = self.bench.fresh.figures(self.name, start, measured.reference)
+        self._require_alike(
+            measured.figures,
+            there,
+            "in another process, for the same model and data; does it follow the order of a set?",
         )
 
+    def _require_alike(self, figures: Figures, others: Figures, when: str) -> None:
+        for name, figure in figures.items():
+            other = others.get(name, {})
+            require(
+                _is_cost(name, figure) or json.dumps(figure, default=str) == json.dumps(other, default=str),
+                f"{self.name}: {name} is {figure['value']} and then {other.get('value')} {when}",
+            )
+
+    def side_effects(self, folder: Path) -> None:
+        """It leaves the model, the random states, torch, the process and itself as they were."""
+        measured = self.measured.after("measure")
+        with other_chance(), surroundings_kept(self.name, self.evaluator):
+            self._measure(measured.model, measured.data)
+        require(_condition(measured.model) == measured.before, f"{self.name} changes the model it measures")
+
     def _measure(self, model: Model | None, data: Dataset | None) -> Figures:
-        figures: Figures = self.evaluator.measure(model, data, options=options(self.evaluator.Options))
+        figures: Figures = self.evaluator.measure(model, data, options=options_of(self.evaluator))
         return figures
 
     def _measure_something(self) -> _Measured:
         """Try models and data in turn, and measure the first that is not refused."""
         refusals: dict[str, str] = {}
         for model, label in self._models():
-            for data in self._data(model):
+            for data, reference in self._data(model):
+                before = _condition(model)
                 try:
-                    return _Measured(model, data, self._measure(model, data))
+                    return _Measured(label, model, data, reference, self._measure(model, data), before)
                 except ZooError as error:
                     refusals.setdefault(label, one_line(error))
         said = "; ".join(f"{label}: {reason}" for label, reason in refusals.items())
@@ -131,21 +142,30 @@ class _Evaluator:
             except Skipped:
                 continue
 
-    def _data(self, model: Model | None) -> Iterator[Dataset]:
+    def _data(self, model: Model | None) -> Iterator[tuple[Dataset, str]]:
         """A few records of the plugin's own sources, of what the model is usually measured on, and of the bench's."""
         from zoo.data.open import open_data
 
         own = [f"{self.bench.plugin.name}:{name}" for name in self.bench.plugin.declares("data")]
         usual = [model.family.evaluation[1]] if model is not None and model.family.evaluation[1] else []
         if model is None:
-            usual = list(dict.fromkeys(self.bench.usable(base).family.evaluation[1] for base in self.bench.bases))
+            usual = list(dict.fromkeys(self._usual()))
         for reference in (*own, *filter(None, usual)):
+            few = f"{reference}[:{FEW}]"
             try:
-                yield open_data(f"{reference}[:{FEW}]")
+                yield open_data(few), few
             except ZooError:
                 continue
         if model is not None:
-            yield self.bench.data(model)
+            yield data_for(model), ""
+
+    def _usual(self) -> Iterator[str]:
+        """The data that the families of the bench's models are measured on."""
+        from zoo.loading.load import family_of
+
+        for name in self.bench.bases.values():
+            with contextlib.suppress(ZooError):  # of a plugin that is not in use
+                yield family_of(name).evaluation[1]
 
 
 def _check_figure(where: str, figure: Figures) -> None:
@@ -171,97 +191,32 @@ def _check_figure(where: str, figure: Figures) -> None:
         raise AssertionError(f"{where} cannot be written as JSON: {error}") from None
 
 
+def _check_share(where: str, name: str, figure: Figures, *, records: int) -> None:
+    """A share lies within 0 to 1, one in percent within 0 to 100."""
+    numbers = [figure[key] for key in ("value", "low", "high") if key in figure]
+    percent = figure.get("unit") == "%"
+    if not percent and not (any(word in name.split("_") for word in SHARES) and not figure.get("unit")):
+        return
+    most, is_share = (100, "a share in percent is 0 to 100") if percent else (1, "a share is 0 to 1")
+    wrong = next((number for number in numbers if not 0 <= number <= most), None)
+    instead = "give what is none another unit" if percent else 'write percent with "unit": "%"'
+    require(wrong is None, f"{where} is {wrong}{' %' if percent else ''}, and {is_share}; {instead}")
+    value = figure["value"]
+    require(
+        not (percent and 0 < value <= 1 and float(value * records).is_integer()),
+        f"{where} is {value} %, which is the share of {value * records:.0f} of {records} records; multiply it by 100",
+    )
+
+
+def _condition(model: Model | None) -> tuple[str, list[bool], list[bool]] | None:
+    """What a model has to be like after it was measured: its tensors, what trains of it, what is in train mode."""
+    if model is None:
+        return None
+    parameters, parts = model.module.parameters(), model.module.modules()
+    return hash_of_tensors(model), [p.requires_grad for p in parameters], [part.training for part in parts]
+
+
 def _is_cost(name: str, figure: Figures) -> bool:
     """Whether it is time, speed or memory, which is never the same twice."""
     unit = str(figure.get("unit", ""))
     return unit.endswith("/s") or unit in {"s", "ms", "B", "bytes"} or name.endswith(("_per_s", "_s", "_bytes"))
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def checks_of_data(bench: Bench, declaration: Declared) -> Iterator[Check]:
-    """The checks of one data source, on every split."""
-    subject = _Source(bench, bench.label(declaration.name))
-    for check, run in subject.questions.items():
-        yield Check("data", subject.name, check, run, bench.plugin.path)
-
-
-class _Source:
-    """One data source under test."""
-
-    def __init__(self, bench: Bench, name: str) -> None:
-        self.bench, self.name = bench, name
-        self.opened = Once(self._open)
-        self.questions = {
-            "resolve": self.resolve,
-            "records": self.records,
-            "determinism": self.determinism,
-            "random state": self.random_state,
-        }
-
-    def resolve(self, folder: Path) -> None:
-        """It has splits, and each holds records."""
-        self.opened()
-
-    def records(self, folder: Path) -> None:
-        """Every record has something to learn from, and a place by which it can be found again."""
-        from zoo.data.dataset import Sample
-
-        for split, data in self.opened.after("resolve").items():
-            where = f"{self.name}:{split}"
-            wrong = [sample for sample in data if not isinstance(sample, Sample)]
-            require(not wrong, f"{where} yields {wrong[:1]!r:.80}, not a zoo.data.dataset.Sample")
-            for number, sample in enumerate(data):
-                require(
-                    bool(sample.where), f"{where}: record {number} does not say where it is from (`where` is empty)"
-                )
-                told = "text" in sample.fields or {"image", "label"} <= sample.fields.keys()
-                require(
-                    told,
-                    f"{sample.where}: no field 'text', and no 'image' with its 'label'; fields are {', '.join(sample.fields) or 'none'}",
-                )
-                require(
-                    isinstance(sample.fields.get("text", ""), str),
-                    f"{sample.where}: 'text' is {type(sample.fields.get('text')).__name__}, not text",
-                )
-            origins = [sample.where for sample in data]
-            twice = next((origin for i, origin in enumerate(origins) if origin in origins[:i]), "")
-            require(not twice, f"{where}: two records are from {twice!r}; each needs a `where` of its own")
-
-    def determinism(self, folder: Path) -> None:
-        """Opened again, and in a fresh process, it holds the same."""
-        for split, data in self.opened.after("resolve").items():
-            with other_chance():
-                again = self._dataset(split)
-            require(
-                again.fingerprint == data.fingerprint,
-                f"{self.name}:{split} holds something else when it is opened again",
-            )
-            there = self.bench.fresh.fingerprint(self._reference(split))
-            require(
-                there == data.fingerprint,
-                f"{self.name}:{split} holds something else in a fresh process; does it follow the order of a set?",
-            )
-
-    def random_state(self, folder: Path) -> None:
-        """Reading it leaves the global random states as they were."""
-        for split in self.opened.after("resolve"):
-            with other_chance(), random_state_kept(f"{self.name}:{split}"):
-                self._dataset(split)
-
-    def _open(self) -> dict[str, Dataset]:
-        splits = thing("data", self.name).splits
-        require(
-            isinstance(splits, tuple) and bool(splits) and all(isinstance(split, str) for split in splits),
-            f'{self.name}: splits is {splits!r:.60}; name them in a tuple, such as ("train", "test")',
-        )
-        return {split: self._dataset(split) for split in splits}
-
-    def _dataset(self, split: str) -> Dataset:
-        from zoo.data.open import open_data
-
-        return open_data(self._reference(split))
-
-    def _reference(self, split: str) -> str:
-        return f"{self.name}:{split}[:{SOME}]"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import PluginError, ZooError, one_line
-from zoo.testing.bench import Bench, options, other_chance, thing
-from zoo.testing.check import Check, Once, Skipped
-from zoo.testing.exact import random_state_kept, require
+from zoo.testing.bench import Bench, other_chance, thing
+from zoo.testing.check import Check, Once, Skipped, require
+from zoo.testing.materials import context_for, options
+from zoo.testing.surroundings import surroundings_kept
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class _Subject:
             "gradient": self.gradient,
             "minimum": self.minimum,
             "chunks": self.chunks,
-            "random state": self.random_state,
+            "side effects": self.side_effects,
             "training": self.training,
         }
 
@@ -180,10 +181,10 @@ class _Subject:
                 "the rows beside it; say `whole = True`",
             )
 
-    def random_state(self, folder: Path) -> None:
-        """It draws from no global random state."""
+    def side_effects(self, folder: Path) -> None:
+        """It draws from no global random state, and leaves torch, the process and itself as they were."""
         self.valued.after("value")
-        with other_chance(), random_state_kept(self.name):
+        with other_chance(), surroundings_kept(self.name, self.loss):
             if self.on_blocks:
                 self._on_blocks(1)
             else:
@@ -236,7 +237,7 @@ class _Subject:
         """A teacher that is not quite the model, so that there is something to learn."""
         from dataclasses import replace
 
-        return replace(self.bench.context(start), load=lambda _: _disturbed(start))
+        return replace(context_for(start), load=lambda _: _disturbed(start))
 
     def _fitting(self) -> Iterator[str]:
         """The bases with rows of its kind."""
@@ -309,12 +310,15 @@ def _blocks(wider: int, *, seed: int) -> list[torch.Tensor]:
 
 
 def _disturbed(model: Model) -> Model:
-    """A copy with a little noise on its weights."""
+    """A copy with a little noise on the weights of its main stack; what is around it, a teacher has to have alike."""
     import torch
 
     other, generator = model.copy(), torch.Generator().manual_seed(3)
+    stack = model.anatomy.stack().path if model.anatomy.stacks else ""
     with torch.no_grad():
-        for parameter in other.module.parameters():
+        for name, parameter in other.module.named_parameters():
+            if not name.startswith(stack):
+                continue
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
             parameter.add_(0.1 * parameter.abs().mean() * noise)
     return other

@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import RequestError
-from zoo.testing.bench import LARGEST, LINES, TINY, Bench, folder_in, other_chance, picture
-from zoo.testing.check import Check, Skipped
+from zoo.testing.bench import LARGEST, TINY, Bench, folder_in, other_chance
+from zoo.testing.check import Check, Skipped, require
 from zoo.testing.checks.anatomies import check_anatomy
-from zoo.testing.computed import difference, outputs
-from zoo.testing.exact import name_of, random_state_kept, require
+from zoo.testing.checks.passes import check_cache, check_order, check_samples
+from zoo.testing.computed import difference, hash_of_tensors, outputs
+from zoo.testing.exact import name_of
+from zoo.testing.materials import LINES, picture
+from zoo.testing.surroundings import surroundings_kept
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +63,14 @@ class _Subject:
             "random weights": self.random_weights,
             "anatomy": self.anatomy,
             "forward": self.forward,
+            "samples": self.samples,
+            "order": self.order,
+            "cache": self.cache,
             "gradients": self.gradients,
             "generate": self.generate,
             "save and reload": self.save_and_reload,
             "packaged weights": self.packaged_weights,
-            "random state": self.random_state,
+            "side effects": self.side_effects,
         }
 
     def model(self) -> Model:
@@ -104,6 +109,7 @@ class _Subject:
 
         self.model()
         model = load(self.loads, weights="random")
+        there = self.bench.fresh.random_weights(self.loads)
         with other_chance():
             again = load(self.loads, weights="random").tensors()
         for name, tensor in model.tensors().items():
@@ -113,6 +119,10 @@ class _Subject:
                 f"{name_of(model)}: {name} is not the same twice; `initialise` must draw from torch's "
                 "global state (which the caller seeds) and from nothing else",
             )
+        require(
+            there == hash_of_tensors(model),
+            f"{name_of(model)}: its random weights are others in another process; does `initialise` follow the order of a set?",
+        )
 
     def anatomy(self, folder: Path) -> None:
         """Its anatomy describes the module; of a large one, the skeleton's."""
@@ -132,9 +142,25 @@ class _Subject:
         require(finite(output), f"{name_of(model)}: `forward` gives values that are not finite")
         require(len(output) == 2, f"{name_of(model)}: `forward` gives {len(output)} rows for 2 samples")
         require(
+            not any(part.training for part in model.module.modules()),
+            f"{name_of(model)}: `build` leaves it in train mode; return module.eval()",
+        )
+        require(
             torch.equal(output, again),
             f"{name_of(model)}: `forward` is not the same twice for one batch; is dropout on?",
         )
+
+    def samples(self, folder: Path) -> None:
+        """What is computed of a sample does not depend on those beside it."""
+        check_samples(self.model())
+
+    def order(self, folder: Path) -> None:
+        """A token of a causal model sees none that comes after it."""
+        check_order(self.model())
+
+    def cache(self, folder: Path) -> None:
+        """Token after token, with a cache, a causal model says what it says of all of them at once."""
+        check_cache(self.model())
 
     def gradients(self, folder: Path) -> None:
         """Every parameter gets a gradient from the example."""
@@ -157,13 +183,10 @@ class _Subject:
     def generate(self, folder: Path) -> None:
         """What is generated follows from the prompt and the seed, whatever else is made beside it."""
         model = self.model()
+        if not readable(model):
+            raise Skipped("its family saves a processor of its own kind, which random weights come without")
         prompt, options = request(model)
-        try:
-            answer = model.generate(prompt, **options)
-        except RequestError as error:
-            if model.family.needs_processor and model.processor is None:
-                raise Skipped(f"random weights come without what reads a prompt: {error}") from None
-            raise
+        answer = model.generate(prompt, **options)
         with other_chance():
             again = model.generate(prompt, **options)
         require(
@@ -180,6 +203,7 @@ class _Subject:
         """A fresh process loads what was saved and computes the same bits."""
         model = self.model()
         artifact = model.save(folder_in(folder, self.spec.name))
+        _check_speaks(model, artifact)
         wrong = difference(name_of(model), outputs(model), self.bench.fresh.outputs(artifact))
         require(not wrong, wrong)
 
@@ -203,26 +227,33 @@ class _Subject:
             require(not problems, f"{packaged}: " + "; ".join(f"{name} {problem}" for name, problem in problems))
         load(self.loads)
 
-    def random_state(self, folder: Path) -> None:
-        """Loading, running, generating and saving leave the global random states as they were."""
-        model = self.model()
-        with other_chance(), random_state_kept(f"{name_of(model)}: loading it"):
-            from zoo.loading.load import load
+    def side_effects(self, folder: Path) -> None:
+        """Loading, running, generating and saving leave random states, torch, the process, family and model as they were."""
+        from zoo.loading.load import load
 
+        model = self.model()
+        family, weights = model.family, hash_of_tensors(model)
+        with other_chance(), surroundings_kept(f"{name_of(model)}: loading it", family):
             load(self.loads, weights="random")
-        with other_chance(), random_state_kept(f"{name_of(model)}: running it"):
-            model.family.forward(model, model.family.example(model))
-        with other_chance(), random_state_kept(f"{name_of(model)}: saving it"):
+        with other_chance(), surroundings_kept(f"{name_of(model)}: running it", family):
+            family.forward(model, family.example(model))
+        with other_chance(), surroundings_kept(f"{name_of(model)}: saving it", family):
             model.save(folder_in(folder, self.spec.name))
-        if model.processor is not None or not model.family.needs_processor:
+        if readable(model):
             prompt, options = request(model)
-            with other_chance(), random_state_kept(f"{name_of(model)}: generating"):
+            with other_chance(), surroundings_kept(f"{name_of(model)}: generating", family):
                 model.generate(prompt, **options)
+        require(hash_of_tensors(model) == weights, f"{name_of(model)}: running it changes its own weights or buffers")
+
+
+def readable(model: Model) -> bool:
+    """Whether the model can read a prompt: it has what its family needs for that."""
+    return model.processor is not None or not model.family.needs_processor
 
 
 def request(model: Model) -> tuple[Any, dict[str, Any]]:
     """A prompt and a few options that the family takes."""
-    takes = model.family.takes
+    takes = model.family.taken(model)
     if model.spec.task == "masked-lm":
         return f"{LINES[0]} {model.processor.mask_token}", {}
     options: dict[str, Any] = {name: value for name, value in GENERATED.items() if name in takes}
@@ -233,9 +264,29 @@ def request(model: Model) -> tuple[Any, dict[str, Any]]:
     return "" if model.family.makes == "images" else "What digit is this?" if "images" in takes else LINES[0], options
 
 
+def _check_speaks(model: Model, artifact: Path) -> None:
+    """What can generate still can when it was saved, and says the same."""
+    from zoo.loading.load import load
+
+    if not readable(model):
+        return
+    prompt, options = request(model)
+    answer = model.generate(prompt, **options)
+    saved = load(artifact)
+    require(
+        model.processor is None or saved.processor is not None,
+        f"{name_of(model)}: the saved model has no processor, so it cannot generate; `save_processor` has to write "
+        "what `load_processor` reads",
+    )
+    require(
+        _alike(answer, saved.generate(prompt, **options)),
+        f"{name_of(model)}: the saved model generates something else",
+    )
+
+
 def _check_company(model: Model, prompt: Any, options: Mapping[str, Any]) -> None:
     """What is made does not depend on what is made with it, where a family makes several things at once."""
-    takes = model.family.takes
+    takes = model.family.taken(model)
     ask = partial(model.generate, prompt)
     if model.family.makes == "images" and {"count", "seed"} <= set(takes):
         together = ask(**{**options, "count": 2, "seed": 5})

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.plugins import manager
 from zoo.plugins.declarations import Declared
-from zoo.testing.bench import Bench, attempts, options, thing
-from zoo.testing.check import Check, Skipped, sentence
-from zoo.testing.exact import require
+from zoo.testing.bench import Bench, thing
+from zoo.testing.check import Check, Skipped, require, sentence
+from zoo.testing.materials import attempts, options
 
 if TYPE_CHECKING:
     from zoo.plugins.declarations import ModelSpec
 
 HEAVY = ("torch", "transformers", "diffusers", "timm")
+NAMED_BY_USE = ("compressor", "loss")  # the kinds that recipes name with a key beside their options
 SECONDS = 120  # a command's help may take
 
 
@@ -59,9 +60,13 @@ class _Plugin:
         """It registers exactly what it declares, and everything declared can be had."""
         if not self.plugin.module:
             raise Skipped("it declares models only")
+        from zoo.testing.surroundings import surroundings_kept
+
         manager.load(self.plugin.name)
         for declaration in self.plugin.names:
-            thing(declaration.kind, f"{self.plugin.name}:{declaration.name}")
+            full = f"{self.plugin.name}:{declaration.name}"
+            with surroundings_kept(f"importing {full}"):
+                thing(declaration.kind, full)
 
     def imports(self, folder: Path) -> None:
         """Its pluggy module is light, since every command that uses one of its names imports it."""
@@ -110,7 +115,7 @@ def checks_of_words(bench: Bench) -> Iterator[Check]:
         ) -> None:
             _check_summary(name, summary)
             if kind != "command":
-                _check_class(thing(kind, bench.label(name)), bench.label(name))
+                _check_class(thing(kind, bench.label(name)), bench.label(name), kind_of=kind)
 
         yield Check(declaration.kind, bench.label(declaration.name), "docs", run, package)
 
@@ -147,7 +152,7 @@ def _check_summary(name: str, summary: str) -> None:
     )
 
 
-def _check_class(registered: Any, name: str) -> None:
+def _check_class(registered: Any, name: str, *, kind_of: str) -> None:
     """A class has a docstring of its own, and every option a description and, where it is needed, an example."""
     kind = registered if isinstance(registered, type) else type(registered)
     require(
@@ -165,6 +170,10 @@ def _check_class(registered: Any, name: str) -> None:
     require(
         chosen.model_config.get("extra") == "forbid",
         f"{name}: its Options takes unknown keys; derive it from zoo.options.CompressorOptions",
+    )
+    require(
+        "use" not in fields or kind_of not in NAMED_BY_USE,
+        f"{name}: an option called `use` cannot be set, since recipes name the {kind_of} by that key; call it otherwise",
     )
     silent = [option for option, field in fields.items() if not (field.description or "").strip()]
     require(
