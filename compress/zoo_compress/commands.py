@@ -198,6 +198,9 @@ def show_plan(found: Any) -> None:
             print(f"  {number} {stage.use}: {stage.note}")
     for role, data in found.data.items():
         print(f"  {role}: {data.name}, {len(data):,} records")
+    if found.measured:
+        usual = " (the recipe names no tasks, and this suits the model)" if found.recipe.usual else ""
+        print(f"  measures: {', '.join(found.measured)}{usual}")
     for overlap in found.overlaps:
         if not overlap.of_test:
             print(f"  {overlap}")

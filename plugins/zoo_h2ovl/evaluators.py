@@ -44,6 +44,10 @@ class ExactMatch:
 
     Options = ExactMatchOptions
 
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse another kind of model, and a record without an image or a question; no image is read."""
+        _check(model, data, task="exact-match")
+
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Measure; `options` are those of `ExactMatchOptions`.
 
@@ -82,6 +86,10 @@ class AnswerLoss:
 
     Options = QuestionOptions
 
+    def check(self, model: Model, data: Dataset) -> None:
+        """Refuse another kind of model, and a record without an image or a question; no image is read."""
+        _check(model, data, task="answer-loss")
+
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Measure; `options` are those of `QuestionOptions`.
 
@@ -116,10 +124,16 @@ def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list
     """At most `most` records, evenly spread; 0: all."""
     if data is None:
         raise DataError(f'{task} needs test data: add `test = "..."` to [data], or pass --data.')
-    if not isinstance(model.family, VisionLanguageFamily):
-        raise RequestError(f"{task} is for vision-language models; {model.spec.name} is {model.spec.modality}.")
+    _check(model, data, task=task)
     count = min(most or len(data), len(data))
     return [data[i * len(data) // count] for i in range(count)]
+
+
+def _check(model: Model, data: Dataset, *, task: str) -> None:
+    if not isinstance(model.family, VisionLanguageFamily):
+        raise RequestError(f"{task} is for vision-language models; {model.spec.name} is {model.spec.modality}.")
+    for sample in data:
+        asked(sample)
 
 
 def answers(model: Model, samples: Sequence[Sample], *, count: int) -> list[str]:

@@ -47,12 +47,13 @@ class PromptAgreement:
     Options = ImageOptions
 
     def check(self, model: Model, data: Dataset) -> None:
-        """Refuse a model that makes no image of a prompt.
+        """Refuse a model that makes no image of a prompt, and records that name no digit.
 
         Raises:
             RequestError: says what it needs.
         """
         _text_to_image(model, TASKS).check_prompts(model, ["a"])
+        _digits(data, "prompt-agreement")
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `ImageOptions`.
@@ -81,12 +82,13 @@ class Frechet:
     Options = ImageOptions
 
     def check(self, model: Model, data: Dataset) -> None:
-        """Refuse a model that makes no image of a prompt.
+        """Refuse a model that makes no image of a prompt, and records that name no digit.
 
         Raises:
             RequestError: says what it needs.
         """
         _text_to_image(model, TASKS).check_prompts(model, ["a"])
+        _several(_digits(data, "frechet"), "frechet")
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `ImageOptions`.

@@ -33,11 +33,11 @@ def evaluate(
         declaration("evaluator", name)  # a wrong name is known before anything is loaded
     from zoo.loading.load import family_of
 
-    own_task, own_data = family_of(model).evaluation
-    reference = data or own_data
+    family = family_of(model)
+    reference = data or family.evaluation[1]
     if not reference:
         raise RequestError(f"{model} comes without data to measure on; name some with --data.")
-    _measure(model, reference, task or [own_task], json=json)
+    _measure(model, reference, task or [], json=json)
 
 
 def bench(model: output.ModelArgument, json: output.JsonOption = False) -> None:
@@ -53,6 +53,7 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bo
 
         data = None if reference is None else open_data(reference)
         model = zoo.load(name)
+    tasks = tasks or [model.family.usual_task(data)]
     figures: dict[str, Any] = {}
     for task in tasks:
         with output.status(f"Measuring {task}"):

@@ -32,7 +32,7 @@ class Family(ABC):
     kinds: ClassVar[tuple[str, ...]]  # of rows that losses can compare: "label", "visual", "velocity", "pixel", ...
     losses: ClassVar[tuple[Mapping[str, Any], ...]]  # what `train` minimises unless a recipe says otherwise
     distillation: ClassVar[tuple[Mapping[str, Any], ...]]  # what `distill` minimises unless a recipe says otherwise
-    evaluation: ClassVar[tuple[str, str]]  # the evaluator and the data that `zoo eval` takes by default
+    evaluation: ClassVar[tuple[str, str]]  # the evaluator, and the data for `zoo eval`, where nothing else is asked for
     takes: ClassVar[tuple[str, ...]] = ("prompt",)  # what `generate` takes: "prompt", "images", names of options
     makes: ClassVar[str] = "text"  # what `generate` returns: "text" or "images"
     library: ClassVar[str] = "transformers"  # the ecosystem's own, whose files `write_foreign` writes
@@ -168,6 +168,10 @@ class Family(ABC):
         Raises:
             DataError: says what is too short or missing.
         """
+
+    def usual_task(self, data: Dataset | None) -> str:
+        """Name the evaluator for `data` where a recipe or `zoo eval` names none."""
+        return self.evaluation[0]
 
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         """Refuse the prompts that `samples` would refuse, from the model's structure and, where it has one, its processor."""

@@ -41,7 +41,7 @@ class Measuring:
         metrics: dict[str, Any] = {}
         # a recipe that trains from nothing
         untrained = model.origin == "random" and model.processor is None and model.family.needs_processor
-        for task in evaluate.tasks if self.test and not untrained else ():
+        for task in (evaluate.tasks or ()) if self.test and not untrained else ():
             self.progress.say(f"{name}: measuring {task}")
             with blamed(self.recipe.where("evaluate", "tasks")):
                 metrics |= measure(task, model, self.test, options=evaluate.options(task))

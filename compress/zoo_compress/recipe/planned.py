@@ -31,7 +31,7 @@ class PlannedStage:
 class Plan:
     """The plan of a recipe; `stages[0]` is the original."""
 
-    recipe: Recipe
+    recipe: Recipe  # with what is measured, where it left that open
     spec: ModelSpec
     stored: str  # dtype of the weights on disk
     stages: tuple[PlannedStage, ...]
@@ -49,6 +49,11 @@ class Plan:
         """What of the run cannot have the memory it needs, in a sentence; "" where all can."""
         return shortage(list(needs(self)))
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The evaluators that are run after every stage, where there is data for them."""
+        return (self.recipe.evaluate.tasks or ()) if "test" in self.data else ()
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {
@@ -60,6 +65,8 @@ class Plan:
                 for role, d in self.data.items()
             },
             "overlaps": [asdict(overlap) for overlap in self.overlaps],
+            "tasks": list(self.measured),
+            "usual_task": self.recipe.usual or None,
             "disk_bytes": self.disk_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "free_memory_bytes": self.free_memory_bytes,

@@ -39,8 +39,10 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     """
     model = skeleton_of(recipe)
     require_room()
-    teachers = {name: _teacher(recipe, name, request) for name, request in _teachers(recipe).items()}
     data = _open_all(recipe)
+    recipe = recipe.measured_by(model.family.usual_task(data.get("test")))
+    _require_test(recipe, data)
+    teachers = {name: _teacher(recipe, name, request) for name, request in _teachers(recipe).items()}
     _check_evaluation(recipe, model, data)
     context = Context(seed=recipe.about.seed, data=data, load=lambda name: teachers[name])
     in_memory = _Weights.of(recipe, model)
@@ -172,7 +174,7 @@ def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset])
         model.family.check_prompts(model, recipe.evaluate.prompts)
     if "test" not in data or not (_ready(model) or missing):
         return
-    for task in recipe.evaluate.tasks:
+    for task in recipe.evaluate.tasks or ():
         if (check := getattr(registry.evaluator(task), "check", None)) is not None:
             with blamed(recipe.where("evaluate", "tasks")):
                 check(model, data["test"])
@@ -213,12 +215,16 @@ def _open_all(recipe: Recipe) -> dict[str, Dataset]:
             opened[role] = open_data(reference, base=recipe.base)
         except DataError as error:
             raise DataError(f"{recipe.where('data', role)}: {error}") from None
-    baseline = [*recipe.evaluate.tasks, *recipe.evaluate.baselines]
-    if "test" not in opened and baseline and recipe.data:
-        raise RecipeError(
-            f'{recipe.where("evaluate")}: {baseline[0]} needs test data: add `test = "..."` to the [data] table.'
-        )
     return opened
+
+
+def _require_test(recipe: Recipe, data: Mapping[str, Dataset]) -> None:
+    tasks = [*(recipe.evaluate.tasks or ()), *recipe.evaluate.baselines]
+    if "test" not in data and tasks and recipe.data:
+        unless = ", or `tasks = []` to [evaluate] to measure nothing" if recipe.usual else ""
+        raise RecipeError(
+            f'{recipe.where("evaluate")}: {tasks[0]} needs test data: add `test = "..."` to the [data] table{unless}.'
+        )
 
 
 def _working(request: StageRequest, model: Model, context: Context) -> tuple[int | None, str]:

@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from zoo.compressor import Compressor
 from zoo.errors import OutputError, RecipeError, RequestError, ZooError, nearest
 from zoo.loading.locate import OWN
 from zoo.options import CompressorOptions, validated
-from zoo.plugins.names import declaration
+from zoo.plugins.names import declaration, of_kind
 from zoo.system.reading import text_of, toml_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class ModelTable(_Table):
 class EvaluateTable(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    tasks: tuple[str, ...] = Field(("perplexity",), description="evaluators run after every stage")
+    tasks: tuple[str, ...] | None = Field(
+        None, description="evaluators run after every stage; left out: the one that suits the model"
+    )
     baselines: tuple[str, ...] = Field((), description="evaluators that need only the test data, run once")
     prompts: tuple[str, ...] = Field((), description="shown with the model's answers after every stage")
     control: bool = Field(False, description="also train the same small architecture from random weights")
@@ -103,6 +105,7 @@ class Recipe:
     file: Path | None = None
     text: str = field(default="", repr=False)
     overrides: tuple[str, ...] = ()
+    usual: str = ""  # the evaluator that was taken because it suits the model, the recipe naming none
 
     @property
     def base(self) -> Path:
@@ -112,6 +115,18 @@ class Recipe:
     def where(self, table: str, key: str = "") -> str:
         """Say where a key of a table is: "quickstart.toml, line 12, [data] test"."""
         return f"{_Places(self.file, self.text, self.overrides)(table, key)}, [{table}]" + (f" {key}" if key else "")
+
+    def measured_by(self, task: str) -> Recipe:
+        """This recipe, with `task` as what is measured where it says nothing of that itself.
+
+        Raises:
+            RecipeError: it has a table of options for another evaluator.
+        """
+        if self.evaluate.tasks is not None:
+            return self
+        evaluate = self.evaluate.model_copy(update={"tasks": (task,)})
+        _check_tasks(evaluate, _Places(self.file, self.text, self.overrides))
+        return replace(self, evaluate=evaluate, usual=task)
 
     def as_run(self) -> str:
         """The recipe's text with the overrides it was run with as comments on top."""
@@ -190,8 +205,9 @@ def _stage(index: int, table: Mapping[str, Any], place: _Places, roles: Collecti
 
 
 def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
+    tasks = evaluate.tasks or ()
     for key, task in (
-        *(("tasks", task) for task in evaluate.tasks),
+        *(("tasks", task) for task in tasks),
         *(("baselines", task) for task in evaluate.baselines),
     ):
         try:
@@ -204,9 +220,10 @@ def _check_tasks(evaluate: EvaluateTable, place: _Places) -> None:
             raise RecipeError(
                 f"{place('evaluate', key)}, [evaluate]: {task!r} measures a model, so it is no baseline; put it into tasks."
             )
+    known = tasks if evaluate.tasks is not None else tuple(of_kind("evaluator"))
     for key, value in evaluate.tables().items():
-        if key not in (*evaluate.tasks, *evaluate.baselines, "speed") or not isinstance(value, dict):
-            choices = (*EvaluateTable.model_fields, *evaluate.tasks)
+        if key not in (*known, *evaluate.baselines, "speed") or not isinstance(value, dict):
+            choices = (*EvaluateTable.model_fields, *known)
             raise RecipeError(
                 f"{place('evaluate', key)}, [evaluate]: {key!r} is not an option.{nearest(key, choices)} Options: {', '.join(choices)}."
             )

@@ -90,6 +90,7 @@ def run(
     folder = RunFolder(path, recipe.about.name)
     folder.check(force=force)
     planned = planned or plan(recipe, out=path)
+    recipe = planned.recipe
     names = names_of(recipe, planned)
     measuring = Measuring(recipe, folder, progress, planned.data.get("test"))
     job = Job(recipe, planned, folder, names, measuring, progress)

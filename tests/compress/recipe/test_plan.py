@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny import RECIPE, checkpoint, texts, workplace
-from zoo_compress import Recipe, apply, plan
+from zoo_compress import Recipe, apply, plan, run
 from zoo_compress.recipe.fingerprints import names_of
 
 import zoo
@@ -430,3 +431,92 @@ def test_a_packaged_model_is_planned_and_run_in_the_dtype_it_is_stored_in(place:
     found = planned(place, HEAD + stage("inherit", layers="first:1"), overrides=["model.name=tiny-code"])
     assert found.stored == "bfloat16"
     assert found.stages[0].bytes == zoo.info("tiny-code").params * 2
+
+
+# --- what is measured where a recipe does not say ---------------------------------------------------------------------
+
+VIT = "timm:vit_tiny_patch16_224?num_classes=2&img_size=16&patch_size=8&depth=1&embed_dim=24&num_heads=3"
+ONE_STAGE = '[recipe]\nname = "tiny"\n\n[model]\nname = "{}"\n\n[data]\ntest = "{}"\n' + stage(
+    "prune.magnitude", sparsity=0.5, target="all"
+)
+
+
+def pictures(folder: Path, **fields: str) -> None:
+    """`pictures`, a folder of two classes of two images, and `pictures.jsonl`, of the same with the fields."""
+    lines = []
+    for number, label in enumerate("0101"):
+        file = folder / f"pictures/{label}/{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(file)
+        lines.append(json.dumps({"image": str(file.relative_to(folder)), **fields}) + "\n")
+    (folder / "pictures.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("model", "test", "task"),
+    [
+        ("./model", "texts[4:]", "perplexity"),
+        (VIT, "pictures", "accuracy"),
+        ("tiny-vlm", "reading:test[:4]", "exact-match"),
+        ("tiny-t2i", "digits-captions:test[:4]", "prompt-agreement"),
+        ("tiny-t2i", "pictures.jsonl", "velocity-error"),
+    ],
+    ids=["language", "classifier", "vision-language", "digits", "other images"],
+)
+def test_a_recipe_that_names_no_tasks_is_measured_as_suits_its_model(
+    place: Path, model: str, test: str, task: str, capsys: pytest.CaptureFixture[str]
+):
+    pictures(place, text="red")
+    weights = ["--set", "model.weights=random"] if model == VIT else []
+    (place / "recipe.toml").write_text(ONE_STAGE.format(model, test))
+    assert cli.main(["plan", str(place / "recipe.toml"), *weights]) == 0
+    said = capsys.readouterr().out
+    assert f"  measures: {task} (the recipe names no tasks, and this suits the model)\n" in said
+    assert cli.main(["plan", str(place / "recipe.toml"), "--json", *weights]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tasks"] == [task] and found["usual_task"] == task
+
+
+@pytest.mark.parametrize(
+    ("model", "test", "sentence"),
+    [
+        (VIT, "pictures.jsonl", "recipe.toml, [evaluate] tasks: pictures.jsonl:1: "),
+        (VIT, "texts[4:]", "recipe.toml, [evaluate] tasks: texts/take.py: "),
+        ("tiny-vlm", "pictures.jsonl", "recipe.toml, [evaluate] tasks: pictures.jsonl:1: no field 'prompt'. "),
+        ("tiny-vlm", "texts[4:]", "recipe.toml, [evaluate] tasks: texts/take.py: no field 'prompt'. "),
+        ("tiny-t2i", "digits.jsonl", "recipe.toml, [evaluate] tasks: digits.jsonl:1: prompt-agreement needs "),
+    ],
+    ids=["no label", "text for a classifier", "no question", "text for a reader of images", "no digit"],
+)
+def test_data_that_the_usual_task_cannot_read_is_refused_by_the_plan(place: Path, model: str, test: str, sentence: str):
+    pictures(place, digit="ten", text="a ten")
+    shutil.copy(place / "pictures.jsonl", place / "digits.jsonl")
+    drawn = ONE_STAGE.replace("[data]", 'weights = "random"\n\n[data]') if model == VIT else ONE_STAGE
+    assert refusal(place, drawn.format(model, test), DataError).startswith(sentence)
+
+
+def test_what_is_usually_measured_needs_test_data_or_a_word(place: Path):
+    text = ONE_STAGE.format("./model", "x").replace("test =", "calibration =").replace('"x"', '"texts"')
+    sentence = (
+        'recipe.toml, [evaluate]: perplexity needs test data: add `test = "..."` to the [data] table, '
+        "or `tasks = []` to [evaluate] to measure nothing."
+    )
+    assert refusal(place, text, RecipeError) == sentence
+    assert planned(place, text + "\n[evaluate]\ntasks = []\n").measured == ()
+
+
+def test_options_of_the_usual_task_are_taken_and_those_of_another_refused(place: Path):
+    text = ONE_STAGE.format("./model", "texts[4:]")
+    found = planned(place, text + "\n[evaluate.perplexity]\nmax_tokens = 200\n")
+    assert found.recipe.evaluate.options("perplexity") == {"max_tokens": 200}
+    assert refusal(place, text + "\n[evaluate.accuracy]\nsamples = 2\n", RecipeError).startswith(
+        "recipe.toml, line 15, [evaluate]: 'accuracy' is not an option."
+    )
+
+
+def test_a_classifier_without_tasks_is_run_and_measured(place: Path):
+    pictures(place)
+    text = ONE_STAGE.format(VIT, "pictures").replace("[data]", 'weights = "random"\n\n[data]')
+    (place / "recipe.toml").write_text(text + "\n[evaluate]\nspeed = false\n")
+    found = run(Recipe.load(place / "recipe.toml"), out=place / "out")
+    assert [sorted(row["metrics"]) for row in found.results["stages"]] == [["accuracy"]] * 2

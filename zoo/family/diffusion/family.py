@@ -134,6 +134,11 @@ class TextToImageFamily(Family):
 
         require_parts(model.module, self.scheduler(model))
 
+    def usual_task(self, data: Dataset | None) -> str:
+        """Whether images show the digit they are asked for, where records name one; else the error of what is trained."""
+        digits = data is None or (len(data) > 0 and "digit" in data[0].fields)
+        return self.evaluation[0] if digits else "velocity-error"
+
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         from zoo.family.diffusion.captions import require_prompt
 

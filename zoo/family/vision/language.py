@@ -31,6 +31,7 @@ class VisionLanguageFamily(TextFamily):
     modality: ClassVar[str] = "vision-language"
     tasks: ClassVar[tuple[str, ...]] = ("image-text-to-text",)
     kinds: ClassVar[tuple[str, ...]] = ("label", "visual")
+    evaluation: ClassVar[tuple[str, str]] = ("exact-match", "")
     takes: ClassVar[tuple[str, ...]] = ("prompt", "images", *SAMPLING)
 
     # --- what an architecture says --------------------------------------------------------------------------------
@@ -97,6 +98,11 @@ class VisionLanguageFamily(TextFamily):
         """
         alone = isinstance(images, str | bytes | Path) or hasattr(images, "size")
         return super().generate(model, (prompt, [images] if alone else list(images)), **options)
+
+    def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
+        """Refuse a record without an image or a question; no image is read."""
+        for sample in data:
+            asked(sample)
 
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         from zoo.errors import RequestError
