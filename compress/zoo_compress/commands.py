@@ -227,7 +227,9 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
     if not console.is_terminal:  # piped: wide enough for every column
         console = Console(width=100)
     console.print(table(results))
-    print(f"Model: {folder}    Report: {folder / 'report.html'}    Took {results['seconds']:.0f} s")
+    sessions = f" in {results['sessions']} sessions" if results["sessions"] > 1 else ""
+    took = f"Took {quantities.seconds(results['seconds'])}{sessions}"
+    print(f"Model: {folder}    Report: {folder / 'report.html'}    {took}")
     runs = results["model"]["task"] not in ("masked-lm", "seq2seq")  # these continue no text
     print((f"Try it: {_example(results, folder)}    " if runs else "") + f'Load it: zoo.load("{folder}")')
 

@@ -38,6 +38,10 @@ class Names:
     def stage(self, request: StageRequest) -> str:
         return f"{request.index + 1:02d}-{request.use}-{self.fingerprints[request.index + 1][:12]}"
 
+    def planned(self, index: int) -> str:
+        """Under what the plan of a model is kept: the original is number 0, and another model another original."""
+        return self.fingerprints[index][:12]
+
     def control(self, request: StageRequest) -> str:
         """The name of the model that a training stage is compared with."""
         return f"control-{digest(['control', self.fingerprints[request.index + 1]])[:12]}"

@@ -3,7 +3,8 @@
 OUT/zoo.json, model.safetensors, ...   the result, an artifact; its manifest is written last
 OUT/results.json, report.html          every figure, and the same to look at
 OUT/recipe.toml                        the recipe as it was run
-OUT/run.json                           which recipe's run this is, which files of the result are its own, who writes now
+OUT/run.json                           which recipe's run this is, which files of the result are its own, who writes now, what
+                                       was planned and how long it has taken
 OUT/stages/01-inherit-<fingerprint>/   the artifact of a stage, there only when complete
 OUT/stages/01-inherit-<fingerprint>.json   its log: seconds, peak memory, curves, metrics, samples
 OUT/work/<fingerprint>/                checkpoints of an unfinished stage
@@ -18,7 +19,8 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +33,7 @@ from zoo.artifact.manifest import MANIFEST, manifest_text
 from zoo.errors import ArtifactError, OutputError
 from zoo.loading.load import load
 from zoo.system.writing import not_a_directory, replace_file, sync, why_unwritable, writing
+from zoo_compress.recipe.times import Times
 
 MARKER = "run.json"
 MARKERS = ("config.json", "model_index.json")  # files by which a directory is taken for a model
@@ -48,6 +51,8 @@ class RunFolder:
     recipe: str
     handle: int = field(default=-1, init=False)  # of the directory, while it is held
     by: dict[str, Any] = field(default_factory=dict, init=False)  # who holds it, as others are told
+    times: Times = field(default_factory=Times, init=False)
+    planned: dict[str, Any] = field(default_factory=dict, init=False)  # what was first planned of a model, by name
 
     def check(self, *, force: bool = False) -> None:
         """Refuse a directory that holds something else or cannot be written, before any work.
@@ -98,7 +103,8 @@ class RunFolder:
             with suppress(OutputError):
                 if self.by and self._is_there():
                     self.by = {}
-                    self._mark(list(self._marker().get("files", [])))
+                    self.times.stop()
+                    self._mark(self._files())
             os.close(self.handle)
             self.handle = -1
 
@@ -137,6 +143,24 @@ class RunFolder:
         except OSError:
             return False
 
+    def keep_plan(self, planned: Mapping[str, Any]) -> None:
+        """Keep what is planned of models, by name, where it was not planned before."""
+        self.planned = {name: self.planned.get(name, stage) for name, stage in planned.items()}
+        self._mark(self._files())
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[Callable[[], float]]:
+        """Time a stage; what is yielded says what it has taken by now, in this session and in those before."""
+        clock = time.monotonic()
+        self.times.work(name)
+        self._mark(self._files())
+        try:
+            yield lambda: self.times.unfinished.get(name, 0.0) + time.monotonic() - clock
+        except BaseException:
+            self.times.interrupt(name, time.monotonic() - clock)
+            raise
+        self.times.finish(name)
+
     def stage(self, name: str) -> Path:
         """The artifact directory of a stage."""
         return self.path / "stages" / name
@@ -164,6 +188,8 @@ class RunFolder:
     def write_log(self, name: str, log: dict[str, Any]) -> None:
         """Replace the log of a stage."""
         self.require_there()
+        if not self.times.working:
+            self.times.work()
         place = self._log_path(name)
         with writing(place):
             place.parent.mkdir(exist_ok=True)
@@ -220,7 +246,7 @@ class RunFolder:
 
     def _exchange(self, draft: Path, files: list[str]) -> None:
         """Move a complete draft into the place of an older result: what makes a directory a model goes first and comes last."""
-        old = self._marker().get("files", [])
+        old = self._files()
         self._mark(sorted({*files, *old}))
         with writing(self.path):
             for file in (MANIFEST, *MARKERS, *old):
@@ -249,7 +275,12 @@ class RunFolder:
 
     def _begin(self) -> None:
         """Say whose directory this is, and remove what a killed run left half-written in it."""
-        self._mark(list(self._marker().get("files", [])))
+        marker = self._marker()
+        if marker.get("recipe") == self.recipe:
+            planned = marker.get("planned")
+            self.planned = planned if isinstance(planned, dict) else {}
+            self.times = Times.read(marker.get("times"), self.path)
+        self._mark(self._files())
         for place in self.path.iterdir():
             if self._drafted(place.name):
                 _remove(place)
@@ -274,9 +305,13 @@ class RunFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def _files(self) -> list[str]:
+        return list(self._marker().get("files", []))
+
     def _mark(self, files: list[str]) -> None:
         by = {"by": self.by} if self.by else {}
-        replace_file(self.path / MARKER, json.dumps({"recipe": self.recipe, "files": files, **by}) + "\n")
+        marker = {"recipe": self.recipe, "files": files, "planned": self.planned, "times": self.times.to_json(), **by}
+        replace_file(self.path / MARKER, json.dumps(marker) + "\n")
 
 
 @contextmanager

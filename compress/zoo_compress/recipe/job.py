@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from zoo.system.memory import peak_bytes, reset_peak
 from zoo_compress.recipe.fingerprints import ORIGINAL, Names
 from zoo_compress.recipe.folder import RunFolder, repairable
 from zoo_compress.recipe.measuring import Measuring
-from zoo_compress.recipe.planned import Plan
+from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.planner import control_of
 from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
 
@@ -52,10 +52,10 @@ class Job:
     def run_control(self, stages: tuple[StageRequest, ...]) -> StageRequest | None:
         """Train the architecture the last training stage started from, from random weights, on the data alone.
 
-        Returns the stage it compares to, or None where there is no such stage or it was not asked for.
+        Returns the stage it compares to, if there is one.
         """
-        request = _last_training(stages)
-        if not self.recipe.evaluate.control or request is None:
+        request = self.compared(stages)
+        if request is None:
             return None
         name = self.names.control(request)
         if not self.folder.finished(name):
@@ -74,6 +74,17 @@ class Job:
         if request is None or self.folder.finished(self.names.control(request)):
             done.add("control")
         return done
+
+    def keep_plan(self, compared: StageRequest | None) -> None:
+        """Keep what was planned at first, before any stage: a later process holds other memory, and plans otherwise."""
+        planned = {self.names.planned(index): _foreseen(stage) for index, stage in enumerate(self.plan.stages)}
+        if compared and self.plan.control:
+            planned[self.names.control(compared)] = _foreseen(self.plan.control)
+        self.folder.keep_plan(planned)
+
+    def compared(self, stages: tuple[StageRequest, ...]) -> StageRequest | None:
+        """The stage that the control compares to, or None where there is no such stage or it was not asked for."""
+        return _last_training(stages) if self.recipe.evaluate.control else None
 
     def require_finished(self, stages: tuple[StageRequest, ...]) -> None:
         for request in stages:
@@ -129,27 +140,27 @@ class Job:
         name = self.names.stage(request)
         context = self._context(name)
         reset_peak()
-        clock = time.monotonic()
         self.progress.say(f"{request.label}: running")
-        with blamed(request):
-            model.apply(request.compressor, request.options, context)
-        model.spec = replace(
-            model.spec,
-            name=self.recipe.about.name,
-            summary=self.recipe.about.summary or model.spec.summary,
-            packaged="",
-        )
-        self._save(name, model, context, seconds=time.monotonic() - clock)
+        with self.folder.timed(name) as seconds:
+            with blamed(request):
+                model.apply(request.compressor, request.options, context)
+            model.spec = replace(
+                model.spec,
+                name=self.recipe.about.name,
+                summary=self.recipe.about.summary or model.spec.summary,
+                packaged="",
+            )
+            self._save(name, model, context, seconds)
         return model
 
     def _train_control(self, name: str, request: StageRequest, stages: tuple[StageRequest, ...]) -> None:
         model = self._untrained(request, stages)
         context = self._context(name)
         reset_peak()
-        clock = time.monotonic()
         self.progress.say("control: the same architecture from random weights")
-        model.apply(*control_of(request), context)
-        self._save(name, model, context, seconds=time.monotonic() - clock)
+        with self.folder.timed(name) as seconds:
+            model.apply(*control_of(request), context)
+            self._save(name, model, context, seconds)
 
     def _context(self, name: str) -> Context:
         return Context(
@@ -160,10 +171,10 @@ class Job:
             load=self._teacher,
         )
 
-    def _save(self, name: str, model: Model, context: Context, *, seconds: float) -> None:
+    def _save(self, name: str, model: Model, context: Context, seconds: Callable[[], float]) -> None:
         """The log first, then the artifact: a stage counts as finished when its directory is there."""
         log = {
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds(), 3),
             "peak_bytes": peak_bytes(),
             "params": model.params,
             "bytes": model.bytes,
@@ -172,6 +183,10 @@ class Job:
         self.folder.write_log(name, log)
         store.write(model, self.folder.stage(name), force=True)
         shutil.rmtree(self.folder.work(name), ignore_errors=True)
+
+
+def _foreseen(stage: PlannedStage) -> dict[str, int]:
+    return {"params": stage.params, "bytes": stage.bytes, "peak_bytes": stage.peak_bytes}
 
 
 def _last_training(stages: tuple[StageRequest, ...]) -> StageRequest | None:

@@ -26,6 +26,7 @@ class Measuring:
     folder: RunFolder
     progress: Progress
     test: Dataset | None
+    original: str  # the fingerprint of the original, which its name does not hold
 
     def quality(self, name: str, load: Callable[[], Model]) -> None:
         """Measure quality and take samples, unless the log says it was done for these tasks, data and prompts."""
@@ -33,7 +34,8 @@ class Measuring:
         log = self.folder.log(name)
         versions = {task: getattr(registry.evaluator(task), "version", 1) for task in evaluate.tasks}
         chosen = evaluate.model_dump(mode="json", exclude={"control", "speed"})
-        asked = digest([chosen, self.test and self.test.fingerprint, versions])
+        original = [self.original] if name == ORIGINAL else []
+        asked = digest([chosen, self.test and self.test.fingerprint, versions, *original])
         if log.get("asked") == asked:
             return
         signals.check()
@@ -53,7 +55,7 @@ class Measuring:
     def speed(self, names: Sequence[str]) -> None:
         """Measure speed and memory of all models side by side in one other process, unless all logs have them."""
         logs = {name: self.folder.log(name) for name in names}
-        options = self.recipe.evaluate.options("speed")
+        options = self.recipe.evaluate.options("speed") | {"original": self.original}
         if self.recipe.evaluate.speed is False or all(
             "speed" in log and log.get("speed_asked") == options for log in logs.values()
         ):
@@ -66,7 +68,9 @@ class Measuring:
             else (str(self.folder.stage(name)), "auto", "")
             for name in names
         ]
-        for (name, log), speed in zip(logs.items(), in_own_process(models, options), strict=True):
+        for (name, log), speed in zip(
+            logs.items(), in_own_process(models, self.recipe.evaluate.options("speed")), strict=True
+        ):
             self.folder.write_log(name, log | {"speed": speed, "speed_asked": options})
 
     def baselines(self) -> list[dict[str, Any]]:

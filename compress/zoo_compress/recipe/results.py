@@ -21,20 +21,21 @@ LISTED = 60  # held-out records a card lists by name
 SHEET = "samples.png"
 
 
-def results_of(
-    job: Job, stages: tuple[StageRequest, ...], compared: StageRequest | None, *, started: str, seconds: float
-) -> dict[str, Any]:
+def results_of(job: Job, stages: tuple[StageRequest, ...], compared: StageRequest | None) -> dict[str, Any]:
     """Everything the report shows; the first stage is the original.
 
     Args:
         compared: the stage that the control compares to, if there is one.
     """
     recipe, plan = job.recipe, job.plan
-    planned = plan.stages[: len(stages) + 1]
-    rows = [_row(job, name, stage) for name, stage in zip(job.names.up_to(stages), planned, strict=True)]
+    rows = [
+        _row(job, name, plan.stages[index], job.names.planned(index))
+        for index, name in enumerate(job.names.up_to(stages))
+    ]
     control = None
     if compared:
-        control = _row(job, job.names.control(compared), plan.control)
+        name = job.names.control(compared)
+        control = _row(job, name, plan.control, name)
         control |= {"label": "from random weights", "compares_to": compared.index + 1}
     return {
         "zoo": zoo.__version__,
@@ -44,8 +45,7 @@ def results_of(
             "params": plan.stages[0].params,  # which the spec of a model by path does not count
         },
         "machine": machine(),
-        "started": started,
-        "seconds": round(seconds, 1),
+        **job.folder.times.stop(),
         "stages": rows,
         "control": control,
         "baselines": job.measuring.baselines(),
@@ -53,8 +53,8 @@ def results_of(
     }
 
 
-def _row(job: Job, name: str, planned: PlannedStage | None) -> dict[str, Any]:
-    """What was planned of a model, and what its log says of it."""
+def _row(job: Job, name: str, planned: PlannedStage | None, kept: str) -> dict[str, Any]:
+    """What was planned of a model, at first, under the name `kept`, and what its log says of it."""
     log = job.folder.log(name)
     use = planned.use if planned else "control"
     speed = log.get("speed", {}) if job.recipe.evaluate.speed is not False else {}
@@ -65,9 +65,7 @@ def _row(job: Job, name: str, planned: PlannedStage | None) -> dict[str, Any]:
         "bytes": log["bytes"],
         "seconds": log.get("seconds", 0.0),
         "peak_bytes": log.get("peak_bytes"),
-        "predicted": {"params": planned.params, "bytes": planned.bytes, "peak_bytes": planned.peak_bytes}
-        if planned
-        else None,
+        "predicted": job.folder.planned.get(kept),
         "options": dict(planned.options or {}) if planned else {},
         "note": planned.note if planned else "",
         "metrics": {**log.get("metrics", {}), **speed},

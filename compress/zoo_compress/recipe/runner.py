@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +90,18 @@ def run(
     planned = planned or plan(recipe, out=path)
     recipe = planned.recipe
     names = names_of(recipe, planned)
-    measuring = Measuring(recipe, folder, progress, planned.data.get("test"))
+    measuring = Measuring(recipe, folder, progress, planned.data.get("test"), names.fingerprints[0])
     job = Job(recipe, planned, folder, names, measuring, progress)
     if only is not None:
         job.require_finished(stages[:-1])
     if not ignore_memory:
         require_memory(planned, done=job.finished(stages))
     with folder.held(), resumable(path):
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        job.keep_plan(job.compared(recipe.stages))
         skipped = job.run_stages(stages)
         compared = job.run_control(stages)
         measuring.speed([*names.up_to(stages), *([names.control(compared)] if compared else [])])
-        seconds = time.monotonic() - clock
-        results = results_of(job, stages, compared, started=started, seconds=seconds)
+        results = results_of(job, stages, compared)
         publish(job, stages, results)
     return Result(path, results, skipped)
 

@@ -206,7 +206,9 @@ def _machine(results: Data) -> str:
     facts = {"zoo": results.get("zoo"), **(results.get("machine") or {}), "seed": recipe.get("seed")}
     if (memory := finite(facts.pop("memory_bytes", None))) is not None:
         facts["memory"] = quantity(memory, "bytes")
-    return _facts({**facts, "started": results.get("started"), "took": None if duration is None else seconds(duration)})
+    facts |= {"started": results.get("started"), "took": None if duration is None else seconds(duration)}
+    sessions = finite(results.get("sessions")) or 1
+    return _facts({**facts, "sessions": int(sessions) if sessions > 1 else None})
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
