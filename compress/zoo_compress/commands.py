@@ -224,9 +224,9 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
     from zoo_compress.report.terminal import table
 
     console = Console()
-    if not console.is_terminal:  # piped: wide enough for every column
+    if not console.is_terminal:  # piped: wide enough for most columns
         console = Console(width=100)
-    console.print(table(results))
+    console.print(table(results, width=console.width))
     sessions = f" in {results['sessions']} sessions" if results["sessions"] > 1 else ""
     took = f"Took {quantities.seconds(results['seconds'])}{sessions}"
     print(f"Model: {folder}    Report: {folder / 'report.html'}    {took}")

@@ -1,7 +1,9 @@
 """Speed and memory of saved models, measured in a process of its own: `python -m zoo_compress.measure REQUEST`.
 
-The request is JSON: {"models": [[path, weights, dtype], ...], "options": {...}}. The models are measured in
-interleaved rounds, so that what else the machine does touches all alike; peak memory is reset before each is loaded.
+The request is JSON: {"models": [[path, weights, dtype], ...], "options": {...}}. The models take turns, round after
+round, so that what else the machine does touches all alike, and a round's figures of two models can be compared: the
+range of six medians, or of six ratios, holds the median of them all with a chance of 1 - 2 / 2^6, 97 %, whatever their
+distribution. Peak memory is reset before each model is loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from pydantic import Field
@@ -24,7 +27,7 @@ from zoo.errors import ZooError
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 
-ROUNDS = 3
+ROUNDS = 6
 
 
 class SpeedOptions(CompressorOptions):
@@ -32,11 +35,13 @@ class SpeedOptions(CompressorOptions):
 
     prefill: int = Field(256, ge=1, examples=[16], description="tokens of the prompt whose pass is timed")
     decode: int = Field(32, ge=1, examples=[4], description="tokens generated one by one")
-    repeats: int = Field(5, ge=1, examples=[2], description="timed passes, after one that is not")
+    repeats: int = Field(
+        3, ge=1, examples=[2], description="timed passes, after one that is not; in each of six rounds"
+    )
 
 
 class Speed:
-    """What a model does in a second on this machine: medians over repeats, with their range."""
+    """What a model does in a second on this machine: the median of the passes, with their range where there are two."""
 
     Options = SpeedOptions
 
@@ -52,15 +57,9 @@ class Speed:
 
 def _spread(values: list[float], name: str) -> dict[str, Any]:
     """The median and the range; "decode_tokens_per_s" is in token/s."""
-    ordered = sorted(values)
     unit = f"{name.removesuffix('_per_s').rpartition('_')[2].removesuffix('s')}/s"
-    return {
-        "value": ordered[len(ordered) // 2],
-        "low": ordered[0],
-        "high": ordered[-1],
-        "unit": unit,
-        "better": "higher",
-    }
+    interval = {"low": min(values), "high": max(values)} if len(values) > 1 else {}
+    return {"value": median(values), **interval, "n": len(values), "of": "passes", "unit": unit, "better": "higher"}
 
 
 def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,7 +100,8 @@ def main(request: str) -> None:
         results: list[dict[str, Any]] = [{} for _ in asked["models"]]
         rounds: list[list[dict[str, Any]]] = [[] for _ in asked["models"]]
         for number in range(ROUNDS):
-            for index, (path, weights, dtype) in enumerate(asked["models"]):
+            turns = list(enumerate(asked["models"]))
+            for index, (path, weights, dtype) in turns if number % 2 == 0 else reversed(turns):
                 gc.collect()
                 reset_peak()
                 model = load(path, weights=weights, dtype=dtype or None)
@@ -121,10 +121,10 @@ def _end_with_parent() -> None:
 
 
 def _merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median of the rounds, and the range over all of them."""
-    ordered = sorted(metrics, key=lambda metric: float(metric["value"]))
-    middle = dict(ordered[len(ordered) // 2])
-    return middle | {"low": min(m["low"] for m in metrics), "high": max(m["high"] for m in metrics)}
+    """The median of the rounds, with their range; a report compares models round by round."""
+    rounds = [metric["value"] for metric in metrics]
+    found = {"value": median(rounds), "low": min(rounds), "high": max(rounds), "n": len(rounds), "of": "rounds"}
+    return metrics[0] | found | {"rounds": rounds}
 
 
 if __name__ == "__main__":

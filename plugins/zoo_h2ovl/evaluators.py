@@ -117,7 +117,7 @@ class AnswerLoss:
             float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum()) if len(picked) > 1 else None
         )
         interval = {} if half is None else {"low": value - half, "high": value + half}  # of one record there is none
-        return {"answer_loss": {"value": value, **interval, "unit": "nat", "better": "lower"}}
+        return {"answer_loss": {"value": value, **interval, "n": len(picked), "unit": "nat", "better": "lower"}}
 
 
 def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list[Sample]:

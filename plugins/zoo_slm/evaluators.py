@@ -44,8 +44,8 @@ class Perplexity:
     an end-of-text token where it sets nothing there. So every token is predicted once, from at most one window of what
     came before; a record's prompt is read, not predicted, and its bytes do not count. A character that several tokens
     share is parted among them, so that the bytes of all windows are those of the text, whatever their length. The
-    interval is a 95% bootstrap over windows. Masked models report the loss on 15% masked tokens instead; seq2seq models
-    read the first half of each window and are asked for the second.
+    intervals are a 95% bootstrap over windows; of one window there is none. Masked models report the loss on 15% masked
+    tokens instead; seq2seq models read the first half of each window and are asked for the second.
     """
 
     Options = PerplexityOptions
@@ -89,12 +89,15 @@ class Perplexity:
                 _require_finite(model, nats[-1], window)
                 sizes.append(window.size)
                 counts.append(len(window.ids) - window.given)
-        bits = torch.tensor(nats, dtype=torch.float64) / math.log(2)
-        bits_per_byte = _ratio(bits, torch.tensor(sizes, dtype=torch.float64))
-        perplexity = math.exp(min(sum(nats) / sum(counts), 700.0))
+        nats_W = torch.tensor(nats, dtype=torch.float64)
+        bits_per_byte = _ratio(nats_W / math.log(2), torch.tensor(sizes, dtype=torch.float64))
+        nats_per_token = _ratio(nats_W, torch.tensor(counts, dtype=torch.float64))
+        ends: Metric = {
+            key: math.exp(min(nats_per_token[key], 700.0)) for key in ("value", "low", "high") if key in nats_per_token
+        }
         return {
             "bits_per_byte": {**bits_per_byte, "unit": "bit/B", "better": "lower"},
-            "perplexity": {"value": perplexity, "better": "lower"},
+            "perplexity": {**nats_per_token, **ends, "better": "lower"},
         }
 
 
@@ -234,7 +237,10 @@ def _masked(family: TextFamily, model: Model, windows: list[Window]) -> dict[str
 
 
 def _ratio(over: torch.Tensor, under: torch.Tensor, *, draws: int = 1000) -> Metric:
-    """sum(over) / sum(under) with a 95% percentile bootstrap over the entries (Efron 1979), seed 0."""
+    """sum(over) / sum(under) of windows, with a 95% percentile bootstrap over them (Efron 1979), seed 0, where there are two."""
+    metric = {"value": float(over.sum() / under.sum()), "n": len(over), "of": "windows"}
+    if len(over) < 2:
+        return metric
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(0, len(over), (draws, len(over)), generator=generator)
     sizes = under[picks].sum(1)
@@ -242,7 +248,7 @@ def _ratio(over: torch.Tensor, under: torch.Tensor, *, draws: int = 1000) -> Met
         (over[picks].sum(1) / sizes)[sizes > 0].sort().values
     )  # a window may hold no byte: tokens that stand for none
     low, high = ratios[int(0.025 * len(ratios))], ratios[max(0, int(0.975 * len(ratios)) - 1)]
-    return {"value": float(over.sum() / under.sum()), "low": float(low), "high": float(high)}
+    return {**metric, "low": float(low), "high": float(high)}
 
 
 class Xz:

@@ -9,6 +9,7 @@ Legend: N images, F features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class PromptAgreement:
 class Frechet:
     """Fréchet distance of generated images from real held-out ones, in the judge's features (FID, 1706.08500, appendix A).
 
-    The interval is 1.96 bootstrap standard errors over the generated images of each digit. Both clouds being finite, the
+    The interval is 1.96 bootstrap standard errors over the generated images of each digit, or of all where one is alone. Both clouds being finite, the
     distance of one real split from the other is not 0; it is given as "real", for as many images.
     """
 
@@ -101,9 +102,13 @@ class Frechet:
         picked = spread(held_out, asked.images)
         real_NF, made_NF = _features(held_out), look(generate(model, picked, asked))[0]
         value = frechet(made_NF, real_NF)
-        error = bootstrap_error(made_NF, real_NF, groups=[sample.fields["digit"] for sample in picked], seed=asked.seed)
+        groups = [sample.fields["digit"] for sample in picked]
+        if min(Counter(groups).values()) < 2:  # alone in its group, an image would not vary
+            groups = [""] * len(picked)
+        error = bootstrap_error(made_NF, real_NF, groups=groups, seed=asked.seed)
         around = {"low": max(0.0, value - 1.96 * error), "high": value + 1.96 * error}
-        return {"frechet": {"value": value, **around, "better": "lower", "real": _real_distance(real_NF, asked.images)}}
+        metric = {"value": value, **around, "n": len(picked), "of": "images", "better": "lower"}
+        return {"frechet": {**metric, "real": _real_distance(real_NF, asked.images)}}
 
 
 class VelocityError:
@@ -157,7 +162,7 @@ class VelocityError:
         if len(each_N) > 1:  # of one image there is none
             half = float(1.96 * each_N.std() / len(each_N) ** 0.5)
             interval = {"low": value - half, "high": value + half}
-        return {"velocity_error": {"value": value, **interval, "better": "lower"}}
+        return {"velocity_error": {"value": value, **interval, "n": len(each_N), "of": "images", "better": "lower"}}
 
 
 class RealImages:

@@ -211,7 +211,7 @@ def test_answer_loss_is_the_mean_over_answer_tokens_one_by_one(model):
 
 def test_one_record_has_a_loss_and_no_interval(model):
     figure = AnswerLoss().measure(model, records()[:1], options={})["answer_loss"]
-    assert np.isfinite(figure["value"]) and figure.keys() == {"value", "unit", "better"}
+    assert np.isfinite(figure["value"]) and figure.keys() == {"value", "n", "unit", "better"}
 
 
 def test_records_that_cannot_be_asked_are_named(model):

@@ -158,3 +158,26 @@ def test_a_prompt_that_is_no_text_is_refused():
     data = Dataset("d", [Sample({"prompt": ["a"], "text": "b"}, "d:1")])
     with pytest.raises(DataError, match="d:1: 'prompt' is list, not text"):
         model.family.windows(model, data, length=4)
+
+
+def measured(model: Model, text: str, **options: Any) -> dict[str, Any]:
+    return Perplexity().measure(model, Dataset("texts", [Sample({"text": text}, "texts:0")]), options=options)
+
+
+def test_perplexity_has_an_interval_over_windows_and_one_window_none():
+    model, text = model_with(tokenizer()), TEXTS["latin"] * 8
+    found = measured(model, text, length=16)
+    for name in ("bits_per_byte", "perplexity"):
+        figure = found[name]
+        assert figure["low"] < figure["value"] < figure["high"] and figure["n"] > 5 and figure["of"] == "windows"
+    alone = measured(model, TEXTS["latin"], length=64)
+    for name in ("bits_per_byte", "perplexity"):
+        assert alone[name]["n"] == 1 and not {"low", "high"} & set(alone[name])
+    picks = torch.randint(
+        0, found["perplexity"]["n"], (1000, found["perplexity"]["n"]), generator=torch.Generator().manual_seed(0)
+    )
+    ids, lead = model.processor(text)["input_ids"], model.processor.eos_token_id
+    each = [nats(model, ids[start : start + 15], lead, 16) for start in range(0, len(ids), 15)]
+    drawn = sorted(math.exp(sum(each[i][0] for i in pick) / sum(each[i][1] for i in pick)) for pick in picks.tolist())
+    assert found["perplexity"]["low"] == pytest.approx(drawn[25], rel=1e-5)
+    assert found["perplexity"]["high"] == pytest.approx(drawn[974], rel=1e-5)

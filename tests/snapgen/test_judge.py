@@ -60,6 +60,8 @@ def test_frechet_of_noise_is_far_above_that_of_real_images():
     )
     assert found["frechet"]["value"] > 3 * found["frechet"]["real"]
     assert found["frechet"]["low"] <= found["frechet"]["value"] <= found["frechet"]["high"]
+    few = Frechet().measure(pipelines.snapgen(), open_data("digits-captions:test"), options={"images": 4, "steps": 1})
+    assert few["frechet"]["low"] < few["frechet"]["high"] and few["frechet"]["n"] == 4  # one image of each digit
 
 
 def test_velocity_error_is_the_training_loss_on_fixed_draws():
@@ -77,7 +79,7 @@ def test_velocity_error_is_the_training_loss_on_fixed_draws():
 
 def test_one_image_has_an_error_without_interval_and_no_distance():
     model, one = pipelines.snapgen(), open_data("digits-captions:test[:1]")
-    assert VelocityError().measure(model, one, options={})["velocity_error"].keys() == {"value", "better"}
+    assert VelocityError().measure(model, one, options={})["velocity_error"].keys() == {"value", "n", "of", "better"}
     for evaluator, options in ((Frechet(), {"images": 2, "steps": 1}), (RealImages(), {})):
         with pytest.raises(DataError, match="holds one image; the spread of images"):
             evaluator.measure(model, one, options=options)

@@ -103,7 +103,8 @@ def print_table(
             del widths[name]
     shown = [i for i, name in enumerate(columns) if name in widths or name == cut]
     for i in shown:
-        table.add_column(columns[i], justify="right" if columns[i] in right else "left", overflow="fold")
+        number = columns[i] in right  # which is never cut, nor parted over lines
+        table.add_column(columns[i], justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(
             *(Text(row[i], no_wrap=True, overflow="ellipsis") if columns[i] == cut else Text(row[i]) for i in shown)

@@ -13,7 +13,7 @@ LARGEST = 40  # labels of a confusion matrix, and groups listed; more would not 
 def accuracy(
     true: Sequence[str], predicted: Sequence[str], *, groups: Sequence[str] = (), order: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return a metric in per cent: value, interval, and where there are few enough, "by" group and "confusion".
+    """Return a metric in per cent: value, "n", of two answers or more an interval; where few enough, "by" group and "confusion".
 
     Args:
         groups: the group of each answer, such as its class or its font; empty: none.
@@ -30,7 +30,7 @@ def accuracy(
     named = _ordered(set(groups), order)
     if 1 < len(named) <= LARGEST:
         members = {name: [hit for hit, group in zip(hits, groups, strict=True) if group == name] for name in named}
-        metric["by"] = {name: {**_share(part), "n": len(part)} for name, part in members.items()}
+        metric["by"] = {name: _share(part) for name, part in members.items()}
     return metric
 
 
@@ -45,8 +45,11 @@ def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]
 
 
 def _share(hits: Sequence[bool]) -> dict[str, float]:
+    share = {"value": 100 * sum(hits) / max(1, len(hits)), "n": len(hits)}
+    if len(hits) < 2:
+        return share
     low, high = wilson(sum(hits), len(hits))
-    return {"value": 100 * sum(hits) / max(1, len(hits)), "low": 100 * low, "high": 100 * high}
+    return {**share, "low": 100 * low, "high": 100 * high}
 
 
 def _ordered(names: set[str], order: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,9 +57,9 @@ class Measuring:
         """Measure speed and memory of all models side by side in one other process, unless all logs have them."""
         logs = {name: self.folder.log(name) for name in names}
         options = self.recipe.evaluate.options("speed") | {"original": self.original}
-        if self.recipe.evaluate.speed is False or all(
-            "speed" in log and log.get("speed_asked") == options for log in logs.values()
-        ):
+        together = len({log.get("speed_measured") for log in logs.values()}) == 1
+        there = all("speed" in log and log.get("speed_asked") == options for log in logs.values())
+        if self.recipe.evaluate.speed is False or (there and together):
             return
         self.progress.say("measuring speed and memory in a process of its own")
         asked = self.recipe.model
@@ -68,10 +69,11 @@ class Measuring:
             else (str(self.folder.stage(name)), "auto", "")
             for name in names
         ]
+        now = time.time()  # the same for all: figures of several times, which a kill can leave, are not compared
         for (name, log), speed in zip(
             logs.items(), in_own_process(models, self.recipe.evaluate.options("speed")), strict=True
         ):
-            self.folder.write_log(name, log | {"speed": speed, "speed_asked": options})
+            self.folder.write_log(name, log | {"speed": speed, "speed_asked": options, "speed_measured": now})
 
     def baselines(self) -> list[dict[str, Any]]:
         """Measure what needs only the test data, and no model."""

@@ -132,7 +132,7 @@ def _figure(metric: Mapping[str, Any]) -> str:
     text = f"{metric['value']:.{digits}f}{unit}"
     if metric.get("low") is not None:
         text += f" (95% interval {metric['low']:.{digits}f} to {metric['high']:.{digits}f})"
-    return text + (f", n = {metric['n']}" if "n" in metric else "")
+    return text + (f", n = {metric['n']} {metric.get('of', '')}".rstrip() if "n" in metric else "")
 
 
 def machine() -> dict[str, Any]:

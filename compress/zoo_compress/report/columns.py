@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal
 
 from zoo.system.quantities import clean, finite, is_bytes, measured, percent, points, quantity, times
@@ -71,17 +72,39 @@ class Column:
             return value, None, None
         return value, low, high
 
+    def ratio(self, row: Row, original: Row) -> tuple[float | None, float | None, float | None]:
+        """Return the median of value / original over rounds in which both were measured one after the other, and its range."""
+        mine, theirs = self._rounds(row), self._rounds(original)
+        if not 1 < len(mine) == len(theirs) or min(*mine, *theirs) <= 0:
+            return None, None, None
+        ratios = [own / base for own, base in zip(mine, theirs, strict=True)]
+        return median(ratios), min(ratios), max(ratios)
+
+    def _rounds(self, row: Row) -> list[float]:
+        entry = row.metrics.get(self.key)
+        kept = entry.get("rounds") if isinstance(entry, Mapping) else None
+        values = [finite(value) for value in kept] if isinstance(kept, list) else []
+        return [value for value in values if value is not None]
+
+    def count(self, row: Row) -> str:
+        """Say of how many samples a metric is: "n = 40 windows"."""
+        entry = row.metrics.get(self.key) if self.metric else None
+        number = finite(entry.get("n")) if isinstance(entry, Mapping) else None
+        return "" if number is None or not isinstance(entry, Mapping) else counted(int(number), entry.get("of"))
+
     def predicted(self, row: Row) -> float | None:
         return None if self.metric else finite((row.data.get("predicted") or {}).get(self.key))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's texts: the value, its interval, its relation to the original, and what the plan had said."""
+    """A cell's texts: the value, its interval, of how many samples, its relation to the original, and what the plan had said."""
 
     main: str
     spread: str = ""
+    count: str = ""
     relative: str = ""
+    relative_spread: str = ""
     plan: str = ""
 
 
@@ -134,8 +157,24 @@ def cell(column: Column, row: Row, original: Row | None) -> Cell:
     """Write what `column` says of `row`, next to the original."""
     value, low, high = column.interval(row)
     main, spread = measured(value, low, high, column.unit)
-    base = column.value(original) if original and original != row and column not in (PEAK, TIME) else None
-    return Cell(main, spread, column.change(value, base), _plan(value, column.predicted(row), column.unit))
+    other = original if original and original != row and column not in (PEAK, TIME) else None
+    relative, around = related(column, row, other) if other else ("", "")
+    plan = _plan(value, column.predicted(row), column.unit)
+    return Cell(main, spread, column.count(row), relative, around, plan)
+
+
+def related(column: Column, row: Row, original: Row) -> tuple[str, str]:
+    """Relate a row to the original, with an interval where the two were measured in turn: ("×1.78", "±0.05")."""
+    ratio, low, high = column.ratio(row, original)
+    if ratio is None:
+        return column.change(column.value(row), column.value(original)), ""
+    main, spread = measured(ratio, low, high)
+    return f"×{main}" if spread else times(ratio, 1.0), spread
+
+
+def counted(number: int, of: object) -> str:
+    """Say how many samples there are, and of what where that is known: "n = 40 windows"."""
+    return f"n = {number} {clean(of or '')}".strip()
 
 
 def _plan(value: float | None, predicted: float | None, unit: str) -> str:

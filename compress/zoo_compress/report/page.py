@@ -132,7 +132,13 @@ def _subtitle(column: Column) -> str:
 def _legend(results: Data) -> str:
     said = ["× and % relate a value to the original."]
     if any(column.interval(row)[1] is not None for column in columns(results) for row in rows(results)):
-        said.append("± is half the width of the interval.")
+        said.append("± is half the width of the interval, which takes two samples.")
+    if any(
+        "rounds" in metric for row in rows(results) for metric in row.metrics.values() if isinstance(metric, Mapping)
+    ):
+        said.append(
+            "Speeds are medians of rounds in which the models take turns; their intervals, and those of × to the original, are the range of the rounds."
+        )
     if any(row.data.get("predicted") for row in rows(results)):
         said.append("“Plan” is what was predicted before any work was done.")
     return " ".join(said)
@@ -140,7 +146,8 @@ def _legend(results: Data) -> str:
 
 def _cell(made: Cell) -> str:
     spread = f' <span class="spread">{_text(made.spread)}</span>' if made.spread else ""
-    below = "".join(f"<small>{_text(part)}</small>" for part in (made.relative, made.plan) if part)
+    relative = f"{made.relative} {made.relative_spread}".strip()
+    below = "".join(f"<small>{_text(part)}</small>" for part in (relative, made.count, made.plan) if part)
     return f"<td>{_text(made.main)}{spread}{below}</td>"
 
 

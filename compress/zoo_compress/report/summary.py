@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from zoo.system.quantities import clean, finite, measured, percent, quantity, seconds, times
-from zoo_compress.report.columns import DISK, PARAMETERS, Column, Data, Row, columns, compared, quality, rows, stages
+from zoo.system.quantities import clean, finite, measured, percent, quantity, seconds
+from zoo_compress.report.columns import (
+    DISK,
+    PARAMETERS,
+    Column,
+    Data,
+    Row,
+    columns,
+    compared,
+    quality,
+    related,
+    rows,
+    stages,
+)
 
 
 def name(results: Data) -> str:
@@ -80,8 +92,8 @@ def _quality(column: Column, first: Row, last: Row) -> str:
 def _costs(results: Data, first: Row, last: Row) -> str:
     """Say how speed and memory changed, measures nobody can compare left out."""
     costs = [column for column in columns(results) if column.metric and column.cost]
-    ratios = [(column.label, times(column.value(last), column.value(first))) for column in costs]
-    said = [f"{label} {ratio}" for label, ratio in ratios if ratio]
+    ratios = [(column.label, *related(column, last, first)) for column in costs]
+    said = [f"{label} {ratio}" + (f" ({spread})" if spread else "") for label, ratio, spread in ratios if ratio]
     return f"Against the original: {', '.join(said)}." if said else ""
 
 

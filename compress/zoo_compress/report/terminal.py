@@ -1,4 +1,4 @@
-"""The report as a table for the terminal, 100 columns wide."""
+"""The report as a table for the terminal: what does not fit its width is left out, and named below."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-WIDTH = 100
+WIDTH = 100  # where there is no terminal
 LABEL = 17  # at most, for the first column
 
 
-def table(results: Data) -> Table:
-    """Return the stages as a rich table, original first, then control and baselines."""
+def table(results: Data, *, width: int = WIDTH) -> Table:
+    """Return the stages as a rich table of at most `width` characters, original first, then control and baselines."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     lines, original = rows(results), next(iter(stages(results)), None)
-    shown, left_out = _fitting(columns(results), lines, original)
+    shown, left_out = _fitting(columns(results), lines, original, width=width)
     made = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), header_style="bold", caption_justify="left")
     made.add_column("stage", max_width=LABEL, overflow="ellipsis", no_wrap=True)
     for column in shown:
@@ -32,7 +32,7 @@ def table(results: Data) -> Table:
         if row.kind != before and made.rows:
             made.add_section()
         before = row.kind
-        made.add_row(_label(row), *(_two_lines(column, row, original) for column in shown))
+        made.add_row(_label(row), *(_text(column, row, original) for column in shown))
     if left_out:
         made.caption = Text(
             shorten(f"Also in report.html: {', '.join(column.label for column in left_out)}", 3 * WIDTH)
@@ -48,18 +48,23 @@ def _label(row: Row) -> Text:
     return Text(shorten(row.label, LABEL), style=style) + mark
 
 
-def _two_lines(column: Column, row: Row, original: Row | None) -> Text:
-    """Put the value on the first line and what it means beside the original, dim, on the second."""
+def _text(column: Column, row: Row, original: Row | None) -> Text:
+    """Put the value on the first line, and below it, dim, what else there is to say."""
     from rich.text import Text
 
-    main, below = _texts(column, row, original)
-    return Text(main, style="dim" if main == DASH else "") + Text(f"\n{below}" if below else "", style="dim")
+    main, *below = _texts(column, row, original)
+    return Text(main, style="dim" if main == DASH else "") + Text("".join(f"\n{part}" for part in below), style="dim")
 
 
-def _texts(column: Column, row: Row, original: Row | None) -> tuple[str, str]:
+def _texts(column: Column, row: Row, original: Row | None) -> list[str]:
+    """The lines of a cell: the value, its interval, how few samples there were for one, its relation to the original."""
     made = cell(column, row, original)
-    short = made.spread if made.spread.startswith("±") and not column.cost else ""
-    return f"{made.main} {short}".strip(), made.relative
+    beside = made.spread.startswith("±") and not column.cost
+    main = f"{made.main} {made.spread}" if beside else made.main
+    few = "" if made.spread or column.cost else made.count
+    around = [made.relative, made.relative_spread]
+    around = [" ".join(around).strip()] if made.relative_spread.startswith("±") else around
+    return [main, *filter(None, ["" if beside else made.spread, few, *around])]
 
 
 def _heading(column: Column) -> str:
@@ -68,10 +73,14 @@ def _heading(column: Column) -> str:
     return "\n".join(shorten(word, 12) for word in short.get(column.key, f"{column.label} {column.shown_unit}").split())
 
 
-def _fitting(columns: list[Column], lines: list[Row], original: Row | None) -> tuple[list[Column], list[Column]]:
-    """Keep the columns that fit; what the compressing itself took is the first to go."""
-    room, keys = WIDTH - LABEL - 3, set[str]()
-    for column in sorted(columns, key=lambda column: column in (PEAK, TIME)):
+def _fitting(
+    columns: list[Column], lines: list[Row], original: Row | None, *, width: int
+) -> tuple[list[Column], list[Column]]:
+    """Keep the columns that fit, the first measure of quality before all; what the compressing itself took goes first."""
+    labels = [min(LABEL, max(len(row.label), len(row.kind))) for row in lines]
+    room, keys = width - max([len("stage"), *labels]) - 3, set[str]()
+    first = next((column for column in columns if not column.cost), None)
+    for column in sorted(columns, key=lambda column: (column != first, column in (PEAK, TIME))):
         texts = [line for row in lines for line in _texts(column, row, original)] + _heading(column).split("\n")
         needed = max(map(len, texts)) + 2
         if needed <= room:

@@ -19,6 +19,7 @@ import torch
 from tiny import RECIPE, checkpoint, workplace
 from zoo_compress import Recipe, apply, run
 from zoo_compress.recipe.folder import DRAFT, OURS
+from zoo_compress.report.summary import summary
 from zygote import Done, Zygote
 
 import zoo
@@ -217,6 +218,10 @@ def test_speed_is_measured_once_in_a_process_of_its_own(zygote: Zygote, place: P
         assert (
             stage["metrics"]["decode_tokens_per_s"]["value"] > 0 and stage["metrics"]["peak_rss_bytes"]["value"] > 10**7
         )
+        speed = stage["metrics"]["decode_tokens_per_s"]
+        assert speed["n"] == len(speed["rounds"]) == 6 and speed["of"] == "rounds"
+        assert (speed["low"], speed["high"]) == (min(speed["rounds"]), max(speed["rounds"]))
+    assert re.search(r"decode ×[\d.]+ \((±[\d.]+|[\d.]+ to [\d.]+)\)", summary(done.json))
     again = compress(zygote, place, *asked, "--json")
     assert "measuring speed" in done.err and "measuring speed" not in again.err
     assert again.json["stages"] == done.json["stages"]

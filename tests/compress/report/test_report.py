@@ -139,9 +139,9 @@ def check_drawing(drawing: list[tuple[str, dict[str, str]]]) -> None:
             assert 0 <= float(x) <= width and 0 <= float(y) <= height
 
 
-def printed(results: dict[str, Any]) -> list[str]:
-    console = Console(width=100, file=io.StringIO(), color_system=None, legacy_windows=False)
-    console.print(table(results))
+def printed(results: dict[str, Any], width: int = 100) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console.print(table(results, width=width))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return str(text).splitlines()
 
@@ -440,6 +440,50 @@ def test_terminal_table_fits_and_has_every_row(results: dict[str, Any]) -> None:
     lines = printed(results)
     assert max(map(len, lines)) <= 100
     assert "Also in report.html: " in "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_no_number_is_cut_however_narrow_the_terminal(results: dict[str, Any], width: int) -> None:
+    lines = printed(results, width)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width and "…" not in text
+    whole = set("\n".join(printed(results, 400)).split())
+    shown = text.partition("Also in report.html: ")
+    assert set(shown[0].replace("─", " ").split()) <= whole
+    assert "1.312 ±0.020" in text and ("13.8 MB" in text or width == 40)
+    for label in ("parameters", "on disk", "bits per byte", "decode", "peak RSS", "time taken"):
+        heading = {"parameters": "params", "on disk": "disk", "bits per byte": "bit", "time taken": "time"}.get(
+            label, label
+        )
+        assert all(word in shown[0] for word in heading.split()) or label in " ".join(shown[2].split())
+
+
+def test_lopsided_intervals_and_those_of_speeds_are_shown(results: dict[str, Any]) -> None:
+    first, last = results["stages"][0]["metrics"], results["stages"][-1]["metrics"]
+    last["bits_per_byte"] = {"value": 1.376, "low": 1.37, "high": 1.62, "n": 9, "of": "windows"}
+    first["decode_tokens_per_s"] = {"value": 100.0, "low": 90.0, "high": 110.0, "rounds": [90, 100, 110]}
+    last["decode_tokens_per_s"] = {"value": 200.0, "low": 171.0, "high": 300.0, "rounds": [171, 200, 231]}
+    text = "\n".join(printed(results))
+    assert "1.37 to 1.62" in text and "171 to 300" in text and "×2.00 ±0.10" in text
+    assert "decode ×2.00 (±0.10)" in summary(results)
+    page = check(html(results)).text
+    assert "×2.00 ±0.10" in page and "n = 9 windows" in page and "rounds in which the models take turns" in page
+
+
+def test_rounds_that_do_not_match_give_no_interval(results: dict[str, Any]) -> None:
+    last = results["stages"][-1]["metrics"]
+    for rounds in ([], [1], [1, "2"], [0, 0], [1, 2, 3], {"a": 1}, None, [1, float("nan")]):
+        results["stages"][0]["metrics"]["decode_tokens_per_s"] = {"value": 400.0, "rounds": [1, 2]}
+        last["decode_tokens_per_s"] = {"value": 800.0, "rounds": rounds}
+        assert "decode ×2.00," in summary(results)
+
+
+def test_of_one_sample_there_is_a_count_and_no_interval(results: dict[str, Any]) -> None:
+    for row in results["stages"]:
+        row["metrics"]["bits_per_byte"] = {"value": 1.5, "n": 1, "of": "windows"}
+    assert "\n".join(printed(results)).count("n = 1 windows") == 4
+    assert not {"low", "high"} & set(accuracy(["a"], ["a"])) and accuracy(["a"], ["a"])["n"] == 1
+    assert {"low", "high"} <= set(accuracy(["a", "b"], ["a", "b"]))
 
 
 def test_quantities_read_well() -> None:

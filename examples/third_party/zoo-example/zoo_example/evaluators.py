@@ -77,7 +77,7 @@ def _count(model: Model, window: dict[str, torch.Tensor], k: int) -> tuple[int, 
 def share(hits_W: torch.Tensor, tokens_W: torch.Tensor) -> dict[str, float]:
     """sum(hits) / sum(tokens) over W windows in per cent, with low and high where there are two windows or more."""
     value, windows = float(hits_W.sum() / tokens_W.sum()), len(hits_W)
-    found = {"value": 100 * value}
+    found = {"value": 100 * value, "n": windows}
     if windows > 1:
         spread = float((hits_W - value * tokens_W).square().sum()) * windows / (windows - 1)
         half = 1.959964 * math.sqrt(spread) / float(tokens_W.sum())
