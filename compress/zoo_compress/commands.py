@@ -89,7 +89,7 @@ def compress(
         with Terminal(quiet=output.settings.quiet) as progress:
             result = run(
                 parsed,
-                out=folder,
+                out=out,
                 until=until,
                 only=only,
                 force=force,

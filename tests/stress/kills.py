@@ -42,6 +42,9 @@ ENDINGS = ("same command goes on from there.", "before the work was done.")  # w
 TIMING = {
     "seconds",
     "started",
+    "sessions",
+    "times",
+    "command",
     "peak_bytes",
     "speed",
     "peak_rss_bytes",
@@ -191,7 +194,7 @@ def content(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         name = file.relative_to(out).as_posix()
-        timed = name == "results.json" or (name.startswith("stages/") and name.count("/") == 1)
+        timed = name in ("results.json", "run.json") or (name.startswith("stages/") and name.count("/") == 1)
         if name != "report.html":
             found[name] = untimed(json.loads(file.read_text())) if timed else file.read_bytes()
     return found
@@ -199,7 +202,7 @@ def content(out: Path) -> dict[str, Any]:
 
 def untimed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: untimed(one) for key, one in value.items() if key not in TIMING and key != "speed_asked"}
+        return {key: untimed(one) for key, one in value.items() if key not in TIMING and not key.startswith("speed_")}
     return [untimed(one) for one in value] if isinstance(value, list) else value
 
 

@@ -21,11 +21,14 @@ LISTED = 60  # held-out records a card lists by name
 SHEET = "samples.png"
 
 
-def results_of(job: Job, stages: tuple[StageRequest, ...], compared: StageRequest | None) -> dict[str, Any]:
+def results_of(
+    job: Job, stages: tuple[StageRequest, ...], compared: StageRequest | None, *, command: str
+) -> dict[str, Any]:
     """Everything the report shows; the first stage is the original.
 
     Args:
         compared: the stage that the control compares to, if there is one.
+        command: what does the same from a shell; "" where the recipe is no file.
     """
     recipe, plan = job.recipe, job.plan
     rows = [
@@ -39,9 +42,22 @@ def results_of(job: Job, stages: tuple[StageRequest, ...], compared: StageReques
         control |= {"label": "from random weights", "compares_to": compared.index + 1}
     return {
         "zoo": zoo.__version__,
-        "recipe": {"name": recipe.about.name, "file": str(recipe.file or ""), "seed": recipe.about.seed},
+        "recipe": {
+            "name": recipe.about.name,
+            "file": str(recipe.file or ""),
+            "seed": recipe.about.seed,
+            "overrides": list(recipe.overrides),
+            "text": recipe.text or json.dumps(recipe.source, indent=2, default=str),
+        },
+        "command": command,
+        "data": {
+            role: {"reference": recipe.data[role], "records": len(data), "sha256": data.fingerprint}
+            for role, data in plan.data.items()
+        },
         "model": {
             **{key: getattr(plan.spec, key) for key in ("name", "family", "modality", "task", "license")},
+            "reference": recipe.model.name,
+            "weights": recipe.model.weights,
             "params": plan.stages[0].params,  # which the spec of a model by path does not count
         },
         "machine": machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,9 +102,19 @@ def run(
         skipped = job.run_stages(stages)
         compared = job.run_control(stages)
         measuring.speed([*names.up_to(stages), *([names.control(compared)] if compared else [])])
-        results = results_of(job, stages, compared)
+        asked = {"--out": out, "--until": until, "--only": only}
+        results = results_of(job, stages, compared, command=command_of(recipe, asked))
         publish(job, stages, results)
     return Result(path, results, skipped)
+
+
+def command_of(recipe: Recipe, options: Mapping[str, str | int | Path | None]) -> str:
+    """What runs a recipe from a shell as it was run; "" where it is no file."""
+    if recipe.file is None:
+        return ""
+    given = [*(("--set", override) for override in recipe.overrides), *options.items()]
+    words = [word for flag, value in given if value is not None for word in (flag, str(value))]
+    return shlex.join(["zoo", "compress", str(recipe.file), *words])
 
 
 @contextmanager

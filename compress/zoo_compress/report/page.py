@@ -47,6 +47,7 @@ def html(results: Data) -> str:
         samples=_section("Samples", samples(results)),
         training=_section("Training", _training(results)),
         options=_section("Options", _options(results)),
+        made=_section("How it was made", _made(results)),
         machine=_section("Machine and versions", _machine(results)),
     )
 
@@ -206,6 +207,22 @@ def _options(results: Data) -> str:
             use = _text(row.data.get("use") or row.label)
             parts.append(f"<details><summary>{number} <code>{use}</code></summary>{_facts(options)}</details>")
     return "".join(parts)
+
+
+def _made(results: Data) -> str:
+    """Name the model, the data and the command, and quote the recipe."""
+    recipe, data = results.get("recipe") or {}, results.get("data") or {}
+    facts = {"model": (results.get("model") or {}).get("reference"), "command": results.get("command") or None}
+    for role, known in data.items() if isinstance(data, Mapping) else ():
+        if isinstance(known, Mapping):
+            records, sha256 = finite(known.get("records")), clean(known.get("sha256") or "")[:12]
+            count = f", {int(records):,} records" if records is not None else ""
+            facts[f"{role} data"] = f"{known.get('reference')}{count}" + (f", sha256 {sha256}" if sha256 else "")
+    facts["overridden"] = ", ".join(map(str, recipe.get("overrides") or ())) or None
+    name = _text(recipe.get("file") or "recipe")
+    text = recipe.get("text")
+    quoted = f"<details><summary><code>{name}</code></summary><pre>{_text(text)}</pre></details>" if text else ""
+    return _facts(facts) + quoted
 
 
 def _machine(results: Data) -> str:

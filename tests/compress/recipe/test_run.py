@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 import re
@@ -152,8 +153,32 @@ def test_results_have_the_promised_shape_and_the_plan_was_exact(finished: Path):
     sizes = [stage["bytes"] for stage in found["stages"]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 4
     assert {name: len(curve) for name, curve in found["stages"][3]["curves"].items()} == {"kl": 6}
-    assert found["recipe"] == {"name": "tiny", "file": "recipe.toml", "seed": 0} and found["control"] is None
+    assert found["control"] is None
     assert found["model"]["params"] == found["stages"][0]["params"] > 0
+
+
+def test_results_and_report_name_the_recipe_the_data_and_the_command(zygote: Zygote, place: Path):
+    args = ("--set", "recipe.summary=it's small", "--until", "2")
+    assert compress(zygote, place, *args).code == 0
+    found = results(place)
+    assert found["recipe"] == {
+        "name": "tiny",
+        "file": "recipe.toml",
+        "seed": 0,
+        "overrides": ["recipe.summary=it's small"],
+        "text": RECIPE,
+    }
+    assert found["command"] == """zoo compress recipe.toml --set 'recipe.summary=it'"'"'s small' --until 2"""
+    assert found["data"]["train"].keys() == {"reference", "records", "sha256"}
+    assert {role: (data["reference"], data["records"]) for role, data in found["data"].items()} == {
+        "train": ("texts[:4]", 4),
+        "calibration": ("texts[:2]", 2),
+        "test": ("texts[4:]", 2),
+    }
+    assert (found["model"]["reference"], found["model"]["weights"]) == ("./model", "auto")
+    page = html.unescape((place / OUT / "report.html").read_text())
+    assert found["command"] in page and RECIPE in page
+    assert f"texts[4:], 2 records, sha256 {found['data']['test']['sha256'][:12]}" in page
 
 
 def test_the_result_is_the_last_stage_and_runs(finished: Path):

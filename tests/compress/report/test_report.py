@@ -52,7 +52,15 @@ def results() -> dict[str, Any]:
     plan = {"params": 2_000_000, "bytes": 8_100_000, "peak_bytes": 700_000_000}
     return {
         "zoo": "0.1.0",
-        "recipe": {"name": "tiny-code-half", "file": "quickstart.toml", "seed": 0},
+        "recipe": {
+            "name": "tiny-code-half",
+            "file": "quickstart.toml",
+            "seed": 0,
+            "text": "[recipe]",
+            "overrides": ["a=1"],
+        },
+        "command": "zoo compress quickstart.toml",
+        "data": {"test": {"reference": "stdlib:test", "records": 46, "sha256": "0123456789abcdef"}},
         "model": {"name": "tiny-code", "family": "slm", "modality": "text", "license": "Apache-2.0", "params": 3},
         "machine": {"cpu": "a cpu", "cores": 2, "memory_bytes": 8e9, "torch": "2.15.0", "python": "3.11.7"},
         "started": "2026-01-02T10:11:12",
