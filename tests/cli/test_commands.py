@@ -482,4 +482,19 @@ def test_eval_gives_a_perplexity():
 def test_bench_gives_figures():
     done = zoo("bench", "tiny-code", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tasks"]["speed"]
+    found = json.loads(done.stdout)["tasks"]
+    assert found["speed"] and 10**7 < found["memory"]["peak_rss_bytes"]["value"] < 10**10
+
+
+def test_figures_are_a_table():
+    done = zoo("eval", "tiny-code", "--data", "stdlib:test[:2]")
+    head, names, *rows = done.stdout.splitlines()
+    assert head == "tiny-code on stdlib:test[:2], 2 records", done.stderr
+    assert names.split() == ["figure", "value", "interval", "unit", "n", "better"]
+    assert re.fullmatch(r"bits per byte +[\d.]+ +(±[\d.]+|[\d.]+ to [\d.]+)  bit/B  \d+ windows  lower", rows[0])
+    assert re.fullmatch(r"perplexity +[\d.]+ +(±[\d.]+|[\d.]+ to [\d.]+) +\d+ windows  lower", rows[1])
+    done = zoo("bench", "tiny-code")
+    head, names, *rows = done.stdout.splitlines()
+    assert head.startswith("tiny-code on ") and head.endswith((" thread", " threads")), done.stderr
+    assert [row.split("  ")[0] for row in rows] == ["prefill", "decode", "peak memory"]
+    assert "token/s" in rows[0] and "3 passes" in rows[0] and rows[2].split()[-2:] == ["MB", "lower"]

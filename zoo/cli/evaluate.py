@@ -11,6 +11,8 @@ from zoo.cli import output
 from zoo.errors import RequestError
 from zoo.plugins.names import declaration
 
+OWN = ("value", "low", "high", "unit", "better", "n", "of")  # what a figure says of itself
+
 
 def evaluate(
     model: output.ModelArgument,
@@ -50,29 +52,72 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bo
         import zoo
         from zoo.data.open import open_data
         from zoo.evaluation.figures import measure
+        from zoo.system.memory import peak_bytes, reset_peak
 
         data = None if reference is None else open_data(reference)
+        zoo.load(name, device="meta")  # what is imported for it is nobody's memory
+        reset_peak()
         model = zoo.load(name)
     tasks = tasks or [model.family.usual_task(data)]
     figures: dict[str, Any] = {}
     for task in tasks:
         with output.status(f"Measuring {task}"):
             figures[task] = measure(task, model, data, options={})
+    if data is None:
+        figures["memory"] = {"peak_rss_bytes": {"value": peak_bytes(), "unit": "B", "better": "lower"}}
     if json:
         output.print_json({"model": name, "data": reference, "tasks": figures})
     else:
-        output.print_facts(fact for task in tasks for fact in _facts(task, figures[task]))
+        print(f"{name} on {_machine()}" if data is None else f"{name} on {data.name}, {len(data):,} records")
+        _print_figures(figures)
 
 
-def _facts(label: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Flatten nested figures into labelled lines; a table of confusions is for --json and reports."""
-    facts: list[tuple[str, str]] = []
-    for key, value in figures.items():
-        name = (label if key.replace("_", "-") == label else f"{label} {key}").replace("_", " ")
-        if key == "confusion":
-            continue
-        if isinstance(value, Mapping):
-            facts += _facts(name, value)
-        else:
-            facts.append((name, f"{value:.5g}" if isinstance(value, float) else str(value)))
-    return facts
+def _machine() -> str:
+    """What a speed was measured on."""
+    import torch
+
+    from zoo.model.provenance import cpu
+
+    threads = torch.get_num_threads()
+    return f"{cpu()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _print_figures(figures: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each figure, those of its groups below it; a table of confusions is for --json and reports."""
+    columns = ("figure", "value", "interval", "unit", "n", "better")
+    rows = [row for task in figures.values() for key, metric in task.items() for row in _rows(key, metric)]
+    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    output.print_table(
+        [columns[i] for i in shown], [[row[i] for i in shown] for row in rows], right=("value", "interval", "n")
+    )
+
+
+def _rows(key: str, metric: Any, *, unit: str = "", depth: int = 0) -> list[list[str]]:
+    """The row of a figure, and those of the figures inside it."""
+    from zoo.system.quantities import finite, is_bytes, measured
+
+    entry = metric if isinstance(metric, Mapping) else {"value": metric}
+    unit = str(entry.get("unit", unit))
+    value, low, high = (finite(entry.get(end)) for end in ("value", "low", "high"))
+    main, spread = measured(value, low, high, unit)
+    count = f"{entry['n']} {entry.get('of', '')}".strip() if "n" in entry else ""
+    shown = "" if unit in ("%", "s") or is_bytes(unit) else unit
+    row = ["  " * depth + _label(key, unit, depth), main, spread, shown if value is not None else "", count]
+    rows = [[*row, str(entry.get("better", ""))]] if "value" in entry else []
+    for name, inner in entry.items():
+        if name == "by" and isinstance(inner, Mapping):
+            rows += [
+                row for group, part in inner.items() for row in _rows(str(group), part, unit=unit, depth=depth + 1)
+            ]
+        elif name not in (*OWN, "confusion", "rounds"):
+            rows += _rows(name, inner, unit=unit, depth=depth + 1)
+    return rows
+
+
+def _label(key: str, unit: str, depth: int) -> str:
+    """What a figure is called, without the unit that stands beside it; a group by its own name."""
+    if depth:
+        return key
+    if unit.endswith("/s"):
+        return key.removesuffix("_per_s").rpartition("_")[0].replace("_", " ") or "speed"
+    return key.removesuffix("_bytes").replace("_", " ").replace(" rss", " memory")
