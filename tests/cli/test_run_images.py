@@ -185,9 +185,9 @@ def test_options_of_another_kind_of_model_are_refused_before_it_is_loaded(args: 
 
 def test_eval_takes_what_suits_the_model(site: Path):
     done = zoo("eval", "painted", site=site)
-    assert done.stdout == "painted on walls:test, 3 records\nfigure   value\nredness    3 %\n  a          1 %\n", (
-        done.stderr
-    )
+    assert (
+        done.stdout == "painted on walls:test, 3 records\nfigure      value\nredness       3 %\nredness, a    1 %\n"
+    ), done.stderr
     found = json.loads(zoo("eval", "painted", "--data", "walls:train[:2]", "--json", site=site).stdout)
     assert found["data"] == "walls:train[:2]" and found["tasks"]["colour"]["redness"]["value"] == 2
 

@@ -92,7 +92,7 @@ def _print_figures(figures: Mapping[str, Mapping[str, Any]]) -> None:
     )
 
 
-def _rows(key: str, metric: Any, *, unit: str = "", depth: int = 0) -> list[list[str]]:
+def _rows(name: str, metric: Any, *, unit: str = "") -> list[list[str]]:
     """The row of a figure, and those of the figures inside it."""
     from zoo.system.quantities import finite, is_bytes, measured
 
@@ -102,22 +102,18 @@ def _rows(key: str, metric: Any, *, unit: str = "", depth: int = 0) -> list[list
     main, spread = measured(value, low, high, unit)
     count = f"{entry['n']} {entry.get('of', '')}".strip() if "n" in entry else ""
     shown = "" if unit in ("%", "s") or is_bytes(unit) else unit
-    row = ["  " * depth + _label(key, unit, depth), main, spread, shown if value is not None else "", count]
-    rows = [[*row, str(entry.get("better", ""))]] if "value" in entry else []
-    for name, inner in entry.items():
-        if name == "by" and isinstance(inner, Mapping):
-            rows += [
-                row for group, part in inner.items() for row in _rows(str(group), part, unit=unit, depth=depth + 1)
-            ]
-        elif name not in (*OWN, "confusion", "rounds"):
-            rows += _rows(name, inner, unit=unit, depth=depth + 1)
+    row = [_label(name, unit), main, spread, shown if value is not None else "", count, str(entry.get("better", ""))]
+    rows = [row] if "value" in entry else []
+    for key, inner in entry.items():
+        if key == "by" and isinstance(inner, Mapping):
+            rows += [row for group, part in inner.items() for row in _rows(f"{name}, {group}", part, unit=unit)]
+        elif key not in (*OWN, "confusion", "rounds"):
+            rows += _rows(f"{name}, {key}", inner, unit=unit)
     return rows
 
 
-def _label(key: str, unit: str, depth: int) -> str:
-    """What a figure is called, without the unit that stands beside it; a group by its own name."""
-    if depth:
-        return key
+def _label(name: str, unit: str) -> str:
+    """What a figure is called, without the unit that stands beside it."""
     if unit.endswith("/s"):
-        return key.removesuffix("_per_s").rpartition("_")[0].replace("_", " ") or "speed"
-    return key.removesuffix("_bytes").replace("_", " ").replace(" rss", " memory")
+        return name.removesuffix("_per_s").rpartition("_")[0].replace("_", " ") or "speed"
+    return name.removesuffix("_bytes").replace("_", " ").replace(" rss", " memory")
