@@ -62,7 +62,18 @@ class TimmVision(VisionFamily):
             "model_args": dict(spec.config.get("model_args", {})),
             "pretrained_cfg": _json(known.to_dict(remove_source=True)),
         }
-        return replace(spec, config=config, license=known.license or "", hub=known.hf_hub_id or "")
+        hub = known.hf_hub_id or ""
+        return replace(spec, config=config, license=known.license or "", hub=hub if self._fits(config) else "")
+
+    def _fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether the published weights, of the architecture without arguments, have the shapes that a config asks for."""
+        if not config["model_args"]:
+            return True
+        with torch.device("meta"):
+            asked = self.build(dict(config), TASK)
+            published = self.build({**config, "model_args": {}}, TASK)
+        shapes, others = ({name: t.shape for name, t in _tensors(module).items()} for module in (asked, published))
+        return shapes == others
 
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
         """Build the architecture a config names.

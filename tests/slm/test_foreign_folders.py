@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from twins import twin
 
 import zoo
+from zoo.cli.info import Knowledge
 from zoo.errors import ZooError
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 1234567\n"
@@ -148,3 +149,16 @@ def test_a_folder_of_something_else_is_told_what_it_holds(tmp_path: Path, files:
         (tmp_path / name).write_text(text)
     with pytest.raises(ZooError, match=says):
         zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["its class named", "no class named"])
+@pytest.mark.parametrize(("name", "task"), [("bert", "masked-lm"), ("llama", "causal-lm"), ("t5", "seq2seq")])
+def test_info_knows_the_task_and_whether_there_is_a_cache(tmp_path: Path, name: str, task: str, named: bool):
+    small = transformers.T5Config(vocab_size=320, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
+    module = transformers.T5ForConditionalGeneration(small) if name == "t5" else twin(name)
+    module.save_pretrained(tmp_path / "model")
+    if not named:
+        change(tmp_path / "model", architectures=None)
+    found = Knowledge.of(str(tmp_path / "model")).to_json()
+    assert found["task"] == task == zoo.load(tmp_path / "model", device="meta").spec.task
+    assert (found["kv_cache_bytes_per_token"] is None) == (task == "masked-lm")

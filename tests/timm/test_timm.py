@@ -17,6 +17,7 @@ from timm.models import save_for_hf
 
 import zoo
 from zoo import catalog, registry
+from zoo.cli.info import Knowledge
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
 from zoo.family.vision.images import read_image
@@ -94,6 +95,19 @@ def test_published_weights_are_asked_for_at_their_repository(monkeypatch: pytest
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsUnavailable, match=r"timm/resnet18\.a1_in1k is not in the local hub cache"):
         zoo.load("timm:resnet18")
+
+
+def test_info_says_what_loading_would_build_and_where_its_weights_are():
+    plain = Knowledge.of("timm:resnet18").to_json()
+    assert plain["params"] == zoo.load("timm:resnet18", weights="random").params
+    assert plain["weights"] == "hub: timm/resnet18.a1_in1k" and plain["memory_bytes"]["fp32"] == 4 * plain["params"]
+    ten = Knowledge.of("timm:resnet18?num_classes=10").to_json()
+    assert ten["weights"] == "none published; weights='random' builds untrained ones"
+    assert ten["params"] == plain["params"] - 990 * 513
+    with pytest.raises(WeightsUnavailable, match=r"^timm:resnet18\?num_classes=10 has no published weights\."):
+        zoo.load("timm:resnet18?num_classes=10")
+    with pytest.raises(UnknownName, match="timm has no architecture 'resnt18'"):
+        Knowledge.of("timm:resnt18")
 
 
 def test_two_families_with_one_prefix_name_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

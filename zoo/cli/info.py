@@ -1,4 +1,4 @@
-"""`zoo info`: what is known of a model from its spec or its saved folder; nothing is loaded."""
+"""`zoo info`: what is known of a model from its spec or its saved folder; no weight is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo import catalog
 from zoo.cli import output
-from zoo.errors import ArtifactError, RequestError, UnknownName
+from zoo.errors import ArtifactError, RequestError, UnknownName, ZooError
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
 from zoo.loading import weights
 from zoo.plugins.declarations import Declared, ModelSpec
@@ -55,7 +55,7 @@ class Knowledge:
             shape, cache = shape_of(spec.config), cache_of(spec.config, dtype=dtype)
         else:
             cache = Cache(shape.get("layers", 0) * entries_of(shape) * BYTES_OF.get(dtype, 2))
-        if spec.task == "masked-lm":  # reads a text as a whole, and keeps nothing of it
+        if spec.task in ("", "masked-lm"):  # reads a text as a whole and keeps nothing of it, or cannot be loaded
             cache = Cache()
         packed = extra.get("bytes", math.inf) < spec.params * BYTES_OF.get(str(extra.get("stored")), 0)
         memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
@@ -116,12 +116,22 @@ def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
             if "/" in text or text.startswith((".", "~")):
                 raise RequestError(f"There is no directory {text}, and no model of that name.") from error
             raise
+        if spec not in catalog.catalogue().values():  # of a family's library, which knows what there is
+            spec = _built(text)
         return spec, weights.describe(spec), {}
     if (path / "zoo.json").is_file():
         return _saved(path)
     for name in recognise(path):
         return _foreign(path, declaration("family", name))
     raise RequestError(f"{text} holds no model: neither zoo.json nor config.json is in it.")
+
+
+def _built(model: str) -> ModelSpec:
+    """The spec of what `zoo.load` would build, its parameters counted on a skeleton."""
+    from zoo.loading.load import load
+
+    skeleton = load(model, device="meta")
+    return replace(skeleton.spec, params=skeleton.params)
 
 
 def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
@@ -161,13 +171,27 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
         path.name,
         family.name,
         family.modality,
-        family.task,
+        family.task or _task(path, config),
         params=params,
         config=config,
         plugin=family.plugin,
         dtype=dtype,
     )
     return spec, f"checkpoint in {path}" if files else f"no safetensors in {path}", {}
+
+
+def _task(path: Path, config: Mapping[str, Any]) -> str:
+    """The task of a family of several: what the class is called tells most; else what loading would make of it does."""
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    if config.get("is_decoder") is not False:
+        for ending, task in (("ForCausalLM", "causal-lm"), ("ForMaskedLM", "masked-lm")):
+            if name.endswith(ending):
+                return task
+    try:
+        return _built(str(path)).task
+    except ZooError:
+        return ""
 
 
 def _read_json(file: Path) -> dict[str, Any]:
