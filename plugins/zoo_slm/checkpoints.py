@@ -78,7 +78,7 @@ class Checkpoint:
         module, report = self._load(dtype)
         _require_complete(self.path, report, module)
         untie(module, self.config)
-        if not tied(module) and getattr(module.config, "tie_word_embeddings", False) and not asks_untied(self.config):
+        if not tied(module) and _ties_head(module) and not asks_untied(self.config):
             # both are in the file, and differ
             self.config["tie_word_embeddings"] = module.config.tie_word_embeddings = False
         if "eos_token_id" in self.config:
@@ -205,6 +205,12 @@ def _odd_expert(files: list[Path]) -> str:
             if shapes.get(index) != first:
                 return f"{name.format(index)!r} is {shapes.get(index, 'missing')}, where other experts have {first}."
     return ""
+
+
+def _ties_head(module: Any) -> bool:
+    """Whether a class ties its head to something, as its config has it; Luke's ties other weights."""
+    names = [f"{name}.weight" for name, part in module.named_modules() if part is module.get_output_embeddings()]
+    return not module.get_expanded_tied_weights_keys(all_submodels=True).keys().isdisjoint(names)
 
 
 def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:

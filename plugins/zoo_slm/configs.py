@@ -46,7 +46,11 @@ def parsed(config: Mapping[str, Any]) -> Any:
 
     own = models.own_type(config)
     values = _decoded(models.adopted(config) if own else without_code(config))
-    return transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
+    read: Any = transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
+    if getattr(read, "rescale_every", 0):
+        # RWKV would halve its own weights in place whenever it leaves training, and double them when it is back
+        read.rescale_every = 0
+    return read
 
 
 def _decoded(value: Any) -> Any:

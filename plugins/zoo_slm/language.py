@@ -18,7 +18,7 @@ from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.text.family import TextFamily
-from zoo.model.building import cast_parameters
+from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
 from zoo.system.reading import lfs_pointer
 from zoo_slm import heads
@@ -67,16 +67,15 @@ class TransformersText(TextFamily):
         Raises:
             RequestError: transformers has no class for this model type and task.
         """
-        import transformers
+        return _built(config, task)
 
-        with unfit(config, task):
-            values = parsed(config)
-            for name in SIZES:
-                if isinstance(size := getattr(values, name, 1), int) and size < 1:
-                    raise ValueError(f"{name} is {size}")
-            module: nn.Module = getattr(transformers, TASKS[task]).from_config(values)
-        untie(module, config)
-        return module.eval()
+    def build_in(self, config: dict[str, Any], task: str, dtype: torch.dtype) -> nn.Module:
+        """Build as `from_pretrained(dtype=...)` does.
+
+        Raises:
+            RequestError: as `build`.
+        """
+        return build_as_loaded(lambda: _built(config, task, dtype=dtype), dtype)
 
     def initialise(self, module: nn.Module) -> None:
         # parts before what holds them, which may draw for them (T5, GPT-2)
@@ -136,10 +135,9 @@ class TransformersText(TextFamily):
             stored = str(dtype or checkpoint.dtype()).removeprefix("torch.")
             try:
                 with torch.device("meta"):
-                    module = self.build(config, task)
+                    module = self.build_in(config, task, getattr(torch, stored))
             except RequestError as error:
                 raise RequestError(f"{path / 'config.json'}: {error}") from None
-            cast_parameters(module, getattr(torch, stored))
         else:
             module = checkpoint.module(dtype).to(device or "cpu")
             stored = str(module.dtype).removeprefix("torch.")
@@ -190,6 +188,19 @@ class TransformersText(TextFamily):
             return PreTrainedTokenizerFast(tokenizer_file=str(lone))
         except Exception as error:
             raise _unreadable_tokenizer(lone, error) from None
+
+
+def _built(config: dict[str, Any], task: str, **given: Any) -> nn.Module:
+    import transformers
+
+    with unfit(config, task):
+        values = parsed(config)
+        for name in SIZES:
+            if isinstance(size := getattr(values, name, 1), int) and size < 1:
+                raise ValueError(f"{name} is {size}")
+        module: nn.Module = getattr(transformers, TASKS[task]).from_config(values, **given)
+    untie(module, config)
+    return module.eval()
 
 
 def _unreadable_tokenizer(file: Path, error: Exception) -> ArtifactError:

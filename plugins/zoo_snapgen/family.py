@@ -22,7 +22,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.family.diffusion.latents import DENOISERS
-from zoo.model.building import cast_parameters
+from zoo.model.building import build_as_loaded, cast_parameters
 from zoo.model.model import Model
 from zoo.tensors import safetensors
 from zoo_snapgen import classes
@@ -53,6 +53,14 @@ class DiffusersPipeline(TextToImageFamily):
         return PipelineParts(
             {name: classes.build_component(dict(own), where=name) for name, own in components.items()}
         ).eval()
+
+    def build_in(self, config: dict[str, Any], task: str, dtype: torch.dtype) -> nn.Module:
+        """Build every component as the `from_pretrained` of its library does; that of diffusers casts all parameters."""
+        module = build_as_loaded(lambda: self.build(config, task), dtype)
+        for component in module.children():
+            if isinstance(component, diffusers.ModelMixin):
+                cast_parameters(component, dtype)
+        return module
 
     def initialise(self, module: nn.Module) -> None:
         """Draw every component's weights: by its own rule where it has one, else as its layers come."""
@@ -156,8 +164,7 @@ class DiffusersPipeline(TextToImageFamily):
         kept = str(dtype or "").removeprefix("torch.") or _stored(path, configs)
         if device == "meta":
             with torch.device("meta"):
-                module = self.build(config, spec.task)
-            cast_parameters(module, getattr(torch, kept))
+                module = self.build_in(config, spec.task, getattr(torch, kept))
         else:
             parts = {name: _load_component(path / name, own, getattr(torch, kept)) for name, own in configs.items()}
             module = PipelineParts(parts).eval().to(device or "cpu")

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from zoo.anatomy.parts import Anatomy
-from zoo.artifact import store
 from zoo.artifact.manifest import WEIGHTS
+from zoo.artifact.weights import fill
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
 from zoo.family.vision.classifier import VisionFamily, plain_name
@@ -98,6 +98,14 @@ class TimmVision(VisionFamily):
         module.zoo_config = dict(config)  # what `initialise` and `write_foreign` build the plain model from
         built: nn.Module = module.eval()
         return built
+
+    def build_in(self, config: dict[str, Any], task: str, dtype: torch.dtype) -> nn.Module:
+        """Cast buffers as well as parameters, as timm's users do with `model.to(dtype)`, but for batch norms."""
+        module = self.build(config, task).to(dtype)
+        for part in module.modules():
+            if getattr(part, "running_mean", None) is not None:
+                part.float()
+        return module
 
     def initialise(self, module: nn.Module) -> None:
         """Draw the plain architecture's own initialisation; a tensor that was cut takes the leading part.
@@ -207,7 +215,7 @@ class TimmVision(VisionFamily):
         if device == "meta":
             return replace(build_skeleton(self, spec, (), dtype=run), origin=str(path))
         model = build_empty(self, spec, (), dtype=run, stored=run)
-        store.fill(model, file)
+        fill(model, file)
         model.module.to(device or "cpu")
         model.origin = str(path)
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def _built(build: Any, config: Any, task: str) -> Any:
         torch.manual_seed(0)
         module = build(config).eval()
         shake(module)
-        logits = module(**inputs(module, task)).logits
+        # on a copy, since RWKV's forward changes its own weights
+        logits = copy.deepcopy(module)(**inputs(module, task)).logits
     if not torch.isfinite(logits).all():
         raise NotBuilt("random weights give values that are not finite")
     return module

@@ -32,25 +32,12 @@ CHOSEN = {
     "diffusers": ("UNet2DConditionModel", "DiTTransformer2DModel"),
 }
 # (architecture, check) -> the known fault, by its id in README.md here or in the list of faults
-ALL_STAGES = page.STAGE_COLUMNS
 KNOWN: dict[tuple[str, str], str] = {
     ("falcon_h1 causal-lm", "all"): "n11",
-    **{("falcon_h1 causal-lm", check): "n1" for check in ("reload", *ALL_STAGES) if check != "vocabulary.bpe"},
     ("deepseek_v3 causal-lm", "all"): "n11",
-    **{
-        ("deepseek_v3 causal-lm", check): "n1"
-        for check in ("reload", "inherit", "prune.magnitude", "quantize.int8", "quantize.nf4", "lowrank.svd")
-    },
-    **{("deepseek_v3 causal-lm", check): "n1" for check in ("distill", "train")},
-    **{("bart seq2seq", check): "n1" for check in ("reload", *ALL_STAGES) if check != "vocabulary.bpe"},
     ("mamba causal-lm", "all"): "p7",
     **{(name, "all"): "n11" for name in ("t5 seq2seq", "bart seq2seq")},
     **{("t5 seq2seq", check): "n12" for check in ("quantize.int8", "quantize.nf4", "lowrank.svd")},
-    **{
-        ("swin_transformer", check): "07, and in bfloat16 s5"
-        for check in ("reload", "prune.magnitude", "prune.structured", "quantize.int8", "quantize.nf4", "lowrank.svd")
-    },
-    **{("swin_transformer", check): "07, and in bfloat16 s5" for check in ("distill", "train")},
 }
 CASES = [
     (part, name, check) for part, names in CHOSEN.items() for name in names for check in ("load", *page.COLUMNS[1:])

@@ -27,6 +27,7 @@ WEIGHTS = "model.safetensors"
 FORMER = "zoo"
 FORMAT = 2  # 1 had no seal; it is still read
 MOST = 10**15  # no model has so many parameters or bytes
+FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")  # that a tensor can have
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
 
 
@@ -46,6 +47,8 @@ class Manifest:
     plugins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     # the original that the lineage begins with; empty in what an older zoo wrote
     source: Mapping[str, Any] = field(default_factory=dict)
+    # by name: of the tensors that ran in another dtype than they are built in
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -68,6 +71,7 @@ def read_manifest(path: Path) -> Manifest:
             plain=str(data["plain"]),
             family_plugin=data.get("family_plugin", ""),
             source=data.get("source", {}),
+            dtypes=data.get("dtypes", {}),
             plugins={name: _with_present_distribution(about) for name, about in data.get("plugins", {}).items()},
         )
     except (KeyError, TypeError) as error:
@@ -119,6 +123,9 @@ def _problem(data: Mapping[str, Any]) -> str:
             return f"{key!r} is {type(data[key]).__name__}, not {kind.__name__}"
     if not isinstance(data.get("family_plugin", ""), str):
         return "family_plugin is no name"
+    dtypes = data.get("dtypes", {})
+    if not isinstance(dtypes, dict) or not all(dtype in FLOATS for dtype in dtypes.values()):
+        return "'dtypes' is no table of dtypes"
     if not isinstance(data.get("plugins", {}), dict) or not all(
         isinstance(about, dict) for about in data.get("plugins", {}).values()
     ):

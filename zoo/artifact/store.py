@@ -14,11 +14,11 @@ import contextlib
 import errno
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.artifact import weights
 from zoo.artifact.manifest import FORMAT, MANIFEST, manifest_text, read_manifest
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
 from zoo.model.health import require_finite
@@ -27,12 +27,8 @@ from zoo.plugins import manager
 from zoo.plugins.declarations import is_inside
 from zoo.plugins.names import declaration_of
 from zoo.system.writing import inode, not_a_directory, sha256_of, sync, why_unwritable, writing
-from zoo.tensors import safetensors
-from zoo.tensors.safetensors import pieces_of
 
 if TYPE_CHECKING:
-    import torch
-
     from zoo.model.model import Model
 
 ATTEMPTS = 100  # to take the place of an artifact that other processes replace at the same time
@@ -114,110 +110,22 @@ def require_intact(path: Path) -> None:
         raise ArtifactError(f"{path / name} {problem}; the artifact is damaged, so nothing was loaded.")
 
 
-def fill(model: Model, path: Path) -> None:
-    """Fill a model's empty module from the weight files in the directory `path`, or from one safetensors file.
-
-    Tensors stay memory-mapped until they are cast or moved.
-
-    Raises:
-        ArtifactError: names the first missing, unexpected or misshapen tensor.
-    """
-    files = (
-        {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
-    )
-    tensors, aliases = model.tensors(), model.aliases()
-    destinations = {name: [name] for name in tensors}  # with the aliases, so that what is shared stays shared
-    for alias, name in aliases.items():
-        destinations[name].append(alias)
-    for prefix, names in _by_file(tensors, files).items():
-        _fill_from(
-            model,
-            files[prefix],
-            {name.removeprefix(prefix): tensors[name] for name in names},
-            {name.removeprefix(prefix): destinations[name] for name in names},
-        )
-
-
-def require_described(model: Model, path: Path) -> None:
-    """Compare a skeleton with the headers of the weight files in `path`, those that are there.
-
-    Raises:
-        ArtifactError: names the first missing, unexpected or misshapen tensor.
-    """
-    files = {prefix: path / file for prefix, file in model.family.weight_files(model.spec.config).items()}
-    tensors = model.tensors()
-    for prefix, names in _by_file(tensors, files).items():
-        if files[prefix].is_file():
-            shapes = {name: tuple(about["shape"]) for name, about in safetensors.read_header(files[prefix]).items()}
-            _require_alike(
-                files[prefix], {name.removeprefix(prefix): tuple(tensors[name].shape) for name in names}, shapes
-            )
-
-
-def _require_alike(path: Path, expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name in sorted(expected.keys() - shapes.keys()) + sorted(shapes.keys() - expected.keys()):
-        raise ArtifactError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of the model'}.")
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise ArtifactError(f"{path}: {name!r} has shape {shapes[name]}, the model expects {shape}.")
-
-
-def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of the tensors that go into each file, by prefix: the longest that fits."""
-    names: dict[str, list[str]] = {prefix: [] for prefix in files}
-    for name in tensors:
-        fitting = [prefix for prefix in files if name.startswith(prefix)]
-        if not fitting:
-            raise ZooError(f"{name} belongs to no weight file; the family names files for {', '.join(files)}.")
-        names[max(fitting, key=len)].append(name)
-    return names
-
-
-def _fill_from(model: Model, path: Path, expected: Mapping[str, Any], destinations: Mapping[str, list[str]]) -> None:
-    """Fill from one file what it is expected to hold: name in the file -> empty tensor, and where it goes."""
-    from safetensors import SafetensorError, safe_open
-    from torch import nn
-
-    from zoo.tensors.alignment import aligned
-
-    safetensors.require_whole(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
-            for name, empty in expected.items():
-                tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and empty.is_floating_point():
-                    tensor = tensor.to(empty.dtype)
-                if isinstance(empty, nn.Parameter):
-                    tensor = nn.Parameter(aligned(tensor), requires_grad=tensor.is_floating_point())
-                else:
-                    tensor = aligned(tensor)
-                for destination in destinations[name]:
-                    _assign(model.module, destination, tensor)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}.") from None
-
-
-def _assign(module: Any, name: str, tensor: Any) -> None:
-    parent, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(parent)
-    (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensor
-
-
 def _write_files(model: Model, path: Path) -> None:
+    from zoo.artifact import proof
     from zoo.artifact.card import card
+    from zoo.model.model import build_empty
 
-    _require_replayable(model)
+    fresh = build_empty(model.family, model.spec, model.lineage, dtype=model.dtype, stored=model.stored)
+    fresh.processor = model.processor
+    _require_replayable(model, fresh)
     require_finite(model, what=f"{model.spec.name} cannot be saved")
-    tensors, layout = _storable(model), model.family.weight_files(model.spec.config)
-    for prefix, names in _by_file(tensors, layout).items():
-        (path / layout[prefix]).parent.mkdir(parents=True, exist_ok=True)
-        _write_weights({name.removeprefix(prefix): tensors[name] for name in names}, path / layout[prefix])
+    weights.write(model, path)
     if model.processor is not None:
         model.family.save_processor(model.processor, path)
     plain = model.family.write_foreign(model, path)
     (path / "README.md").write_text(card(model, plain), encoding="utf-8")
+    dtypes = proof.other_dtypes(model, fresh)
+    proof.require_same(model, fresh, path, dtypes)
     files = {
         file.relative_to(path).as_posix(): {"sha256": sha256_of(file), "bytes": file.stat().st_size}
         for file in sorted(path.rglob("*"))
@@ -229,6 +137,7 @@ def _write_files(model: Model, path: Path) -> None:
         "lineage": [asdict(stage) for stage in model.lineage],
         "dtype": model.dtype,
         "stored": model.stored,
+        "dtypes": dtypes,
         "plain": plain,
         "params": model.params,
         "bytes": model.bytes,
@@ -253,9 +162,8 @@ def _made_with(model: Model) -> dict[str, Any]:
     return {"family_plugin": family, "plugins": table}
 
 
-def _require_replayable(model: Model) -> None:
+def _require_replayable(model: Model, fresh: Model) -> None:
     """Refuse to save what could not be loaded: the lineage, replayed, must give exactly the module's tensors."""
-    fresh = model.skeleton()
     mine, theirs = ({n: tuple(t.shape) for n, t in m.tensors().items()} for m in (model, fresh))
     for name in sorted(mine.keys() ^ theirs.keys()) or [n for n in mine if mine[n] != theirs[n]]:
         raise ZooError(
@@ -264,27 +172,6 @@ def _require_replayable(model: Model) -> None:
         )
     if model.aliases() != fresh.aliases():
         raise ZooError(f"{model.spec.name} cannot be saved: it shares tensors in a way its recorded stages do not.")
-
-
-def _storable(model: Model) -> dict[str, Any]:
-    """The tensors as they go to disk: float parameters in the stored dtype where that loses nothing."""
-    import torch
-    from torch import nn
-
-    stored = getattr(torch, model.stored)
-    tensors = {}
-    for name, tensor in model.tensors().items():
-        values = tensor.detach()
-        if isinstance(tensor, nn.Parameter) and values.is_floating_point() and values.dtype.itemsize > stored.itemsize:
-            narrow = values.to(stored)
-            values = narrow if torch.equal(narrow.to(values.dtype), values) else values
-        tensors[name] = values.cpu().contiguous()
-    return tensors
-
-
-def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    with path.open("wb") as file:
-        file.writelines(pieces_of(tensors, {"format": "pt", "manifest": MANIFEST}))
 
 
 def _put(draft: Path, path: Path, *, force: bool) -> None:

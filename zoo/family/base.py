@@ -61,6 +61,14 @@ class Family(ABC):
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
         """Build the module from a JSON config, under whatever device context is active; no weights are read."""
 
+    def build_in(self, config: dict[str, Any], task: str, dtype: torch.dtype) -> nn.Module:
+        """Build the module as it runs in `dtype`: each tensor in the dtype that the family's own library gives it there."""
+        from zoo.model.building import cast_parameters
+
+        module = self.build(config, task)
+        cast_parameters(module, dtype)
+        return module
+
     @abstractmethod
     def initialise(self, module: nn.Module) -> None:
         """Fill a module with the architecture's own random initialisation (the caller holds the random state)."""

@@ -10,10 +10,12 @@ from typing import Any
 from zoo import registry
 from zoo.artifact import store
 from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
+from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, one_line
 from zoo.loading import weights
 from zoo.loading.contents import instead_of_a_model
+from zoo.model.building import cast_named
 from zoo.model.model import Model, build_empty, build_skeleton
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_name
@@ -152,10 +154,12 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
     build = build_skeleton if device == "meta" else build_empty
     with _readable(path / MANIFEST):
         model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
+        if run == manifest.dtype:
+            cast_named(model.module, manifest.dtypes)
     if device == "meta":
-        store.require_described(model, path)
+        require_described(model, path)
     else:
-        store.fill(model, path)
+        fill(model, path)
         if device:
             model.module.to(device)
     model.processor = family.load_processor(path)
@@ -218,7 +222,7 @@ def from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | N
         raise ArtifactError(f"{path} is not a .safetensors file; other weight formats are not read.")
     run = dtype or spec.dtype or "float32"
     model = build_empty(registry.family_of(spec), spec, (), dtype=run, stored=run)
-    store.fill(model, path)
+    fill(model, path)
     model.processor = model.family.load_processor(weights.packaged_at(spec) or path.parent)
     model.module.to(device or "cpu")
     model.origin = str(path)

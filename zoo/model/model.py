@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, one_line
-from zoo.model.building import cast_parameters, empty_parameters, global_state
+from zoo.model.building import assign, global_state, kept_in_float32, without_weights
 from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
@@ -78,6 +78,26 @@ class Model:
     def aliases(self) -> dict[str, str]:
         """Names that share a tensor with an earlier name: alias -> first name."""
         return {alias: names[0] for names, _ in self._named() for alias in names[1:]}
+
+    def stored_dtypes(self) -> dict[str, torch.dtype]:
+        """The dtype of every distinct tensor on disk: the stored one, for parameters that are in the model's own.
+
+        What runs in another than the model, as routers do that their class keeps in float32, is stored as it is.
+        """
+        import torch
+        from torch import nn
+
+        own, stored = getattr(torch, self.dtype), getattr(torch, self.stored)
+        kept = kept_in_float32(self.module, stored)
+        return {
+            names[0]: stored
+            if isinstance(tensor, nn.Parameter)
+            and tensor.dtype == own
+            and own.itemsize > stored.itemsize
+            and kept.isdisjoint(names)
+            else tensor.dtype
+            for names, tensor in self._named()
+        }
 
     def state(self) -> State:
         """What has been done to which module, from the records of the lineage; paths are those of the module as it is now."""
@@ -167,11 +187,11 @@ class Model:
 
         from zoo.tensors.alignment import align
 
-        stored = getattr(torch, self.stored)
+        stored = self.stored_dtypes()
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                if parameter.is_floating_point() and parameter.device.type != "meta":
-                    rounded = parameter.to(stored)
+            for name, parameter in self.tensors().items():
+                if parameter.dtype != stored[name] and parameter.device.type != "meta":
+                    rounded = parameter.to(stored[name])
                     require_fitting(parameter, rounded, name=name)
                     parameter.copy_(rounded)
         align(self.module)
@@ -192,10 +212,9 @@ class Model:
 
     def _sizes(self) -> list[tuple[int, int]]:
         """(logical entries, bytes on disk) of each distinct tensor."""
-        import torch
         from torch import nn
 
-        stored = getattr(torch, self.stored)
+        stored = self.stored_dtypes()
         packed = {
             f"{path}.{name}": factor
             for path, module in self.module.named_modules()
@@ -203,11 +222,13 @@ class Model:
         }
         sizes: list[tuple[int, int]] = []
         for names, tensor in self._named():
-            itemsize = tensor.element_size()
-            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-                itemsize = min(itemsize, stored.itemsize)
             is_weight = isinstance(tensor, nn.Parameter) or names[0] in packed
-            sizes.append((int(tensor.numel() * packed.get(names[0], 1)) if is_weight else 0, tensor.numel() * itemsize))
+            sizes.append(
+                (
+                    int(tensor.numel() * packed.get(names[0], 1)) if is_weight else 0,
+                    tensor.numel() * stored[names[0]].itemsize,
+                )
+            )
         return sizes
 
 
@@ -222,8 +243,7 @@ def build_skeleton(
     import torch
 
     with torch.device("meta"):
-        module = family.build(spec.config, spec.task)
-    cast_parameters(module, getattr(torch, dtype))
+        module = family.build_in(spec.config, spec.task, getattr(torch, dtype))
     return _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype), lineage)
 
 
@@ -248,25 +268,33 @@ def build_random(
         torch.manual_seed(seed)
         with torch.device("cpu"):
             module = family.build(spec.config, spec.task)
-        model = _replayed(Model(module, family, spec, dtype=dtype, stored=stored or dtype, origin="random"), lineage)
-        if any(hasattr(part, "zoo_packed") for part in model.module.modules()):
+        drawn = _replayed(Model(module, family, spec), lineage)
+        if any(hasattr(part, "zoo_packed") for part in drawn.module.modules()):
             raise RequestError(
                 f"{spec.name} has packed weights, which cannot be drawn at random; start from the model it was made of."
             )
-        family.initialise(model.module)
-    cast_parameters(model.module, getattr(torch, dtype))
+        family.initialise(drawn.module)
+    model = build_empty(family, spec, lineage, dtype=dtype, stored=stored or dtype)
+    _take_over(model.module, drawn.module)
     model.module.to(device or "cpu")
+    model.origin = "random"
     model.source = source(spec.name, weights="random", dtype=dtype, stages=len(lineage), seed=seed)
     return model
+
+
+def _take_over(module: nn.Module, drawn: nn.Module) -> None:
+    """Move the weights of a module into an empty one, in the dtypes that this one has; what is shared stays shared."""
+    empty = module.state_dict(keep_vars=True)
+    for name, tensor in drawn.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(empty[name].dtype)
+        assign(module, name, tensor)
 
 
 def build_empty(family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str, stored: str) -> Model:
     """Build a model whose parameters are on the meta device and whose buffers are real, ready to be filled from a file."""
     import torch
 
-    with empty_parameters():
-        module = family.build(spec.config, spec.task)
-    cast_parameters(module, getattr(torch, dtype))
+    module = without_weights(lambda: family.build_in(spec.config, spec.task, getattr(torch, dtype)))
     return _replayed(Model(module, family, spec, dtype=dtype, stored=stored), lineage)
 
 

@@ -16,16 +16,25 @@ BYTES = 64  # what torch's CPU allocator gives
 
 def aligned(tensor: Tensor) -> Tensor:
     """Return the tensor, copied where it is not contiguous or does not begin at a multiple of `BYTES`."""
-    if tensor.device.type != "cpu" or (tensor.is_contiguous() and tensor.data_ptr() % BYTES == 0):
+    if _lies_well(tensor):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether `align` leaves a tensor as it is."""
+    return _lies_well(tensor) or (tensor.is_contiguous() and tensor.dtype in (torch.bfloat16, torch.float16))
+
+
+def _lies_well(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu" or (tensor.is_contiguous() and tensor.data_ptr() % BYTES == 0)
+
+
 @torch.no_grad()
 def align(module: nn.Module) -> None:
-    """Align the tensors of a module in place, but for weights of 16 bits; what is shared stays shared."""
+    """Align the tensors of a module in place, where weights of 16 bits may lie anywhere; what is shared stays shared."""
     for parameter in module.parameters():
-        if parameter.dtype not in (torch.bfloat16, torch.float16):
+        if not is_aligned(parameter):
             parameter.data = aligned(parameter.data)
     buffers: dict[int, Tensor] = {}
     for owner in module.modules():

@@ -1,0 +1,38 @@
+"""timm modules whose buffers are computed when they are built, where their parameters are: saved and loaded whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import zoo
+from zoo.artifact.proof import computed_buffers
+
+pytestmark = pytest.mark.quick
+
+SWIN = "num_classes=10&img_size=64&embed_dim=24&depths=[2,2]&num_heads=[2,4]"
+MODELS = {
+    "swin": f"timm:swin_tiny_patch4_window7_224?{SWIN}&window_size=4",
+    "swin v2": f"timm:swinv2_tiny_window8_256?{SWIN}&window_size=4",
+    "swin v2 cr": f"timm:swinv2_cr_tiny_224?{SWIN}",
+    "eva": "timm:eva02_tiny_patch14_224?num_classes=10&img_size=56&embed_dim=48&depth=2&num_heads=3",
+    "beit": "timm:beit_base_patch16_224?num_classes=10&img_size=32&embed_dim=48&depth=2&num_heads=3",
+    "levit": "timm:levit_128s?num_classes=10",
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_comes_back_with_its_buffers(kind: str, dtype: str, tmp_path: Path):
+    model = zoo.load(MODELS[kind], weights="random", dtype=dtype)
+    again = zoo.load(model.save(tmp_path / "saved"))
+    batch = model.family.example(model, batch=1)
+    assert torch.equal(model.family.forward(model, batch), model.family.forward(again, batch))
+    spec = model.spec.config
+    theirs = timm.create_model(spec["architecture"], pretrained=False, **spec["model_args"]).to(getattr(torch, dtype))
+    expected = {name: buffer.dtype for name, buffer in computed_buffers(theirs)}
+    assert expected and {name: buffer.dtype for name, buffer in computed_buffers(again.module)} == expected

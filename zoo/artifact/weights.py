@@ -1,0 +1,136 @@
+"""The weight files of an artifact: which tensor goes where, written, described, and read into an empty module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.artifact.manifest import MANIFEST
+from zoo.errors import ArtifactError, ZooError
+from zoo.tensors import safetensors
+from zoo.tensors.safetensors import pieces_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.model.model import Model
+
+
+def write(model: Model, folder: Path) -> None:
+    """Write every distinct tensor once, into the files that the family keeps them in."""
+    tensors, layout = _storable(model), model.family.weight_files(model.spec.config)
+    for prefix, names in _by_file(tensors, layout).items():
+        file = folder / layout[prefix]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as out:
+            pieces = {name.removeprefix(prefix): tensors[name] for name in names}
+            out.writelines(pieces_of(pieces, {"format": "pt", "manifest": MANIFEST}))
+
+
+def _storable(model: Model) -> dict[str, Any]:
+    """The tensors as they go to disk: float parameters in the stored dtype where that loses nothing."""
+    import torch
+
+    tensors, stored = {}, model.stored_dtypes()
+    for name, tensor in model.tensors().items():
+        values = tensor.detach()
+        if values.dtype != stored[name]:
+            narrow = values.to(stored[name])
+            values = narrow if torch.equal(narrow.to(values.dtype), values) else values
+        tensors[name] = values.cpu().contiguous()
+    return tensors
+
+
+def fill(model: Model, path: Path) -> None:
+    """Fill a model's empty module from the weight files in the directory `path`, or from one safetensors file.
+
+    Tensors stay memory-mapped until they are cast or moved.
+
+    Raises:
+        ArtifactError: names the first missing, unexpected or misshapen tensor.
+    """
+    from torch import nn
+
+    from zoo.model.building import assign
+
+    aliases: dict[str, list[str]] = {}  # so that what is shared stays shared
+    for alias, name in model.aliases().items():
+        aliases.setdefault(name, []).append(alias)
+    empty = model.tensors()
+    for name, tensor in read(model, path):
+        if isinstance(empty[name], nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        for destination in (name, *aliases.get(name, ())):
+            assign(model.module, destination, tensor)
+
+
+def read(model: Model, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a model by name, as they are in `path` and in the dtypes that an empty module gives them.
+
+    Raises:
+        ArtifactError: names the first missing, unexpected or misshapen tensor.
+    """
+    files = (
+        {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
+    )
+    tensors = model.tensors()
+    for prefix, names in _by_file(tensors, files).items():
+        expected = {name.removeprefix(prefix): tensors[name] for name in names}
+        for name, tensor in _read_file(files[prefix], expected):
+            yield prefix + name, tensor
+
+
+def require_described(model: Model, path: Path) -> None:
+    """Compare a skeleton with the headers of the weight files in `path`, those that are there.
+
+    Raises:
+        ArtifactError: names the first missing, unexpected or misshapen tensor.
+    """
+    files = {prefix: path / file for prefix, file in model.family.weight_files(model.spec.config).items()}
+    tensors = model.tensors()
+    for prefix, names in _by_file(tensors, files).items():
+        if files[prefix].is_file():
+            shapes = {name: tuple(about["shape"]) for name, about in safetensors.read_header(files[prefix]).items()}
+            _require_alike(
+                files[prefix], {name.removeprefix(prefix): tuple(tensors[name].shape) for name in names}, shapes
+            )
+
+
+def _require_alike(path: Path, expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(expected.keys() - shapes.keys()) + sorted(shapes.keys() - expected.keys()):
+        raise ArtifactError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of the model'}.")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise ArtifactError(f"{path}: {name!r} has shape {shapes[name]}, the model expects {shape}.")
+
+
+def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the tensors that go into each file, by prefix: the longest that fits."""
+    names: dict[str, list[str]] = {prefix: [] for prefix in files}
+    for name in tensors:
+        fitting = [prefix for prefix in files if name.startswith(prefix)]
+        if not fitting:
+            raise ZooError(f"{name} belongs to no weight file; the family names files for {', '.join(files)}.")
+        names[max(fitting, key=len)].append(name)
+    return names
+
+
+def _read_file(path: Path, expected: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read from one file what it is expected to hold: name in the file -> tensor of the shape and dtype."""
+    from safetensors import SafetensorError, safe_open
+
+    from zoo.tensors.alignment import aligned
+
+    safetensors.require_whole(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
+            for name, empty in expected.items():
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and empty.is_floating_point():
+                    tensor = tensor.to(empty.dtype)
+                yield name, aligned(tensor)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}.") from None
