@@ -22,7 +22,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.family.diffusion.latents import DENOISERS
-from zoo.model.building import build_as_loaded, cast_parameters
+from zoo.model.building import build_as_loaded, kept_in_float32
 from zoo.model.model import Model
 from zoo.tensors import safetensors
 from zoo_snapgen import classes
@@ -55,11 +55,14 @@ class DiffusersPipeline(TextToImageFamily):
         ).eval()
 
     def build_in(self, config: dict[str, Any], task: str, dtype: torch.dtype) -> nn.Module:
-        """Build every component as the `from_pretrained` of its library does; that of diffusers casts all parameters."""
+        """Build every component as the `from_pretrained` of its library does; that of diffusers casts whatever is saved."""
         module = build_as_loaded(lambda: self.build(config, task), dtype)
         for component in module.children():
             if isinstance(component, diffusers.ModelMixin):
-                cast_parameters(component, dtype)
+                kept = kept_in_float32(component, dtype)
+                for name, tensor in component.state_dict(keep_vars=True).items():
+                    if tensor.is_floating_point() and name not in kept:
+                        tensor.data = tensor.data.to(dtype)
         return module
 
     def initialise(self, module: nn.Module) -> None:
