@@ -33,7 +33,7 @@ class Measuring:
         """Measure quality and take samples, unless the log says it was done for these tasks, data and prompts."""
         evaluate = self.recipe.evaluate
         log = self.folder.log(name)
-        versions = {task: getattr(registry.evaluator(task), "version", 1) for task in evaluate.tasks}
+        versions = {task: getattr(registry.evaluator(task), "version", 1) for task in evaluate.tasks or ()}
         chosen = evaluate.model_dump(mode="json", exclude={"control", "speed"})
         original = [self.original] if name == ORIGINAL else []
         asked = digest([chosen, self.test and self.test.fingerprint, versions, *original])
