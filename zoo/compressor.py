@@ -32,6 +32,9 @@ class Compressor(ABC):
     version: ClassVar[int] = 1  # raised when `rebuild` changes meaning, or the same options give other numbers
     Options: ClassVar[type[CompressorOptions]]  # pydantic; every field with a description
     accepts: ClassVar[tuple[str, ...]] = ()  # kinds of traits it can read besides plain dense tensors
+    structural: ClassVar[bool] = (
+        True  # changes modules, shapes or what is shared: then the model is run before it is saved
+    )
     leaves: ClassVar[str] = ""  # the kind of trait it gives to what it changes
     trains: ClassVar[bool] = False  # updates weights by gradient descent; the run then adds optimizer memory
     tokenizes: ClassVar[bool] = False  # gives the model a new tokenizer, which a plan cannot know
@@ -84,6 +87,10 @@ class Compressor(ABC):
             None where it is not known: then the new weights are taken to lie beside the old ones.
         """
         return None
+
+    def remedy(self, path: str) -> str:
+        """Say what to do where the model does not run after this stage; `path` is the module that misses something, if known."""
+        return "Choose another target or other options."
 
     def require_version(self, version: int) -> None:
         """Refuse a record of a format version this compressor does not read."""

@@ -10,20 +10,28 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.errors import ZooError, one_line
 from zoo.model.model import Model
+from zoo.model.trial import UNFIT, at_once, in_steps, refusal
 from zoo.tensors.batch import Batch
 
 aten: Any = torch.ops.aten
@@ -39,6 +47,13 @@ INDEXING = {
 }
 UNKNOWN = (RuntimeError, NotImplementedError, LookupError, TypeError, ValueError, AttributeError)  # what a forward pass
 # raises that asks for a value where there is none
+# what is raised where shapes do not say what an operation gives
+NOT_TOLD = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+    NotImplementedError,
+)
 
 
 class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -156,18 +171,58 @@ def told_from_shapes(model: Model, what: str) -> Iterator[None]:
     Raises:
         ZooError: names the model and the reason.
     """
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True  # it prints the traceback of what is said here in a sentence
     try:
-        yield
+        with quiet_fakes():
+            yield
     except ZooError:
         raise
     except UNKNOWN as error:
         raise ZooError(
             f"the memory of {what} {model.spec.name} cannot be told from shapes ({one_line(error)[:160]})"
         ) from error
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Keep torch from printing the traceback of what is said elsewhere in a sentence."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
     finally:
         log.disabled = before
+
+
+# --- whether a model runs -----------------------------------------------------------------------------------------------
+
+
+def runs_dry(before: Model, after: Model, compressor: Compressor) -> bool:
+    """Whether a skeleton runs after a stage; False where shapes do not tell.
+
+    Raises:
+        Refused: it ran before the stage, and does not after it.
+    """
+    for way in (in_steps, at_once):
+        error, shadow = _run_dry(after, way)
+        if error is None:
+            return True
+        if _run_dry(before, way)[0] is None:
+            if isinstance(error, NOT_TOLD):
+                return False
+            raise error if isinstance(error, ZooError) else refusal(shadow, compressor, error) from error
+    return False
+
+
+def _run_dry(model: Model, way: Callable[[Model], Any]) -> tuple[Exception | None, Model]:
+    """What ended a dry run, and the copy that was run."""
+    run = DryRun()
+    shadow = run.shadow(model)
+    try:
+        with quiet_fakes(), run:
+            way(shadow)
+    except (ZooError, *UNFIT) as error:
+        return error, shadow
+    return None, shadow
 
 
 # --- windows of the data ----------------------------------------------------------------------------------------------

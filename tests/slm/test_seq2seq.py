@@ -9,6 +9,7 @@ import pytest
 import torch
 from stages import apply, data, tokenizer
 from twins import FFN, HEADS, VOCABULARY, WIDTH, _shake
+from zoo_compress import Recipe, plan
 from zoo_slm.evaluators import Perplexity
 from zoo_slm.language import TransformersText
 
@@ -214,13 +215,44 @@ def test_what_a_seq2seq_model_is_not_asked():
 
 
 def test_packed_layers_that_the_architecture_reads_itself_are_refused_by_name():
-    sentence = r"quantize.int8 does not fit {}: the packed model does not run \({}: .*no attribute 'weight'.*skip = \['\*\.{}'\]"
+    sentence = r"quantize.int8 does not fit {}: the model it leaves does not run \({}: .*no attribute 'weight'.*skip = \['\*\.{}'\]"
     with pytest.raises(Refused, match=sentence.format("T5ForConditionalGeneration", r"\S*\.wo", "wo")):
         apply(small("t5"), "quantize.int8")
     with pytest.raises(
         Refused, match=r'lowrank.svd does not fit T5.*no attribute \'weight\'\)\. Aim at .*"language.attention"'
     ):
         apply(small("t5"), "lowrank.svd", {"rank": 4, "whiten": False})
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "says"),
+    [
+        ("quantize.int8", {}, r"\S*\.wo: .*no attribute 'weight'\)\. Leave it out with skip = \['\*\.wo'\]\.$"),
+        ("quantize.nf4", {}, r"\S*\.wo: .*no attribute 'weight'\)\. Leave it out with skip = \['\*\.wo'\]\.$"),
+        (
+            "lowrank.svd",
+            {"rank": 4, "whiten": False},
+            r"\S*\.wo: .*no attribute 'weight'\)\. Aim at the attention alone",
+        ),
+    ],
+)
+def test_what_would_not_run_is_refused_by_the_plan(tmp_path: Path, use: str, options: dict[str, Any], says: str):
+    """As the run refuses it, from shapes alone."""
+    model = small("t5").save(tmp_path / "t5")
+    recipe = {
+        "recipe": {"name": "r"},
+        "model": {"name": str(model)},
+        "stage": [{"use": use, **options}],
+        "evaluate": {"tasks": [], "speed": False},
+    }
+    with pytest.raises(
+        Refused, match=rf"stage 1 \({use}\): {use} does not fit T5ForCond.*: the model it leaves does not run \({says}"
+    ):
+        plan(Recipe.parse(recipe))
+    recipe["stage"] = [
+        {"use": use, **options, **({"skip": ["*.wo"]} if "quantize" in use else {"target": "language.attention"})}
+    ]  # type: ignore[dict-item]
+    assert not plan(Recipe.parse(recipe)).stages[1].untried
 
 
 def test_mamba_generates_from_its_state_as_from_the_whole_text():

@@ -124,6 +124,14 @@ class Family(ABC):
         """Run the module up to its head, where the two can be told apart: what calibration watches lies before it."""
         return self.forward(model, batch)
 
+    def trial(self, model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the module on a batch in every way it is used: return what it computes at once, and what step by step.
+
+        The two are the same tensor where there is one way.
+        """
+        outputs = self.forward(model, batch)
+        return outputs, outputs
+
     @abstractmethod
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut `data` into training windows, each a dict of unbatched tensors; their `where(i)`, if any, says where window i is from."""

@@ -14,6 +14,7 @@ from zoo.model.building import assign, global_state, kept_in_float32, without_we
 from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
+from zoo.model.trial import UNFIT, require_running, runs
 from zoo.plugins.names import declaration, name_to_write, object_of, resolve
 from zoo.system.processes import require_one_process
 from zoo.tensors.finite import require_fitting
@@ -120,7 +121,7 @@ class Model:
         self.lineage = (*self.lineage, stage)
 
     def apply(self, compressor: Compressor, options: CompressorOptions, context: Context) -> None:
-        """Apply one stage in place: check, compress, round to the stored dtype, record in the lineage.
+        """Apply one stage in place: check, compress, try, round to the stored dtype, record in the lineage.
 
         Every stage runs through here; `zoo_compress.apply` also takes a name and a dict.
 
@@ -134,11 +135,13 @@ class Model:
         options = compressor.resolved(options, context.data)
         compressor.check(self, self.state(), options)
         require_finite(self, what=compressor.name)
+        before = runs(self) if compressor.structural and self.device.type != "meta" else "not"
         inputs = Inputs(compressor, options, context)
         record = as_json(compressor.apply(self, options, inputs.context), stage=compressor.name)
         require_finite(
             self, what=f"{compressor.name} left the model damaged", remedy="Nothing was saved; other options may help."
         )
+        require_running(self, compressor, before=before)
         self.round()
         done = stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed)
         self.lineage = (*self.lineage, replace(done, made=inputs.made(self)))
@@ -232,10 +235,6 @@ class Model:
         return sizes
 
 
-# what a record of another model causes
-UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
-
-
 def build_skeleton(
     family: Family, spec: ModelSpec, lineage: Sequence[Stage], *, dtype: str = "float32", stored: str = ""
 ) -> Model:
@@ -302,7 +301,7 @@ def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
     for number, stage in enumerate(lineage, 1):
         try:
             model.replay(stage)
-        except UNFIT as error:
+        except UNFIT as error:  # what a record of another model causes
             raise ArtifactError(
                 f"the record of stage {number} ({stage.use}) does not fit the model ({one_line(error)[:160]})."
             ) from error

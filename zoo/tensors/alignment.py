@@ -27,6 +27,8 @@ def is_aligned(tensor: Tensor) -> bool:
 
 
 def _lies_well(tensor: Tensor) -> bool:
+    if type(tensor) not in (Tensor, nn.Parameter):  # such as one of shapes alone, which is nowhere
+        return True
     return tensor.device.type != "cpu" or (tensor.is_contiguous() and tensor.data_ptr() % BYTES == 0)
 
 

@@ -29,6 +29,7 @@ class Distill(Compressor):
     name = "distill"
     version = 2  # since text begins with <bos>, every step trains, and matrices alone decay
     trains = True
+    structural = False
 
     class Options(TrainingOptions):
         teacher: str = Field(

@@ -30,7 +30,6 @@ from zoo.model.context import Context
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
-from zoo_compress.calibrate.trial import require_running
 from zoo_compress.calibrate.watch import CalibrationOptions, Watcher, batches, watch
 
 GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
@@ -123,8 +122,6 @@ class LowRankSVD(Compressor):
                 up_OR, down_RI = factor(weight_OI, ranks[path], grams.pop(path, None))
                 factors[path] = up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
         self._install(model, record, factors)
-        remedy = 'Aim at the attention alone: target = "language.attention".'
-        require_running(model, stage=self.name, what="factored", remedy=remedy)
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -132,6 +129,9 @@ class LowRankSVD(Compressor):
 
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("factored", f"rank {rank}") for path, rank in record["ranks"].items()}
+
+    def remedy(self, path: str) -> str:
+        return 'Aim at the attention alone: target = "language.attention".'
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         target = model.anatomy.select(options.target)

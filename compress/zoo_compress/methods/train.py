@@ -25,6 +25,7 @@ class Train(Compressor):
     name = "train"
     version = 2  # since text begins with <bos>, every step trains, and matrices alone decay
     trains = True
+    structural = False
 
     class Options(TrainingOptions):
         data: str = Field("train", description="which entry of the recipe's [data] table to train on")

@@ -24,6 +24,7 @@ class TrainBPE(Compressor):
 
     name = "vocabulary.bpe"
     tokenizes = True
+    structural = False
 
     class Options(CompressorOptions):
         data: str = Field("train", description="which entry of the recipe's [data] table to learn merges from")

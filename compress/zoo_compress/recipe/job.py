@@ -20,6 +20,7 @@ from zoo_compress.recipe.measuring import Measuring
 from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.planner import control_of
 from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
+from zoo_compress.recipe.rehearsal import rehearse
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Job:
         while done < len(stages) and self.folder.finished(self.names.stage(stages[done])):
             self.progress.say(f"{stages[done].label}: already done")
             done += 1
+        self._rehearse(stages, done)
         self.measuring.quality(ORIGINAL, self._original)
         model = None
         for request in stages[done:]:
@@ -132,6 +134,14 @@ class Job:
         )
         model.processor = before.processor
         return model
+
+    def _rehearse(self, stages: tuple[StageRequest, ...], done: int) -> None:
+        """Try the stages that are to be run on real tensors, where the plan could not tell whether the model runs after them."""
+        untried = [request for request in stages[done:] if self.plan.stages[request.index + 1].untried]
+        if untried:
+            self.progress.say("trying all stages before the first")
+            start = self._left_by(stages[done - 1]) if done else self._original()
+            rehearse(start, stages[done : untried[-1].index + 1], seed=self.recipe.about.seed)
 
     # --- work -----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class PlannedStage:
     peak_bytes: int
     note: str = ""
     options: Mapping[str, Any] | None = None
+    untried: bool = False  # whether the model runs after it cannot be told from shapes
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Plan:
                     "bytes": s.bytes,
                     "peak_bytes": s.peak_bytes,
                     "note": s.note,
+                    "untried": s.untried,
                     "options": dict(s.options or {}),
                 }
                 for s in self.stages

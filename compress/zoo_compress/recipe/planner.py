@@ -26,9 +26,12 @@ from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo.system.memory import give_back, resident_bytes
+from zoo_compress.dryrun import runs_dry
 from zoo_compress.recipe.needs import require_room
 from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
+
+UNTRIED = "Shapes do not tell whether the model runs after it: the run tries that before its first stage."
 
 
 def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
@@ -86,12 +89,15 @@ def _foreseen(
     compressor, options = request.compressor, request.options
     before, (working, doubt) = in_memory.resident(model), _working(request, model, context)
     note = " ".join(filter(None, (compressor.note(model, options), _untaught(recipe, request), doubt)))
+    skeleton = model.copy()
     with blamed(request):
         advance(model, state, request, compressor.outline(model, options), seed=recipe.about.seed)
+        untried = compressor.structural and not runs_dry(skeleton, model, compressor)
     if compressor.tokenizes:
         model.processor = None
     peak = before + (_run_bytes(model) if working is None else working)
-    return PlannedStage(request.use, model.params, model.bytes, peak, note, options.model_dump(mode="json"))
+    note = f"{note} {UNTRIED}".strip() if untried else note
+    return PlannedStage(request.use, model.params, model.bytes, peak, note, options.model_dump(mode="json"), untried)
 
 
 def skeleton_of(recipe: Recipe) -> Model:

@@ -379,7 +379,7 @@ def _images_of(model: Model, pipeline: Any, **asked: Any) -> Any:
     from inspect import signature
 
     from zoo.errors import RequestError, one_line
-    from zoo.model.model import UNFIT
+    from zoo.model.trial import UNFIT
 
     try:
         return pipeline(**asked).images

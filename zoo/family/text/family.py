@@ -64,6 +64,11 @@ class TextFamily(Family):
     def forward_body(self, model: Model, batch: Batch) -> torch.Tensor:
         return self.hidden(model, batch)[0]
 
+    def trial(self, model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        from zoo.family.text.generate import two_ways
+
+        return super().trial(model, batch) if model.spec.task == "masked-lm" else two_ways(model, batch)
+
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
         """Return the rows of kind "label": every position whose label is not negative.
 

@@ -238,17 +238,42 @@ def next_together(
         reader.append(tokens, done)
 
 
+def two_ways(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits (V) after the prompt of a batch and two tokens more: read at once, and one by one with a cache.
+
+    Of a module that keeps no cache, those read at once both times.
+    """
+    beside = dict(batch)
+    ids = beside.pop("input_ids")[0].tolist()
+    more = beside.pop("decoder_input_ids")[0].tolist()[:2] if reads_apart(model) else [ids[-1]] * 2
+    if not reads_apart(model) and _keeps_no_cache(model):
+        whole_V = model.family.forward(model, batch)[0, -1]
+        return whole_V, whole_V
+    reader = (_Decoder if reads_apart(model) else _Reader)(model, [ids], beside, 0, inference=False)
+    reader.logits()
+    for token in more:
+        reader.append([token], [False])
+        stepwise_V = reader.logits()[0]
+    return model.family.forward(model, reader.seen())[0, -1].float(), stepwise_V
+
+
 class _Reader:
     """A module that reads prompts, padded on the left, and then token after token.
 
     Legend: B prompts, T tokens, V vocabulary.
+
+    Args:
+        inference: whether tensors may be made that no gradient passes; modules keep some, and may be trained later.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int) -> None:
+    def __init__(
+        self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int, *, inference: bool = True
+    ) -> None:
         import torch
 
         self.model, self.names = model, _names(model)
-        if self.names and "cache" not in self.names:
+        self.mode = torch.inference_mode if inference else torch.no_grad
+        if _keeps_no_cache(model):
             raise _keeps_nothing(model)
         longest = max(map(len, prompts))
         self.step_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
@@ -263,7 +288,7 @@ class _Reader:
 
         if any(self.length == switch + 1 for switch in self.switches):  # what the cache holds is of other frequencies
             self.step_BT, self.cache, self.beside = torch.cat(self.read, dim=1), None, self.first
-        with torch.inference_mode():
+        with self.mode():
             out = self.model.module(
                 input_ids=self.step_BT,
                 cache=self.cache,
@@ -311,17 +336,20 @@ class _Reader:
 class _Decoder(_Reader):
     """An encoder that reads the prompts once, padded on the right, and a decoder that writes from its start token on."""
 
-    def __init__(self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int) -> None:
+    def __init__(
+        self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int, *, inference: bool = True
+    ) -> None:
         import torch
 
         from zoo.family.text.tokens import start_token
 
         self.model, self.first, self.cache = model, first, None
+        self.mode = torch.inference_mode if inference else torch.no_grad
         longest = max(map(len, prompts))
         ids_BT = torch.tensor([list(ids) + [pad] * (longest - len(ids)) for ids in prompts], device=model.device)
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=model.device)
         module: Any = model.module
-        with torch.inference_mode():
+        with self.mode():
             encoded = module.get_encoder()(input_ids=ids_BT, attention_mask=mask_BT)
         self.encoder = {"input_ids": ids_BT, "attention_mask": mask_BT}
         self.known = {"encoder_outputs": encoded, "attention_mask": mask_BT}
@@ -329,9 +357,7 @@ class _Decoder(_Reader):
         self.read = [self.step_BT]
 
     def logits(self) -> torch.Tensor:
-        import torch
-
-        with torch.inference_mode():
+        with self.mode():
             out = self.model.module(decoder_input_ids=self.step_BT, cache=self.cache, use_cache=True, **self.known)
         self.cache = out.cache
         logits_BV: torch.Tensor = out.logits[:, -1].float()
@@ -359,6 +385,11 @@ def _names(model: Model) -> set[str]:
         for parameter in parameters
         if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     } - {"self"}
+
+
+def _keeps_no_cache(model: Model) -> bool:
+    names = _names(model)
+    return bool(names) and "cache" not in names
 
 
 def _keeps_nothing(model: Model) -> RequestError:

@@ -32,6 +32,7 @@ class PruneMagnitude(Compressor):
     name = "prune.magnitude"
     accepts = ("sparse", "shared")
     leaves = "sparse"
+    structural = False
 
     class Options(CompressorOptions):
         sparsity: float | None = Field(

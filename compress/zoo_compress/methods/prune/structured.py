@@ -25,7 +25,6 @@ from zoo.model.health import cause
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo_compress.calibrate.trial import require_running
 from zoo_compress.calibrate.watch import joined, require_finite_batch
 from zoo_compress.methods.prune import channels
 from zoo_compress.methods.prune.cut import residual_parts
@@ -130,9 +129,6 @@ class PruneStructured(Compressor):
         else:
             choice = _choose_by_magnitude(model, plan)
         carry_out(model.module, model.anatomy, plan, choice, stage=self.name)
-        require_running(
-            model, stage=self.name, what="pruned", remedy="Prune only ffn, or start from another architecture."
-        )
         return plan.record()
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -152,6 +148,9 @@ class PruneStructured(Compressor):
             if not all(type(new) is int and 0 < new <= was for new, was in pairs):
                 raise ArtifactError(f"{self.name} cannot have cut {name} from {record['found'][name]} to {left}.")
         carry_out(model.module, model.anatomy, plan, first(plan), stage=self.name)
+
+    def remedy(self, path: str) -> str:
+        return "Prune only ffn, or start from another architecture."
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         # squares in double, what is kept, where it is

@@ -23,7 +23,6 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo_compress.calibrate.trial import require_running
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
 
 LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
@@ -93,8 +92,6 @@ class Quantize(Compressor):
     def apply(self, model: Model, options: Any, context: Context) -> Record:
         record = self.outline(model, options)
         self._replace(model, record, empty=False, progress=context.progress)
-        remedy = "Leave out with skip = [...] what the model reads in a way of its own, or choose another target."
-        require_running(model, stage=self.name, what="packed", remedy=remedy, skip=True)
         return record
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -102,6 +99,11 @@ class Quantize(Compressor):
 
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("packed", f"{BITS[kind] or self.bits} bits") for path, kind in record["modules"].items()}
+
+    def remedy(self, path: str) -> str:
+        if path:
+            return f"Leave it out with skip = ['*.{path.rpartition('.')[2]}']."
+        return "Leave out with skip = [...] what the model reads in a way of its own, or choose another target."
 
     def working_bytes(self, model: Model, options: Any, context: Context) -> int:
         paths = self.outline(model, options)["modules"]

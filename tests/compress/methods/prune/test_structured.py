@@ -586,8 +586,8 @@ def test_a_result_that_does_not_run_is_refused() -> None:
     model = twin_model("llama")
     output = model.module.model.layers[0].self_attn.o_proj  # type: ignore[union-attr, index]
     output.register_forward_pre_hook(lambda _, args: args[0].view(1, -1, WIDTH))
-    with pytest.raises(Refused, match=r"does not fit LlamaForCausalLM: the pruned model does not run"):
-        prune(model, heads=2)
+    with pytest.raises(Refused, match=r"does not fit LlamaForCausalLM: the model it leaves does not run"):
+        stages.apply(model, STAGE.name, {"heads": 2})
 
 
 def test_rebuilding_on_another_model_is_refused() -> None:

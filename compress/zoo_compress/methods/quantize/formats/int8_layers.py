@@ -14,7 +14,6 @@ So a few rows (decoding) take the first, more rows (prompts, evaluation) the sec
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -26,6 +25,7 @@ from zoo.anatomy.modules import weight_out_in
 from zoo.tensors.alignment import aligned
 from zoo_compress.methods.quantize.formats.packed import Packed, check_finite, copy_bias
 
+ONES: dict[int, Tensor] = {}  # see bf16_ones
 WIDEN_ELEMENTS = 1 << 20  # weights widened to float at a time: 4 MiB, which stays in cache and bounds the extra memory
 
 
@@ -39,11 +39,15 @@ def pack_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return int8_OI, scale_O
 
 
-@functools.cache
 def bf16_ones(count: int) -> Tensor:
     """Unit scales for the kernel, since it takes them in bf16 and ours are applied afterwards in fp32."""
-    with torch.inference_mode(False):
-        return torch.ones(count, dtype=torch.bfloat16)
+    if count not in ONES:
+        with torch.inference_mode(False):
+            ones_O = torch.ones(count, dtype=torch.bfloat16)
+        if type(ones_O) is not Tensor:  # of a dry run, which has no values to keep
+            return ones_O
+        ONES[count] = ones_O
+    return ONES[count]
 
 
 def int8_linear_bf16(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor) -> Tensor:

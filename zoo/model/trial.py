@@ -1,0 +1,98 @@
+"""Trials: a model that a stage changed is run, at once and step by step, before anything is saved.
+
+An architecture may read a weight or a size in a way that no one here knows, and keep by a block's number what it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from zoo.errors import Refused, ZooError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zoo.compressor import Compressor
+    from zoo.model.model import Model
+
+# what the forward pass of a model raises that does not fit together
+UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
+# Of the largest output: the same sums in another order; where they are rounded to half precision, as in kernels for packed
+# weights, an expert may be chosen by a hair.
+CLOSE, CLOSE_IN_HALF = 1e-3, 0.1
+
+# How a model runs: not at all, at once alone, step by step too, and then with the same outputs.
+Runs = Literal["not", "at once", "in steps", "alike"]
+Run = Callable[["Model"], "tuple[Tensor, Tensor]"]
+
+
+def at_once(model: Model) -> tuple[Tensor, Tensor]:
+    """Run a model on a few made-up tokens; return its outputs, twice."""
+    import torch
+
+    with torch.no_grad():
+        outputs = model.family.forward(model, model.family.example(model, batch=1, size=4))
+    return outputs, outputs
+
+
+def in_steps(model: Model) -> tuple[Tensor, Tensor]:
+    """Return what a model computes at once, and what it computes step by step."""
+    import torch
+
+    with torch.no_grad():
+        return model.family.trial(model, model.family.example(model, batch=1, size=4))
+
+
+def runs(model: Model) -> Runs:
+    """Say how a model runs."""
+    try:
+        return "alike" if _agree(model, *in_steps(model)) else "in steps"
+    except (ZooError, *UNFIT):
+        pass
+    try:
+        at_once(model)
+    except (ZooError, *UNFIT):
+        return "not"
+    return "at once"
+
+
+def require_running(model: Model, compressor: Compressor, *, before: Runs) -> None:
+    """Refuse a model that after a stage no longer runs as it ran before it.
+
+    Raises:
+        Refused: names the stage, the model's class, the reason and a remedy.
+    """
+    if before == "not":
+        return
+    try:
+        outputs = (at_once if before == "at once" else in_steps)(model)
+    except UNFIT as error:
+        raise refusal(model, compressor, error) from error
+    if before == "alike" and not _agree(model, *outputs):
+        raise Refused(
+            f"{compressor.name} does not fit {type(model.module).__name__}: token by token the model it leaves computes "
+            f"something else than at once. {compressor.remedy('')}"
+        )
+
+
+def refusal(model: Model, compressor: Compressor, error: Exception) -> Refused:
+    """What is said of a stage after which the model's forward pass ends with an error."""
+    path = _path(model.module, getattr(error, "obj", None))
+    where = f"{path}: " if path else ""
+    return Refused(
+        f"{compressor.name} does not fit {type(model.module).__name__}: the model it leaves does not run "
+        f"({where}{one_line(error)[:160]}). {compressor.remedy(path)}"
+    )
+
+
+def _agree(model: Model, whole: Tensor, stepwise: Tensor) -> bool:
+    packed = any(hasattr(part, "zoo_packed") for part in model.module.modules())
+    close = CLOSE_IN_HALF if packed or whole.dtype.itemsize <= 2 else CLOSE
+    furthest = float((whole.double() - stepwise.double()).abs().max())
+    return not furthest > close * max(float(whole.double().abs().max()), 1e-9)  # nan is another check's matter
+
+
+def _path(module: nn.Module, part: object) -> str:
+    """Where in `module` the part is that lacks an attribute which was asked for."""
+    return next((path for path, child in module.named_modules() if child is part), "")
