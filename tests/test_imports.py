@@ -46,7 +46,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("plugin", "__main__"),
     ),
     "zoo_compress": (
-        ("dryrun", "losses"),
+        ("dryrun", "losses", "numbering"),
         ("calibrate", "measure"),
         ("train",),
         ("methods", "report"),

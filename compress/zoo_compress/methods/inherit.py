@@ -6,31 +6,31 @@
   x_out) over the tokens of the calibration data; the blocks that turn the residual least go.
 - "auto:N" is "influence:N" where there is calibration data, else "first:N".
 
-Dropping a block moves those behind it: their cache slots (`layer_idx`), the config's depth and its per-layer lists
-follow, so that a cached run equals an uncached one.
+Dropping a block moves those behind it. What is numbered by block follows (`zoo_compress.numbering`); where it cannot, the choice of
+blocks is refused.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import nn
 
+from zoo.anatomy.modules import config_of
 from zoo.anatomy.parts import Stack
 from zoo.compressor import Compressor
-from zoo.errors import ArtifactError, Refused, RequestError, nearest
+from zoo.errors import Refused, RequestError, nearest
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
 from zoo_compress.calibrate.watch import CalibrationOptions, batches, watch
+from zoo_compress.numbering import keep_blocks, require_numbering
 
 WAYS = ("first", "last", "every", "influence", "auto")
-INDEX_LISTS = ("mlp_only_layers", "cross_attention_layers")  # config lists that hold block indices, not a value a block
 
 
 class Inherit(Compressor):
@@ -77,6 +77,12 @@ class Inherit(Compressor):
     def outline(self, model: Model, options: Options) -> Record:
         stacks = _stacks(model, options)
         indices = [_blocks_to_keep(options, stack) for stack in stacks]
+        for stack, chosen in zip(stacks, indices, strict=True):
+            depth = len(stack.blocks)
+            # data may choose any blocks: then whichever goes, the others must do
+            without_one = [[i for i in range(depth) if i != gone] for gone in range(depth)]
+            for kept in [chosen, *(without_one if _way(options) == "influence" and len(chosen) < depth else [])]:
+                require_numbering(model.module, stack.path, kept, depth=depth, stage=self.name)
         return {
             "stacks": [{"path": s.path, "of": len(s.blocks), "kept": k} for s, k in zip(stacks, indices, strict=True)]
         }
@@ -94,7 +100,7 @@ class Inherit(Compressor):
 
     def rebuild(self, model: Model, record: Record) -> None:
         for cut in record["stacks"]:
-            _drop(model.module, cut["path"], list(cut["kept"]), depth=cut["of"])
+            keep_blocks(model.module, cut["path"], list(cut["kept"]), depth=cut["of"])
 
     def moved(self, record: Record, path: str) -> str | None:
         for cut in record["stacks"]:
@@ -104,6 +110,9 @@ class Inherit(Compressor):
                 indices = list(cut["kept"])
                 return f"{start}{indices.index(int(index))}{dot}{rest}" if int(index) in indices else None
         return path
+
+    def remedy(self, path: str) -> str:
+        return "Keep other blocks: of a model whose blocks are of several kinds some of each, or the first ones."
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         if _way(options) != "influence":
@@ -121,7 +130,7 @@ class Inherit(Compressor):
                 "Blocks are chosen without a look at what they do, which harms trained models far more than by influence: "
                 'name calibration data in [data] and write layers = "auto:N", or train or distil afterwards.'
             )
-        configs = [_config(model.module, stack.path) for stack in _stacks(model, options)]
+        configs = [config_of(model.module, stack.path) for stack in _stacks(model, options)]
         if any(getattr(c, "scale_attn_by_inverse_layer_idx", False) for c in configs) and _way(options) != "first":
             said.append(
                 "This model scales attention by 1 / (layer + 1); kept blocks keep the scale of the depth they had."
@@ -211,62 +220,3 @@ def _stacks(model: Model, options: Inherit.Options) -> list[Stack]:
     if not target.whole or target.part:
         raise RequestError(f"inherit keeps or drops blocks of a whole stack: write target = {stacks[0].name!r}.")
     return stacks
-
-
-# --- what follows a dropped block -----------------------------------------------------------------------------------
-
-
-def _drop(module: nn.Module, path: str, indices: list[int], *, depth: int) -> None:
-    """Drop the other blocks of the list at `path`, and let numbers and configs follow.
-
-    Raises:
-        ArtifactError: a record that is read keeps blocks that are not there, or not in their order.
-    """
-    if not indices or indices != sorted(set(indices)) or not set(indices) <= set(range(depth)):
-        raise ArtifactError(f"inherit cannot have kept blocks {indices} of {depth} at {path}.")
-    configs = list(_configs(module, path, depth=depth))
-    blocks = module.get_submodule(path)
-    assert isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) == depth
-    for index in sorted(set(range(depth)) - set(indices), reverse=True):
-        del blocks[index]
-    for new, old in enumerate(indices):
-        _renumber(blocks[new], old, new)
-    for config in configs:
-        _cut_config(config, indices, depth=depth)
-
-
-def _renumber(block: nn.Module, old: int, new: int) -> None:
-    """Give every part of a block its new place in the key-value cache."""
-    for part in block.modules():
-        if getattr(part, "layer_idx", None) == old:
-            part.layer_idx = new  # type: ignore[assignment]
-
-
-def _config(module: nn.Module, path: str) -> Any:
-    from zoo.anatomy.modules import config_of
-
-    return config_of(module, path)
-
-
-def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
-    """Yield the config that describes the stack, and every equal copy of it that other modules hold."""
-    nearest_config = _config(module, path)
-    if getattr(nearest_config, "num_hidden_layers", None) != depth:
-        return
-    seen: set[int] = set()
-    for part in module.modules():
-        own = getattr(part, "config", None)
-        for config in (own, *(vars(own).values() if hasattr(own, "to_dict") else ())):
-            if id(config) not in seen and type(config) is type(nearest_config) and config == nearest_config:
-                seen.add(id(config))
-                yield config
-
-
-def _cut_config(config: Any, indices: list[int], *, depth: int) -> None:
-    """Set the depth, and cut every list that has one entry a block to the kept ones."""
-    for name, value in list(vars(config).items()):
-        if name in INDEX_LISTS and value is not None:
-            setattr(config, name, [indices.index(index) for index in value if index in indices])
-        elif "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
-            setattr(config, name, type(value)(value[index] for index in indices))
-    config.num_hidden_layers = len(indices)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from stages import apply, assert_outline_foretells, assert_replays, check, context, data, logits, options, small
+from stages import (
+    apply,
+    assert_outline_foretells,
+    assert_replays,
+    check,
+    context,
+    data,
+    logits,
+    options,
+    small,
+    structure,
+    tokenizer,
+)
 from torch import nn
 from twins import CAUSAL, TWINS, tokens
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
 from zoo_compress.methods.inherit import Inherit, block_influence
+from zoo_slm.language import TransformersText
 
+import zoo
+from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, DataError, Refused, RequestError
 from zoo.model.context import Context
+from zoo.model.model import Model
+from zoo.model.trial import runs
 
 DEEP = {"gpt2": {"n_layer": 4}}
 
@@ -298,3 +317,163 @@ def test_calibration_windows_spread_over_the_data_and_follow_from_it():
 def test_calibration_windows_are_no_longer_than_the_context():
     (batch, *_) = batches(deep("llama"), CalibrationOptions(length=999), context(), stage="x")
     assert batch["input_ids"].shape[1] == 64
+
+
+# --- what is numbered by block ----------------------------------------------------------------------------------------
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64}
+GEMMA3N = {
+    **SMALL,
+    **HEADS,
+    "num_hidden_layers": 6,
+    "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": 96,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 2,
+    "sliding_window": 8,
+    "laurel_rank": 4,
+    "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+}
+MAMBAS = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+T5 = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 3,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
+# name -> (config class, values, task)
+NUMBERED = {
+    "gpt-neo": (
+        "GPTNeoConfig",
+        {**SMALL, "num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 4},
+        "causal-lm",
+    ),
+    "gemma3n": ("Gemma3nTextConfig", GEMMA3N, "causal-lm"),
+    "bamba": ("BambaConfig", {**SMALL, **HEADS, **MAMBAS, "attn_layer_indices": [1, 2]}, "causal-lm"),
+    "rwkv": ("RwkvConfig", {**SMALL, "attention_hidden_size": 32, "intermediate_size": 64}, "causal-lm"),
+    "t5": ("T5Config", T5, "seq2seq"),
+    "long-t5": ("LongT5Config", T5, "seq2seq"),
+    "bart": (
+        "BartConfig",
+        {"vocab_size": 96, "d_model": 32, "encoder_layers": 4, "decoder_layers": 4, "encoder_attention_heads": 4}
+        | {"decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64},
+        "seq2seq",
+    ),
+}
+
+
+def numbered(name, **changes):
+    """A model whose architecture numbers more by block than the place in the cache."""
+    import transformers
+
+    kind, values, task = NUMBERED[name]
+    config = getattr(transformers, kind)(**values | changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        automatic = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModelForSeq2SeqLM
+        module = automatic.from_config(config).eval()
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    spec = ModelSpec(
+        name,
+        "transformers",
+        "text",
+        task=task,
+        plugin="zoo_slm",
+        config=json.loads(config.to_json_string(use_diff=False)),
+    )
+    return Model(module, TransformersText(), spec, processor=tokenizer(), origin="random")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("gpt-neo", [1, 3]),
+        ("gemma3n", [1, 2, 3, 5]),
+        ("gemma3n", "first:3"),
+        ("bamba", [2, 3]),
+        ("rwkv", "last:2"),
+        ("t5", "last:2"),
+        ("long-t5", [1, 2]),
+        ("bart", [1, 3]),
+    ],
+)
+def test_whatever_is_numbered_by_block_follows(name, layers, tmp_path):
+    """Token by token the model computes what it computes at once, as before; Bamba's class does not, before or after."""
+    model = numbered(name)
+    before = runs(model)
+    assert before == ("in steps" if name == "bamba" else "alike")
+    assert_outline_foretells(model, "inherit", layers=layers)
+    assert runs(model) == before
+    loaded = zoo.load(model.save(tmp_path / "model"))
+    assert structure(loaded) == structure(model)
+    batch = model.family.example(model)
+    assert torch.equal(loaded.family.forward(loaded, batch), model.family.forward(model, batch))
+
+
+def test_the_columns_of_a_table_follow_their_blocks():
+    model = numbered("gemma3n")
+    text = model.module.model
+    before_VLE = text.embed_tokens_per_layer.weight.detach().unflatten(1, (6, 4)).clone()
+    before_LED = text.per_layer_model_projection.weight.detach().unflatten(0, (6, 4)).clone()
+    kept = [1, 2, 3, 5]
+    apply(model, "inherit", {"layers": kept})
+    assert torch.equal(text.embed_tokens_per_layer.weight.unflatten(1, (4, 4)), before_VLE[:, kept])
+    assert torch.equal(text.per_layer_model_projection.weight.unflatten(0, (4, 4)), before_LED[kept])
+    assert model.module.config.num_kv_shared_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "says"),
+    [
+        (
+            "gemma3n",
+            [0, 1, 4, 5],
+            "Gemma3nTextConfig computes kv_sharing_modes from the number of a block.*the first ones",
+        ),
+        ("gemma3n", "influence:3", "Gemma3nTextConfig computes kv_sharing_modes from the number of a block"),
+    ],
+)
+def test_blocks_that_would_be_taken_for_others_are_refused(name, layers, says):
+    with pytest.raises(Refused, match=rf"^inherit: {says}"):
+        check(numbered(name), "inherit", layers=layers)
+
+
+def test_a_hybrid_left_without_attention_is_refused():
+    with pytest.raises(
+        Refused, match=r"^inherit does not fit BambaForCausalLM: .*does not run .* some of each, or the first ones"
+    ):
+        apply(numbered("bamba"), "inherit", {"layers": [0, 3]})
+
+
+@pytest.mark.parametrize("name", ["t5", "long-t5"])
+def test_the_first_block_hands_on_the_positions_that_all_use(name):
+    """Without them the model would be blind to order."""
+    model = numbered(name)
+    blocks = model.module.decoder.block
+    table = blocks[0].layer[0].SelfAttention.relative_attention_bias
+    ids = torch.tensor([[5, 9, 3, 40, 7, 8]])
+    apply(model, "inherit", {"layers": [1, 2]})
+    first = model.module.decoder.block[0].layer[0].SelfAttention
+    assert first.relative_attention_bias is table and first.has_relative_attention_bias
+    with torch.no_grad():
+        before = model.module(input_ids=ids, decoder_input_ids=ids).logits
+        table.weight.zero_()
+        assert not torch.allclose(model.module(input_ids=ids, decoder_input_ids=ids).logits, before)
+
+
+def test_the_depth_of_a_decoder_is_not_that_of_its_encoder():
+    model = numbered("bart")
+    apply(model, "inherit", {"layers": "first:2"})
+    assert (model.module.config.encoder_layers, model.module.config.decoder_layers) == (4, 2)
