@@ -6,39 +6,23 @@ the model's own logits, and a model that does not agree is not split.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from zoo.errors import RequestError
-from zoo.model.building import global_state
-from zoo_slm.configs import UNFIT, parsed
-from zoo_slm.scale import tiny
+from zoo_slm.asked import ask
+from zoo_slm.configs import UNFIT
 
 Split = tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
-FACTOR = re.compile("scal|mult|logit")
 LARGE = 40.0  # what the head's weights are multiplied with: a cap on logits does not show in small ones
-
-_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def body_and_head(module: nn.Module) -> Split | None:
     """Split a causal model of transformers into body and head, or None where the two are not all of it."""
     split = _split(module)
-    if split is None:
-        return None
-    if module not in _agrees:
-        # a thread of its own knows nothing of inference mode, fake tensors or a device that is the default here
-        with ThreadPoolExecutor(1) as pool:
-            _agrees[module] = pool.submit(_checked, module, split).result()
-    return split if _agrees[module] else None
+    return split if split is not None and ask(module, _agrees, of_twin=_agrees_also_when_large) else None
 
 
 def _split(module: Any) -> Split | None:
@@ -69,58 +53,21 @@ def _split(module: Any) -> Split | None:
     return body, logits
 
 
-def _checked(module: Any, split: Split) -> bool:
-    """Whether body and head give the module's own logits, asked of a tiny twin of its class and config.
-
-    Where there is no twin, it is asked of the module itself; one without values is believed.
-    """
-    cls: Any = type(module)
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        agrees = _twin_agrees(cls, json.dumps(module.config.to_dict(), sort_keys=True, default=str), dtype)
-    except TypeError:  # a config that JSON has no words for
-        agrees = None
-    if agrees is not None:
-        return agrees
-    weight: Any = module.get_output_embeddings().weight
-    if type(weight).__name__ == "FakeTensor" or weight.device.type == "meta":
-        return True
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        return _same(module, split, device=weight.device)
-    finally:
-        for part in training:
-            part.training = True
-
-
-@lru_cache(maxsize=256)
-def _twin_agrees(cls: Any, config: str, dtype: torch.dtype) -> bool | None:
-    """Ask a twin, its factors moved off 1, with its head and with a larger one; None where none can be made or run."""
-    values = json.loads(config)
-    try:
-        small = tiny(values, values, name=cls.__name__)
-        for key, value in small.items():
-            if FACTOR.search(key) and type(value) in (int, float) and value == 1:
-                small[key] = type(value)(2)
-        with global_state, torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(0)
-            twin = cls(parsed(small)).eval().to(dtype)
-        twin(input_ids=torch.arange(1, 9)[None])
-    except (*UNFIT, RequestError, NotImplementedError):
-        return None
-    split = _split(twin)
-    if split is None or not _same(twin, split):
+def _agrees_also_when_large(twin: Any) -> bool:
+    if not _agrees(twin):
         return False
     with torch.no_grad():
         twin.get_output_embeddings().weight.mul_(LARGE)
-    return _same(twin, split)
+    return _agrees(twin)
 
 
-def _same(module: Any, split: Split, *, device: Any = "cpu") -> bool:
-    """Whether both give the same logits of eight tokens; what does not run is not the same."""
+def _agrees(module: Any) -> bool:
+    """Whether body and head give the module's own logits of eight tokens; what does not run does not."""
+    split = _split(module)
+    if split is None:
+        return False
     body, head = split
-    ids = torch.arange(1, 9, device=device)[None]
+    ids = torch.arange(1, 9, device=module.get_output_embeddings().weight.device)[None]
     try:
         with torch.no_grad():
             own = module(input_ids=ids).logits

@@ -18,10 +18,12 @@ from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.text.family import TextFamily
+from zoo.family.text.readers import caches_rightly
 from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
 from zoo.system.reading import lfs_pointer
 from zoo_slm import heads
+from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
 
@@ -93,6 +95,9 @@ class TransformersText(TextFamily):
     def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]] | None:
         return heads.body_and_head(module)
 
+    def caches(self, model: Model) -> bool:
+        return ask(model.module, _caches, of_twin=_caches_in_float32)
+
     def vocabulary(self, model: Model) -> int:
         module: Any = model.module
         rows = getattr(module.get_input_embeddings(), "num_embeddings", None)
@@ -106,7 +111,7 @@ class TransformersText(TextFamily):
         """
         module: Any = model.module
         config = module.config.get_text_config()
-        sizes = [int(size) for name in POSITIONS if (size := getattr(config, name, None))]
+        sizes = [int(size) for name in POSITIONS if (size := getattr(config, name, None) or 0) > 0]  # XLNet's is -1
         table = module.get_input_embeddings()
         for part in module.modules():
             if isinstance(part, nn.Embedding) and part is not table and part.num_embeddings in sizes:
@@ -201,6 +206,21 @@ def _built(config: dict[str, Any], task: str, **given: Any) -> nn.Module:
         module: nn.Module = getattr(transformers, TASKS[task]).from_config(values, **given)
     untie(module, config)
     return module.eval()
+
+
+def _caches(module: nn.Module) -> bool:
+    """Whether a module's passes with a cache compute what whole ones do."""
+    config: Any = module.config
+    task = "seq2seq" if config.is_encoder_decoder else "causal-lm"
+    spec = ModelSpec(
+        name="", family="transformers", modality="text", task=task, plugin="zoo_slm", config=config.to_dict()
+    )
+    return caches_rightly(Model(module, TransformersText(), spec))
+
+
+def _caches_in_float32(twin: nn.Module) -> bool:
+    """In half precision an expert may be chosen by a hair."""
+    return _caches(twin.float())
 
 
 def _unreadable_tokenizer(file: Path, error: Exception) -> ArtifactError:

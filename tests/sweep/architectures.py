@@ -77,7 +77,8 @@ def library_model(architecture: Architecture) -> Any:
     for size in SIZES:
         try:
             config = small(config_class, model_type, size)
-            if architecture.task == "causal-lm" and hasattr(config, "is_decoder"):
+            both = hasattr(config, "is_decoder") or model_type == "bert-generation"
+            if architecture.task == "causal-lm" and both:
                 config.is_decoder = True
             return _built(build, config, architecture.task)
         except Exception as error:  # whatever transformers says of a config that does not go together

@@ -115,7 +115,9 @@ def cached_as_uncached(model: Model) -> None:
     tokens = list(next_tokens(model, prompt[0].tolist(), TOKENS))
     written = _start(model, prompt)
     for place, token in enumerate(tokens):
-        batch = {"input_ids": prompt, "decoder_input_ids": written} if reads_apart(model) else {"input_ids": written}
+        # without a mask some encoders take a token that happens to be the padding for padding
+        apart = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "decoder_input_ids": written}
+        batch = apart if reads_apart(model) else {"input_ids": written}
         logits_V = model.family.forward(model, batch)[0, -1].float()
         behind = float(logits_V.max() - logits_V[token]) / max(float(logits_V.abs().max()), 1e-9)
         require(

@@ -65,9 +65,13 @@ class TextFamily(Family):
         return self.hidden(model, batch)[0]
 
     def trial(self, model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        from zoo.family.text.generate import two_ways
+        from zoo.family.text.readers import two_ways
 
         return super().trial(model, batch) if model.spec.task == "masked-lm" else two_ways(model, batch)
+
+    def caches(self, model: Model) -> bool:
+        """Whether the module's passes with a cache compute what whole ones do; else every token is read anew for the next."""
+        return True
 
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
         """Return the rows of kind "label": every position whose label is not negative.

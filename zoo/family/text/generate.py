@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
 from zoo.family.text.chat import FormattedPrompt
+from zoo.family.text.readers import names_of, reader_of
 from zoo.family.text.sampling import pick
 from zoo.family.text.shape import frequency_switches
 from zoo.family.text.tokens import end_tokens, reads_apart
@@ -81,7 +82,7 @@ def _together(family: TextFamily, model: Model, prompts: Sequence[list[int]], co
 
     It masks what is padding, the longest leaves room for all, and none takes other rotary frequencies than another.
     """
-    if len(prompts) == 1 or "attention_mask" not in _names(model):
+    if len(prompts) == 1 or "attention_mask" not in names_of(model):
         return False
     shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + count
     if any(shortest <= switch < longest for switch in frequency_switches(model.module)):
@@ -223,7 +224,7 @@ def next_together(
 
     done = [False] * len(prompts) if done is None else done
     draws = [torch.Generator().manual_seed(seed) for _ in prompts]
-    reader = (_Decoder if reads_apart(model) else _Reader)(model, prompts, first or {}, pad)
+    reader = reader_of(model, prompts, first or {}, pad)
     looked = False
     for _ in range(count):
         logits_BV = reader.logits()
@@ -236,166 +237,6 @@ def next_together(
         if all(done):
             return
         reader.append(tokens, done)
-
-
-def two_ways(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (V) after the prompt of a batch and two tokens more: read at once, and one by one with a cache.
-
-    Of a module that keeps no cache, those read at once both times.
-    """
-    beside = dict(batch)
-    ids = beside.pop("input_ids")[0].tolist()
-    more = beside.pop("decoder_input_ids")[0].tolist()[:2] if reads_apart(model) else [ids[-1]] * 2
-    if not reads_apart(model) and _keeps_no_cache(model):
-        whole_V = model.family.forward(model, batch)[0, -1]
-        return whole_V, whole_V
-    reader = (_Decoder if reads_apart(model) else _Reader)(model, [ids], beside, 0, inference=False)
-    reader.logits()
-    for token in more:
-        reader.append([token], [False])
-        stepwise_V = reader.logits()[0]
-    return model.family.forward(model, reader.seen())[0, -1].float(), stepwise_V
-
-
-class _Reader:
-    """A module that reads prompts, padded on the left, and then token after token.
-
-    Legend: B prompts, T tokens, V vocabulary.
-
-    Args:
-        inference: whether tensors may be made that no gradient passes; modules keep some, and may be trained later.
-    """
-
-    def __init__(
-        self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int, *, inference: bool = True
-    ) -> None:
-        import torch
-
-        self.model, self.names = model, _names(model)
-        self.mode = torch.inference_mode if inference else torch.no_grad
-        if _keeps_no_cache(model):
-            raise _keeps_nothing(model)
-        longest = max(map(len, prompts))
-        self.step_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
-        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-        self.mask_BT = None if bool(mask_BT.all()) else mask_BT
-        self.read, self.first, self.beside, self.cache = [self.step_BT], first, first, None
-        self.length, self.switches = longest, frequency_switches(model.module)
-
-    def logits(self) -> torch.Tensor:
-        """Read what has not been read yet; return the logits of the next tokens (B, V)."""
-        import torch
-
-        if any(self.length == switch + 1 for switch in self.switches):  # what the cache holds is of other frequencies
-            self.step_BT, self.cache, self.beside = torch.cat(self.read, dim=1), None, self.first
-        with self.mode():
-            out = self.model.module(
-                input_ids=self.step_BT,
-                cache=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **self.beside,
-                **self._padding(),
-            )
-        self.cache, self.beside = getattr(out, "cache", None), {}
-        if self.cache is None:
-            raise _keeps_nothing(self.model)
-        logits_BV: torch.Tensor = out.logits[:, -1].float()
-        return logits_BV
-
-    def append(self, tokens: list[int], done: list[bool]) -> None:
-        """Say which tokens come next. Those of an ended text are padding, so that its positions stay where they are."""
-        import torch
-
-        self.step_BT = torch.tensor(tokens, device=self.model.device)[:, None]
-        self.read.append(self.step_BT)
-        self.length += 1
-        if self.mask_BT is None and any(done):
-            self.mask_BT = torch.ones_like(torch.cat(self.read[:-1], dim=1))
-        if self.mask_BT is not None:
-            alive_BT = self.mask_BT.new_tensor([[0 if ended else 1] for ended in done])
-            self.mask_BT = torch.cat([self.mask_BT, alive_BT], dim=1)
-
-    def seen(self) -> Batch:
-        """All that was read, as a batch of one pass."""
-        import torch
-
-        mask = {} if self.mask_BT is None else {"attention_mask": self.mask_BT}
-        return {"input_ids": torch.cat(self.read, dim=1), **mask, **self.first}
-
-    def _padding(self) -> Batch:
-        """The mask, and positions where the module takes any: else some count padding along (GPT-2)."""
-        if self.mask_BT is None or (self.cache is not None and all(getattr(self.cache, "is_linear", [False]))):
-            return {}  # a state (Mamba's) holds no padding to leave out
-        if "position_ids" not in self.names:
-            return {"attention_mask": self.mask_BT}
-        positions_BT = (self.mask_BT.cumsum(-1) - 1).clamp_min(0)[:, -self.step_BT.shape[1] :]
-        return {"attention_mask": self.mask_BT, "position_ids": positions_BT}
-
-
-class _Decoder(_Reader):
-    """An encoder that reads the prompts once, padded on the right, and a decoder that writes from its start token on."""
-
-    def __init__(
-        self, model: Model, prompts: Sequence[list[int]], first: Batch, pad: int, *, inference: bool = True
-    ) -> None:
-        import torch
-
-        from zoo.family.text.tokens import start_token
-
-        self.model, self.first, self.cache = model, first, None
-        self.mode = torch.inference_mode if inference else torch.no_grad
-        longest = max(map(len, prompts))
-        ids_BT = torch.tensor([list(ids) + [pad] * (longest - len(ids)) for ids in prompts], device=model.device)
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=model.device)
-        module: Any = model.module
-        with self.mode():
-            encoded = module.get_encoder()(input_ids=ids_BT, attention_mask=mask_BT)
-        self.encoder = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        self.known = {"encoder_outputs": encoded, "attention_mask": mask_BT}
-        self.step_BT = torch.full((len(prompts), 1), start_token(model), device=model.device)
-        self.read = [self.step_BT]
-
-    def logits(self) -> torch.Tensor:
-        with self.mode():
-            out = self.model.module(decoder_input_ids=self.step_BT, cache=self.cache, use_cache=True, **self.known)
-        self.cache = out.cache
-        logits_BV: torch.Tensor = out.logits[:, -1].float()
-        return logits_BV
-
-    def append(self, tokens: list[int], done: list[bool]) -> None:
-        import torch
-
-        self.step_BT = torch.tensor(tokens, device=self.model.device)[:, None]
-        self.read.append(self.step_BT)
-
-    def seen(self) -> Batch:
-        import torch
-
-        return {**self.encoder, "decoder_input_ids": torch.cat(self.read, dim=1)}
-
-
-def _names(model: Model) -> set[str]:
-    """What the module takes by name; nothing where it takes anything."""
-    from inspect import Parameter, signature
-
-    parameters = signature(type(model.module).forward).parameters.values()
-    return {
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    } - {"self"}
-
-
-def _keeps_no_cache(model: Model) -> bool:
-    names = _names(model)
-    return bool(names) and "cache" not in names
-
-
-def _keeps_nothing(model: Model) -> RequestError:
-    return RequestError(
-        f"{type(model.module).__name__} returns no cache of the tokens it read, so it cannot be generated from."
-    )
 
 
 def _require_meant(model: Model, logits_BV: torch.Tensor, batch: Batch, of: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from twins import CAUSAL, TABLE, tokens, twin, twin_model
 
 import zoo
 from zoo.errors import RequestError
-from zoo.family.text import generate, sampling
+from zoo.family.text import generate, readers, sampling
 from zoo.family.text.generate import next_tokens
 from zoo.family.text.tokens import end_tokens
 
@@ -259,9 +259,9 @@ def test_several_prompts_are_several_texts(monkeypatch: pytest.MonkeyPatch):
     model = small("llama")
     asked: list[int] = []
     monkeypatch.setattr(
-        generate._Reader,
+        readers.Reader,
         "logits",
-        lambda self, plain=generate._Reader.logits: asked.append(len(self.step_BT)) or plain(self),
+        lambda self, plain=readers.Reader.logits: asked.append(len(self.step_BT)) or plain(self),
     )
     model.generate(SEVERAL, max_new_tokens=5)
     assert set(asked) == {4} and len(asked) <= 5
