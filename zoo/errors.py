@@ -15,9 +15,29 @@ ZooError                 the work failed (exit code 1)
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 LONGEST = 500  # characters that another library's error may take in a sentence of ours
+
+
+_commanded: ContextVar[bool] = ContextVar("commanded", default=False)
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """What is asked meanwhile is asked by a command: messages spell arguments as commands do."""
+    token = _commanded.set(True)
+    try:
+        yield
+    finally:
+        _commanded.reset(token)
+
+
+def spelled(python: str, command: str) -> str:
+    """An argument as whoever is asking spells it: "force=True" in Python, "--force" on the command line."""
+    return command if _commanded.get() else python
 
 
 class ZooError(Exception):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from zoo.data.dataset import Dataset, Sample, naming_record
-from zoo.errors import DataError, RequestError
+from zoo.errors import DataError, RequestError, spelled
 from zoo.evaluation.shares import accuracy
 from zoo.family.text.generate import greedy
 from zoo.family.vision.language import VisionLanguageFamily, asked
@@ -123,7 +123,7 @@ class AnswerLoss:
 def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list[Sample]:
     """At most `most` records, evenly spread; 0: all."""
     if data is None:
-        raise DataError(f'{task} needs test data: add `test = "..."` to [data], or pass --data.')
+        raise DataError(f'{task} needs test data: add `test = "..."` to [data], or pass {spelled("data", "--data")}.')
     _check(model, data, task=task)
     count = min(most or len(data), len(data))
     return [data[i * len(data) // count] for i in range(count)]

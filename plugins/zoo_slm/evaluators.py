@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from zoo.data.dataset import Dataset, naming_record
-from zoo.errors import DataError, RequestError
+from zoo.errors import DataError, RequestError, spelled
 from zoo.family.text.family import TextFamily
 from zoo.family.text.tokens import start_token
 from zoo.family.text.windows import require_no_prompts
@@ -71,7 +71,9 @@ class Perplexity:
             DataError: no data, or records too short to predict anything.
         """
         if data is None:
-            raise DataError('perplexity needs test data: add `test = "..."` to [data], or pass --data.')
+            raise DataError(
+                f'perplexity needs test data: add `test = "..."` to [data], or pass {spelled("data", "--data")}.'
+            )
         self.check(model, data)
         family = model.family
         assert isinstance(family, TextFamily)

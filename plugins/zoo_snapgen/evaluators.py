@@ -18,7 +18,7 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import open_data
-from zoo.errors import DataError, RequestError
+from zoo.errors import DataError, RequestError, spelled
 from zoo.evaluation.shares import accuracy
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.model.health import require_finite_outputs
@@ -138,7 +138,9 @@ class VelocityError:
             DataError: there is no data, or a record has no image.
         """
         if data is None:
-            raise DataError('velocity-error needs test data: add `test = "..."` to [data], or pass --data.')
+            raise DataError(
+                f'velocity-error needs test data: add `test = "..."` to [data], or pass {spelled("data", "--data")}.'
+            )
         asked, family = self.Options(**options), _text_to_image(model, "velocity-error")
         windows = family.windows(model, data, length=1)
         generator = torch.Generator().manual_seed(asked.seed)
@@ -237,7 +239,10 @@ def _text_to_image(model: Model, task: str) -> TextToImageFamily:
 
 def _digits(data: Dataset | None, task: str) -> Dataset:
     if data is None:
-        raise DataError(f'{task} needs test data: add `test = "digits-captions:test"` to [data], or pass --data.')
+        raise DataError(
+            f'{task} needs test data: add `test = "digits-captions:test"` to [data], or pass '
+            f"{spelled('data', '--data')}."
+        )
     for sample in data:
         if sample.fields.get("digit") not in DIGITS or sample.fields.get("image") is None:
             raise DataError(

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from zoo.data.dataset import Dataset
-from zoo.errors import DataError, RequestError
+from zoo.errors import DataError, RequestError, spelled
 from zoo.evaluation.shares import accuracy
 from zoo.family.vision.classifier import VisionFamily
 from zoo.model.health import require_finite_outputs
@@ -47,7 +47,9 @@ class Accuracy:
             DataError: there is no data, or a record without an image or with a label of no class.
         """
         if data is None:
-            raise DataError('accuracy needs test data: add `test = "..."` to [data], or pass --data.')
+            raise DataError(
+                f'accuracy needs test data: add `test = "..."` to [data], or pass {spelled("data", "--data")}.'
+            )
         self.check(model, data)
         family = model.family
         assert isinstance(family, VisionFamily)

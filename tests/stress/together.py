@@ -44,7 +44,7 @@ HELD = re.compile(
     r"error: Another run is writing into \S+( \(process (\d+) on (\S+), since \S+\))?; wait for it, or choose another --out\."
 )
 THERE = re.compile(
-    r"\S+ (already holds a model|is not empty and holds no zoo model); choose another directory, or pass --force to replace it\."
+    r"\S+ (already holds a model|is not empty and holds no zoo model); choose another directory, or pass force=True to replace it\."
 )
 
 # Save a model of its own at the agreed time; what becomes of it is said on stdout.

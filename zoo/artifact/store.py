@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.artifact import weights
 from zoo.artifact.manifest import FORMAT, MANIFEST, manifest_text, read_manifest
-from zoo.errors import ArtifactError, OutputError, RequestError, ZooError
+from zoo.errors import ArtifactError, OutputError, RequestError, ZooError, spelled
 from zoo.model.health import require_finite
 from zoo.model.provenance import sealed
 from zoo.plugins import manager
@@ -63,10 +63,12 @@ def check_writable(path: Path, *, force: bool = False) -> None:
     names = _listed(path)
     if names and not force:
         what = "already holds a model" if MANIFEST in names else "is not empty and holds no zoo model"
-        raise OutputError(f"{path} {what}; choose another directory, or pass --force to replace it.")
+        raise OutputError(
+            f"{path} {what}; choose another directory, or pass {spelled('force=True', '--force')} to replace it."
+        )
     if names and MANIFEST not in names:
         raise OutputError(
-            f"{path} holds something that is not a zoo model; --force only replaces models. Choose another directory."
+            f"{path} holds something that is not a zoo model; {spelled('force=True', '--force')} only replaces models. Choose another directory."
         )
     if reason := why_unwritable(path):
         raise OutputError(f"{path} cannot be written: {reason}.")

@@ -120,17 +120,19 @@ def _read_file(path: Path, expected: Mapping[str, torch.Tensor]) -> Iterator[tup
     """Read from one file what it is expected to hold: name in the file -> tensor of the shape and dtype."""
     from safetensors import SafetensorError, safe_open
 
+    from zoo.system.memory import MappedFiles
     from zoo.tensors.alignment import aligned
 
     safetensors.require_whole(path)
     try:
         with safe_open(path, framework="pt") as file:
+            mapped = MappedFiles()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
             for name, empty in expected.items():
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and empty.is_floating_point():
                     tensor = tensor.to(empty.dtype)
-                yield name, aligned(tensor)
+                yield name, aligned(tensor, mapped)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.") from None

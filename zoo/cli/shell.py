@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from zoo import registry
 from zoo.cli import output
-from zoo.errors import OutputError, PluginError, RequestError, ZooError, one_line
+from zoo.errors import OutputError, PluginError, RequestError, ZooError, on_command_line, one_line
 from zoo.plugins import manager
 from zoo.plugins.names import declaration, of_kind, plugin_of
 from zoo.system import signals
@@ -224,7 +224,7 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error becomes one sentence on stderr, and so does a signal."""
     output.prepare()
     try:
-        with signals.stoppable():
+        with signals.stoppable(), on_command_line():
             return _run(args)
     except KeyboardInterrupt as error:
         return _say(Interrupted(error))

@@ -127,7 +127,7 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize
 
     read = family.read_dequantized if dequantize else family.read_foreign
     model = read(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
-    align(model.module)
+    align(model.module, just_read=True)
     return model
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import functools
 import gc
+import mmap
 import re
 import sys
 from collections.abc import Iterator
@@ -29,16 +31,44 @@ def give_back() -> None:
     to take that much.
     """
     gc.collect()
-    if trim := _trim():
+    if trim := _from_c_library("malloc_trim"):
         trim(0)
 
 
 @functools.cache
-def _trim() -> ctypes._NamedFuncPointer | None:
+def _from_c_library(name: str) -> ctypes._NamedFuncPointer | None:
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        trim: ctypes._NamedFuncPointer = ctypes.CDLL(None).malloc_trim
-        return trim
+        function: ctypes._NamedFuncPointer = getattr(ctypes.CDLL(None), name)
+        return function
     return None
+
+
+class MappedFiles:
+    """The files that are mapped into this process now (Linux, proc_pid_maps(5)); none where the system does not say."""
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+                addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+                if inode != "0":
+                    first, last = (int(address, 16) for address in addresses.split("-"))
+                    self._ranges.append((first, last))
+
+    def hold(self, address: int) -> bool:
+        """Whether there is a file at this address."""
+        place = bisect.bisect_right(self._ranges, (address, sys.maxsize)) - 1
+        return place >= 0 and address < self._ranges[place][1]
+
+    def let_go(self, address: int, size: int) -> None:
+        """Take the whole pages of a range out of memory; they are read again from the file where anybody asks for them.
+
+        What was written into them here, and not into the file, is lost.
+        """
+        page = mmap.PAGESIZE
+        first, last = -(-address // page) * page, (address + size) // page * page
+        if last > first and self.hold(first) and self.hold(last - 1) and (advise := _from_c_library("madvise")):
+            advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def reset_peak() -> None:

@@ -30,7 +30,7 @@ from typing import Any
 from zoo.artifact import store
 from zoo.artifact.card import card
 from zoo.artifact.manifest import MANIFEST, manifest_text
-from zoo.errors import ArtifactError, OutputError
+from zoo.errors import ArtifactError, OutputError, spelled
 from zoo.loading.load import load
 from zoo.system.writing import not_a_directory, replace_file, sync, why_unwritable, writing
 from zoo_compress.recipe.times import Times
@@ -69,14 +69,11 @@ class RunFolder:
             raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from None
         if occupied and not force:
             mine = self._marker().get("recipe")
+            remedy = f"choose another {spelled('out', '--out')}, or pass {spelled('force=True', '--force')}"
             if mine is None:
-                raise OutputError(
-                    f"{folder} is not empty and holds no run of this recipe; choose another --out, or pass --force to write into it."
-                )
+                raise OutputError(f"{folder} is not empty and holds no run of this recipe; {remedy} to write into it.")
             if mine != self.recipe:
-                raise OutputError(
-                    f"{folder} holds a run of {mine!r}, not of {self.recipe!r}; choose another --out, or pass --force to replace it."
-                )
+                raise OutputError(f"{folder} holds a run of {mine!r}, not of {self.recipe!r}; {remedy} to replace it.")
         if reason := why_unwritable(folder):
             raise OutputError(f"{folder} cannot be written: {reason}.")
 
@@ -121,7 +118,7 @@ class RunFolder:
                 else ""
             )
             raise OutputError(
-                f"Another run is writing into {self.path}{who}; wait for it, or choose another --out."
+                f"Another run is writing into {self.path}{who}; wait for it, or choose another {spelled('out', '--out')}."
             ) from None
         except (ImportError, OSError):  # a system or a file system without locks
             pass

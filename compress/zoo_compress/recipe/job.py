@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from zoo.artifact import store
-from zoo.errors import RequestError
+from zoo.errors import RequestError, spelled
 from zoo.loading.load import load
 from zoo.model.context import Context, Progress
 from zoo.model.model import Model, build_random
@@ -92,7 +92,8 @@ class Job:
         for request in stages:
             if not self.folder.finished(self.names.stage(request)):
                 raise RequestError(
-                    f"--only needs the stages before it, and {request.label} is not done; run with --until {request.index + 1} first."
+                    f"{spelled('only', '--only')} needs the stages before it, and {request.label} is not done; "
+                    f"run with {spelled('until=', '--until ')}{request.index + 1} first."
                 )
 
     # --- models ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zoo.errors import RequestError
+from zoo.errors import RequestError, spelled
 from zoo.system.memory import Limit, limits, resident_bytes
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ TRAINS = "lower its batch or length, or use a machine with more memory"
 WEIGHTS = "use a machine with more memory, or a smaller model"
 SPEED = "write speed = false into [evaluate]"
 CONTROL = "write control = false into [evaluate]"
-OVERRIDE = "--ignore-memory"
 # What planning itself takes: some libraries more, and of addresses those that the threads of a backward pass reserve.
 ROOM, ADDRESSES = 128 * 2**20, 640 * 2**20
 
@@ -65,7 +64,7 @@ def shortage(wanted: Sequence[Need], *, bounds: Sequence[Limit] | None = None) -
     needed, most = need.bytes + (need.beside if limit.shared else 0), now + limit.left
     return (
         f"{need.what} needs about {quantity(needed, 'B')} of memory, and {limit.source} leaves {quantity(most, 'B')} "
-        f"for this run: {need.remedy}, or pass {OVERRIDE} to try."
+        f"for this run: {need.remedy}, or pass {spelled('ignore_memory=True', '--ignore-memory')} to try."
     )
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoo import registry
 from zoo.compressor import Compressor
-from zoo.errors import OutputError, RecipeError, RequestError, ZooError, nearest
+from zoo.errors import OutputError, RecipeError, RequestError, ZooError, nearest, spelled
 from zoo.loading.locate import OWN
 from zoo.options import CompressorOptions, validated
 from zoo.plugins.names import declaration, of_kind
@@ -252,7 +252,7 @@ class _Places:
         steps = path.split(".")
         for over in (".".join(steps[:n]) for n in range(len(steps), 0, -1)):
             if over in self.overridden:
-                return f"{self.name}, --set {over}"
+                return f"{self.name}, {spelled('override', '--set')} {over}"
         line = self._line(table, key, index)
         return f"{self.name}, line {line}" if line else self.name
 
@@ -284,9 +284,10 @@ class _Places:
 
 def _override(data: dict[str, Any], text: str) -> None:
     """Apply "stage.0.layers=first:3"; the value is read as TOML, and as plain text where it is not TOML."""
+    given = f"{spelled('override', '--set')} {text!r}"
     path, equals, raw = text.partition("=")
     if not equals or not all(part.strip() for part in path.split(".")):
-        raise RequestError(f"--set {text!r}: write KEY=VALUE, such as stage.0.layers=first:3.")
+        raise RequestError(f"{given}: write KEY=VALUE, such as stage.0.layers=first:3.")
     try:
         read = tomllib.loads(f"value = {raw}")
         value = read["value"] if len(read) == 1 else raw.strip()
@@ -298,14 +299,14 @@ def _override(data: dict[str, Any], text: str) -> None:
         if isinstance(place, list):
             if not part.isdigit() or int(part) >= len(place):
                 stages = f"stages are numbered from 0 to {len(place) - 1}" if place else "the recipe has no stage"
-                raise RequestError(f"--set {text!r}: there is no {path.strip()!r}; {stages}.")
+                raise RequestError(f"{given}: there is no {path.strip()!r}; {stages}.")
             place = place[int(part)]
         else:
             place = place.setdefault(part, {})
         if not isinstance(place, dict | list):
-            raise RequestError(f"--set {text!r}: {part!r} is a value, not a table.")
+            raise RequestError(f"{given}: {part!r} is a value, not a table.")
     if not isinstance(place, dict):
-        raise RequestError(f"--set {text!r}: name the option too, such as stage.0.layers=first:3.")
+        raise RequestError(f"{given}: name the option too, such as stage.0.layers=first:3.")
     place[last] = value
 
 

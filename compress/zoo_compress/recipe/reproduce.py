@@ -21,7 +21,7 @@ from zoo.artifact.manifest import MANIFEST, read_manifest
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
-from zoo.errors import ArtifactError, RequestError, ZooError
+from zoo.errors import ArtifactError, RequestError, ZooError, spelled
 from zoo.loading import weights
 from zoo.loading.load import load
 from zoo.loading.locate import OWN
@@ -154,7 +154,7 @@ class _Reproduction:
 
     def _looked(self, name: str) -> str:
         return (
-            f"; looked in {self.base.absolute()} (--base names another folder)"
+            f"; looked in {self.base.absolute()} ({spelled('base', '--base')} names another folder)"
             if _is_path(name) and not Path(name).is_absolute()
             else ""
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo import registry
 from zoo.compressor import Compressor
-from zoo.errors import OutputError, RequestError, nearest
+from zoo.errors import OutputError, RequestError, nearest, spelled
 from zoo.loading.load import load
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model
@@ -141,7 +141,7 @@ def selected(
     if not recipe.stages:
         raise RequestError(f"{recipe.file or 'recipe'}: there is no stage to run; add a [[stage]] table.")
     if until is not None and only is not None:
-        raise RequestError("--until and --only exclude each other; give one of them.")
+        raise RequestError(f"{spelled('until and only', '--until and --only')} exclude each other; give one of them.")
     asked = only if until is None else until
     if asked is None:
         return recipe.stages

@@ -12,7 +12,7 @@ import pytest
 
 from zoo.artifact import store
 from zoo.artifact.store import check_writable
-from zoo.errors import OutputError, UnknownName
+from zoo.errors import OutputError, UnknownName, on_command_line
 from zoo.loading.locate import locate
 from zoo.system.writing import why_unwritable
 
@@ -69,3 +69,13 @@ def test_without_force_a_model_that_comes_after_the_check_stays(tmp_path: Path, 
     with pytest.raises(OutputError, match="other processes keep replacing it"):
         store._put(_draft(tmp_path / "mine"), tmp_path / "model", force=False)
     assert (tmp_path / "model").stat().st_ino == theirs
+
+
+def test_the_way_out_is_said_in_the_words_of_who_asks(tmp_path: Path):
+    folder = _draft(tmp_path / "model")
+    with pytest.raises(OutputError, match=r"choose another directory, or pass force=True to replace it\."):
+        check_writable(folder)
+    with on_command_line(), pytest.raises(OutputError, match=r"or pass --force to replace it\."):
+        check_writable(folder)
+    with pytest.raises(OutputError, match="force=True"):
+        check_writable(folder)

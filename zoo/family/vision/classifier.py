@@ -120,7 +120,7 @@ class VisionFamily(Family):
             RequestError: there is no image, or an option is unknown.
             DataError: an image cannot be read.
         """
-        from zoo.errors import RequestError, nearest
+        from zoo.errors import RequestError, nearest, spelled
 
         known = (*self.takes, "stream")
         for name in options.keys() - set(known):
@@ -131,7 +131,7 @@ class VisionFamily(Family):
         images = list(images) if isinstance(images, list | tuple) else [images]
         if not images or images[0] is None:
             raise RequestError(
-                f"{model.spec.name} classifies images, and there is none. Give one with --image PATH, or images=[...]."
+                f"{model.spec.name} classifies images, and there is none. Give one with {spelled('images=[...]', '--image PATH')}."
             )
         count = options.get("count", 5)
         if not isinstance(count, int) or count < 1:
