@@ -17,7 +17,7 @@ def reference() -> str:
         "# Stages and losses",
         "",
         "Written by `python docs/write_stages.py > docs/stages.md`; a test keeps it in step. Every option can be set",
-        "in a recipe's `[[stage]]` table, on the command line with `--set stage.0.NAME=VALUE`, or in Python.",
+        "in a recipe's `[[stage]]` table, on the command line with `--set stage.1.NAME=VALUE`, or in Python.",
         "",
     ]
     for kind, get in (("compressor", registry.compressor), ("loss", registry.loss)):

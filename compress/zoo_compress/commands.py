@@ -18,7 +18,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a value of the recipe, such as stage.0.layers=first:3; may be given several times.",
+        help="Override a value of the recipe, such as stage.1.layers=first:3 or data.train=texts; may be given several times.",
     ),
 ]
 OutOption = Annotated[

@@ -132,16 +132,16 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
         (["plan", "recipe.tml"], "recipe.tml does not exist. Did you mean 'recipe.toml'?"),
         (["compress", "texts"], "texts is not a file."),
         (
-            ["plan", "recipe.toml", "--set", "stage.0.layers"],
-            "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3.",
+            ["plan", "recipe.toml", "--set", "stage.1.layers"],
+            "--set 'stage.1.layers': write KEY=VALUE, such as stage.1.layers=first:3.",
         ),
         (
-            ["plan", "recipe.toml", "--set", "stage.9.layers=1"],
-            "--set 'stage.9.layers=1': there is no 'stage.9.layers'; stages are numbered from 0 to 3.",
+            ["plan", "recipe.toml", "--set", "stage.10.layers=1"],
+            "--set 'stage.10.layers=1': there is no 'stage.10.layers'; stages are numbered from 1 to 4.",
         ),
         (
-            ["plan", "recipe.toml", "--set", "stage.0.layer=1"],
-            "recipe.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? "
+            ["plan", "recipe.toml", "--set", "stage.1.layer=1"],
+            "recipe.toml, --set stage.1.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? "
             "Options: data, samples, length, batch, layers, target, keep_ends.",
         ),
         (

@@ -36,22 +36,22 @@ TOY: dict[str, list[str]] = {
     "quickstart": [
         *SMALL,
         "data.calibration=stdlib:train[:1]",
-        "stage.2.steps=2",
-        "stage.2.batch=2",
-        "stage.2.length=32",
+        "stage.3.steps=2",
+        "stage.3.batch=2",
+        "stage.3.length=32",
     ],
-    "train/tiny_code": [*SMALL, "stage.1.steps=2", "stage.1.batch=2", "stage.1.length=32"],
+    "train/tiny_code": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"],
     **{
-        f"train/{name}": [*SMALL, "stage.1.steps=2", "stage.1.batch=2", "stage.1.length=32"]
+        f"train/{name}": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"]
         for name in ("zlata", "bebeshka")
     },
-    "quickstart-vlm": [*READING, "stage.3.steps=2", "stage.3.batch=2"],
+    "quickstart-vlm": [*READING, "stage.4.steps=2", "stage.4.batch=2"],
     "train/tiny_vlm": [
         *READING,
         "data.start=reading:characters[:4]",
         *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch")),
     ],
-    "quickstart-t2i": [*DRAWING, "stage.2.steps=2", "stage.2.batch=2", *(f"evaluate.{task}.steps=2" for task in DRAWN)],
+    "quickstart-t2i": [*DRAWING, "stage.3.steps=2", "stage.3.batch=2", *(f"evaluate.{task}.steps=2" for task in DRAWN)],
     "train/tiny_t2i": [*DRAWING, *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch"))],
 }
 

@@ -17,9 +17,9 @@ NAMES = ("zoo-example", "zoo-example-catalogue")
 TOY = [
     "data.train=pydoc:train[:6]",
     "data.test=pydoc:test[:1]",
-    "stage.1.steps=3",
-    "stage.1.batch=2",
-    "stage.1.length=64",
+    "stage.2.steps=3",
+    "stage.2.batch=2",
+    "stage.2.length=64",
     "evaluate.speed=false",
 ]
 

@@ -239,7 +239,7 @@ EVIL = [
     "🙂",
     "x" * 5000,
     "%s{0}{name}",
-    "stage.0.use",
+    "stage.1.use",
     "texts[:0]",
     "texts[9:1]",
     "texts[:1000000000000]",

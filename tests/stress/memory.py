@@ -24,9 +24,9 @@ from typing import Any
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALLOWED = 0.25  # of what was measured
 QUICKSTARTS = {
-    "quickstart": ("stage.2.steps",),
-    "quickstart-vlm": ("stage.3.steps",),
-    "quickstart-t2i": ("stage.2.steps",),
+    "quickstart": ("stage.3.steps",),
+    "quickstart-vlm": ("stage.4.steps",),
+    "quickstart-t2i": ("stage.3.steps",),
 }
 SHORT = {
     "quickstart": (),
@@ -157,7 +157,7 @@ def imports(steps: int) -> Figure:
         "import importlib, sys\n"
         "for name in sys.argv[3:]: importlib.import_module(name)\n"
         "from zoo_compress import Recipe, plan\n"
-        "found = plan(Recipe.load(sys.argv[1], overrides=[f'stage.2.steps={sys.argv[2]}']))\n"
+        "found = plan(Recipe.load(sys.argv[1], overrides=[f'stage.3.steps={sys.argv[2]}']))\n"
         "print(max(stage.peak_bytes for stage in found.stages))\n"
     )
     command = [sys.executable, "-c", script, str(EXAMPLES / "quickstart.toml"), str(max(1, steps))]

@@ -35,7 +35,7 @@ def aligned(tensor: Tensor, files: MappedFiles | None = None) -> Tensor:
         return tensor.clone(memory_format=torch.contiguous_format)
     copied = torch.empty_like(tensor)
     step = PIECE // tensor.itemsize
-    for source, place in zip(torch.split(tensor.view(-1), step), torch.split(copied.view(-1), step), strict=True):
+    for source, place in zip(tensor.view(-1).split(step), copied.view(-1).split(step), strict=True):
         place.copy_(source)
         files.let_go(source.data_ptr(), source.nbytes)
     return copied

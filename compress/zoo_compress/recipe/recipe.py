@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoo import registry
 from zoo.compressor import Compressor
-from zoo.errors import OutputError, RecipeError, RequestError, ZooError, nearest, spelled
+from zoo.data.reference import Reference
+from zoo.errors import DataError, OutputError, RecipeError, RequestError, ZooError, nearest, spelled
 from zoo.loading.locate import OWN
 from zoo.options import CompressorOptions, validated
-from zoo.plugins.names import declaration, of_kind
+from zoo.plugins.names import declaration, is_known, of_kind
 from zoo.system.reading import text_of, toml_of
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe file; `overrides` are "stage.0.layers=first:3" and the like.
+        """Read a recipe file; `overrides` are "stage.1.layers=first:3" and the like, with paths from where the command is run.
 
         Raises:
             RecipeError: the file is missing, is not TOML, or something in it does not fit; names file, line and nearest key.
@@ -146,7 +148,7 @@ class Recipe:
         text = text_of(path, error=RecipeError)
         data = toml_of(text, path, error=RecipeError)
         for override in overrides:
-            _override(data, override)
+            _override(data, override, base=path.parent)
         return cls.parse(data, file=path, text=text, overrides=overrides)
 
     @classmethod
@@ -248,7 +250,7 @@ class _Places:
         self.overridden = {override.partition("=")[0].strip() for override in overrides}
 
     def __call__(self, table: str = "", key: str = "", index: int = 0) -> str:
-        path = (f"stage.{index}.{key}" if table == "stage" else f"{table}.{key}").strip(".")
+        path = (f"stage.{index + 1}.{key}" if table == "stage" else f"{table}.{key}").strip(".")
         steps = path.split(".")
         for over in (".".join(steps[:n]) for n in range(len(steps), 0, -1)):
             if over in self.overridden:
@@ -282,12 +284,12 @@ class _Places:
         return found
 
 
-def _override(data: dict[str, Any], text: str) -> None:
-    """Apply "stage.0.layers=first:3"; the value is read as TOML, and as plain text where it is not TOML."""
+def _override(data: dict[str, Any], text: str, *, base: Path) -> None:
+    """Apply "stage.1.layers=first:3"; the value is read as TOML, and as plain text where it is not TOML."""
     given = f"{spelled('override', '--set')} {text!r}"
     path, equals, raw = text.partition("=")
     if not equals or not all(part.strip() for part in path.split(".")):
-        raise RequestError(f"{given}: write KEY=VALUE, such as stage.0.layers=first:3.")
+        raise RequestError(f"{given}: write KEY=VALUE, such as stage.1.layers=first:3.")
     try:
         read = tomllib.loads(f"value = {raw}")
         value = read["value"] if len(read) == 1 else raw.strip()
@@ -297,17 +299,35 @@ def _override(data: dict[str, Any], text: str) -> None:
     place: Any = data
     for part in parents:
         if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
-                stages = f"stages are numbered from 0 to {len(place) - 1}" if place else "the recipe has no stage"
+            if not part.isdecimal() or not 0 < int(part) <= len(place):
+                stages = f"stages are numbered from 1 to {len(place)}" if place else "the recipe has no stage"
                 raise RequestError(f"{given}: there is no {path.strip()!r}; {stages}.")
-            place = place[int(part)]
+            place = place[int(part) - 1]
         else:
             place = place.setdefault(part, {})
         if not isinstance(place, dict | list):
             raise RequestError(f"{given}: {part!r} is a value, not a table.")
     if not isinstance(place, dict):
-        raise RequestError(f"{given}: name the option too, such as stage.0.layers=first:3.")
-    place[last] = value
+        raise RequestError(f"{given}: name the option too, such as stage.1.layers=first:3.")
+    place[last] = _from_here(path.strip(), value, base)
+
+
+def _from_here(key: str, value: Any, base: Path) -> Any:
+    """A value of an override; a path that is there where the command is run is written from `base`, as a recipe's own are."""
+    if isinstance(value, dict):
+        return {name: _from_here(f"{key}.{name}", inner, base) for name, inner in value.items()}
+    if not isinstance(value, str) or not (text := value.strip()):
+        return value
+    path = ""
+    if key.startswith("data."):
+        with suppress(DataError):  # which opening it says better
+            path = Reference.parse(text).source
+    elif re.fullmatch(r"model\.(name|weights)|stage\.\d+\.teacher", key) and ("/" in text or text.startswith(".")):
+        path = text
+    outside = Path(path).is_absolute() or path.startswith("~") or is_known("data", path)
+    if not path or outside or not _is_there(Path(path)) or base.resolve() == Path().resolve():
+        return value
+    return os.path.relpath(Path(path).resolve(), base.resolve()) + text[len(path) :]
 
 
 def located(recipe: Recipe, name: str) -> str:

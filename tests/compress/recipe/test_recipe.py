@@ -286,10 +286,10 @@ def test_a_file_that_is_not_text_is_named_with_the_byte(file: Path):
 @pytest.mark.parametrize(
     ("override", "value"),
     [
-        ("stage.0.layers=first:2", "first:2"),
-        ("stage.0.layers=[0, 5]", [0, 5]),
-        ('stage.0.layers="last:2"', "last:2"),
-        ("stage.0.layers = every:2", "every:2"),
+        ("stage.1.layers=first:2", "first:2"),
+        ("stage.1.layers=[0, 5]", [0, 5]),
+        ('stage.1.layers="last:2"', "last:2"),
+        ("stage.1.layers = every:2", "every:2"),
     ],
 )
 def test_an_override_is_read_as_toml_else_as_text(file: Path, override: str, value: Any):
@@ -303,11 +303,11 @@ def test_overrides_reach_every_table(file: Path):
             "recipe.seed=7",
             "model.weights=random",
             "data.calibration=stdlib:train[:1]",
-            "stage.1.lr=2e-3",
+            "stage.2.lr=2e-3",
             "evaluate.control=true",
             "evaluate.perplexity.max_tokens=5",
             'recipe.summary=a "word" = b',
-            "stage.1.loss=[{use='kl'}]",
+            "stage.2.loss=[{use='kl'}]",
         ],
     )
     assert (recipe.about.seed, recipe.model.weights, recipe.data["calibration"]) == (7, "random", "stdlib:train[:1]")
@@ -325,18 +325,18 @@ def test_the_recipe_as_run_tells_its_overrides(file: Path):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("stage.0.layers", "--set 'stage.0.layers': write KEY=VALUE, such as stage.0.layers=first:3."),
+        ("stage.1.layers", "--set 'stage.1.layers': write KEY=VALUE, such as stage.1.layers=first:3."),
         (
-            "stage.5.layers=1",
-            "--set 'stage.5.layers=1': there is no 'stage.5.layers'; stages are numbered from 0 to 1.",
+            "stage.6.layers=1",
+            "--set 'stage.6.layers=1': there is no 'stage.6.layers'; stages are numbered from 1 to 2.",
         ),
         (
             "stage.one.layers=1",
-            "--set 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 0 to 1.",
+            "--set 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 1 to 2.",
         ),
-        ("=3", "--set '=3': write KEY=VALUE, such as stage.0.layers=first:3."),
-        ("stage..layers=3", "--set 'stage..layers=3': write KEY=VALUE, such as stage.0.layers=first:3."),
-        ("stage.0=1", "--set 'stage.0=1': name the option too, such as stage.0.layers=first:3."),
+        ("=3", "--set '=3': write KEY=VALUE, such as stage.1.layers=first:3."),
+        ("stage..layers=3", "--set 'stage..layers=3': write KEY=VALUE, such as stage.1.layers=first:3."),
+        ("stage.1=1", "--set 'stage.1=1': name the option too, such as stage.1.layers=first:3."),
         ("recipe.name.x=1", "--set 'recipe.name.x=1': 'name' is a value, not a table."),
     ],
 )
@@ -348,12 +348,12 @@ def test_an_override_without_a_place_is_refused(file: Path, override: str, sente
     ("override", "sentence"),
     [
         (
-            "stage.0.layer=first:1",
-            "small.toml, --set stage.0.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?",
+            "stage.1.layer=first:1",
+            "small.toml, --set stage.1.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?",
         ),
         (
-            "stage.1.steps=0",
-            "small.toml, --set stage.1.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1.",
+            "stage.2.steps=0",
+            "small.toml, --set stage.2.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1.",
         ),
         ("recipe.seed=x", "small.toml, --set recipe.seed, [recipe]: seed = 'x': input should be a whole number"),
         (
@@ -443,7 +443,7 @@ def test_a_mutated_recipe_is_read_or_refused_in_a_sentence(draw: st.DataObject):
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(max_size=40), st.sampled_from(["", "stage.0.", "recipe.", "evaluate.", "stage."]))
+@given(st.text(max_size=40), st.sampled_from(["", "stage.1.", "recipe.", "evaluate.", "stage."]))
 def test_any_override_is_taken_or_refused_in_a_sentence(file: Path, text: str, start: str):
     try:
         Recipe.load(file, overrides=[start + text])
@@ -461,3 +461,33 @@ def test_any_bytes_in_a_recipe_are_read_or_refused_in_a_sentence(file: Path, noi
         assert str(error) and error.exit_code == 2
     finally:
         file.write_text(GOOD)
+
+
+def test_an_override_of_a_path_starts_where_the_command_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is there beside the command wins over what is beside the recipe; what is not a path stays as it is."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "recipes")
+    (tmp_path / "here" / "texts").mkdir(parents=True)
+    (tmp_path / "recipes" / "texts").mkdir()
+    (tmp_path / "here" / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in ("recipes", "linked"):
+        file = Path("..") / folder / "small.toml"
+        file.write_text(GOOD)
+        overrides = ["data.train=texts[:4]", "data.more=stdlib:train", "data.other=absent.txt", "model.name=./model"]
+        overrides += ["stage.2.teacher=./model", "model.weights=random"]
+        recipe = Recipe.load(file, overrides=overrides)
+        assert recipe.data["train"] == "../here/texts[:4]" and (file.parent / "../here/texts").is_dir()
+        assert recipe.data["more"] == "stdlib:train" and recipe.data["other"] == "absent.txt"
+        assert (recipe.model.name, recipe.model.weights) == ("../here/model", "random")
+        assert recipe.stages[1].options.teacher == "../here/model"  # type: ignore[attr-defined]
+    monkeypatch.chdir(tmp_path / "recipes")
+    assert Recipe.load("small.toml", overrides=["data.train=texts[:4]"]).data["train"] == "texts[:4]"
+
+
+def test_overrides_count_stages_as_plans_and_messages_do(file: Path):
+    recipe = Recipe.load(file, overrides=["stage.1.layers=first:2"])
+    assert recipe.stages[0].options.layers == "first:2"  # type: ignore[attr-defined]
+    assert recipe.stages[0].label == "stage 1 (inherit)"
+    found = refusal(file, GOOD, RequestError, ("stage.0.layers=first:2",))
+    assert found == "--set 'stage.0.layers=first:2': there is no 'stage.0.layers'; stages are numbered from 1 to 2."

@@ -282,7 +282,7 @@ def test_a_rerun_skips_what_is_finished(zygote: Zygote, place: Path):
 
 def test_a_changed_stage_redoes_itself_and_those_after_it(zygote: Zygote, place: Path, finished: Path):
     before = stages(place)
-    done = compress(zygote, place, "--set", "stage.2.steps=7")
+    done = compress(zygote, place, "--set", "stage.3.steps=7")
     assert (
         done.code == 0
         and "stage 2 (prune.structured): already done" in done.err
@@ -292,7 +292,7 @@ def test_a_changed_stage_redoes_itself_and_those_after_it(zygote: Zygote, place:
     assert [name[:2] for name in after] == ["01", "02", "03", "04"] and len(after.keys() & before.keys()) == 2
     assert {name: after[name] for name in after.keys() & before.keys()} == dict(list(before.items())[:2])
     assert weights(place) != weights(finished)
-    assert (place / OUT / "recipe.toml").read_text() == f"# run with --set stage.2.steps=7\n{RECIPE}"
+    assert (place / OUT / "recipe.toml").read_text() == f"# run with --set stage.3.steps=7\n{RECIPE}"
     assert compress(zygote, place).code == 0 and weights(place) == weights(finished)
     require_tidy(place)
 
@@ -383,7 +383,7 @@ def until(condition: Any) -> None:
 
 
 def test_stopped_while_training_it_goes_on_from_its_last_step(zygote: Zygote, place: Path, tmp_path: Path):
-    args, first = ("compress", "recipe.toml", "--set", "stage.2.steps=120"), results(place)
+    args, first = ("compress", "recipe.toml", "--set", "stage.3.steps=120"), results(place)
     other = Path(shutil.copytree(place, tmp_path / "undisturbed"))
     assert zygote.run(*args, cwd=other).code == 0
 
@@ -503,7 +503,7 @@ def test_an_output_that_cannot_be_written_is_known_before_any_work(
 
 def test_two_runs_do_not_write_into_one_directory(zygote: Zygote, place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
-    with zygote.start("compress", "recipe.toml", "--set", "stage.2.steps=5000", cwd=place, setup=OFTEN) as process:
+    with zygote.start("compress", "recipe.toml", "--set", "stage.3.steps=5000", cwd=place, setup=OFTEN) as process:
         until(lambda: any((place / OUT / "work").glob("*/training.safetensors")))
         who = rf"process {process.pid} on {re.escape(socket.gethostname())}, since 20\S+:\d\d"
         with pytest.raises(

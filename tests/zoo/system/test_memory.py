@@ -161,7 +161,7 @@ def bounded(more: int) -> str:
 def test_a_run_under_a_limit_below_the_plan_is_refused_before_it_begins(zygote: Zygote, tmp_path: Path):
     workplace(tmp_path)
     (tmp_path / "recipe.toml").write_text(RECIPE)
-    large = ("--set", "stage.2.batch=6000")
+    large = ("--set", "stage.3.batch=6000")
     done = zygote.run("compress", "recipe.toml", *large, cwd=tmp_path, setup=bounded(900 * MB))
     assert done.code == 2, done.err
     assert done.err.splitlines()[-1].startswith("error: Stage 3 (distill) needs about ")
@@ -192,7 +192,7 @@ def test_predictions_fit_what_was_measured(zygote: Zygote, tmp_path: Path):
     (tmp_path / "texts/a.py").write_text("def f(a, b):\n    return a + b\n" * 3000)
     head = '[recipe]\nname = "x"\n[model]\nname = "./model"\n[data]\ntrain = "texts"\ncalibration = "texts"\n[evaluate]\ntasks = []\nspeed = false\n'
     (tmp_path / "recipe.toml").write_text(head + STAGES["large-distill"])
-    done = zygote.run("compress", "recipe.toml", "--json", "--set", "stage.1.steps=2", cwd=tmp_path)
+    done = zygote.run("compress", "recipe.toml", "--json", "--set", "stage.2.steps=2", cwd=tmp_path)
     assert done.code == 0, done.err
     figures = list(figures_of("large-distill", json.loads(done.out)))
     assert [figure.stage for figure in figures] == ["inherit", "distill", "quantize.nf4"]

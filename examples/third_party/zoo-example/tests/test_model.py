@@ -61,9 +61,9 @@ def test_the_training_recipe_runs(tmp_path: Path):
     small = [
         "data.train=pydoc:train[:3]",
         "data.test=pydoc:test[:1]",
-        "stage.1.steps=2",
-        "stage.1.batch=2",
-        "stage.1.length=32",
+        "stage.2.steps=2",
+        "stage.2.batch=2",
+        "stage.2.length=32",
     ]
     done = run(Recipe.load(RECIPE, overrides=small), out=tmp_path / "out")
     assert done.load().params == zoo.info("tiny-mingru").params
