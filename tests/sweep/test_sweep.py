@@ -31,14 +31,6 @@ CHOSEN = {
     "timm": ("resnet", "swin_transformer"),
     "diffusers": ("UNet2DConditionModel", "DiTTransformer2DModel"),
 }
-# (architecture, check) -> the known fault, by its id in README.md here or in the list of faults
-KNOWN: dict[tuple[str, str], str] = {
-    ("falcon_h1 causal-lm", "all"): "n11",
-    ("deepseek_v3 causal-lm", "all"): "n11",
-    ("mamba causal-lm", "all"): "p7",
-    **{(name, "all"): "n11" for name in ("t5 seq2seq", "bart seq2seq")},
-    **{("t5 seq2seq", check): "n12" for check in ("quantize.int8", "quantize.nf4", "lowrank.svd")},
-}
 CASES = [
     (part, name, check) for part, names in CHOSEN.items() for name in names for check in ("load", *page.COLUMNS[1:])
 ]
@@ -55,14 +47,8 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return lines
 
 
-def _case(part: str, name: str, check: str) -> Any:
-    fault = KNOWN.get((name, check))
-    marks = [pytest.mark.xfail(strict=True, reason=fault)] if fault else []
-    return pytest.param(part, name, check, marks=marks, id=f"{name}: {check}")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("part", "name", "check"), [_case(*case) for case in CASES])
+@pytest.mark.parametrize(("part", "name", "check"), CASES, ids=[f"{name}: {check}" for _, name, check in CASES])
 def test_it_works_or_is_refused_in_the_plan(
     part: str, name: str, check: str, findings: dict[str, dict[str, Any]]
 ) -> None:

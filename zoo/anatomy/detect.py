@@ -11,6 +11,7 @@ Only shapes are read: the module may be on the meta device, and a projection may
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from zoo.anatomy.modules import (
     looks_like_norm,
     sizes_of,
 )
-from zoo.anatomy.parts import Anatomy, Block, Stack
+from zoo.anatomy.parts import Anatomy, Attention, Block, Stack
 
 CROSS_ATTENTION = ("cross", "encdec", "encoder_attn", "attn2")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
@@ -208,17 +209,18 @@ def _leaves(module: nn.Module, scope: str, skip: str) -> Iterator[tuple[str, nn.
 
 def _block(block: nn.Module, path: str, config: Any) -> Block:
     owners = [Owner(f"{path}.{name}".strip("."), part) for name, part in block.named_modules()]
-    attentions = [
-        attention
-        for owner in owners
-        if not any(word in owner.path.removeprefix(path).lower() for word in CROSS_ATTENTION)
-        and (attention := read_attention(owner, owners, config))
-    ]
+    attentions: list[Attention] = []
+    crosses: list[Attention] = []
+    for owner in owners:
+        if attention := read_attention(owner, owners, config):
+            crossing = any(word in owner.path.removeprefix(path).lower() for word in CROSS_ATTENTION)
+            (crosses if crossing else attentions).append(attention)
     ffns = [ffn for owner in owners if (ffn := read_experts(owner, owners) or read_ffn(owner, block))]
     return Block(
         path=path,
         attention=attentions[0] if len(attentions) == 1 else None,
         ffn=ffns[0] if len(ffns) == 1 else None,
+        cross=crosses[0] if len(crosses) == 1 else None,
     )
 
 
@@ -229,7 +231,7 @@ def _with_norms(module: nn.Module, block: Block, width: int) -> Block:
         for name, part in module.get_submodule(block.path).named_modules(prefix=block.path)
         if is_norm(part, width) and not (attention and inside(name, attention) and is_head_norm(name))
     )
-    return Block(block.path, block.attention, block.ffn, norms)
+    return replace(block, norms=norms)
 
 
 # --- small questions ------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from zoo.anatomy.coverage import said
+
 if TYPE_CHECKING:
     from zoo.model.model import Model
 
@@ -33,7 +35,9 @@ def card(model: Model, plain: str) -> str:
     ]
     if model.lineage:
         lines += ["## How it was made", ""]
-        lines += [f"{i}. `{stage.use}` {_inline(stage.options)}" for i, stage in enumerate(model.lineage, 1)]
+        for i, stage in enumerate(model.lineage, 1):
+            lines.append(f"{i}. `{stage.use}` {_inline(stage.options)}")
+            lines += [f"   {left}"] if (left := said(stage.record)) else []
         lines.append("")
     for heading, content in model.notes.items():
         lines += [f"## {heading}", "", *_prose(content), ""]

@@ -35,7 +35,9 @@ def aligned(tensor: Tensor, files: MappedFiles | None = None) -> Tensor:
         return tensor.clone(memory_format=torch.contiguous_format)
     copied = torch.empty_like(tensor)
     step = PIECE // tensor.itemsize
-    for source, place in zip(tensor.view(-1).split(step), copied.view(-1).split(step), strict=True):
+    flat, places = tensor.view(-1), copied.view(-1)
+    for start in range(0, len(flat), step):
+        source, place = flat[start : start + step], places[start : start + step]
         place.copy_(source)
         files.let_go(source.data_ptr(), source.nbytes)
     return copied

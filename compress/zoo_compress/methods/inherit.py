@@ -40,7 +40,7 @@ class Inherit(Compressor):
     """
 
     name = "inherit"
-    version = 2  # since text begins with <bos>, and padding takes no part
+    version = 2  # since text begins with <bos>, padding takes no part, and what is numbered by block follows
 
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
 from zoo.anatomy.parts import Target
 from zoo.compressor import Compressor, require_dense
@@ -71,7 +72,7 @@ class LowRankSVD(Compressor):
     """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
 
     name = "lowrank.svd"
-    version = 2  # since text begins with <bos>, and padding takes no part
+    version = 2  # since text begins with <bos>, padding takes no part, and cross-attention does
     accepts = ("shared",)
     leaves = "factored"
 
@@ -98,12 +99,14 @@ class LowRankSVD(Compressor):
         require_dense(state, paths, stage=self.name, does="factors", allow=self.accepts, leaves=self.leaves)
         if not _ranks(model.module, target, options):
             raise Refused(
-                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be factored."
+                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be factored. "
+                f"{said(left_out(model, options.target))}".strip()
             )
         require_sharers(model.module, paths, stage=self.name)
 
     def outline(self, model: Model, options: Options) -> Record:
-        return {"ranks": _ranks(model.module, model.anatomy.select(options.target), options)}
+        ranks = _ranks(model.module, model.anatomy.select(options.target), options)
+        return {"ranks": ranks, **left_out(model, options.target)}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)

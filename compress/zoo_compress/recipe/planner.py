@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import registry
+from zoo.anatomy.coverage import said
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
@@ -88,15 +89,17 @@ def _foreseen(
     """Take a stage on the skeleton, and say what it leaves and needs; `in_memory` are the weights before it."""
     compressor, options = request.compressor, request.options
     before, (working, doubt) = in_memory.resident(model), _working(request, model, context)
-    note = " ".join(filter(None, (compressor.note(model, options), _untaught(recipe, request), doubt)))
-    skeleton = model.copy()
+    own_note, skeleton = compressor.note(model, options), model.copy()
     with blamed(request):
-        advance(model, state, request, compressor.outline(model, options), seed=recipe.about.seed)
+        record = compressor.outline(model, options)
+        advance(model, state, request, record, seed=recipe.about.seed)
         untried = compressor.structural and not runs_dry(skeleton, model, compressor)
     if compressor.tokenizes:
         model.processor = None
     peak = before + (_run_bytes(model) if working is None else working)
-    note = f"{note} {UNTRIED}".strip() if untried else note
+    note = " ".join(
+        filter(None, (own_note, said(record), _untaught(recipe, request), doubt, UNTRIED if untried else ""))
+    )
     return PlannedStage(request.use, model.params, model.bytes, peak, note, options.model_dump(mode="json"), untried)
 
 

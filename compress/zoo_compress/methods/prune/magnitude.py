@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.parts import Block, Part
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
@@ -30,6 +31,7 @@ class PruneMagnitude(Compressor):
     """Zero the smallest weights of every targeted projection (Han et al. 2015, section 3)."""
 
     name = "prune.magnitude"
+    version = 2  # 1 left cross-attention as it was
     accepts = ("sparse", "shared")
     leaves = "sparse"
     structural = False
@@ -74,12 +76,14 @@ class PruneMagnitude(Compressor):
                 )
         if not parts:
             raise Refused(
-                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be pruned."
+                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be pruned. "
+                f"{said(left_out(model, options.target))}".strip()
             )
 
     def outline(self, model: Model, options: Options) -> Record:
         paths = dict.fromkeys(part.path for part, _ in _parts(model, options))
-        return {"pattern": options.pattern, "sparsity": _sparsity(options), "paths": list(paths)}
+        done = {"pattern": options.pattern, "sparsity": _sparsity(options), "paths": list(paths)}
+        return {**done, **left_out(model, options.target)}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)

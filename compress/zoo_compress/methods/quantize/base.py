@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
 from zoo.anatomy.parts import Anatomy, Stack
 from zoo.compressor import Compressor, require_dense
@@ -52,6 +53,7 @@ class ScaledInt8Embedding(Int8Embedding):
 class Quantize(Compressor):
     """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
 
+    version = 2  # 1 left cross-attention as it was
     bits: ClassVar[int]
     convolutions: ClassVar[bool] = False  # whether convolutions are packed as well
     accepts = ("sparse", "shared", "factored")
@@ -76,7 +78,10 @@ class Quantize(Compressor):
         modules = self._modules(model, options)
         require_dense(state, modules, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
         if not modules:
-            raise Refused(f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip.")
+            left = said(left_out(model, options.target))
+            raise Refused(
+                f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip. {left}".strip()
+            )
         for path, kind in modules.items():
             part = model.module.get_submodule(path)
             if kind == EMBEDDING:
@@ -87,7 +92,11 @@ class Quantize(Compressor):
         require_sharers(model.module, modules, stage=self.name)
 
     def outline(self, model: Model, options: Any) -> Record:
-        return {"modules": self._modules(model, options), **self.settings(options)}
+        return {
+            "modules": self._modules(model, options),
+            **self.settings(options),
+            **left_out(model, options.target),
+        }
 
     def apply(self, model: Model, options: Any, context: Context) -> Record:
         record = self.outline(model, options)
