@@ -204,6 +204,12 @@ def show_plan(found: Any) -> None:
     for overlap in found.overlaps:
         if not overlap.of_test:
             print(f"  {overlap}")
+    judged = [licence for licence in found.inherits if licence.judged]
+    fine = ", ".join(f"{licence.of} ({licence.license})" for licence in found.inherits if not licence.judged)
+    if fine:
+        print(f"  the result inherits the licences of {fine}")
+    for licence in judged:
+        print(f"  the result inherits the licence of {licence}")
     print(
         f"  needs {quantities.size(found.disk_bytes)} of disk ({quantities.size(found.free_disk_bytes)} free); "
         f"{quantities.size(found.free_memory_bytes)} of memory free"

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from zoo.anatomy.coverage import said
+from zoo.model.licences import inherited, overall
 
 if TYPE_CHECKING:
     from zoo.model.model import Model
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 
 def card(model: Model, plain: str) -> str:
     """Write the card of a model in Markdown; `plain` says why the ecosystem's library cannot load it, or is empty."""
-    spec, library = model.spec, model.family.library
+    spec, library, licences = model.spec, model.family.library, inherited(model)
     lines = [
         "---",
-        f"license: {spec.license.lower() or 'unknown'}",
+        f"license: {overall(licences)}",
         "library_name: zoo",
         "---",
         "",
@@ -38,7 +39,8 @@ def card(model: Model, plain: str) -> str:
         for i, stage in enumerate(model.lineage, 1):
             lines.append(f"{i}. `{stage.use}` {_inline(stage.options)}")
             lines += [f"   {left}"] if (left := said(stage.record)) else []
-        lines.append("")
+        lines += ["", "## Licences", "", "What it was made of, and so inherits:", ""]
+        lines += [*(f"- {licence}" for licence in licences), ""]
     for heading, content in model.notes.items():
         lines += [f"## {heading}", "", *_prose(content), ""]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zoo.errors import ArtifactError, RequestError, one_line
 from zoo.loading import weights
 from zoo.loading.contents import instead_of_a_model
 from zoo.model.building import cast_named
+from zoo.model.licences import stated_in
 from zoo.model.model import Model, build_empty, build_skeleton
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_name
@@ -128,6 +130,8 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize
     read = family.read_dequantized if dequantize else family.read_foreign
     model = read(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
     align(model.module, just_read=True)
+    if not model.spec.license:
+        model.spec = replace(model.spec, license=stated_in(path / "README.md"))
     return model
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.model.licences import of_data, of_teacher, problem_of_licences
 from zoo.system.writing import sha256_of
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Inputs:
             for role in compressor.roles(options)
             if role in context.data
         }
+        self.licenses = of_data(about["reference"] for about in self.data.values())
         self.context = replace(context, load=self._load if context.load else None)
         self._loads = context.load
 
@@ -129,6 +131,8 @@ class Inputs:
         assert self._loads is not None
         model = self._loads(name)
         self.teachers[name] = weights_digest(Path(model.origin)) if model.origin != "random" else "random"
+        if name != "original":
+            self.licenses |= of_teacher(name, model)
         return model
 
     def made(self, model: Model) -> dict[str, Any]:
@@ -136,6 +140,7 @@ class Inputs:
         return {
             "data": self.data,
             "teachers": self.teachers,
+            "licenses": self.licenses,
             "with": circumstances(model.device.type),
             "sha256": tensors_digest(model),
         }
@@ -165,6 +170,8 @@ def problem_of_made(table: Any) -> str:
         for dataset in data
     ):
         return "its data has no reference and fingerprint"
+    if problem := problem_of_licences(table.get("licenses", {})):
+        return problem
     texts = (*table["teachers"].values(), *table["with"].values())
     return "" if all(isinstance(text, str) for text in texts) else "a teacher or a circumstance is no text"
 

@@ -66,6 +66,7 @@ class Declared:
     recognises: tuple[str, ...] = ()
     prefix: str = ""  # families only: "timm:NAME" is a model of theirs, whatever NAME is
     task: str = ""  # families only: of the models so named
+    license: str = ""  # of a data source's records, such as "CC-BY-4.0"
     more: Mapping[str, Any] = field(default_factory=dict, hash=False)  # values of keys that only its kind has
 
 

@@ -91,6 +91,7 @@ KINDS: dict[str, Kind] = {
             ("zoo.data.dataset:Source",),
             "a data source",
             called="data source",
+            keys={"license": "text"},
             checks=f"{CHECKS}.data:checks_of_data",
         ),
         Kind(

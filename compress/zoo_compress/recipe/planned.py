@@ -10,6 +10,7 @@ from typing import Any
 from zoo.catalog import ModelSpec
 from zoo.data.dataset import Dataset
 from zoo.data.overlap import Overlap
+from zoo.model.licences import Inherited
 from zoo.system.memory import limits
 from zoo_compress.recipe.needs import needs, shortage
 from zoo_compress.recipe.recipe import Recipe
@@ -38,6 +39,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     data: Mapping[str, Dataset]
     licenses: Mapping[str, str]
+    inherits: tuple[Inherited, ...]  # by the result: of the base, the teachers and the data of its stages
     disk_bytes: int
     free_disk_bytes: int
     free_memory_bytes: int
@@ -61,6 +63,7 @@ class Plan:
             "recipe": self.recipe.about.name,
             "model": self.spec.name,
             "licenses": dict(self.licenses),
+            "inherits": [{"of": one.of, "license": one.license, "judged": one.judged} for one in self.inherits],
             "data": {
                 role: {"reference": d.name, "records": len(d), "fingerprint": d.fingerprint}
                 for role, d in self.data.items()

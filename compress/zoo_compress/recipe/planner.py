@@ -7,7 +7,7 @@ counts are exact and a stage that cannot follow another is refused before a weig
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from zoo.loading import weights
 from zoo.loading.load import load
 from zoo.loading.locate import OWN, stored_in
 from zoo.model.context import Context
+from zoo.model.licences import Inherited, inherited, of_data, of_teacher
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
@@ -43,6 +44,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     """
     model = skeleton_of(recipe)
     require_room()
+    licences = inherited(model)
     data = _open_all(recipe)
     recipe = recipe.measured_by(model.family.usual_task(data.get("test")))
     _require_test(recipe, data)
@@ -74,6 +76,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
             model.spec.name: model.spec.license or "unknown",
             **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()},
         },
+        inherits=_inherits(recipe, licences, teachers, data),
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
         free_disk_bytes=shutil.disk_usage(folder).free,
         free_memory_bytes=psutil.virtual_memory().available,
@@ -81,6 +84,18 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         control=control and replace(control, peak_bytes=base + control.peak_bytes),
         overlaps=overlaps(data),
     )
+
+
+def _inherits(
+    recipe: Recipe, licences: Iterable[Inherited], teachers: Mapping[str, Model], data: Mapping[str, Dataset]
+) -> tuple[Inherited, ...]:
+    """What the result will inherit: what the model has already, then of the teachers and the data of every stage."""
+    found = {licence.of: licence.license for licence in licences}
+    for request in recipe.stages:
+        for name, teacher in _own(request, teachers):
+            found |= of_teacher(name, teacher) if name != "original" else {}
+        found |= of_data(data[role].name for role in request.compressor.roles(request.options) if role in data)
+    return tuple(Inherited(of, license) for of, license in found.items())
 
 
 def _foreseen(
