@@ -159,7 +159,8 @@ def _made_with(model: Model) -> dict[str, Any]:
     except RequestError:  # a family that nobody declares, which can be saved but not loaded
         family = model.spec.plugin
     installed = {plugin.name: plugin for plugin in manager.plugins_in_use()}
-    names = {family, model.spec.plugin, *(stage.plugin for stage in model.lineage)} & installed.keys()
+    taken = (plugin for stage in model.lineage for plugin in stage.made.get("uses", {}).values())
+    names = {family, model.spec.plugin, *(stage.plugin for stage in model.lineage), *taken} & installed.keys()
     table = {name: {"distribution": installed[name].distribution, "version": installed[name].version} for name in names}
     return {"family_plugin": family, "plugins": table}
 

@@ -28,6 +28,7 @@ from zoo.errors import DataError, RequestError, nearest
 
 if TYPE_CHECKING:
     from zoo.data.dataset import Source
+    from zoo.plugins.declarations import Declared
 
 
 def open_data(text: str, *, base: Path | None = None) -> Dataset:
@@ -47,9 +48,7 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
     from zoo.plugins.names import is_known
 
     samples: Iterable[Sample]
-    # a plugin and its source rather than a source and its split
-    if is_known("data", f"{reference.source}:{reference.split}"):
-        reference = replace(reference, source=f"{reference.source}:{reference.split}", split="")
+    reference = _with_plugin(reference)
     if reference.source.startswith("hub:"):
         samples = _from_hub(reference)
     elif there and not is_known("data", reference.source):
@@ -62,11 +61,31 @@ def open_data(text: str, *, base: Path | None = None) -> Dataset:
     return Dataset(text, cut)
 
 
+def declared_source(text: str) -> Declared | None:
+    """Return the declaration of the source that a reference names; None where it names a file or a data set of the hub."""
+    from zoo.plugins.names import declaration
+
+    try:
+        return declaration("data", _with_plugin(Reference.parse(text)).source)
+    except RequestError:
+        return None
+
+
+def _with_plugin(reference: Reference) -> Reference:
+    """Take "x:y" for a plugin and its source, rather than for a source and its split, where there is such a source."""
+    from zoo.plugins.names import is_known
+
+    full = f"{reference.source}:{reference.split}"
+    return replace(reference, source=full, split="") if is_known("data", full) else reference
+
+
 def _from_source(reference: Reference, path: Path) -> Iterable[Sample]:
+    from zoo.plugins import manager
     from zoo.plugins.names import is_known, of_kind, resolve, why_unused
 
     if not is_known("data", reference.source):
-        if reason := why_unused("data", reference.source):
+        full = f"{reference.source}:{reference.split}" if manager.is_installed(reference.source) else ""
+        if reason := why_unused("data", full or reference.source):
             raise DataError(reason)
         names = of_kind("data")
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []

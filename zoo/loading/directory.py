@@ -199,26 +199,24 @@ def require_plugins(manifest: Manifest, path: Path) -> None:
             what, plugin = f"stage {number} ({stage.use})", stage.plugin
             declaration("compressor", stage.use, plugin=plugin)
     except RequestError as error:
-        raise ArtifactError(f"{path}: {what} {_missing(plugin, manifest) or f'is not to be had: {error}'}") from None
+        raise ArtifactError(f"{path}: {what} {missing(plugin, manifest) or f'is not to be had: {error}'}") from None
 
 
-def _missing(name: str, manifest: Manifest) -> str:
+def missing(name: str, manifest: Manifest, *, then: str = "load again") -> str:
     """Say why a plugin does not give what a saved model needs, and what to do about it; "" where it is not known which."""
     if not name:
         return ""
     made = manifest.plugins.get(name, {})
     if reason := manager.why_absent(name):
         known = str(made.get("distribution", ""))
-        remedy = (
-            f": `zoo plugins install {known}`, then load again" if is_name(known) else "; install it, then load again"
-        )
+        remedy = f": `zoo plugins install {known}`, then {then}" if is_name(known) else f"; install it, then {then}"
         return f"needs plugin {name}, which {reason}" + (f"{remedy}." if reason == "is not installed" else ".")
     plugin = manager.find(name)
     if plugin.fault and not plugin.names:
         return f"needs plugin {name}, which cannot be used: {plugin.fault}"
     version = str(made.get("version", ""))
-    then = f"; the model was made with version {version}" if version.isprintable() and version else ""
-    return f"is not in plugin {name} {plugin.version}, which is installed{then}."
+    made_with = f"; the model was made with version {version}" if version.isprintable() and version else ""
+    return f"is not in plugin {name} {plugin.version}, which is installed{made_with}."
 
 
 def from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None) -> Model:

@@ -15,7 +15,7 @@ from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
 from zoo.model.trial import UNFIT, require_running, runs
-from zoo.plugins.names import declaration, name_to_write, object_of, resolve
+from zoo.plugins.names import declaration, name_to_write, object_of, resolve, used
 from zoo.system.processes import require_one_process
 from zoo.tensors.finite import require_fitting
 
@@ -137,14 +137,15 @@ class Model:
         require_finite(self, what=compressor.name)
         before = runs(self) if compressor.structural and self.device.type != "meta" else "not"
         inputs = Inputs(compressor, options, context)
-        record = as_json(compressor.apply(self, options, inputs.context), stage=compressor.name)
+        with used() as resolved:
+            record = as_json(compressor.apply(self, options, inputs.context), stage=compressor.name)
         require_finite(
             self, what=f"{compressor.name} left the model damaged", remedy="Nothing was saved; other options may help."
         )
         require_running(self, compressor, before=before)
         self.round()
         done = stage_of(compressor, options.model_dump(mode="json"), record, seed=context.seed)
-        self.lineage = (*self.lineage, replace(done, made=inputs.made(self)))
+        self.lineage = (*self.lineage, replace(done, made=inputs.made(self, resolved)))
 
     def skeleton(self) -> Model:
         """An empty copy on the meta device: the same structure, no memory."""

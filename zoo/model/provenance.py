@@ -6,13 +6,14 @@ import functools
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.data.open import declared_source
 from zoo.model.licences import of_data, of_teacher, problem_of_licences
 from zoo.system.writing import sha256_of
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from zoo.compressor import Compressor
     from zoo.model.context import Context
     from zoo.model.model import Model
+    from zoo.plugins.declarations import Declared
 
+TAKEN = ("loss", "data", "evaluator")  # the kinds of things that a stage takes of plugins, beside itself
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # weights, and what a tokenizer is made of
 # whose versions numbers depend on
 PACKAGES = ("zoo-compress", "torch", "transformers", "tokenizers", "timm", "diffusers")
@@ -135,12 +138,15 @@ class Inputs:
             self.licenses |= of_teacher(name, model)
         return model
 
-    def made(self, model: Model) -> dict[str, Any]:
-        """What the lineage says of how a stage was made; `model` is what it left."""
+    def made(self, model: Model, resolved: Iterable[Declared]) -> dict[str, Any]:
+        """What the lineage says of how a stage was made; `model` is what it left, `resolved` what it took of plugins."""
+        sources = (declared_source(about["reference"]) for about in self.data.values())
+        taken = {entry for entry in (*resolved, *sources) if entry is not None and entry.kind in TAKEN}
         return {
             "data": self.data,
             "teachers": self.teachers,
             "licenses": self.licenses,
+            "uses": dict(sorted((f"{entry.kind} {entry.name}", entry.plugin) for entry in taken)),
             "with": circumstances(model.device.type),
             "sha256": tensors_digest(model),
         }
@@ -172,8 +178,11 @@ def problem_of_made(table: Any) -> str:
         return "its data has no reference and fingerprint"
     if problem := problem_of_licences(table.get("licenses", {})):
         return problem
-    texts = (*table["teachers"].values(), *table["with"].values())
-    return "" if all(isinstance(text, str) for text in texts) else "a teacher or a circumstance is no text"
+    uses = table.get("uses", {})  # what an older zoo wrote has none
+    if not isinstance(uses, dict):
+        return "what it uses is no table"
+    texts = (*table["teachers"].values(), *table["with"].values(), *uses.values())
+    return "" if all(isinstance(text, str) for text in texts) else "a teacher, a plugin or a circumstance is no text"
 
 
 @contextmanager

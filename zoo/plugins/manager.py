@@ -92,6 +92,11 @@ def installed() -> tuple[str, ...]:
     return tuple(entry.name for entry in entries().values())
 
 
+def is_installed(name: str) -> bool:
+    """Whether a plugin of that name is installed, in use or not."""
+    return normalised(name) in entries()
+
+
 def holders(kind: str, name: str) -> tuple[str, ...]:
     """The plugins that a short name may mean: none, one, or several of which none is ours, so that it is ambiguous."""
     return _in_use().holders.get((kind, name), ())

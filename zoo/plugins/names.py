@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,18 @@ def refresh() -> None:
 
 
 _objects: dict[Declared, Any] = {}  # what has been resolved so far
+_noting: list[set[Declared]] = []  # by those who want to know what is resolved
+
+
+@contextlib.contextmanager
+def used() -> Iterator[set[Declared]]:
+    """Note what is resolved inside, by whatever name: a stage may leave it to a family which losses it takes."""
+    entries: set[Declared] = set()
+    _noting.append(entries)
+    try:
+        yield entries
+    finally:
+        _noting.pop()
 
 
 def resolve(kind: str, name: str, *, plugin: str = "") -> Any:
@@ -183,6 +196,8 @@ def resolve(kind: str, name: str, *, plugin: str = "") -> Any:
 
 def object_of(entry: Declared) -> Any:
     """Return the object behind a declaration, as `resolve` does."""
+    for entries in _noting:
+        entries.add(entry)
     if entry not in _objects:
         _objects[entry] = _checked(entry, _imported(entry))
     return _objects[entry]

@@ -23,6 +23,7 @@ from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, RequestError, ZooError, spelled
 from zoo.loading import weights
+from zoo.loading.directory import missing
 from zoo.loading.load import load
 from zoo.loading.locate import OWN
 from zoo.model.context import Context, Progress, Silent
@@ -30,7 +31,8 @@ from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
 from zoo.model.provenance import circumstances, threads, weights_digest
 from zoo.options import CompressorOptions, validated
-from zoo.plugins import manager
+from zoo.plugins import kinds, manager
+from zoo.plugins.names import declaration
 from zoo.system.processes import require_one_process
 from zoo_compress.recipe.differences import Outcome, Saved, made_otherwise
 
@@ -165,6 +167,7 @@ class _Reproduction:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the manifest does not say what {label} was made with (an older zoo wrote it)."
             )
+        self._require_used(stage, label)
         compressor = registry.compressor(stage.use, plugin=stage.plugin)
         compressor.require_version(stage.version)
         options = validated(compressor.Options, stage.options, what=label)
@@ -177,6 +180,18 @@ class _Reproduction:
         for name, expected in stage.made["teachers"].items():
             self._require_teacher(name, expected, label)
         return _Step(index, stage, compressor, options, data)
+
+    def _require_used(self, stage: Stage, label: str) -> None:
+        """Refuse where a loss, a data source or whatever else a stage took of a plugin cannot be had of it here."""
+        for thing, plugin in stage.made.get("uses", {}).items():
+            kind, _, name = thing.partition(" ")
+            try:
+                declaration(kind, name, plugin=plugin)
+            except RequestError:
+                raise Unreproducible(
+                    f"{self.path} cannot be made again: the {kinds.label(kind)} {name!r} of {label} "
+                    f"{missing(plugin, self.manifest, then='try again')}"
+                ) from None
 
     def _data(self, role: str, about: Mapping[str, str], label: str) -> Dataset:
         reference, expected = about["reference"], about["fingerprint"]

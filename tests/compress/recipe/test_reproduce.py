@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from outsiders import install
 from tiny import RECIPE, workplace
 from zoo_compress import Recipe, apply, run
 from zoo_compress.recipe.reproduce import Unreproducible, reproduce
@@ -17,6 +18,7 @@ from zoo_compress.recipe.reproduce import Unreproducible, reproduce
 import zoo
 from zoo import cli, registry
 from zoo.artifact.manifest import manifest_text, read_manifest
+from zoo.plugins.names import refresh
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +235,82 @@ def test_a_damaged_artifact_is_not_compared(place: Path):
         file.seek(-1, 2)
         file.write(b"\xff")
     assert "model.safetensors does not have the sha256 of the manifest" in refusal(place / "run", base=place)
+
+
+# --- what came from plugins -------------------------------------------------------------------------------------------
+
+REGISTRY = """
+[[loss]]
+name = "gap"
+summary = "Made up for a test"
+
+[[data]]
+name = "rhymes"
+summary = "Made up for a test"
+"""
+PLUGIN = """
+from zoo.hooks import hookimpl
+
+@hookimpl
+def register_losses(register):
+    register("gap", "out_taught.things:Gap")
+
+@hookimpl
+def register_data(register):
+    register("rhymes", "out_taught.things:Rhymes")
+"""
+THINGS = """
+from zoo.data import Sample
+from zoo.loss import RowLoss
+
+class Gap(RowLoss):
+    def __call__(self, student_NV, teacher_NV, rows, options):
+        return (student_NV - teacher_NV).square().mean(-1)
+
+class Rhymes:
+    splits = ("train",)
+
+    def records(self, split):
+        return [Sample({"text": "so it goes and so it grows " * 40}, f"rhymes:{split}:1")]
+"""
+
+
+@pytest.fixture
+def taught(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """A recipe with a loss and data of an outside plugin, run; and the folder that the plugin is installed in."""
+    site = tmp_path / "site"
+    package = install(site, "out_taught", registry=REGISTRY, code=PLUGIN, distribution="out-taught")
+    (package / "things.py").write_text(THINGS)
+    monkeypatch.syspath_prepend(site)
+    refresh()
+    recipe = RECIPE.replace('train = "texts[:4]"', 'train = "rhymes"').replace(
+        '"distill"', '"distill"\nloss = [{use = "gap"}]'
+    )
+    (place / "taught.toml").write_text(recipe)
+    run(Recipe.load(place / "taught.toml"), out=place / "taught")
+    yield place, site
+    monkeypatch.undo()
+    refresh()
+
+
+def test_what_came_from_a_plugin_is_recorded_and_named_when_the_plugin_is_gone(taught: tuple[Path, Path]):
+    place, site = taught
+    assert reproduce(place / "taught", base=place).identical
+    manifest = json.loads((place / "taught/zoo.json").read_text())
+    assert manifest["lineage"][2]["made"]["uses"] == {"loss gap": "out_taught", "data rhymes": "out_taught"}
+    assert manifest["plugins"]["out_taught"] == {"distribution": "out-taught", "version": "1.0"}
+
+    data = REGISTRY.index("[[data]]")
+    (site / "out_taught/registry.toml").write_text('api = ">=1,<2"\n' + REGISTRY[data:])
+    refresh()
+    assert refusal(place / "taught", base=place) == (
+        "taught cannot be made again: the loss 'gap' of stage 3 (distill) is not in plugin out_taught 1.0, "
+        "which is installed; the model was made with version 1.0."
+    )
+    shutil.rmtree(site)
+    refresh()
+    assert zoo.load(place / "taught").params, "it is loaded without"
+    assert refusal(place / "taught", base=place) == (
+        "taught cannot be made again: the data source 'rhymes' of stage 3 (distill) needs plugin out_taught, "
+        "which is not installed: `zoo plugins install out-taught`, then try again."
+    )
