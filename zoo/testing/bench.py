@@ -16,7 +16,7 @@ from zoo.plugins.names import resolve
 from zoo.testing.alphabet import give_processor
 from zoo.testing.check import Once, Skipped
 from zoo.testing.fresh import shared
-from zoo.testing.materials import data_for
+from zoo.testing.materials import awake, data_for
 
 if TYPE_CHECKING:
     from zoo.model.model import Model
@@ -41,7 +41,7 @@ class Bench:
         self.plugin = plugin
         self.fresh = shared()
         self._models: dict[tuple[str, bool], Once[Model]] = {}
-        self._saved: dict[tuple[str, bool], Path] = {}
+        self._saved: dict[str, Path] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="zoo-check.")  # goes with the bench
 
     @cached_property
@@ -89,13 +89,13 @@ class Bench:
         except Exception as error:
             raise Skipped(f"{base} cannot be had: {one_line(error)}") from None
 
-    def saved(self, base: str, *, random: bool = False) -> Path:
-        """The model of a base as it is loaded from disk, for another process; saved once."""
-        key = (base, random)
-        if key not in self._saved:
-            folder = Path(self._folder.name) / f"{len(self._saved)}"
-            self._saved[key] = self.model(base, random=random).save(folder)
-        return self._saved[key]
+    def start(self, base: str, *, random: bool = False) -> dict[str, str]:
+        """How another process comes by the model of a base, as `zoo.testing.fresh` reads it; where it is saved, once."""
+        if random:
+            return {"random": self.bases.get(base, base)}
+        if base not in self._saved:
+            self._saved[base] = self.model(base).save(Path(self._folder.name) / f"{len(self._saved)}")
+        return {"saved": str(self._saved[base])}
 
     def batch(self, model: Model) -> Batch:
         """A training batch of the model's own windows."""
@@ -151,18 +151,6 @@ def _loaded(name: str, *, random: bool) -> Model:
     model = awake(load(name, weights="random"))
     if not random:
         give_processor(model)
-    return model
-
-
-def awake(model: Model) -> Model:
-    """Give parameters that begin as zero small numbers, so that every weight matters to the output."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.module.parameters():
-            if not parameter.any():
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model
 
 

@@ -16,9 +16,12 @@ import tempfile
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import one_line
+
+if TYPE_CHECKING:
+    from zoo.model.model import Model
 
 Answer = dict[str, Any]
 
@@ -64,24 +67,24 @@ class FreshProcess:
         answer = self._ask({"random": name})
         return str(answer.get("tensors", answer.get("error")))
 
-    def applied(self, compressor: str, options: dict[str, Any], start: Path) -> Answer:
-        """Apply a compressor there to a saved model; return the hash of the tensors it leaves, and its record.
+    def applied(self, compressor: str, options: dict[str, Any], start: dict[str, str]) -> Answer:
+        """Apply a compressor there to a model (`Bench.start`); return the hash of the tensors it leaves, and its record.
 
         Raises:
             AssertionError: it fails there.
         """
-        answer = self._ask({"apply": compressor, "options": options, "start": str(start.absolute())})
+        answer = self._ask({"apply": compressor, "options": options, "start": start})
         if "error" in answer:
             raise AssertionError(f"{compressor} fails in a fresh process: {answer['error']}")
         return answer
 
-    def figures(self, evaluator: str, start: Path | None, reference: str) -> Answer:
-        """Measure a saved model there, or data alone; return the figures.
+    def figures(self, evaluator: str, start: dict[str, str], reference: str) -> Answer:
+        """Measure a model there (`Bench.start`), or data alone; return the figures.
 
         Raises:
             AssertionError: it fails there.
         """
-        answer = self._ask({"measure": evaluator, "start": start and str(start.absolute()), "data": reference})
+        answer = self._ask({"measure": evaluator, "start": start, "data": reference})
         if "error" in answer:
             raise AssertionError(f"{evaluator} fails in a fresh process: {answer['error']}")
         figures: Answer = answer["figures"]
@@ -177,27 +180,33 @@ def _answer(request: dict[str, Any]) -> Answer:
 
 def _applied(request: dict[str, Any]) -> Answer:
     from zoo import registry
-    from zoo.loading.load import load
     from zoo.testing.computed import hash_of_tensors
     from zoo.testing.materials import context_for
     from zoo.testing.surroundings import Surroundings
 
-    start, compressor = load(request["start"]), registry.compressor(request["apply"])
+    start, compressor = _started(request["start"]), registry.compressor(request["apply"])
     model = start.copy()
     with Surroundings():  # whatever it leaves is not to show in later answers
         model.apply(compressor, compressor.Options(**request["options"]), context_for(start))
     return {"tensors": hash_of_tensors(model), "record": model.lineage[-1].record}
 
 
+def _started(start: dict[str, str]) -> Model:
+    """The model that a bench has in the other process."""
+    from zoo.loading.load import load
+    from zoo.testing.materials import awake
+
+    return load(start["saved"]) if "saved" in start else awake(load(start["random"], weights="random"))
+
+
 def _measured(request: dict[str, Any]) -> Answer:
     from zoo import registry
     from zoo.data.open import open_data
-    from zoo.loading.load import load
     from zoo.testing.materials import data_for, options_of
     from zoo.testing.surroundings import Surroundings
 
     evaluator = registry.evaluator(request["measure"])
-    model = load(request["start"]) if request["start"] else None
+    model = _started(request["start"]) if request["start"] else None
     data = open_data(request["data"]) if request["data"] or model is None else data_for(model)
     with Surroundings():
         figures: Answer = evaluator.measure(model, data, options=options_of(evaluator))

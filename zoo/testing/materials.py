@@ -90,6 +90,18 @@ def options_of(registered: Any) -> dict[str, Any]:
     return options(kind) if kind is not None else {}
 
 
+def awake(model: Model) -> Model:
+    """Give parameters that begin as zero small numbers, so that every weight matters to the output."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if not parameter.any():
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 def _classes(model: Model) -> int:
     """How many classes a classifier has; 8, one a picture, for models that name none."""
     try:

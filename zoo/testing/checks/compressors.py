@@ -206,7 +206,7 @@ class _Trial:
             f"{name_of(again.model)}: applied twice with one seed, it leaves another record",
         )
         model = again.model
-        start = self.bench.saved(self.base, random=self.compressor.tokenizes)
+        start = self.bench.start(self.base, random=self.compressor.tokenizes)
         there = self.bench.fresh.applied(self.name, model.lineage[-1].options, start)
         wrong = [
             what

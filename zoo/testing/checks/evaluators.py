@@ -92,7 +92,7 @@ class _Evaluator:
         with other_chance():
             again = self._measure(measured.model, measured.data)
         self._require_alike(measured.figures, again, "for the same model and data")
-        start = self.bench.saved(measured.base) if measured.model else None
+        start = self.bench.start(measured.base) if measured.model else {}
         there = self.bench.fresh.figures(self.name, start, measured.reference)
         self._require_alike(
             measured.figures,
