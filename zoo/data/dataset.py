@@ -23,6 +23,12 @@ class Sample:
 
     @property
     def text(self) -> str:
+        """
+        Raises:
+            DataError: the record has none.
+        """
+        if "text" not in self.fields:
+            raise DataError(f"{self.where}: no field 'text'. Fields: {', '.join(map(str, self.fields)) or 'none'}.")
         return str(self.fields["text"])
 
     @property

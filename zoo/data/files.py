@@ -68,13 +68,18 @@ def records_of(path: Path) -> Places:
 
 
 def sample_of(record: dict[str, Any], where: str, field: str) -> Sample:
-    """A record whose `field` is its text; a picture without text is called what its label says."""
+    """A record whose `field` is its text; a picture without text is called what its label says.
+
+    Without a field the record stays as it is, for what reads fields of its own.
+    """
+    if not field:
+        return Sample(record, where)
     if field == "text" and "text" not in record and "image" in record and isinstance(record.get("label"), int | str):
         return Sample({**record, "text": str(record["label"])}, where)
     if field not in record:
         raise DataError(
             f"{where}: no field {field!r}.{nearest(field, record)} Fields: {', '.join(map(str, record)) or 'none'}; "
-            "name another with '?text=FIELD'."
+            "name another with '?text=FIELD', or none with '?text='."
         )
     if not isinstance(record[field], str):
         raise DataError(f"{where}: {field!r} is {type(record[field]).__name__}, not text.")

@@ -104,7 +104,7 @@ def _tell_of_images(data: Sequence[Path], reference: Reference) -> bool:
         _, record = next(records_of(data[0]), ("", {}))
     except DataError:
         return False
-    return not record.keys().isdisjoint({"image", "file_name", reference.field})
+    return not reference.field or not record.keys().isdisjoint({"image", "file_name", reference.field})
 
 
 def _records(data: Sequence[Path], reference: Reference, folder: Path) -> Iterator[Sample]:

@@ -7,6 +7,7 @@
     corpus.jsonl:train        one JSON object a line, its "text" field; an "image" is a path from the file's folder
     table.csv                 .json, .csv, .tsv and .parquet likewise
     pairs.parquet?text=body   another field as the text
+    pairs.jsonl?text=         none: records for an evaluator that reads fields of its own
     hub:org/name:test         a data set of the hub, when online (or cached)
 
 A source's name wins over a file of that name; "./stdlib" means the file. A slice that ends at a number reads no more than

@@ -21,14 +21,14 @@ class Reference:
 
     source: str
     split: str = ""
-    field: str = "text"
+    field: str = "text"  # that is the text; empty: the records have none
     start: str = ""
     stop: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Reference:
         match = re.fullmatch(
-            r"(?P<source>.+?)(?:\?text=(?P<field>[\w.-]+))?(?::(?P<split>[\w-]+))?"
+            r"(?P<source>.+?)(?:\?text=(?P<field>[\w.-]*))?(?::(?P<split>[\w-]+))?"
             r"(?P<slice>\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?",
             text.strip(),
         )
@@ -40,7 +40,11 @@ class Reference:
         if wrong and not match["slice"]:
             raise DataError(f"{text!r}: {wrong[0]} is not a slice; write [:128], [5:], [10:20] or [:10%].")
         return cls(
-            match["source"], match["split"] or "", match["field"] or "text", match["start"] or "", match["stop"] or ""
+            match["source"],
+            match["split"] or "",
+            "text" if match["field"] is None else match["field"],
+            match["start"] or "",
+            match["stop"] or "",
         )
 
     def cut(self, samples: Iterable[Sample], *, bounded: bool = True) -> tuple[Sequence[Sample], int]:

@@ -158,6 +158,15 @@ def test_a_source_wins_over_a_file_of_its_name(tmp_path: Path):
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+def test_records_for_an_evaluator_of_its_own_need_no_text(tmp_path: Path):
+    jsonl(tmp_path / "c.jsonl", [{"question": "a", "answer": "b", "split": "test"}])
+    for reference in ("c.jsonl?text=", "c.jsonl?text=:test[:1]"):
+        (sample,) = open_data(reference, base=tmp_path)
+        assert (sample.fields["question"], sample.fields["answer"]) == ("a", "b")
+    with pytest.raises(DataError, match=r"c.jsonl:1: no field 'text'. Fields: question, answer, split."):
+        texts(open_data("c.jsonl?text=", base=tmp_path))
+
+
 @pytest.mark.quick
 def test_jsonl_records_know_their_line(tmp_path: Path):
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n\n{"text": "b", "more": 1}\n')
@@ -172,10 +181,10 @@ def test_another_field_may_be_the_text(tmp_path: Path):
     assert texts(open_data("c.jsonl?text=body:test[:1]", base=tmp_path)) == ["b"]
     assert (
         refusal("c.jsonl", tmp_path)
-        == "c.jsonl:1: no field 'text'. Fields: body, split; name another with '?text=FIELD'."
+        == "c.jsonl:1: no field 'text'. Fields: body, split; name another with '?text=FIELD', or none with '?text='."
     )
     assert refusal("c.jsonl?text=bdy", tmp_path) == (
-        "c.jsonl:1: no field 'bdy'. Did you mean 'body'? Fields: body, split; name another with '?text=FIELD'."
+        "c.jsonl:1: no field 'bdy'. Did you mean 'body'? Fields: body, split; name another with '?text=FIELD', or none with '?text='."
     )
 
 

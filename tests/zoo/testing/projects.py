@@ -53,6 +53,7 @@ BROKEN = {
     "zoo-unread": {
         "family": ("mute", "cacheless", "peeking", "mingling", "hashed"),
         "compressor": ("dropping", "respelling"),
+        "loss": ("gap",),
     },
     "zoo-careless": {
         "compressor": (

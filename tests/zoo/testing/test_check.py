@@ -205,7 +205,7 @@ FOLLOW = {
     ("data", "wearing", "side effects"),
     ("data", "moving", "side effects"),
 }
-RIGHT = ("fine", "measuring", "scaling", "plain", "lines", "lazy")  # beside what is wrong
+RIGHT = ("fine", "measuring", "scaling", "plain", "lines", "lazy", "gap")  # beside what is wrong
 
 # checked by the command; the compressor by pytest
 CONTRACT = ("loss", "family", "evaluator", "data", "command", "catalogue", *OTHERS)
