@@ -119,7 +119,9 @@ def _contract(kind: Kind, users: list[Declared]) -> Iterator[str]:
         for inner in _refinements(base, users):
             needed = ", ".join(f"`{name}`" for name in sorted(inner.__abstractmethods__))
             yield ""
-            yield f"`{_public_name(inner)}`: {_sentence(inner)} It leaves to write: {needed}."
+            first, _, rest = str(inspect.getdoc(inner)).partition("\n")
+            yield f"`{_public_name(inner)}`: {first} It leaves to write: {needed}."
+            yield rest.rstrip() if rest.strip() else ""
 
 
 def _lead(base: Any, number: int) -> str:
@@ -170,10 +172,6 @@ def _public_name(base: type) -> str:
         if base.__name__ in homes.get(base.__module__, ()):
             return f"{package}.{base.__name__}"
     return f"{base.__module__}.{base.__qualname__}"
-
-
-def _sentence(base: type) -> str:
-    return str(inspect.getdoc(base)).partition("\n")[0]
 
 
 def _signature(node: ast.FunctionDef, *, skip: tuple[str, ...]) -> str:

@@ -14,8 +14,9 @@ class Evaluator(Protocol):
 
     It may also have `Options`, a pydantic model of its table in a recipe's [evaluate]; `check(model, data)`, which refuses
     in a plan what `measure` would refuse later; `label`, which makes it a baseline that is measured without a model; and
-    `version`, a number that is raised when the same model and data give other figures: a run then measures anew. One that
-    reads other fields of records than "text" is given them by a reference such as `pairs.jsonl?text=`.
+    `version`, a number that is raised when the same model and data give other figures: a run then measures anew.
+    A share is 0 to 1, or, where its unit is "%", 0 to 100. One that reads other fields of records than "text" is given
+    them by a reference such as `pairs.jsonl?text=`.
     """
 
     def measure(

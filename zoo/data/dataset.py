@@ -55,7 +55,7 @@ def naming_record(sample: Sample) -> Iterator[None]:
 
 
 class Source(Protocol):
-    """A named data source of a plugin."""
+    """A named data source of a plugin. What things are measured on ("test") has no record of another split."""
 
     splits: tuple[str, ...]  # the first is taken where none is named
 

@@ -88,7 +88,7 @@ CAUGHT = {
         "model",
         "mute-tiny",
         "save and reload",
-        "the saved model has no processor, so it cannot generate; `save_processor` has to write",
+        "the saved model cannot generate; `save_processor` has to write what `load_processor` reads (mute-tiny has no",
     ),
     "a loss without gradient": ("loss", "detached", "gradient", "is not differentiated by what the student says"),
     "a loss with another minimum": ("loss", "astray", "minimum", "where student and teacher are the same, and"),

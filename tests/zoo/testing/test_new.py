@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import main
-from zoo.cli.plugins.new import TEMPLATES, begins_with
+from zoo.cli.plugins.new import TEMPLATES, begins_with, modalities
 from zoo.plugins.declarations import read
 
 KINDS = begins_with()
@@ -68,6 +68,29 @@ def test_what_it_writes_is_declared_and_passes_ruff(kinds: list[str]):
             [sys.executable, "-m", "ruff", *command, "--no-cache", "made"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("modality", modalities())
+def test_a_family_begins_with_a_model_of_its_modality(modality: str):
+    assert new("zoo-thing", "--kind", "family", "--modality", modality, "--out", "made") == 0
+    found = read(Path("made/zoo_thing/registry.toml"), plugin="zoo-thing")
+    assert {name.modality for name in found.names} == {spec.modality for spec in found.models} == {modality}
+    for command in (("check",), ("format", "--check")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "made"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+    assert not any(re.search(r"\$[a-z{]", file.read_text()) for file in Path("made").rglob("*.*") if file.is_file())
+
+
+def test_a_modality_that_is_none_names_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert refusal(capsys, "zoo-thing", "--kind", "family", "--modality", "txt") == (
+        "error: 'txt' is no modality that a family can begin with. Did you mean 'text'? "
+        "Modalities: vision, text, text-to-image, vision-language."
+    )
+    assert refusal(capsys, "zoo-thing", "--modality", "text") == (
+        "error: --modality is of a family: add --kind family, or leave it out."
+    )
 
 
 def test_no_placeholder_is_left():

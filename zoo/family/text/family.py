@@ -30,9 +30,19 @@ OF_TASK = {
 class TextFamily(Family):
     """What language models share: token windows, streaming generation, held-out bits per byte.
 
-    The module takes `input_ids` (B, T) and `attention_mask` (B, T) and returns an object with `logits` (B, T, V); the
-    processor is a fast tokenizer of the transformers kind. A seq2seq model reads the first half of a text, and `labels`
-    and `decoder_input_ids` are of the second: prefix language modelling (T5, 1910.10683, section 3.2.1).
+    The module takes `input_ids` (B, T), and `attention_mask` (B, T) where batches are padded, and returns an object with
+    `logits` (B, T, V); the processor is a fast tokenizer of the transformers kind, which is saved beside the weights. A seq2seq model reads the
+    first half of a text, and `labels` and `decoder_input_ids` are of the second: prefix language modelling (T5, 1910.10683,
+    section 3.2.1). `config` has `vocab_size` and `max_position_embeddings`; else `vocabulary` and `context_length` say them.
+
+    A causal module generates with a cache: its `forward` also takes `cache`, `use_cache` and `logits_to_keep`. With
+    `use_cache=True` what it returns has a `cache` beside the logits: whatever it needs of the tokens read so far (keys and
+    values, a state), which zoo keeps unread. The next pass brings that as `cache`, with the `input_ids` of the tokens after
+    them alone, whose positions go on from there; `cache=None` begins a text. The logits are those of one pass over all
+    tokens. `logits_to_keep=n` asks for the last n positions only, 0 for all. What comes beside the tokens, such as
+    `pixel_values`, comes with the first pass. Where `forward` names `attention_mask`, several prompts are read together,
+    padded on the left: the mask is of all tokens so far, 0 where one is padding, and `position_ids` (B, T) come with it
+    where `forward` names them. Where it does not, prompts are read one after the other.
     """
 
     modality: ClassVar[str] = "text"
