@@ -48,7 +48,7 @@ def require_same(model: Model, fresh: Model, path: Path, dtypes: Mapping[str, st
     """
     cast_named(fresh.module, dtypes)
     mine = model.tensors()
-    for name, tensor in weights.read(fresh, path):
+    for name, tensor in weights.read(fresh, path, keep=False):
         _require_same_tensor(model, name, mine[name], tensor)
     _require_same_computed(model, fresh)
     if model.bytes <= SMALL and model.device.type == "cpu":

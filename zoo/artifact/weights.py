@@ -65,8 +65,11 @@ def fill(model: Model, path: Path) -> None:
             assign(model.module, destination, tensor)
 
 
-def read(model: Model, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read(model: Model, path: Path, *, keep: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a model by name, as they are in `path` and in the dtypes that an empty module gives them.
+
+    Args:
+        keep: whether a tensor is still used when the next one is asked for; otherwise it leaves memory.
 
     Raises:
         ArtifactError: names the first missing, unexpected or misshapen tensor.
@@ -77,7 +80,7 @@ def read(model: Model, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     tensors = model.tensors()
     for prefix, names in _by_file(tensors, files).items():
         expected = {name.removeprefix(prefix): tensors[name] for name in names}
-        for name, tensor in _read_file(files[prefix], expected):
+        for name, tensor in _read_file(files[prefix], expected, keep=keep):
             yield prefix + name, tensor
 
 
@@ -116,23 +119,26 @@ def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, 
     return names
 
 
-def _read_file(path: Path, expected: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _read_file(path: Path, expected: Mapping[str, torch.Tensor], *, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """Read from one file what it is expected to hold: name in the file -> tensor of the shape and dtype."""
     from safetensors import SafetensorError, safe_open
 
     from zoo.system.memory import MappedFiles
     from zoo.tensors.alignment import aligned
 
+    mapped: MappedFiles | None = None
     safetensors.require_whole(path)
     try:
         with safe_open(path, framework="pt") as file:
-            mapped = MappedFiles()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
             for name, empty in expected.items():
-                tensor = file.get_tensor(name)
+                tensor = source = file.get_tensor(name)
+                mapped = mapped or MappedFiles()  # the file is mapped by now
                 if tensor.is_floating_point() and empty.is_floating_point():
                     tensor = tensor.to(empty.dtype)
                 yield name, aligned(tensor, mapped)
+                if not keep or tensor is not source:
+                    mapped.let_go(source.data_ptr(), source.nbytes)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged: {error}.") from None
