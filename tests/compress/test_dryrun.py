@@ -79,6 +79,27 @@ def test_a_distillation_step_run_dry_holds_what_a_real_one_does(name: str):
     assert told - own - windows.kept_bytes == pytest.approx(really, rel=0.05)
 
 
+@pytest.mark.parametrize("layers", ["uniform", "last"])
+def test_a_loss_between_blocks_of_two_widths_is_told_too(layers: str):
+    """Its linear map is trained, with its gradient and its moments."""
+    losses = [{"use": "kl"}, {"use": "hidden", "layers": layers}]
+    student, teacher = small("llama"), small("llama", hidden_size=64)
+    options, dataset = TrainingOptions(batch=4, length=64), data()
+    told = training_bytes(
+        student.skeleton(),
+        teacher.skeleton(),
+        *resolve_losses(losses),
+        data="train",
+        options=options,
+        context=Context(data={"train": dataset}),
+    )
+    windows = windows_of(student, dataset, batch=4, length=64)
+    teacher.module.requires_grad_(False)
+    own = sum(tensor.nbytes for tensor in teacher.tensors().values())
+    really = allocated(lambda: step(student, teacher, losses, windows.batch, options))
+    assert told - own - windows.kept_bytes == pytest.approx(really, rel=0.05)
+
+
 def test_logits_are_counted_by_the_chunk(monkeypatch: pytest.MonkeyPatch):
     """Eight chunks: their logits are made again for the backward pass, one chunk at a time."""
     model, options = small("llama-tied"), TrainingOptions(batch=8, length=64)

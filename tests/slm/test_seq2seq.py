@@ -10,6 +10,7 @@ import torch
 from stages import apply, data, tokenizer
 from twins import FFN, HEADS, VOCABULARY, WIDTH, _shake
 from zoo_compress import Recipe, plan
+from zoo_compress.report.inspection import describe
 from zoo_slm.evaluators import Perplexity
 from zoo_slm.language import TransformersText
 
@@ -62,13 +63,13 @@ TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def small(name: str) -> Model:
+def small(name: str, **changes: Any) -> Model:
     import transformers
 
     config, kind, values = TABLE[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = getattr(transformers, kind)(getattr(transformers, config)(**values)).eval()
+        module = getattr(transformers, kind)(getattr(transformers, config)(**values | changes)).eval()
     known = {key: value for key, value in module.config.to_dict().items() if value is not None}
     task = "causal-lm" if name == "mamba" else "seq2seq"
     spec = ModelSpec(name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=known)
@@ -253,6 +254,18 @@ def test_what_would_not_run_is_refused_by_the_plan(tmp_path: Path, use: str, opt
         {"use": use, **options, **({"skip": ["*.wo"]} if "quantize" in use else {"target": "language.attention"})}
     ]  # type: ignore[dict-item]
     assert not plan(Recipe.parse(recipe)).stages[1].untried
+
+
+@pytest.mark.parametrize("depths", [(4, 2), (2, 4), (3, 3)])
+def test_language_is_the_decoder_whichever_is_deeper(depths: tuple[int, int], tmp_path: Path):
+    model = small("bart", encoder_layers=depths[0], decoder_layers=depths[1])
+    stacks = {name: (stack.path, len(stack.blocks)) for name, stack in model.anatomy.stacks.items()}
+    assert stacks == {
+        "language": ("model.decoder.layers", depths[1]),
+        "encoder": ("model.encoder.layers", depths[0]),
+    }
+    found = describe(str(model.save(tmp_path / "model")))
+    assert found["naming"] == "language is the decoder, whichever of encoder and decoder is deeper"
 
 
 def test_mamba_generates_from_its_state_as_from_the_whole_text():

@@ -1,6 +1,6 @@
 """Anatomy by detection, for any transformers-style module.
 
-The longest list of same-class blocks is the "language" stack. Projections are found by name and believed only when
+The decoder's list of same-class blocks, else the longest, is the "language" stack. Projections are found by name and believed only when
 their shapes agree with one another; head counts follow from shapes and the head size. Whatever is not understood is
 left out (None, or an empty tuple), so that a compressor refuses with a sentence instead of cutting in the wrong place.
 
@@ -95,13 +95,18 @@ def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequen
 def _name_stacks(
     module: nn.Module, lists: Sequence[tuple[str, nn.ModuleList | nn.Sequential]]
 ) -> dict[str, tuple[str, nn.ModuleList | nn.Sequential]]:
-    """Name each list; "language" is the longest that is not vision or audio (of equals, the last)."""
+    """Name each list; "language" is the decoder, else the longest that is not vision or audio (of equals, the last)."""
     kinds: dict[str, str] = {}
     for path, _ in lists:
         others = [other for other, _ in lists if other != path]
         kinds[path] = _kind(path, module.get_submodule(container(path, others)))
-    texts = [(len(part), order, path) for order, (path, part) in enumerate(lists) if not kinds[path]]
-    language = max(texts)[2] if texts else None
+    # of an encoder and a decoder it is the one that writes, whichever is deeper
+    texts = [
+        (_plain_name(path) == "decoder", len(part), order, path)
+        for order, (path, part) in enumerate(lists)
+        if not kinds[path]
+    ]
+    language = max(texts)[3] if texts else None
     named: dict[str, tuple[str, nn.ModuleList | nn.Sequential]] = {}
     for path, part in sorted(lists, key=lambda item: item[0] != language):
         name = "language" if path == language else kinds[path] or _plain_name(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.anatomy.parts import Block
+from zoo.anatomy.parts import Anatomy, Block
 from zoo.loading.load import load
 from zoo.model.lineage import State
 
@@ -25,6 +25,7 @@ def describe(name_or_path: str) -> dict[str, Any]:
         "embedding": anatomy.embedding,
         "head": anatomy.head,
         "tied": anatomy.tied,
+        "naming": _naming(anatomy),
         "stacks": [
             {
                 "name": stack.name,
@@ -40,6 +41,16 @@ def describe(name_or_path: str) -> dict[str, Any]:
         ],
         "lineage": [{"use": stage.use, "options": stage.options} for stage in model.lineage],
     }
+
+
+def _naming(anatomy: Anatomy) -> str | None:
+    """Which of several stacks a target named "language" is."""
+    names = list(anatomy.stacks)
+    if len(names) < 2 or "language" not in names:
+        return None
+    if "encoder" in names:
+        return "language is the decoder, whichever of encoder and decoder is deeper"
+    return "language is the stack that reads or writes text"
 
 
 def _block(index: int, block: Block, state: State) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Objective(nn.Module):
                     (len(s.blocks), s.width) for s in (m.anatomy.stack(options.target) for m in (student, teacher))
                 )
                 built = loss.build(layers=(a, c), widths=(b, d), options=options, seed=seed)
-                self.features[name] = built.to(student.device)
+                # parameters of a dry run cannot be moved, not even to where they are
+                there = all(tensor.device == student.device for tensor in built.parameters())
+                self.features[name] = built if there else built.to(student.device)
         self.taught = bool(self.features) or any(loss.needs_teacher for _, loss, _ in row_losses)
 
     @property
