@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+NEAR = 0.65  # share of letters that two names have in common, in order, of which one may be meant for the other
 LONGEST = 500  # characters that another library's error may take in a sentence of ours
 
 
@@ -86,8 +87,11 @@ class OutputError(RequestError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the choice nearest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    asked, known = name.casefold(), {choice.casefold(): choice for choice in reversed(list(choices))}
+    close = difflib.get_close_matches(asked, known, n=1, cutoff=NEAR) if asked else []
+    if not close and len(asked) > 2:  # a part of it: "int8" of "quantize.int8", "perplex" of "perplexity"
+        close = [choice for choice in known if choice.startswith(asked) or choice.endswith(f".{asked}")][:1]
+    return f" Did you mean {known[close[0]]!r}?" if close else ""
 
 
 def listed(words: Iterable[str], last: str = "and") -> str:

@@ -99,7 +99,7 @@ def compress(
             )
     if json:
         output.print_json(result.results)
-    elif not quiet:
+    else:
         show_results(result.results, folder)
 
 

@@ -171,6 +171,11 @@ def test_verify_passes_what_is_as_saved(artifact: Path):
     assert found == {"path": str(artifact), "ok": True, "problems": []}
 
 
+def test_verify_takes_the_name_of_a_packaged_model():
+    done = zoo("verify", "tiny-code")
+    assert done.returncode == 0 and done.stdout.endswith("weights/tiny-code: every file is as saved.\n"), done.stderr
+
+
 def test_verify_finds_one_flipped_byte(artifact: Path, tmp_path: Path):
     for file in artifact.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -230,6 +235,8 @@ def test_no_plugins_leaves_the_shell():
 
 # --- wrong requests ---------------------------------------------------------------------------------------------------
 
+TOO_MUCH = "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."
+
 
 @pytest.mark.parametrize(
     ("args", "sentence"),
@@ -248,6 +255,14 @@ def test_no_plugins_leaves_the_shell():
         ),
         (["list", "--max-params", "big"], "'big' is not a parameter count. Write it like 135000000, 135M or 1.5B."),
         (["verify", "no-such-dir"], "There is no directory no-such-dir."),
+        (
+            ["verify", "smollm2-360m"],
+            "smollm2-360m is a name of the catalogue, and none of its weights are packaged: name the directory of a saved model.",
+        ),
+        (["info", "mistral"], "No model named 'mistral'. `zoo list` shows all {models}."),
+        (["run", "smollm2-360m", "-p", "x", "--top-p", "3"], TOO_MUCH),  # its weights are not here: nothing was loaded
+        (["run", "smollm2-360m", "-p", "x", "--seed", "-1"], "seed -1 is not between 0 and 2**63."),
+        (["run", "timm:resnet18", "--image", "none.png"], "none.png does not exist."),
         (
             ["plugins", "info", "zoo_sl"],
             "No plugin named 'zoo_sl'. Did you mean 'zoo_slm'? `zoo plugins` shows all {plugins}.",

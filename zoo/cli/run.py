@@ -134,6 +134,7 @@ class Request:
         if "prompt" in family.takes and "prompt" not in given and not converses:
             given["prompt"] = _piped_prompt()
         files = _files(model, family, given, out=out, force=force)
+        _require_sound(model, family, given)
         if "files" in given:
             given["files"] = {str(path): _text(path) for path in given["files"]}
         prompt = given.pop("prompt", None)
@@ -204,6 +205,18 @@ def _require_taken(model: str, family: Family, given: Mapping[str, Any]) -> None
         if name not in family.takes:
             known = ", ".join(map(_flag, family.takes))
             raise RequestError(f"{model} is a {family.modality} model and takes no {_flag(name)}. It takes: {known}.")
+
+
+def _require_sound(model: str, family: Family, given: Mapping[str, Any]) -> None:
+    """Refuse images that cannot be read and options that do not fit, while no weight is loaded yet."""
+    from zoo.family.vision.images import read_image
+    from zoo.loading.load import load
+
+    for path in given.get("images", ()):
+        read_image(path)
+    options = {name: value for name, value in given.items() if name not in ("prompt", "images")}
+    if options:
+        family.check_options(load(model, device="meta"), options)
 
 
 def _flag(name: str) -> str:

@@ -162,6 +162,9 @@ class Family(ABC):
         """Return the teacher's rows of each kind as predictions of the student's sort, row by row."""
         return teacher.family.rows(teacher, batch, kinds)
 
+    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
+        """Refuse options that `generate` would refuse, from the model's structure: `zoo run` asks before it loads weights."""
+
     @abstractmethod
     def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
         """Generate from a prompt: text (with `stream`, an iterator over its pieces), or a list of images."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from zoo.options import CompressorOptions
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A model of any modality.
 
@@ -50,6 +50,12 @@ class Model:
     notes: dict[str, Any] = field(default_factory=dict)  # figures and lists the card shows; written by programs only
     # the original that the lineage begins with: see `zoo.model.provenance.source`
     source: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The model in a line; `print(model.module)` shows its layers."""
+        facts = [self.spec.task, f"{self.params:,} parameters", f"{self.dtype} on {self.device}"]
+        facts += [" > ".join(stage.use for stage in self.lineage)] if self.lineage else []
+        return f"<Model {self.spec.name}: {', '.join(facts)}>"
 
     @property
     def anatomy(self) -> Anatomy:

@@ -47,7 +47,7 @@ def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
             content = file.read(most)
         if pointer := lfs_pointer(path, content):
             raise error(f"{pointer}.")
-        return content.decode("utf-8").replace("\r\n", "\n")
+        return content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")  # some editors begin with a BOM
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
     except UnicodeDecodeError as reason:

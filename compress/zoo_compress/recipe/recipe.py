@@ -146,7 +146,15 @@ class Recipe:
             near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
             raise RecipeError(f"{path} does not exist.{near}")
         text = text_of(path, error=RecipeError)
-        data = toml_of(text, path, error=RecipeError)
+        try:
+            data = toml_of(text, path, error=RecipeError)
+        except RecipeError:
+            if other := _other_format(path, text):
+                raise RecipeError(
+                    f'{path} is {other}, and a recipe is TOML: [model] with name = "tiny-code", then a [[stage]] table for '
+                    "each stage, as examples/quickstart.toml has them."
+                ) from None
+            raise
         for override in overrides:
             _override(data, override, base=path.parent)
         return cls.parse(data, file=path, text=text, overrides=overrides)
@@ -187,6 +195,14 @@ class Recipe:
             raise RecipeError(f"{place('stage')}: write every stage as its own [[stage]] table.")
         requests = tuple(_stage(i, s, place, roles) for i, s in enumerate(stages))
         return cls(about, model, roles, requests, evaluate, dict(data), file, text, tuple(overrides))
+
+
+def _other_format(path: Path, text: str) -> str:
+    """The format that a file which is no TOML is in, as its name or its beginning says; "" where neither does."""
+    by_name = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(path.suffix.lower(), "")
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    first = next(lines, "").strip()
+    return by_name or ("JSON" if first[:1] == "{" else "YAML" if re.match(r"---$|[\w-]+:(\s|$)", first) else "")
 
 
 def _stage(index: int, table: Mapping[str, Any], place: _Places, roles: Collection[str]) -> StageRequest:

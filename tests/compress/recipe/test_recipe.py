@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_named_with_its_line(file: Path, old: str, new: str
         ),
         (
             'tasks = ["perplexity"]',
-            'tasks = ["perplexity"]\nbaselines = ["xs"]',
+            'tasks = ["perplexity"]\nbaselines = ["xzz"]',
             "small.toml, line 26, [evaluate]: no evaluator named 'xs'. Did you mean 'xz'? Evaluators: ",
         ),
     ],
@@ -259,6 +259,29 @@ def test_lines_are_found_behind_arrays_over_several_lines(file: Path):
     assert refusal(file, text).startswith(
         "small.toml, line 18, stage 1 (inherit): 'sampels' is not an option. Did you mean 'samples'?"
     )
+
+
+def test_a_byte_order_mark_is_read_over(file: Path):
+    file.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert Recipe.load(file).about.name == "small"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("recipe.yaml", "# mine\nrecipe:\n  name: small\n", "YAML"),
+        ("recipe.yml", "x", "YAML"),
+        ("recipe.json", '{"recipe": {}}', "JSON"),
+        ("recipe.toml", ' {\n"recipe": {}}', "JSON"),
+        ("recipe.toml", "# mine\n\n---\nrecipe:\n", "YAML"),
+        ("recipe.toml", "recipe:\n  name: small\n", "YAML"),
+    ],
+)
+def test_another_format_is_named(tmp_path: Path, name: str, text: str, kind: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name} is {kind}, and a recipe is TOML: [model] with name = ")
 
 
 def test_a_missing_file_names_the_nearest(file: Path):

@@ -232,6 +232,12 @@ def test_json_is_all_there_is_on_stdout(zygote: Zygote, place: Path):
     assert (done.code, done.err) == (0, "") and done.json == results(place)
 
 
+def test_quiet_is_the_result_without_the_plan(zygote: Zygote, place: Path):
+    done = compress(zygote, place, "--quiet")
+    assert (done.code, done.err) == (0, "")
+    assert "quantize.int8" in done.out and "Model: runs/tiny " in done.out and "peak memory" not in done.out
+
+
 def test_speed_is_measured_once_in_a_process_of_its_own(zygote: Zygote, place: Path):
     asked = ("--until", "inherit", "--set", "evaluate.speed={prefill = 8, decode = 2, repeats = 1}")
     done = compress(zygote, place, *asked, "--json")

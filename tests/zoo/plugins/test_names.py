@@ -442,10 +442,10 @@ def test_the_core_and_what_is_not_there_are_not_disabled(site: Path):
         PluginError, match=r"^Plugin zoo is the core, which everything else needs; it cannot be disabled\.$"
     ):
         manager.disable("zoo")
-    with pytest.raises(UnknownName, match=r"^No plugin named 'out-three'\. Did you mean 'out-two'\?"):
-        manager.disable("out-three")
-    with pytest.raises(UnknownName, match=r"^No plugin named 'out-three'\."):
-        manager.enable("out-three")
+    with pytest.raises(UnknownName, match=r"^No plugin named 'out-twoo'\. Did you mean 'out-two'\?"):
+        manager.disable("out-twoo")
+    with pytest.raises(UnknownName, match=r"^No plugin named 'out-twoo'\."):
+        manager.enable("out-twoo")
     manager.disabled_file().parent.mkdir()
     manager.disabled_file().write_text('{"disabled": ["zoo"]}')
     refresh()

@@ -262,6 +262,24 @@ class TextToImageFamily(Family):
         each_B = torch.arange(len(out), device=out.device)
         return rows | {"velocity": Rows(out.flatten(1), _unchanged, each_B, time=batch["time"])}
 
+    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
+        """Refuse steps, a count, a seed or a guidance out of range."""
+        from zoo.errors import RequestError
+        from zoo.family.text.sampling import require_seed
+
+        for name in ("steps", "count"):
+            value = 1 if options.get(name) is None else options[name]
+            if not isinstance(value, int) or not 1 <= value <= 1000:
+                raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
+        require_seed(options.get("seed", 0))
+        guidance = options.get("guidance")
+        if guidance is not None and (
+            isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < 1e6
+        ):
+            raise RequestError(
+                f"guidance = {guidance!r} is not a number that images can be made with, such as 2 or 7.5."
+            )
+
     def generate(
         self,
         model: Model,
@@ -284,23 +302,12 @@ class TextToImageFamily(Family):
         Raises:
             RequestError: the prompt is too long, or an option does not fit.
         """
-        from zoo.errors import RequestError
         from zoo.family.diffusion.captions import require_prompt
-        from zoo.family.text.sampling import require_seed
 
         text = require_prompt(
             self.parts(model).get("tokenizer"), "" if prompt is None else prompt, name=model.spec.name
         )
-        for name, value in {"steps": 1 if steps is None else steps, "count": count}.items():
-            if not isinstance(value, int) or not 1 <= value <= 1000:
-                raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
-        require_seed(seed)
-        if guidance is not None and (
-            isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < 1e6
-        ):
-            raise RequestError(
-                f"guidance = {guidance!r} is not a number that images can be made with, such as 2 or 7.5."
-            )
+        self.check_options(model, {"steps": steps, "count": count, "seed": seed, "guidance": guidance})
         return [
             image
             for i in range(count)

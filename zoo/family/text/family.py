@@ -248,7 +248,7 @@ class TextFamily(Family):
         from zoo.family.text.sampling import Sampling
 
         stream = options.pop("stream", False)
-        self._require_options(model, options)
+        self.check_options(model, options)
         several = isinstance(prompt, list) and bool(prompt)
         if several and stream:
             raise RequestError("stream=True gives the pieces of one text; pass one prompt, or leave it out.")
@@ -267,8 +267,11 @@ class TextFamily(Family):
         of_task = OF_TASK.get(model.spec.task, self.takes)
         return tuple(name for name in self.takes if name in (*inputs, *of_task))
 
-    def _require_options(self, model: Model, options: Mapping[str, Any]) -> None:
+    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
+        """Refuse an option that is unknown, does not fit the task, or is out of range."""
         from zoo.errors import RequestError, nearest
+        from zoo.family.text.masks import require_count
+        from zoo.family.text.sampling import Sampling
 
         known = [name for name in self.taken(model) if name not in ("prompt", "images")]
         for name in options.keys() - known:
@@ -277,6 +280,9 @@ class TextFamily(Family):
             raise RequestError(
                 f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}."
             )
+        Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
+        if model.spec.task == "masked-lm":
+            require_count(options.get("count", 1))
 
     def _formatted(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
         """The prompt, or what messages or parts of code become in the model's own format."""

@@ -24,8 +24,7 @@ def fills(family: TextFamily, model: Model, prompt: str, count: Any) -> Iterator
     name, tokenizer = model.spec.name, family.tokenizer(model)
     if model.spec.task != "masked-lm":
         raise RequestError(f"{name} is a {model.spec.task} model; only masked-lm models fill in words.")
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise RequestError(f"count = {count!r} is not a number of words from 1.")
+    require_count(count)
     if tokenizer.mask_token_id is None:
         raise RequestError(f"{name} fills in no words: its tokenizer has no mask token.")
     ids = tokenizer(prompt, verbose=False)["input_ids"]
@@ -37,6 +36,11 @@ def fills(family: TextFamily, model: Model, prompt: str, count: Any) -> Iterator
     if len(ids) > (most := family.context_length(model)):
         raise RequestError(f"The prompt has {len(ids)} tokens; {name} takes {most} in all.")
     return _likeliest(family, model, ids, count)
+
+
+def require_count(count: Any) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise RequestError(f"count = {count!r} is not a number of words from 1.")
 
 
 def _likeliest(family: TextFamily, model: Model, ids: list[int], count: int) -> Iterator[Words]:

@@ -109,6 +109,19 @@ class VisionFamily(Family):
             likeliest.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
         return likeliest
 
+    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
+        """Refuse an unknown option, or a count out of range."""
+        from zoo.errors import RequestError, nearest
+
+        known = (*self.takes, "stream")
+        for name in options.keys() - set(known):
+            raise RequestError(
+                f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}."
+            )
+        count = options.get("count", 5)
+        if not isinstance(count, int) or count < 1:
+            raise RequestError(f"count = {count!r} is not a number of classes from 1.")
+
     def generate(self, model: Model, prompt: Any = None, **options: Any) -> Any:
         """Name the likeliest classes of images, one a line.
 
@@ -120,13 +133,9 @@ class VisionFamily(Family):
             RequestError: there is no image, or an option is unknown.
             DataError: an image cannot be read.
         """
-        from zoo.errors import RequestError, nearest, spelled
+        from zoo.errors import RequestError, spelled
 
-        known = (*self.takes, "stream")
-        for name in options.keys() - set(known):
-            raise RequestError(
-                f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}."
-            )
+        self.check_options(model, options)
         images = options.get("images") or prompt
         images = list(images) if isinstance(images, list | tuple) else [images]
         if not images or images[0] is None:
@@ -134,8 +143,6 @@ class VisionFamily(Family):
                 f"{model.spec.name} classifies images, and there is none. Give one with {spelled('images=[...]', '--image PATH')}."
             )
         count = options.get("count", 5)
-        if not isinstance(count, int) or count < 1:
-            raise RequestError(f"count = {count!r} is not a number of classes from 1.")
 
         def answers() -> Iterator[str]:
             for number, image in enumerate(images):
