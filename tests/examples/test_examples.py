@@ -45,7 +45,7 @@ TOY: dict[str, list[str]] = {
         f"train/{name}": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"]
         for name in ("zlata", "bebeshka")
     },
-    "quickstart-vlm": [*READING, "stage.4.steps=2", "stage.4.batch=2"],
+    "quickstart-vlm": [*READING, "data.calibration=reading:train[:2]", "stage.4.steps=2", "stage.4.batch=2"],
     "train/tiny_vlm": [
         *READING,
         "data.start=reading:characters[:4]",
