@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_named_with_its_line(file: Path, old: str, new: str
         (
             'tasks = ["perplexity"]',
             'tasks = ["perplexity"]\nbaselines = ["xzz"]',
-            "small.toml, line 26, [evaluate]: no evaluator named 'xs'. Did you mean 'xz'? Evaluators: ",
+            "small.toml, line 26, [evaluate]: no evaluator named 'xzz'. Did you mean 'xz'? Evaluators: ",
         ),
     ],
 )
@@ -348,19 +348,19 @@ def test_the_recipe_as_run_tells_its_overrides(file: Path):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("stage.1.layers", "--set 'stage.1.layers': write KEY=VALUE, such as stage.1.layers=first:3."),
+        ("stage.1.layers", "override 'stage.1.layers': write KEY=VALUE, such as stage.1.layers=first:3."),
         (
             "stage.6.layers=1",
-            "--set 'stage.6.layers=1': there is no 'stage.6.layers'; stages are numbered from 1 to 2.",
+            "override 'stage.6.layers=1': there is no 'stage.6.layers'; stages are numbered from 1 to 2.",
         ),
         (
             "stage.one.layers=1",
-            "--set 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 1 to 2.",
+            "override 'stage.one.layers=1': there is no 'stage.one.layers'; stages are numbered from 1 to 2.",
         ),
-        ("=3", "--set '=3': write KEY=VALUE, such as stage.1.layers=first:3."),
-        ("stage..layers=3", "--set 'stage..layers=3': write KEY=VALUE, such as stage.1.layers=first:3."),
-        ("stage.1=1", "--set 'stage.1=1': name the option too, such as stage.1.layers=first:3."),
-        ("recipe.name.x=1", "--set 'recipe.name.x=1': 'name' is a value, not a table."),
+        ("=3", "override '=3': write KEY=VALUE, such as stage.1.layers=first:3."),
+        ("stage..layers=3", "override 'stage..layers=3': write KEY=VALUE, such as stage.1.layers=first:3."),
+        ("stage.1=1", "override 'stage.1=1': name the option too, such as stage.1.layers=first:3."),
+        ("recipe.name.x=1", "override 'recipe.name.x=1': 'name' is a value, not a table."),
     ],
 )
 def test_an_override_without_a_place_is_refused(file: Path, override: str, sentence: str):
@@ -372,16 +372,16 @@ def test_an_override_without_a_place_is_refused(file: Path, override: str, sente
     [
         (
             "stage.1.layer=first:1",
-            "small.toml, --set stage.1.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?",
+            "small.toml, override stage.1.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'?",
         ),
         (
             "stage.2.steps=0",
-            "small.toml, --set stage.2.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1.",
+            "small.toml, override stage.2.steps, stage 2 (distill): steps = 0: input should be greater than or equal to 1.",
         ),
-        ("recipe.seed=x", "small.toml, --set recipe.seed, [recipe]: seed = 'x': input should be a whole number"),
+        ("recipe.seed=x", "small.toml, override recipe.seed, [recipe]: seed = 'x': input should be a whole number"),
         (
             "evaluate.perplexity.length=1",
-            "small.toml, --set evaluate.perplexity.length, [evaluate.perplexity]: length = 1: input should",
+            "small.toml, override evaluate.perplexity.length, [evaluate.perplexity]: length = 1: input should",
         ),
         ("modl.name=x", "small.toml: there is no table 'modl'. Did you mean 'model'?"),
     ],
@@ -417,7 +417,7 @@ def test_a_value_that_does_not_fit_is_said_in_plain_words(file: Path, stage: str
 
 def test_an_override_of_everything_is_where_its_errors_are(file: Path):
     found = refusal(file, GOOD, overrides=('stage=[{use="inherit", layer="first:1"}]',))
-    assert found.startswith("small.toml, --set stage, stage 1 (inherit): 'layer' is not an option.")
+    assert found.startswith("small.toml, override stage, stage 1 (inherit): 'layer' is not an option.")
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------
@@ -513,4 +513,4 @@ def test_overrides_count_stages_as_plans_and_messages_do(file: Path):
     assert recipe.stages[0].options.layers == "first:2"  # type: ignore[attr-defined]
     assert recipe.stages[0].label == "stage 1 (inherit)"
     found = refusal(file, GOOD, RequestError, ("stage.0.layers=first:2",))
-    assert found == "--set 'stage.0.layers=first:2': there is no 'stage.0.layers'; stages are numbered from 1 to 2."
+    assert found == "override 'stage.0.layers=first:2': there is no 'stage.0.layers'; stages are numbered from 1 to 2."
