@@ -139,7 +139,6 @@ def _write_files(model: Model, path: Path) -> None:
         "lineage": [asdict(stage) for stage in model.lineage],
         "dtype": model.dtype,
         "stored": model.stored,
-        "dtypes": dtypes,
         "plain": plain,
         "params": model.params,
         "bytes": model.bytes,
@@ -147,6 +146,7 @@ def _write_files(model: Model, path: Path) -> None:
         "notes": model.notes,
         "source": sealed(model),
         "files": files,
+        **({"dtypes": dtypes} if dtypes else {}),
         **_made_with(model),
     }
     (path / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")

@@ -31,8 +31,8 @@ def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
     here = threading.get_ident()  # modules that other threads make meanwhile are theirs
 
     def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and threading.get_ident() == here and not parameter.is_meta:
-            parameter = valueless.parameter(parameter)
+        if parameter is not None and threading.get_ident() == here:
+            valueless.empty(parameter)
         register(module, name, parameter)
 
     with global_state, torch.random.fork_rng(devices=[]), Valueless() as valueless:

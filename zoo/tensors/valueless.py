@@ -19,11 +19,10 @@ class Valueless(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.numbers: dict[int, torch.Tensor] = {}  # by address; held, so that no other tensor comes to lie there
 
-    def parameter(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The same without values; itself where it has none."""
-        if self._holds(parameter):
-            return parameter
-        return nn.Parameter(self._make(parameter.shape, parameter.dtype), requires_grad=parameter.requires_grad)
+    def empty(self, parameter: nn.Parameter) -> None:
+        """Take its values from a parameter on the CPU; it stays the same object, which others may share."""
+        if parameter.device.type == "cpu" and not self._holds(parameter):
+            parameter.data = self._make(parameter.shape, parameter.dtype)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -21,7 +21,9 @@ class Computes(nn.Module):
         super().__init__()
         self.table = nn.Embedding(6, 4, padding_idx=0)
         self.head = nn.Linear(4, 6, bias=False)
+        self.table.weight.data = torch.ones(6, 4)  # as transformers pads the bias of a head
         self.head.weight = self.table.weight
+        self.table.weight = self.head.weight
         self.copied = copy.deepcopy(nn.Linear(4, 4))
         first = next(self.parameters())
         self.register_buffer("places", torch.empty(3, device=first.device, dtype=first.dtype), persistent=False)
