@@ -43,12 +43,6 @@ class ByteText(TransformersText):
     def ends(self, model: Model) -> Container[Any]:
         return Ends()
 
-    def generate(self, model: Model, prompt: Any = None, **options: Any) -> Any:
-        """Continue a text, or several, one after the other; for the options see `TextFamily.generate`."""
-        if isinstance(prompt, list) and not options.get("stream"):
-            return [super(ByteText, self).generate(model, one, **options) for one in prompt]
-        return super().generate(model, prompt, **options)
-
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
         import torch
 

@@ -486,6 +486,13 @@ def test_run_is_reproducible_by_its_seed():
     assert sample("1") == sample("1") != sample("2")
 
 
+def test_run_makes_several_texts():
+    asked = ("run", "tiny-code", "-p", "def ", "--temperature", "1.5", "--max-new-tokens", "8", "--count", "2")
+    texts = json.loads(zoo(*asked, "--json").stdout)["text"]
+    assert len(texts) == 2 and texts[0] != texts[1]
+    assert zoo(*asked).stdout == f"--- 1 of 2 ---\n{texts[0]}\n--- 2 of 2 ---\n{texts[1]}\n"
+
+
 def test_eval_gives_a_perplexity():
     done = zoo("eval", "tiny-code", "--data", "stdlib:test[:4]", "--json")
     assert done.returncode == 0, done.stderr

@@ -120,9 +120,9 @@ def test_who_fills_in_words_and_who_continues(masked: zoo.Model, coder: zoo.Mode
         coder.family.fill(coder, "a <mask>")  # type: ignore[attr-defined]
     with pytest.raises(
         RequestError,
-        match=r"^'count' is not an option of generate for llama, a causal-lm model\. Options: max_new_tokens, ",
+        match=r"^'suffix' is not an option of generate for bert, a masked-lm model\. Options: count, stream\.$",
     ):
-        coder.generate("a", count=3)
+        small("bert").generate("a", suffix="b")
     with pytest.raises(RequestError, match=r"^bert fills in no words: its tokenizer has no mask token\.$"):
         small("bert").generate("w5")
     with pytest.raises(

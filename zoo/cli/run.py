@@ -52,7 +52,7 @@ GuidanceOption = Annotated[
     float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")
 ]
 CountOption = Annotated[
-    int | None, typer.Option(min=1, help="How many images, classes or words for a mask.  [default: the model's]")
+    int | None, typer.Option(min=1, help="How many images, texts, classes or words for a mask.  [default: the model's]")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")]
 OutOption = Annotated[
@@ -131,6 +131,8 @@ class Request:
         family = family_of(model)
         _require_taken(model, family, given)
         converses = "messages" in given and "prompt" not in given and sys.stdin.isatty() and not json
+        if converses and "count" in given:
+            raise RequestError("A conversation takes one answer at a time: leave out --count, or give a --prompt.")
         if "prompt" in family.takes and "prompt" not in given and not converses:
             given["prompt"] = _piped_prompt()
         files = _files(model, family, given, out=out, force=force)
@@ -149,7 +151,7 @@ class Request:
         """Generate what is asked for: as it comes, or, in files and for JSON, as a whole."""
         if self.converses:
             _converse(model, **self.options)
-        elif json or self.files:
+        elif json or self.files or "count" in self.options:
             self._make(model, json=json)
         else:
             for piece in model.generate(self.prompt, **self.options, stream=True):
@@ -169,8 +171,13 @@ class Request:
             about["text"] = made
         if json:
             output.print_json(about)
-        else:
+        elif self.files:
             print(*self.files, sep="\n")
+        elif isinstance(made, list):
+            for number, text in enumerate(made, 1):
+                print(f"--- {number} of {len(made)} ---", text, sep="\n")
+        else:
+            print(made)
 
 
 def _converse(model: Any, *, messages: list[dict[str, str]], **options: Any) -> None:

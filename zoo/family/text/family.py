@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from zoo.data.dataset import Dataset
     from zoo.model.model import Model
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop", "count")
 LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
 # What `generate` takes beside a prompt, where a task takes only some of it.
 OF_TASK = {
@@ -50,7 +50,7 @@ class TextFamily(Family):
     losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "cross-entropy"},)
     distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "kl"},)
     evaluation: ClassVar[tuple[str, str]] = ("perplexity", "stdlib:test")
-    takes: ClassVar[tuple[str, ...]] = ("prompt", *SAMPLING, "messages", "suffix", "files", "repo", "path", "count")
+    takes: ClassVar[tuple[str, ...]] = ("prompt", *SAMPLING, "messages", "suffix", "files", "repo", "path")
 
     def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Any] | None:
         """Split a causal model into body (ids -> hidden (B, T, D)) and head (hidden -> logits), or None if it does not split."""
@@ -232,9 +232,10 @@ class TextFamily(Family):
         """Continue a text, answer in a chat, fill a gap in code, or name the likeliest words for each mask of a text.
 
         Args:
-            prompt: the text, or several of them: each then gets the answer it would get alone.
+            prompt: the text, or several of them: prompt i then gets the answer it would get alone from the seed `seed` + i.
             options: `max_new_tokens` (128), `temperature` (0 is greedy), `top_p` (1), `seed` (0), `stop` (strings that
-                end the text), `stream` (True: an iterator over pieces of text instead of one string); instead of a prompt
+                end the text), `count` (1; of more, a list of texts of the prompt, text i from the seed `seed` + i),
+                `stream` (True: an iterator over pieces of text instead of one string); instead of a prompt
                 `messages` (a chat: [{"role": "user", "content": "Hello"}, ...]); of code `suffix` (what follows the gap
                 after the prompt), `files` (others of the repository, path -> text), `repo` and `path` (its name, and the
                 path of the file itself); of a masked-lm model `count` (5; how many words).
@@ -252,13 +253,18 @@ class TextFamily(Family):
         several = isinstance(prompt, list) and bool(prompt)
         if several and stream:
             raise RequestError("stream=True gives the pieces of one text; pass one prompt, or leave it out.")
+        if stream and model.spec.task != "masked-lm" and options.get("count", 1) > 1:
+            raise RequestError("stream=True gives the pieces of one text; leave out count, or stream.")
         if model.spec.task == "masked-lm":
             made = [shown(self._fills(model, text, **options)) for text in (prompt if several else [prompt])]
             return made[0] if stream else ["".join(pieces) for pieces in made] if several else "".join(made[0])
         how = Sampling(**{name: options.pop(name) for name in SAMPLING if name in options})
         prompt = self._formatted(model, prompt, **options)
-        if several:
-            return write_texts(self, model, prompt, how)
+        if several or how.count > 1:
+            prompts = [one for one in (prompt if several else [prompt]) for _ in range(how.count)]
+            texts = write_texts(self, model, prompts, how)
+            groups = [texts[start : start + how.count] for start in range(0, len(texts), how.count)]
+            return groups[0] if not several else texts if how.count == 1 else groups
         pieces = stream_text(self, model, prompt, how)
         return pieces if stream else "".join(pieces)
 
@@ -280,9 +286,10 @@ class TextFamily(Family):
             raise RequestError(
                 f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}."
             )
-        Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
         if model.spec.task == "masked-lm":
             require_count(options.get("count", 1))
+        else:
+            Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
 
     def _formatted(self, model: Model, prompt: Any, *, messages: Any = None, **code: Any) -> Any:
         """The prompt, or what messages or parts of code become in the model's own format."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
 from zoo.family.text.chat import FormattedPrompt
 from zoo.family.text.readers import names_of, reader_of
-from zoo.family.text.sampling import pick
+from zoo.family.text.sampling import pick, seed_of
 from zoo.family.text.shape import frequency_switches
 from zoo.family.text.tokens import end_tokens, reads_apart
 from zoo.model.health import cause, damage, require_finite_outputs
@@ -36,15 +37,17 @@ def stream_text(family: TextFamily, model: Model, prompt: Any, how: Sampling) ->
 
 
 def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: Sampling) -> list[str]:
-    """Continue several prompts together, each as if it were alone: with its own draws from the same seed.
+    """Continue several prompts together, each as if it were alone: prompt i with the seed `how.seed` + i.
 
     Raises:
         RequestError: as for one prompt.
     """
-    read = [family.inputs(model, prompt)[0] for prompt in prompts]
+    inputs = [family.inputs(model, prompt) for prompt in prompts]
+    read = [ids for ids, _ in inputs]
     counts = [min(how.max_new_tokens, _room(family, model, ids)) for ids in read]
-    if not _together(family, model, read, max(counts)):
-        return ["".join(stream_text(family, model, prompt, how)) for prompt in prompts]
+    if any(beside for _, beside in inputs) or not _together(family, model, read, max(counts)):
+        seeded = [replace(how, seed=seed_of(how.seed, i)) for i in range(len(prompts))]
+        return ["".join(stream_text(family, model, prompt, own)) for prompt, own in zip(prompts, seeded, strict=True)]
     texts = [_Text(family, model, ids, how.stop) for ids in read]
     last = [_ends(family, model, prompt) for prompt in prompts]
     answers, done = [""] * len(prompts), [False] * len(prompts)
@@ -80,9 +83,10 @@ def _room(family: TextFamily, model: Model, ids: list[int]) -> int:
 def _together(family: TextFamily, model: Model, prompts: Sequence[list[int]], count: int) -> bool:
     """Whether the module can read these prompts in one batch.
 
-    It masks what is padding, the longest leaves room for all, and none takes other rotary frequencies than another.
+    They are of single tokens, it masks what is padding, the longest leaves room for all, and none takes other rotary
+    frequencies than another.
     """
-    if len(prompts) == 1 or "attention_mask" not in names_of(model):
+    if len(prompts) == 1 or "attention_mask" not in names_of(model) or not isinstance(prompts[0][0], int):
         return False
     shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + count
     if any(shortest <= switch < longest for switch in frequency_switches(model.module)):
@@ -208,7 +212,7 @@ def next_together(
     done: list[bool] | None = None,
     of: Sequence[str] = (),
 ) -> Iterator[list[int]]:
-    """Yield the next token of every prompt, up to `count` times; each prompt draws from a generator of its own.
+    """Yield the next token of every prompt, up to `count` times; prompt i draws from a generator of its own, of seed + i.
 
     Args:
         first: what the module takes beside the ids on their pass (images).
@@ -223,7 +227,7 @@ def next_together(
     import torch
 
     done = [False] * len(prompts) if done is None else done
-    draws = [torch.Generator().manual_seed(seed) for _ in prompts]
+    draws = [torch.Generator().manual_seed(seed_of(seed, i)) for i in range(len(prompts))]
     reader = reader_of(model, prompts, first or {}, pad)
     looked = False
     for _ in range(count):

@@ -10,6 +10,8 @@ import torch
 
 from zoo.errors import RequestError
 
+MOST = 1000  # texts of one prompt
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -24,14 +26,21 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: Sequence[str] = ()
+    count: int = 1  # texts of one prompt, text i from the seed `seed` + i
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "temperature", "top_p"):
-            value, whole = getattr(self, name), name == "max_new_tokens"
+        for name in ("max_new_tokens", "temperature", "top_p", "count"):
+            value, whole = getattr(self, name), name in ("max_new_tokens", "count")
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
         if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
+        if not 1 <= self.count <= MOST:
+            raise RequestError(f"count = {self.count} is not from 1 to {MOST}.")
+        if self.count > 1 and not self.temperature:
+            raise RequestError(
+                f"count = {self.count}: at temperature 0 all texts are the likeliest one; set a temperature, such as 1."
+            )
         require_seed(self.seed)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
@@ -46,6 +55,11 @@ def require_seed(seed: Any) -> None:
         raise RequestError(f"seed = {seed!r} is not a whole number.")
     if not 0 <= seed < 2**63:
         raise RequestError(f"seed {seed} is not between 0 and 2**63.")
+
+
+def seed_of(seed: int, index: int) -> int:
+    """The seed of sample `index` of `seed`: the first sample of seed + 1 is the second of seed."""
+    return (seed + index) % 2**63
 
 
 def pick(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Any:

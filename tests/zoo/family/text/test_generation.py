@@ -146,7 +146,7 @@ def test_the_space_before_the_first_word_is_kept(model: zoo.Model, monkeypatch: 
         (
             "x",
             {"temprature": 1},
-            "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, messages, suffix, files, repo, path, stream.",
+            "'temprature' is not an option of generate. Did you mean 'temperature'? Options: max_new_tokens, temperature, top_p, seed, stop, count, messages, suffix, files, repo, path, stream.",
         ),
     ],
 )
@@ -194,8 +194,44 @@ def test_several_prompts_get_what_each_gets_alone(name: str):
     model = small(name)
     for how in HOW:
         together = model.generate(SEVERAL, max_new_tokens=14, **how)
-        assert together == [model.generate(prompt, max_new_tokens=14, **how) for prompt in SEVERAL]
-        assert together[1] == together[3] and len(set(together)) == 3
+        assert together == alone(model, max_new_tokens=14, **how)
+        assert (together[1] == together[3]) == (not how), "the same prompt twice, each sample with its own draws"
+
+
+def alone(model: zoo.Model, *, seed: int = 0, **how: Any) -> list[str]:
+    """What each of the prompts gets alone: prompt i from the seed `seed` + i."""
+    return [model.generate(prompt, seed=seed + i, **how) for i, prompt in enumerate(SEVERAL)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_several_texts_of_one_prompt_follow_from_the_seed(name: str):
+    model, how = small(name), {"max_new_tokens": 8, "temperature": 1.2}
+    texts = model.generate("w20", count=4, seed=3, **how)
+    assert texts == [model.generate("w20", seed=3 + i, **how) for i in range(4)] and len(set(texts)) == 4
+    assert model.generate("w20", count=2, seed=4, **how) == texts[1:3] == model.generate(["w20"] * 2, seed=4, **how)
+    assert model.generate("w20", count=1, seed=3, **how) == texts[0]
+    pairs = model.generate(["w20", "w30"], count=2, seed=3, **how)
+    assert pairs == [texts[:2], [model.generate("w30", seed=seed, **how) for seed in (5, 6)]]
+    assert len(model.generate("w20", count=2, seed=2**63 - 1, **how)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"count": 2}, "count = 2: at temperature 0 all texts are the likeliest one; set a temperature, such as 1."),
+        ({"count": 0}, "count = 0 is not from 1 to 1000."),
+        ({"count": 2.5}, "count = 2.5 is not a whole number."),
+        ({"count": True}, "count = True is not a whole number."),
+        (
+            {"count": 2, "temperature": 1, "stream": True},
+            "stream=True gives the pieces of one text; leave out count, or stream.",
+        ),
+    ],
+)
+def test_a_count_that_does_not_fit_is_refused(options: dict[str, Any], sentence: str):
+    with pytest.raises(RequestError) as caught:
+        small("llama").generate("w20", **options)
+    assert str(caught.value) == sentence
 
 
 MORE = {
@@ -243,7 +279,7 @@ def test_several_prompts_of_architectures_beside_the_twins(name: str, monkeypatc
     monkeypatch.setitem(TABLE, name, MORE[name])
     model = small(name)
     together = model.generate(SEVERAL, max_new_tokens=14, temperature=1.3)
-    assert together == [model.generate(prompt, max_new_tokens=14, temperature=1.3) for prompt in SEVERAL]
+    assert together == alone(model, max_new_tokens=14, temperature=1.3)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
