@@ -166,10 +166,11 @@ def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
 def _depth_names(config: Any, path: str, depth: int) -> list[str]:
     """What a config calls the depth of the stack: that of a decoder has another name than that of an encoder."""
     side, other = ("decoder", "encoder") if "decoder" in path else ("encoder", "decoder")
-    names = [f"{side}_layers", f"num_{side}_layers"]
-    if other not in (getattr(config, "attribute_map", None) or {}).get("num_hidden_layers", ""):
-        names.append("num_hidden_layers")
-    return [name for name in names if getattr(config, name, None) == depth]
+    names = [name for name in (f"{side}_layers", f"num_{side}_layers") if getattr(config, name, None) == depth]
+    general = "num_hidden_layers"
+    elsewhere = other in (getattr(config, "attribute_map", None) or {}).get(general, "")
+    computed = bool(names) and isinstance(getattr(type(config), general, None), property)  # ProphetNet's cannot be set
+    return names if elsewhere or computed or getattr(config, general, None) != depth else [*names, general]
 
 
 def _cut_config(config: Any, path: str, indices: Sequence[int], *, depth: int) -> None:
