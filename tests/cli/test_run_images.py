@@ -165,7 +165,7 @@ def test_a_wrong_request_for_images_is_one_sentence(site: Path, args: list[str],
     [
         (
             ["tiny-code", "-p", "x", "--steps", "3"],
-            "tiny-code is a text model and takes no --steps. It takes: --prompt, --max-new-tokens, --temperature, --top-p, --seed, --stop, --chat, --suffix, --file, --repo, --path, --count.",
+            "tiny-code is a text model and takes no --steps. It takes: --prompt, --max-new-tokens, --temperature, --top-p, --seed, --stop, --count, --chat, --suffix, --file, --repo, --path.",
         ),
         (
             ["tiny-code", "-p", "x", "-o", "x.png"],

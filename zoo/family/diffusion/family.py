@@ -272,13 +272,9 @@ class TextToImageFamily(Family):
             if not isinstance(value, int) or not 1 <= value <= 1000:
                 raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
         require_seed(options.get("seed", 0))
-        guidance = options.get("guidance")
-        if guidance is not None and (
-            isinstance(guidance, bool) or not isinstance(guidance, int | float) or not abs(guidance) < 1e6
-        ):
-            raise RequestError(
-                f"guidance = {guidance!r} is not a number that images can be made with, such as 2 or 7.5."
-            )
+        pull = options.get("guidance")
+        if pull is not None and (isinstance(pull, bool) or not isinstance(pull, int | float) or not abs(pull) < 1e6):
+            raise RequestError(f"guidance = {pull!r} is not a number that images can be made with, such as 2 or 7.5.")
 
     def generate(
         self,
