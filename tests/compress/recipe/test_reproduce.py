@@ -192,11 +192,12 @@ def test_the_command_says_what_differs_in_json(place: Path, capsys: pytest.Captu
 def test_data_that_is_gone_or_changed_is_named(place: Path):
     (place / "texts/add.py").write_text("x = 1\n" * 50)
     assert refusal(place / "run", base=place).startswith(
-        "run cannot be made again: the train data of stage 3 (distill), 'texts[:4]', is not what it was (its sha256 begins with "
+        "run cannot be made again: the calibration data of stage 2 (prune.structured), 'texts[:2]', is not what it was (its sha256 begins with "
     )
     shutil.rmtree(place / "texts")
-    assert "the train data of stage 3 (distill) is not here: No data source or file called 'texts'." in refusal(
-        place / "run", base=place
+    assert (
+        "the calibration data of stage 2 (prune.structured) is not here: No data source or file called 'texts'."
+        in refusal(place / "run", base=place)
     )
 
 
