@@ -336,9 +336,10 @@ class TextToImageFamily(Family):
             for name in signature(pipeline.__call__).parameters
             if name not in ("prompt", "generator", "output_type", "return_dict")
         ]
+        own = ["steps", "seed", "guidance", "count"]
         for name in others.keys() - set(known):
             raise RequestError(
-                f"{name!r} is not an option of generate.{nearest(name, known)} Options: steps, seed, guidance, count, {', '.join(known)}."
+                f"{name!r} is not an option of generate.{nearest(name, own + known)} Options: {', '.join(own + known)}."
             )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance}
