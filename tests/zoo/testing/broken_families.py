@@ -93,3 +93,22 @@ class Counting(PatchFamily):
     def forward(self, model: Model, batch: Any) -> torch.Tensor:
         logits: torch.Tensor = super().forward(model, batch)
         return logits * os.getpid()
+
+
+class Hoarding(PatchFamily):
+    """It keeps in itself what it computed."""
+
+    def __init__(self) -> None:
+        self.computed: list[torch.Tensor] = []
+
+    def forward(self, model: Model, batch: Any) -> torch.Tensor:
+        logits: torch.Tensor = super().forward(model, batch)
+        self.computed.append(logits)
+        return logits
+
+
+class Wakeful(PatchFamily):
+    """Its models are in train mode."""
+
+    def build(self, config: dict[str, Any], task: str) -> nn.Module:
+        return PatchNet(Config(**config))

@@ -48,6 +48,8 @@ BROKEN = {
             "infinite",
             "stirring",
             "counting",
+            "hoarding",
+            "wakeful",
         ),
     },
     "zoo-unread": {
