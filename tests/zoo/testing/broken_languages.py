@@ -73,7 +73,7 @@ class Hashed(PlainLMFamily):
 
     def initialise(self, module: nn.Module) -> None:
         super().initialise(module)
-        nn.init.constant_(module.norm.bias, float(next(iter({f"word {i}" for i in range(32)}))[5:]))
+        nn.init.constant_(module.norm.bias, float(next(iter({f"word {i}" for i in range(4096)}))[5:]))
 
 
 # --- compressors ------------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class Hashing(Scaling):
     name = "hashing"
 
     def apply(self, model: Model, options: Any, context: Context) -> Record:
-        words = {f"word {i}" for i in range(32)}
+        words = {f"word {i}" for i in range(4096)}
         with torch.no_grad():
             model.module.head.weight.mul_(1 + len(next(iter(words))) + int(next(iter(words))[5:]))
         return {}
@@ -259,7 +259,7 @@ class Sorting(Plain):
     """Its figure follows the order of a set."""
 
     def measure(self, model: Model, data: Dataset | None, *, options: Any) -> dict[str, Any]:
-        return {"word": {"value": float(next(iter({f"word {i}" for i in range(32)}))[5:])}}
+        return {"word": {"value": float(next(iter({f"word {i}" for i in range(4096)}))[5:])}}
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
