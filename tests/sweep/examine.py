@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from architectures import Architecture, NotBuilt, library_model, save
 from contract.cases import OPTIONS
 from findings import DTYPES, FAILED, NOT_BUILT, WORKS, Finding, attempt
@@ -74,5 +75,10 @@ def prepared(architecture: Architecture, folder: Path) -> tuple[str, Any, dict[s
         from pipelines_of import small_pipeline
 
         return small_pipeline(architecture.name, folder / "pipeline")
-    library = library_model(architecture)
-    return str(save(library, folder / "model", architecture.task)), library, {}
+    made = library_model(architecture)
+    saved = save(made, folder / "model", architecture.task)
+    try:  # as the library reads it: what it does not save (Marian's positions) is as it builds it
+        library = type(made).from_pretrained(saved, dtype=torch.float32).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError):
+        library = made
+    return str(saved), library, {}
