@@ -273,5 +273,7 @@ def test_the_checks_see_what_they_are_for(bases: Any, tmp_path: Path, monkeypatc
             "zoo.artifact.weights._storable",
             lambda model: {n: t.detach() * (1 + 2**-20) for n, t in model.tensors().items()},
         )
-        with pytest.raises(ZooError, match=r"cannot be saved: \S+ is .* in memory, and it would load with other values"):
+        with pytest.raises(
+            ZooError, match=r"cannot be saved: \S+ is .* in memory, and it would load with other values"
+        ):
             check_exact_reload([pruned], tmp_path)

@@ -1,4 +1,4 @@
-"""What stands between head and logits: known, or found by asking, and then the whole forward is used."""
+"""Training reads the body and applies the head to chosen rows: that is what the whole model says, or the whole one is used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from twins import TWINS, tokens, twin
 from zoo_slm import heads
 from zoo_slm.language import TransformersText
 
@@ -25,6 +26,15 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+
+
+# architectures that scale their logits
+SCALED = {
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SMALL, logits_scaling=8.0, tie_word_embeddings=False)
+    ),
+    "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SMALL, logit_scale=0.25)),
 }
 
 
@@ -115,3 +125,16 @@ def test_llama_4_is_split():
         torch.testing.assert_close(
             split[1](split[0](input_ids=ids, use_cache=False).last_hidden_state), module(ids).logits
         )
+
+
+@pytest.mark.parametrize("name", [*TWINS, *SCALED])
+def test_the_head_on_the_body_is_the_model(name: str):
+    module: Any = SCALED[name]().eval() if name in SCALED else twin(name)
+    split = TransformersText().body_and_head(module)
+    if split is None:
+        assert name == "bert"  # whose head has layers of its own
+        return
+    body, head = split
+    ids = tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(head(body(input_ids=ids, use_cache=False).last_hidden_state), module(ids).logits)
