@@ -194,11 +194,15 @@ def _computed(config: Any, depth: int) -> dict[str, list[Any]]:
     """The lists with an entry a block that the config's class computes."""
     lists: dict[str, list[Any]] = {}
     for kind in type(config).__mro__:
+        if (
+            kind.__module__ == "transformers.configuration_utils"
+        ):  # what all configs have; it warns of what is deprecated
+            continue
         for name in [name for name, value in vars(kind).items() if isinstance(value, property)]:
             try:
                 value = getattr(config, name)
             except Exception as error:  # whatever a class says of numbers that do not fit together
                 value = [one_line(error)] * depth
-            if "transformers.configuration_utils" not in kind.__module__ and isinstance(value, list | tuple):
-                lists |= {name: list(value)} if len(value) == depth else {}
+            if isinstance(value, list | tuple) and len(value) == depth:
+                lists[name] = list(value)
     return lists

@@ -396,6 +396,12 @@ def test_help_lists_declared_commands_without_importing_them(tmp_path: Path):
     )
 
 
+def test_a_plan_prints_itself_and_no_warning_of_a_library():
+    """What a config class warns of when it is read is nothing to the user."""
+    done = zoo("plan", str(Path(__file__).parents[2] / "examples" / "quickstart.toml"))
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Plan of tiny-code-small:")
+
+
 @pytest.mark.parametrize(
     "name", ["list", "info", "run", "eval", "bench", "verify", "plugins", "plan", "compress", "inspect"]
 )
