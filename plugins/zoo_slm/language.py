@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from zoo.anatomy.parts import Anatomy
+from zoo.artifact.manifest import MANIFEST
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.text.family import TextFamily
 from zoo.family.text.readers import caches_rightly
 from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
-from zoo.system.reading import lfs_pointer
+from zoo.system.reading import LARGEST_DATA, lfs_pointer, text_of
 from zoo_slm import heads
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
@@ -177,6 +178,8 @@ class TransformersText(TextFamily):
             return None
         if pointer := next(filter(None, map(lfs_pointer, files)), ""):
             raise ArtifactError(f"{pointer}.")
+        if (path / MANIFEST).exists() and _says_all(path):
+            return super().load_processor(path)
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         lone = path / "tokenizer.json"
@@ -221,6 +224,18 @@ def _caches(module: nn.Module) -> bool:
 def _caches_in_float32(twin: nn.Module) -> bool:
     """In half precision an expert may be chosen by a hair."""
     return _caches(twin.float())
+
+
+def _says_all(path: Path) -> bool:
+    """Whether tokenizer.json is all there is of a tokenizer that we saved.
+
+    For some model types (Qwen2) transformers makes a tokenizer of that type's own class of it, which splits text otherwise.
+    """
+    try:
+        about = json.loads(text_of(path / "tokenizer_config.json", error=ArtifactError, most=LARGEST_DATA))
+    except (ArtifactError, ValueError, RecursionError):
+        return False
+    return isinstance(about, dict) and about.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def _unreadable_tokenizer(file: Path, error: Exception) -> ArtifactError:

@@ -30,6 +30,7 @@ def watch(event, args):
         told = writes and isinstance(path, str) and not os.path.abspath(path).startswith(inside) and path != notes
     else:
         told = event in ("pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "ctypes.dlopen")
+        told = told and (event, args) != ("ctypes.dlopen", (None,))  # the C library, which is here already
     if told:
         with open(notes, "a") as file:
             print(event, *map(repr, args), file=file)

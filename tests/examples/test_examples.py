@@ -49,10 +49,10 @@ TOY: dict[str, list[str]] = {
     "train/tiny_vlm": [
         *READING,
         "data.start=reading:characters[:4]",
-        *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch")),
+        *(f"stage.{i}.{key}=2" for i in (1, 2) for key in ("steps", "batch")),
     ],
     "quickstart-t2i": [*DRAWING, "stage.3.steps=2", "stage.3.batch=2", *(f"evaluate.{task}.steps=2" for task in DRAWN)],
-    "train/tiny_t2i": [*DRAWING, *(f"stage.{i}.{key}=2" for i in (0, 1) for key in ("steps", "batch"))],
+    "train/tiny_t2i": [*DRAWING, *(f"stage.{i}.{key}=2" for i in (1, 2) for key in ("steps", "batch"))],
 }
 
 

@@ -192,3 +192,14 @@ def test_what_has_no_twin_says_so(tmp_path: Path) -> None:
     assert fault(place, scale="tiny", weights="random") == (
         f"{place} was changed by 1 stages, and a twin has the shape of an original; take the twin of that."
     )
+
+
+def test_a_tokenizer_of_no_class_of_its_own_comes_back_as_it_was(tmp_path: Path):
+    """Of what is saved beside a Qwen2, transformers makes a Qwen2Tokenizer, which splits text otherwise."""
+    from stages import tokenizer
+
+    model = zoo.load("qwen2.5-0.5b", scale="tiny", weights="random")
+    model.processor = tokenizer()
+    again = zoo.load(model.save(tmp_path / "saved"))
+    assert again.processor("w5 w6")["input_ids"] == model.processor("w5 w6")["input_ids"] == [5, 6]
+    assert again.processor.eos_token == model.processor.eos_token

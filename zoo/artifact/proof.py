@@ -121,7 +121,10 @@ def _require_same_outputs(model: Model, loaded: Model) -> None:
     if next(misaligned(model.module), None) is not None:  # on which the last bits depend; loading aligns
         model = model.copy()
         align(model.module)
-    batch = model.family.example(model, batch=1, size=2)
+    try:
+        batch = model.family.example(model, batch=1, size=2)
+    except Exception:  # of a family that makes none: `zoo plugins check` says so
+        return
     with _evaluating(model.module, loaded.module):
         theirs, reason = _output(loaded, batch)
         _require_unchanged(model, loaded)

@@ -212,7 +212,7 @@ def test_an_unknown_model_is_named_with_its_line(place: Path, name: str, sentenc
 def test_weights_that_are_not_there_are_known_to_the_plan(place: Path):
     text = RECIPE.replace('name = "./model"', 'name = "tiny-code"\nweights = "./wights"')
     assert refusal(place, text, RequestError).startswith(
-        "recipe.toml, line 8, [model] weights: weights='./wights' is neither 'auto' nor 'random'"
+        "recipe.toml, line 8, [model] weights: weights='./wights' is neither 'auto', 'random' nor 'dequantized'"
     )
 
 

@@ -514,7 +514,7 @@ def test_two_runs_do_not_write_into_one_directory(zygote: Zygote, place: Path, m
         who = rf"process {process.pid} on {re.escape(socket.gethostname())}, since 20\S+:\d\d"
         with pytest.raises(
             OutputError,
-            match=rf"^Another run is writing into runs/tiny \({who}\); wait for it, or choose another --out\.$",
+            match=rf"^Another run is writing into runs/tiny \({who}\); wait for it, or choose another out\.$",
         ):
             run(Recipe.load("recipe.toml"))
         process.kill(signal.SIGKILL)

@@ -93,7 +93,7 @@ def test_stopped_at_every_moment_a_run_goes_on_and_ends_with_the_same_bytes(
     for moment, target, count in (
         ("planning", "zoo_compress.recipe.planner:advance", 2),
         ("influence", "zoo_compress.calibrate.watch:joined", 2),
-        ("saving", "zoo.artifact.store:_write_weights", 1),
+        ("saving", "zoo.artifact.weights:write", 1),
         ("training", "accelerate:Accelerator.backward", 5),
         ("an optimizer step", "torch.optim:AdamW.step", 3),
         ("whitening", "torch.linalg:svd", 2),

@@ -177,7 +177,7 @@ def test_weights_of_another_shape_are_refused(place: Path):
 @pytest.mark.parametrize("device", [None, "meta"])
 def test_wrong_weights_are_refused_whatever_the_device(place: Path, device: str | None):
     assert refusal(RequestError, "tiny-code", weights="randon", device=device) == (
-        "weights='randon' is neither 'auto' nor 'random' nor a directory or file that exists. Did you mean 'random'?"
+        "weights='randon' is neither 'auto', 'random' nor 'dequantized', nor a directory or file that exists. Did you mean 'random'?"
     )
     assert refusal(RequestError, "./plain", weights="saved", device=device) == (
         "weights='saved' goes with a name of `zoo list`; plain is a directory with weights of its own."

@@ -118,7 +118,7 @@ def test_a_shortage_names_what_lacks_most_and_what_would_help():
     assert shortage(wanted, bounds=[Limit("free memory", 1000 * MB, shared=True)]) == ""
     said = shortage(wanted, bounds=[Limit("RLIMIT_AS (ulimit -v)", 500 * MB)])
     assert said.startswith("stage 2 (distill) needs about ") and "RLIMIT_AS (ulimit -v) leaves" in said
-    assert said.endswith(" for this run: lower its batch or length, or pass --ignore-memory to try.")
+    assert said.endswith(" for this run: lower its batch or length, or pass ignore_memory=True to try.")
     assert shortage(wanted, bounds=[Limit("the limit of cgroup /", 500 * MB, shared=True)]).startswith(
         "measuring speed needs"
     )

@@ -207,6 +207,7 @@ FOLLOW = {
     ("model", "infinite-tiny", "side effects"),
     ("model", "peeking-tiny", "cache"),
     ("model", "mingling-tiny", "cache"),
+    ("compressor", "forgetting", "determinism"),  # which saves, too
     ("compressor", "respelling", "save and reload"),  # of the family that saves none
     ("data", "wearing", "side effects"),
     ("data", "moving", "side effects"),

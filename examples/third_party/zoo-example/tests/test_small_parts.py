@@ -66,7 +66,7 @@ def test_the_interval_covers_as_often_as_it_says():
         found = share((torch.rand(60, 50, generator=draw) < chances).sum(1).double(), torch.full((60,), 50.0))
         covered += found["low"] < 50 < found["high"]
     assert 0.92 < covered / 400 < 0.98
-    assert share(torch.tensor([3.0]), torch.tensor([4.0])) == {"value": 75.0}
+    assert share(torch.tensor([3.0]), torch.tensor([4.0])) == {"value": 75.0, "n": 1}
 
 
 def test_accuracy_refuses_what_predicts_no_label():

@@ -431,7 +431,7 @@ def test_calibration_is_not_run_through_the_head() -> None:
     ):
         calls.update(head=0, body=0)
         stages.apply(model, use, options, stages.context())
-        trial = 1  # of the changed model, on four tokens
+        trial = 8  # of the model before and after: four tokens, two more one by one, and all at once
         assert calls == {"head": trial, "body": 5 + trial}
 
 
