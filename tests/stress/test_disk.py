@@ -75,7 +75,7 @@ def test_where_a_file_cannot_grow_a_run_ends_with_one_sentence_and_goes_on_later
         assert said.endswith("What is finished is kept in out: the same command goes on from there.\n") or size == 0
         named.add(said.split()[1].rpartition("/")[2])
         assert not drafts(out) and all(not store.verify(folder) for folder in out.glob("stages/*/"))
-    assert len(named) == 4, named
+    assert len(named) == 3, named  # run.json, which holds the plan, twice
     assert "training.safetensors" in named and not checkpoints(out)
     assert zygote.run("compress", "recipe.toml", "--out", "out", cwd=place).code == 0
     assert zygote.run("compress", "recipe.toml", "--out", "alone", cwd=place).code == 0
