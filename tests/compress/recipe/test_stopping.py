@@ -70,7 +70,7 @@ def compress(zygote: Zygote, place: Path, *args: str, setup: str = "") -> Done:
 
 def content(out: Path) -> dict[str, bytes]:
     """What a run ends with, without the files that hold its seconds."""
-    timed = ("results.json", "report.html")
+    timed = ("results.json", "report.html", "run.json")
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in out.rglob("*")
