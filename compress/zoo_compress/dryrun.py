@@ -66,7 +66,11 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
 
     def shadow(self, model: Model, *, dtype: torch.dtype | None = None) -> Model:
-        """A copy of a model that is run dry on the CPU, its float parameters in `dtype`; what was shared stays shared."""
+        """A copy of a model that is run dry on the CPU; what was shared stays shared.
+
+        Args:
+            dtype: of its float parameters, and of the buffers that are computed beside them.
+        """
         module = copy.deepcopy(model.module)
         twins: dict[int, Any] = {}
         for part in module.modules():
@@ -74,7 +78,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tensors: dict[str, Any] = store
                 for name, old in tensors.items():
                     if old is not None and id(old) not in twins:
-                        twins[id(old)] = self._twin(old, dtype)
+                        follows = isinstance(old, nn.Parameter) or name in part._non_persistent_buffers_set
+                        twins[id(old)] = self._twin(old, dtype if follows else None)
                     tensors[name] = twins.get(id(old))
         return replace(model, module=module)
 
@@ -118,7 +123,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _twin(self, old: Tensor, dtype: torch.dtype | None) -> Tensor:
-        wanted = dtype if dtype and isinstance(old, nn.Parameter) and old.is_floating_point() else old.dtype
+        wanted = dtype if dtype and old.is_floating_point() else old.dtype
         with self.fake:
             new = torch.empty(old.shape, dtype=wanted)
         self._counted(new)

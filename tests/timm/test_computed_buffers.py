@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from zoo_compress import apply
 
 import zoo
 from zoo.artifact.proof import computed_buffers
+from zoo.data.dataset import Dataset, Sample
+from zoo.model.context import Context
 
 pytestmark = pytest.mark.quick
 
@@ -36,3 +40,21 @@ def test_it_comes_back_with_its_buffers(kind: str, dtype: str, tmp_path: Path):
     theirs = timm.create_model(spec["architecture"], pretrained=False, **spec["model_args"]).to(getattr(torch, dtype))
     expected = {name: buffer.dtype for name, buffer in computed_buffers(theirs)}
     assert expected and {name: buffer.dtype for name, buffer in computed_buffers(again.module)} == expected
+
+
+@pytest.mark.parametrize("use", ["train", "distill"])
+@pytest.mark.parametrize("kind", ["swin v2", "swin v2 cr"])
+def test_training_in_bfloat16_takes_the_computed_buffers_along(kind: str, use: str):
+    """They are multiplied with parameters, which are trained in float32, and are as before afterwards."""
+    model = zoo.load(MODELS[kind], weights="random", dtype="bfloat16")
+    before = {name: buffer.clone() for name, buffer in computed_buffers(model.module)}
+    picture = np.zeros((64, 64, 3), np.uint8)
+    data = Dataset("d", [Sample({"image": picture, "label": i}, f"d:{i}") for i in range(2)])
+    original = model.copy()
+    context = Context(data={"train": data}, load=lambda _: original)
+    apply(model, use, {"steps": 2, "batch": 1, "length": 2}, context=context)
+    after = dict(computed_buffers(model.module))
+    assert before and after.keys() == before.keys()
+    assert all(
+        after[name].dtype == buffer.dtype and torch.equal(after[name], buffer) for name, buffer in before.items()
+    )

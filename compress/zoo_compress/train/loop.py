@@ -7,7 +7,7 @@ a run that is killed and resumed from its last checkpoint ends with the same wei
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,15 +191,24 @@ def sparse_masks(model: Model) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _to_float32(model: Model) -> dict[str, torch.dtype]:
-    dtypes = {name: p.dtype for name, p in model.module.named_parameters() if p.is_floating_point()}
-    for p in model.module.parameters():
-        if p.is_floating_point():
-            p.data = p.data.float()
+    """Train in float32: parameters, and the buffers that are computed beside them (Swin's tables of positions)."""
+    dtypes = {}
+    for name, tensor in _floats(model.module):
+        dtypes[name] = tensor.dtype
+        tensor.data = tensor.data.float()
     return dtypes
 
 
 def _restore_dtype(model: Model, dtypes: Mapping[str, torch.dtype]) -> None:
-    for name, p in model.module.named_parameters():
+    for name, tensor in _floats(model.module):
         if name in dtypes:
-            p.data = p.data.to(dtypes[name])
-            p.grad = None
+            tensor.data = tensor.data.to(dtypes[name])
+            tensor.grad = None
+
+
+def _floats(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, p) for name, p in module.named_parameters() if p.is_floating_point())
+    for path, part in module.named_modules():
+        for name in sorted(part._non_persistent_buffers_set):
+            if (buffer := part._buffers.get(name)) is not None and buffer.is_floating_point():
+                yield f"{path}.{name}", buffer
