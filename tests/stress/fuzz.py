@@ -4,7 +4,7 @@
 
 A case is a valid document, changed: keys dropped, doubled, renamed, values of other types, extreme numbers, deep nesting,
 odd characters, bytes flipped, the text cut. It is given to what reads such documents (see `Readers`). Whatever is not a
-`ZooError` of one printable line, takes more than two seconds of processor time or 200 MB, writes a file, starts a process,
+`ZooError` of one printable line, takes more than six seconds of processor time (a plan runs every stage on shapes) or 200 MB, writes a file, starts a process,
 opens a socket, imports a module that the document names, or moves a random generator, is a finding: hypothesis shrinks it,
 and it is kept in the corpus, which the test suite runs (test_fuzz.py).
 """
@@ -58,7 +58,7 @@ def sealed(data: Any) -> str:
 
 
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS, MEGABYTES, CHARACTERS = 2.0, 200, 1000
+SECONDS, MEGABYTES, CHARACTERS = 6.0, 200, 1000
 
 # --- documents --------------------------------------------------------------------------------------------------------
 
