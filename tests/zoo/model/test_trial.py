@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from stages import apply, small
+from torch import nn
 
 from zoo.compressor import Compressor
 from zoo.errors import Refused
@@ -47,10 +50,43 @@ class Narrows(Stage):
         return f"Leave out {path}."
 
 
-def test_a_cache_that_mixes_blocks_up_is_refused() -> None:
+class RoundsSingleTokens(nn.Linear):
+    """What reads one token at a time and rounds otherwise, as kernels do in half precision."""
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return super().forward(x_BTD) * (1.01 if x_BTD.shape[1] == 1 else 1)
+
+
+class Rounds(Stage):
+    name = "rounds"
+
+    def rebuild(self, model: Model, record: Any) -> None:
+        mlp: Any = model.module.model.layers[1].mlp  # type: ignore[union-attr, index]
+        mlp.up_proj.__class__ = RoundsSingleTokens
+
+
+def in_half(name: str) -> Model:
+    model = small(name)
+    model.module.to(torch.bfloat16)
+    model.dtype = model.stored = "bfloat16"
+    return model
+
+
+@pytest.mark.parametrize("made", [small, in_half])
+def test_a_cache_that_mixes_blocks_up_is_refused(made: Callable[[str], Model]) -> None:
     sentence = r"^drops does not fit LlamaForCausalLM: token by token the model it leaves computes something else than at once\. Choose"
     with pytest.raises(Refused, match=sentence):
-        apply(small("llama"), DropsWithoutRenumbering())
+        apply(made("llama"), DropsWithoutRenumbering())
+
+
+def test_rounding_to_half_precision_is_no_other_result() -> None:
+    model, widened = in_half("llama"), small("llama")
+    assert runs(model) == runs(widened) == "alike"
+    for changed in (model, widened):
+        Rounds().rebuild(changed, {})
+    require_running(model, Rounds(), before="alike")
+    with pytest.raises(Refused, match="computes something else"):
+        require_running(widened, Rounds(), before="alike")
 
 
 def test_what_a_forward_pass_misses_is_named_with_the_remedy_of_the_stage() -> None:
