@@ -5,7 +5,8 @@ W (out, in) becomes U V with U (out, r), V (r, in); r = floor(ratio * out * in /
 - Plain: the truncated singular value decomposition, nearest to W (Eckart and Young 1936).
 - Whitened: SVD-LLM (Wang et al. 2024, arXiv:2403.07378, section 3.1). With S S^T = X^T X over the calibration inputs X,
   the SVD of W S is cut and S^-1 undone; then dropping the singular value s_i costs exactly s_i in output norm, so the
-  cut is nearest in what the layer puts out. The inputs are those of the model as it was before this stage.
+  cut is nearest in what the layer puts out. The inputs are those of the model as it was before this stage; a layer that
+  no input reaches is cut plainly, and the record says so.
 
 Grams X^T X are float64 and `in` x `in`, so blocks are watched a few at a time: as many in one pass as GRAM_BYTES holds.
 """
@@ -26,7 +27,7 @@ from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
 from zoo.anatomy.parts import Target
 from zoo.compressor import Compressor, require_dense
-from zoo.errors import Refused, ZooError
+from zoo.errors import Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
@@ -118,12 +119,22 @@ class LowRankSVD(Compressor):
             data = batches(model, options, context, stage=self.name)
             passes = list(_passes(model.module, model.anatomy.select(options.target), paths))
         factors: dict[str, Factors] = {}
+        unseen: list[str] = []
         for watched in context.progress.track(passes, total=len(passes), label=self.name):
             grams = _grams(model, watched, data) if options.whiten else {}
+            unseen += [path for path in watched if path not in grams]
             for path in watched:
                 weight_OI = weight_out_in(model.module.get_submodule(path))
                 up_OR, down_RI = factor(weight_OI, ranks[path], grams.pop(path, None))
                 factors[path] = up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
+        if options.whiten and unseen:  # cross-attention with nothing to attend to, experts that no token takes
+            record["unseen"] = unseen
+            what = (
+                f"{unseen[0]}, which is"
+                if len(unseen) == 1
+                else f"{len(unseen)} layers, such as {unseen[0]}, which are"
+            )
+            context.progress.say(f"{self.name}: the calibration data never reached {what} factored without whitening")
         self._install(model, record, factors)
         return record
 
@@ -304,7 +315,7 @@ def _last_blocks(module: nn.Module, target: Target) -> dict[int, str]:
 
 
 def _grams(model: Model, watched: dict[str, str], data: list[Batch]) -> dict[str, torch.Tensor]:
-    """Sum X^T X of every watched projection's inputs over the calibration data, in float64."""
+    """Sum X^T X of every watched projection's inputs over the calibration data, in float64; none of one that is not run."""
     grams: dict[str, torch.Tensor] = {}
 
     def watcher(path: str) -> Watcher:
@@ -318,7 +329,4 @@ def _grams(model: Model, watched: dict[str, str], data: list[Batch]) -> dict[str
     order = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
     until = max(watched.values(), key=order.index) if all(watched.values()) else ""
     watch(model, data, {path: watcher(path) for path in watched}, until=until)
-    unseen = [path for path in watched if path not in grams]
-    if unseen:
-        raise ZooError(f"lowrank.svd: the calibration data never reached {unseen[0]}; leave it out of the target.")
     return grams

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
-from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small
+from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small, tokenizer
 from torch import nn
 from twins import TWINS, tokens
 from zoo_compress.methods import lowrank
 from zoo_compress.methods.lowrank import LowRankLinear, LowRankSVD, factor
 
+import zoo
 from zoo.errors import DataError, Refused, ZooError
-from zoo.model.context import Context
+from zoo.model.context import Context, Silent
 
 DENSE = [name for name in TWINS if name != "mixtral"]
 QUICK = {"length": 16, "samples": 16}
@@ -208,6 +209,38 @@ def test_whitened_factors_follow_the_model_better_than_plain_ones():
         apply(model, "lowrank.svd", {"ratio": 0.6, "whiten": whiten, **QUICK}, context())
         errors[whiten] = float((logits(model, batch) - before).norm())
     assert errors[True] < errors[False]
+
+
+def test_a_layer_that_no_input_reaches_is_cut_plainly(tmp_path):
+    """A decoder alone has nothing to attend to across."""
+    from transformers import BartConfig, BartForCausalLM
+
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    BartForCausalLM(BartConfig(vocab_size=96, max_position_embeddings=64, is_decoder=True, **sizes)).save_pretrained(
+        tmp_path
+    )
+    tokenizer().save_pretrained(tmp_path)
+    model, said = zoo.load(tmp_path), Said()
+    cross = "model.decoder.layers.1.encoder_attn.k_proj"
+    up_OR, down_RI = factor(model.module.get_submodule(cross).weight, 8)
+    apply(model, "lowrank.svd", {"rank": 8, **QUICK}, context(progress=said))
+    layer = model.module.get_submodule(cross)
+    assert torch.equal(layer.up.weight, up_OR.float()) and torch.equal(layer.down.weight, down_RI.float())
+    unseen = model.lineage[-1].record["unseen"]
+    assert len(unseen) == 8 and all("encoder_attn" in path for path in unseen)
+    assert said.texts == [
+        "lowrank.svd: the calibration data never reached 8 layers, such as model.decoder.layers.0.encoder_attn.q_proj, "
+        "which are factored without whitening"
+    ]
+    assert_replays(model, tokens(), tmp_path)
+
+
+class Said(Silent):
+    def __init__(self):
+        self.texts = []
+
+    def say(self, text):
+        self.texts.append(text)
 
 
 def test_factoring_leaves_the_global_random_state():
