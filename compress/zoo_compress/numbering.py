@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.anatomy.modules import config_of, inside, is_embedding
+from zoo.anatomy.modules import config_of, depths_of, inside, is_embedding, sides
 from zoo.errors import ArtifactError, Refused, one_line
 
 NUMBERS = ("layer_idx", "layer_id")
@@ -63,6 +63,7 @@ def keep_blocks(module: nn.Module, path: str, indices: list[int], *, depth: int)
     for config in configs:
         _cut_tables(module, path, config, indices, depth=depth)
         _cut_config(config, path, indices, depth=depth)
+    _set_depth_elsewhere(module, path, configs, len(indices), depth=depth)
     _hand_on(blocks[0], blocks[indices[0]])
     for index in sorted(set(range(depth)) - set(indices), reverse=True):
         del blocks[index]
@@ -153,24 +154,46 @@ def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
     nearest_config = config_of(module, path)
     if not _depth_names(nearest_config, path, depth):
         return
-    seen, same = set(), nearest_config.to_dict()
+    same = nearest_config.to_dict()
+    yield from (config for config in _of_class(module, type(nearest_config)) if config.to_dict() == same)
+
+
+def _of_class(module: nn.Module, kind: type) -> Iterator[Any]:
+    """Yield the configs of a class that the parts of a module hold, and those in their configs, each once."""
+    seen = set()
     for part in module.modules():
         own = getattr(part, "config", None)
         for config in (own, *(vars(own).values() if hasattr(own, "to_dict") else ())):
-            if id(config) not in seen and type(config) is type(nearest_config):
+            if id(config) not in seen and type(config) is kind:
                 seen.add(id(config))
-                if config.to_dict() == same:
-                    yield config
+                yield config
 
 
 def _depth_names(config: Any, path: str, depth: int) -> list[str]:
     """What a config calls the depth of the stack: that of a decoder has another name than that of an encoder."""
-    side, other = ("decoder", "encoder") if "decoder" in path else ("encoder", "decoder")
-    names = [name for name in (f"{side}_layers", f"num_{side}_layers") if getattr(config, name, None) == depth]
+    side, other = sides(path)
+    names = [name for name in depths_of(side) if getattr(config, name, None) == depth]
     general = "num_hidden_layers"
     elsewhere = other in (getattr(config, "attribute_map", None) or {}).get(general, "")
     computed = bool(names) and isinstance(getattr(type(config), general, None), property)  # ProphetNet's cannot be set
     return names if elsewhere or computed or getattr(config, general, None) != depth else [*names, general]
+
+
+def _set_depth_elsewhere(module: nn.Module, path: str, configs: Sequence[Any], shallow: int, *, depth: int) -> None:
+    """Set the depth in configs that tell of the stack beside others: T5's own, of which its decoder has a changed copy."""
+    side, other = sides(path)
+    if not configs or side not in path:
+        return
+    cut = set(map(id, configs))
+    for config in _of_class(module, type(configs[0])):
+        if id(config) in cut:
+            continue
+        names = list(depths_of(side))
+        if not getattr(config, "is_decoder", False) and any(hasattr(config, name) for name in depths_of(other)):
+            names += ["num_hidden_layers"] if side == "encoder" else []
+        for name in names:
+            if getattr(config, name, None) == depth and not isinstance(getattr(type(config), name, None), property):
+                setattr(config, name, shallow)
 
 
 def _cut_config(config: Any, path: str, indices: Sequence[int], *, depth: int) -> None:

@@ -22,16 +22,19 @@ from zoo.anatomy.modules import (
     Owner,
     config_of,
     container,
+    depths_of,
     features,
     inside,
     is_embedding,
     is_norm,
     looks_like_norm,
+    sides,
     sizes_of,
 )
 from zoo.anatomy.parts import Anatomy, Attention, Block, Stack
 
 CROSS_ATTENTION = ("cross", "encdec", "encoder_attn", "attn2")
+LISTS = ("layers", "layer", "blocks", "block", "h")  # what lists of blocks are called
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
 HEADS = ("lm_head", "embed_out", "output_projection")
 PROJECTORS = ("multi_modal_projector", "mm_projector", "projector", "connector", "merger", "mlp1")
@@ -82,7 +85,7 @@ def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequen
         if len(part) == 0 or len({type(block) for block in part}) > 1:
             continue
         config = config_of(module, path)
-        if isinstance(part, nn.ModuleList) and 1 < len(part) == getattr(config, "num_hidden_layers", None):
+        if isinstance(part, nn.ModuleList) and _counted(path, len(part), config):
             lists.append((path, part))  # the config says what it is, whatever is recognised inside
             continue
         blocks = [_block(block, "", config) for block in part]
@@ -90,6 +93,13 @@ def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequen
         if attends or (isinstance(part, nn.ModuleList) and any(block.ffn for block in blocks)):
             lists.append((path, part))
     return lists
+
+
+def _counted(path: str, length: int, config: Any) -> bool:
+    """Whether a config says that a model, or this side of it, has as many blocks; one alone is to be called so too."""
+    names = ("num_hidden_layers", *depths_of(sides(path)[0]))
+    called = length > 1 or path.rpartition(".")[2] in LISTS
+    return called and any(getattr(config, name, None) == length for name in names)
 
 
 def _name_stacks(

@@ -106,6 +106,16 @@ def config_of(module: nn.Module, path: str) -> Any:
     return None
 
 
+def sides(path: str) -> tuple[str, str]:
+    """Whether a stack is a decoder's or else an encoder's, and the other of the two."""
+    return ("decoder", "encoder") if "decoder" in path else ("encoder", "decoder")
+
+
+def depths_of(side: str) -> tuple[str, str]:
+    """What configs of two sides call the depth of one."""
+    return f"{side}_layers", f"num_{side}_layers"
+
+
 def weight_out_in(module: nn.Module) -> Tensor:
     """Return the weight of a Linear, or of a transformers Conv1D, as (out, in)."""
     if isinstance(module, nn.Linear):

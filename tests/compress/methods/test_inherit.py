@@ -487,5 +487,45 @@ def test_the_depth_of_a_decoder_is_not_that_of_its_encoder(name, encoder, decode
     model = numbered(name)
     stage = Inherit()  # alone: ProphetNet's own cache is off by more than rounding, so that the trial may refuse it
     stage.rebuild(model, stage.outline(model, stage.Options(layers="last:2")))
-    config = model.module.get_decoder().config
-    assert (getattr(config, encoder), getattr(config, decoder)) == (4, 2)
+    for part in (model.module, model.module.get_encoder(), model.module.get_decoder()):
+        assert (getattr(part.config, encoder), getattr(part.config, decoder)) == (4, 2)
+    stage.rebuild(model, stage.outline(model, stage.Options(layers="first:3", target="encoder")))
+    assert (getattr(model.module.config, encoder), getattr(model.module.config, decoder)) == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["t5", "long-t5"])
+@pytest.mark.parametrize(("target", "depths"), [("encoder", (2, 3)), ("language", (3, 2))])
+def test_the_config_of_the_whole_says_the_depth_of_either_side(name, target, depths, tmp_path):
+    """So that transformers reads what is left."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = numbered(name)
+    apply(model, "inherit", {"layers": "last:2", "target": target})
+    config = model.module.config
+    assert (config.num_layers, config.num_decoder_layers) == depths
+    assert model.module.get_encoder().config.num_layers == depths[0]
+    assert model.module.get_decoder().config.num_layers == depths[1]
+    ids = torch.tensor([[5, 9, 3, 40, 7, 8]])
+    plain = AutoModelForSeq2SeqLM.from_pretrained(model.save(tmp_path / "model")).eval()
+    with torch.no_grad():
+        logits = [module(input_ids=ids, decoder_input_ids=ids).logits for module in (model.module, plain)]
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("layers", ["last:2", "first:1"])
+def test_a_decoder_left_shallower_than_its_encoder_stays_the_language(layers):
+    """In ProphetNet's blocks nothing is recognised: what the config counts is a stack."""
+    model = numbered("prophet-net")
+    stage = Inherit()
+    stage.rebuild(model, stage.outline(model, stage.Options(layers=layers)))
+    stacks = {name: (stack.path, len(stack.blocks)) for name, stack in model.anatomy.stacks.items()}
+    assert stacks == {
+        "language": ("prophetnet.decoder.layers", int(layers[-1])),
+        "encoder": ("prophetnet.encoder.layers", 4),
+    }
+
+
+def test_one_block_in_which_nothing_is_recognised_is_still_a_stack():
+    model = numbered("rwkv")
+    apply(model, "inherit", {"layers": "first:1"})
+    assert len(model.anatomy.stack("language").blocks) == 1
