@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from zoo.anatomy.modules import features, inside, is_embedding, is_norm, output_axis
+from zoo.anatomy.modules import features, inside, is_embedding, is_norm, output_axis, value_of
 from zoo.anatomy.parts import Attention, Part
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def _head_size(module: nn.Module, span: int, config: Any) -> int:
     """The width of one head: the module's own number, else the config's, else from a head count."""
     for source in (module, config):
         for name in HEAD_SIZE:
-            if isinstance(value := getattr(source, name, None), int) and value > 0:
+            if isinstance(value := value_of(source, name), int) and value > 0:
                 return value
         for name in HEAD_COUNT:
-            if isinstance(value := getattr(source, name, None), int) and value > 0 and span % value == 0:
+            if isinstance(value := value_of(source, name), int) and value > 0 and span % value == 0:
                 return span // value
     return 0
 

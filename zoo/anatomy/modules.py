@@ -106,6 +106,14 @@ def config_of(module: nn.Module, path: str) -> Any:
     return None
 
 
+def value_of(holder: Any, name: str) -> Any:
+    """What a module or a config says under a name; None where it says nothing, or of each layer something of its own (Gemma 4)."""
+    try:
+        return getattr(holder, name, None)
+    except RuntimeError:  # transformers' word for it
+        return None
+
+
 def sides(path: str) -> tuple[str, str]:
     """Whether a stack is a decoder's or else an encoder's, and the other of the two."""
     return ("decoder", "encoder") if "decoder" in path else ("encoder", "decoder")

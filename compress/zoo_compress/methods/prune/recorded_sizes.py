@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from zoo.anatomy.modules import config_of, inside
+from zoo.anatomy.modules import config_of, inside, value_of
 from zoo.anatomy.parts import FFN, Attention, Target
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
@@ -101,8 +101,10 @@ def _set_config_heads(config: Any, layer: Attention, heads: int, kv_heads: int) 
 
 def _say_head_size(config: Any, head_dim: int) -> None:
     """Write the head size down where the config does not give it, and it no longer is width / heads."""
-    width, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    width, heads = (value_of(config, name) for name in ("hidden_size", "num_attention_heads"))
     if isinstance(getattr(type(config), "head_dim", None), property) or not width or not heads:
+        return
+    if "head_dim" in (getattr(config, "per_layer_attributes", None) or ()):  # each layer says its own
         return
     if (getattr(config, "head_dim", None) or width // heads) != head_dim:
         config.head_dim = head_dim
@@ -121,6 +123,6 @@ def _own_config(attention: nn.Module, layer: Attention, heads: int, kv_heads: in
 
 def _change(holder: Any, names: Iterable[str], old: int, new: int) -> None:
     for name in names:
-        value = getattr(holder, name, None)
+        value = value_of(holder, name)
         if isinstance(value, int) and not isinstance(value, bool) and value == old:
             setattr(holder, name, new)

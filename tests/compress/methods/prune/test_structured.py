@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import stages
@@ -18,6 +19,7 @@ from zoo_compress.methods.prune.importance import activation
 from zoo_compress.methods.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
+import zoo
 from zoo.anatomy.detect import detect
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, Refused, UnknownName
@@ -793,3 +795,34 @@ def test_a_graph_that_removes_nothing_is_refused() -> None:
     model.module = Single()
     with pytest.raises(Refused, match="nothing in Single could be pruned by 50%"):
         prune(model, ratio=0.5)
+
+
+def test_layers_that_each_say_their_own_head_size_are_pruned(tmp_path: Path) -> None:
+    """Gemma 4's config refuses to be asked for the head size of all layers."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = Gemma4TextConfig(
+        vocab_size=96,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        **sizes,
+        global_head_dim=16,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=96,
+        sliding_window=8,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Gemma4ForCausalLM(config).save_pretrained(tmp_path / "gemma-4")
+    model = zoo.load(tmp_path / "gemma-4")
+    prune(model, ffn=0.25, heads=0.5)
+    layers = [block.attention for block in model.anatomy.stack().blocks]
+    assert [(layer.heads, layer.kv_heads, layer.head_dim) for layer in layers if layer] == [(2, 2, 8), (2, 2, 16)]
+    assert [own.head_dim for own in model.module.config.per_layer_config] == [8, 16]
