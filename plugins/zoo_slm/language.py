@@ -81,9 +81,14 @@ class TransformersText(TextFamily):
         return build_as_loaded(lambda: _built(config, task, dtype=dtype), dtype)
 
     def initialise(self, module: nn.Module) -> None:
+        # each part by the nearest model around it, which may ask for sizes of its own (Gemma 3n)
+        owners: dict[nn.Module, Any] = {module: module}
+        for part in module.modules():
+            for child in part.children():
+                owners.setdefault(child, child if hasattr(child, "_init_weights") else owners[part])
         # parts before what holds them, which may draw for them (T5, GPT-2)
         for part in reversed(list(module.modules())):
-            module._init_weights(part)  # type: ignore[operator]
+            owners[part]._init_weights(part)
         config: Any = module.config
         if "T5" in type(config).__name__ and not tied(module):  # its class takes the head for the table, see untie
             nn.init.normal_(module.lm_head.weight, std=config.initializer_factor)  # type: ignore[union-attr, arg-type]

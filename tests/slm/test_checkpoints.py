@@ -67,3 +67,30 @@ def test_only_a_minicpm_is_folded():
         RequestError, match=r"fold takes a MiniCPM module, such as model\.module, not a LlamaForCausalLM"
     ):
         fold(twin("llama"))
+
+
+def test_random_weights_of_a_model_whose_parts_draw_by_their_own_sizes(tmp_path: Path):
+    """Gemma 3n's way to draw asks for a size that its language model has, and the one with the head has not."""
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = Gemma3nTextConfig(
+        vocab_size=96,
+        vocab_size_per_layer_input=96,
+        hidden_size_per_layer_input=4,
+        intermediate_size=64,
+        laurel_rank=4,
+        layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.0, 0.0],
+        num_kv_shared_layers=0,
+        **sizes,
+    )
+    Gemma3nForCausalLM(config).save_pretrained(tmp_path)
+    drawn = zoo.load(tmp_path, weights="random")
+    assert float(drawn.module.model.per_layer_projection_scale) == pytest.approx(32**-0.5)
