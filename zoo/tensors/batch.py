@@ -24,6 +24,14 @@ def without_padding(output: torch.Tensor, kept_BT: torch.Tensor | None) -> torch
     return output if kept_BT is None or output.shape[:2] != kept_BT.shape else output[kept_BT][None]
 
 
+def written(output: Any) -> torch.Tensor:
+    """What a block writes into the residual: its output, or the first of several, whatever holds them (GPT-1 a list)."""
+    import torch
+
+    tensor: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+    return tensor
+
+
 @dataclass(frozen=True)
 class Rows:
     """The places of a batch that losses compare, one row each: labelled tokens, visual tokens, or whole images.

@@ -21,7 +21,7 @@ from zoo.model.context import Context
 from zoo.model.health import cause
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo.tensors.batch import Batch, unpadded, without_padding
+from zoo.tensors.batch import Batch, unpadded, without_padding, written
 from zoo.tensors.finite import all_finite
 
 Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
@@ -131,7 +131,7 @@ def _hook(
 ) -> Callable[..., None]:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         read = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-        wrote = output[0] if isinstance(output, tuple) else output
+        wrote = written(output)
         read, wrote = (without_padding(tensor, kept[0]) for tensor in (read, wrote))
         sound.extend((f"{path} {verb}", _finite(tensor)) for verb, tensor in (("reads", read), ("gives", wrote)))
         watcher(read, wrote)

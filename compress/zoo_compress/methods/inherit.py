@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from zoo.anatomy.modules import config_of
 from zoo.anatomy.parts import Stack
 from zoo.compressor import Compressor
-from zoo.errors import Refused, RequestError, nearest
+from zoo.errors import DataError, Refused, RequestError, nearest
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
@@ -139,7 +139,11 @@ class Inherit(Compressor):
 
 
 def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
-    """Return 1 - mean cos(x_in, x_out) over all tokens for each block: 0 for an identity, at most 2."""
+    """Return 1 - mean cos(x_in, x_out) over all tokens for each block: 0 for an identity, at most 2.
+
+    Raises:
+        DataError: the data does not reach a block, as text does not reach an encoder of sound.
+    """
     sums = [0.0] * len(stack.blocks)
     tokens = [0] * len(stack.blocks)
 
@@ -153,6 +157,11 @@ def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
         return see
 
     watch(model, data, {block.path: watcher(i) for i, block in enumerate(stack.blocks)}, until=stack.blocks[-1].path)
+    if 0 in tokens:
+        raise DataError(
+            f"inherit: the calibration data never reached {stack.blocks[tokens.index(0)].path}, whose influence is not known. "
+            'Choose blocks without data, such as layers = "first:2", or another target.'
+        )
     return [total / count for total, count in zip(sums, tokens, strict=True)]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.model.model import Model
-from zoo.tensors.batch import Batch, Rows, unpadded, without_padding
+from zoo.tensors.batch import Batch, Rows, unpadded, without_padding, written
 from zoo_compress.losses.resolve import WeightedFeature, WeightedRow
 
 CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor
@@ -147,7 +147,7 @@ def _recorded(model: Model, targets: Mapping[str, str]) -> Iterator[Blocks]:
     for name, target in targets.items():
 
         def keep(_module: nn.Module, _inputs: Any, out: Any, block_outputs: list[torch.Tensor] = outputs[name]) -> None:
-            block_outputs.append(out[0] if isinstance(out, tuple) else out)
+            block_outputs.append(written(out))
 
         blocks = [model.module.get_submodule(block.path) for block in model.anatomy.stack(target).blocks]
         hooks += [block.register_forward_hook(keep) for block in blocks]

@@ -198,6 +198,26 @@ def test_influence_is_one_minus_the_mean_cosine():
     assert block_influence(model, model.anatomy.stacks["language"], [batch]) == pytest.approx(expected, abs=1e-12)
 
 
+def test_blocks_that_write_more_than_the_residual_are_watched():
+    """GPT-1's give a list."""
+    model = numbered("gpt-1")
+    apply(model, "inherit", {"layers": "influence:3", "samples": 4, "length": 16}, context())
+    assert all(0 < value < 2 for value in model.lineage[-1].record["stacks"][0]["influence"])
+    loss = [{"use": "hidden", "weight": 1.0}]
+    apply(model, "distill", {"steps": 1, "batch": 2, "length": 16, "teacher": "original", "loss": loss}, taught(model))
+
+
+def test_a_block_that_no_data_reaches_has_no_influence_to_speak_of():
+    """As an encoder of sound, where the data is text."""
+    model = deep("llama")
+    with pytest.raises(DataError, match=r"never reached model\.layers\.0, whose influence is not known"):
+        block_influence(model, model.anatomy.stack("language"), [])
+
+
+def taught(model):
+    return Context(data={"train": data()}, load=lambda _: model.copy())
+
+
 def test_influence_does_not_depend_on_the_batch_size():
     model = deep("qwen2")
     stack = model.anatomy.stacks["language"]
@@ -361,6 +381,11 @@ NUMBERED = {
     ),
     "gemma3n": ("Gemma3nTextConfig", GEMMA3N, "causal-lm"),
     "bamba": ("BambaConfig", {**SMALL, **HEADS, **MAMBAS, "attn_layer_indices": [1, 2]}, "causal-lm"),
+    "gpt-1": (
+        "OpenAIGPTConfig",
+        {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},
+        "causal-lm",
+    ),
     "rwkv": ("RwkvConfig", {**SMALL, "attention_hidden_size": 32, "intermediate_size": 64}, "causal-lm"),
     "t5": ("T5Config", T5, "seq2seq"),
     "long-t5": ("LongT5Config", T5, "seq2seq"),

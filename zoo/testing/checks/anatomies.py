@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from zoo.tensors.batch import written
 from zoo.testing.check import require
 from zoo.testing.exact import name_of
 
@@ -269,7 +270,7 @@ def _outputs(model: Model, batch: Any, blocks: Iterable[Block]) -> dict[str, lis
             out: Any,
             block_outputs: list[torch.Tensor] = outputs.setdefault(path, []),  # noqa: B008
         ) -> None:
-            block_outputs.append(out[0] if isinstance(out, tuple) else out)
+            block_outputs.append(written(out))
 
         hooks.append(model.module.get_submodule(path).register_forward_hook(keep))
     try:
