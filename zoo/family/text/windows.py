@@ -23,9 +23,9 @@ TOGETHER = 2**18  # characters tokenised at once: a tokenizer holds some 150 byt
 class TokenWindows(Sequence[Batch]):
     """Records as one stream of tokens cut into windows of T tokens, each token of it the label of at most one.
 
-    Where the tokenizer begins a text with special tokens (`<bos>`), every record and every window begins with them. They
-    are no labels, and an end-of-text token ends each record. Elsewhere an end-of-text token stands before each record.
-    A record's prompt stands before its text, and its tokens are no labels (-1).
+    Where the tokenizer begins a text with special tokens (`<bos>`), every record and every window begins with them, and
+    they are no labels. Elsewhere an end-of-text token stands before each record. A record's prompt stands before its text,
+    and its tokens are no labels (-1); an end-of-text token ends it, from which a model learns where an answer stops.
     """
 
     def __init__(self, family: TextFamily, model: Model, data: Dataset, length: int) -> None:
@@ -90,13 +90,14 @@ def _records(family: TextFamily, model: Model, data: Dataset) -> Iterator[tuple[
     prefix, suffix = family.special_tokens(model)
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     ends = [] if end is None else [int(end)]
-    before, after = (prefix, suffix or [token for token in ends if token not in prefix]) if prefix else (ends, [])
+    before = prefix or ends
     for samples in _groups(data):
         texts = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)["input_ids"]
         for sample, ids in zip(samples, texts, strict=True):
             prompt = (
                 tokenizer(sample.prompt, add_special_tokens=False, verbose=False)["input_ids"] if sample.prompt else []
             )
+            after = (suffix or (ends if prompt else [])) if prefix else []
             record = [*begun(before, [*prompt, *ids]), *after]
             with naming_record(sample):
                 family.require_known(model, record)

@@ -64,12 +64,12 @@ def test_every_record_and_every_window_begins_as_the_tokenizer_does(lead: list[i
     windows = model.family.windows(model, dataset(), length=length)
     stream, targets = [], []  # a target of -1: what leads a record is not predicted
     for text in RECORDS:
-        stream += [*lead, *words(text), 0]
-        targets += [-1] * len(lead) + [*words(text), 0]
+        stream += [*lead, *words(text)]
+        targets += [-1] * len(lead) + words(text)
     assert windows.stream.tolist() == stream  # type: ignore[attr-defined]
     place, starts = 0, [0]
     for text in RECORDS:
-        starts.append(starts[-1] + len(lead) + len(words(text)) + 1)
+        starts.append(starts[-1] + len(lead) + len(words(text)))
     for window in windows:
         ids, labels = window["input_ids"].tolist(), window["labels"].tolist()
         assert len(ids) == len(labels) == length and ids[: len(lead)] == lead
@@ -87,7 +87,7 @@ def test_each_token_is_predicted_once():
     for length in (2, 3, 6, 9):
         windows = model.family.windows(model, dataset(), length=length)
         asked = [int(label) for window in windows for label in window["labels"] if label >= 0]
-        whole = [token for text in RECORDS for token in [*words(text), 0]]
+        whole = [token for text in RECORDS for token in words(text)]
         assert asked == whole[: len(asked)] and len(asked) > len(whole) - length
 
 
@@ -104,6 +104,21 @@ def test_what_a_text_begins_with_already_is_not_set_twice():
         for before in ("<bos> ", "")
     ]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("end", ["<end>", "<bos>"])  # of OPT one token begins a text and ends it
+def test_an_answer_ends_with_an_end_of_text_from_which_the_model_learns_to_stop(end: str):
+    model = model_with("<bos> $A")
+    model.processor.eos_token = end
+    windows = model.family.windows(model, dataset(prompt="w24 w25"), length=6)
+    stream, targets = [], []
+    for text in RECORDS:
+        stream += [1, *words("w24 w25"), *words(text), WORDS.index(end)]
+        targets += [-1] * 3 + [*words(text), WORDS.index(end)]
+    assert windows.stream.tolist() == stream  # type: ignore[attr-defined]
+    asked = [int(label) for window in windows for label in window["labels"] if label >= 0]
+    whole = [target for target in targets if target >= 0]
+    assert asked == whole[: len(asked)] and len(asked) > len(whole) - 6
 
 
 def test_without_special_tokens_an_end_of_text_stands_before_each_record():
