@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,50 @@ def test_pictures_are_compared_by_their_content(tmp_path: Path):
     drawn, other = ([Sample({"image": pixels + more, "text": "7"}, "d:1")] for more in (0, 1))
     assert len(said(train=files[:1], test=files[1:])) == len(said(train=files[:1], test=content)) == 1
     assert len(said(train=drawn, test=drawn)) == 1 and said(train=drawn, test=other) == []
+
+
+TEXT = "Größe:\n  one\n\ttwo\n"
+WRITTEN = {  # the same record as people's files have it
+    "a.txt": TEXT,
+    "crlf.csv": 'text,n\r\n"' + TEXT.replace("\n", "\r\n") + '",1\r\n',
+    "own.json?text=body": json.dumps([{"body": TEXT, "id": 3}]),
+    "other_accents.jsonl": json.dumps({"text": unicodedata.normalize("NFD", TEXT), "prompt": None}),
+    "asked.jsonl": json.dumps({"prompt": "Größe:", "text": "one two"}),
+}
+
+
+@pytest.mark.parametrize("train", WRITTEN)
+def test_a_text_is_the_same_in_any_file(tmp_path: Path, train: str):
+    for name, content in WRITTEN.items():
+        (tmp_path / name.partition("?")[0]).write_bytes(content.encode())
+    for test in WRITTEN:
+        assert len(overlaps({role: open_data(ref, base=tmp_path) for role, ref in (("a", train), ("test", test))})) == 1
+
+
+def test_a_picture_is_the_same_in_any_format_and_under_any_label(tmp_path: Path):
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8))
+    for name in ("n01440764/a.png", "tench/b.bmp", "other/c.png"):
+        (tmp_path / name).parent.mkdir()
+        (drawn.rotate(90) if name == "other/c.png" else drawn).save(tmp_path / name)
+    folders = [Sample({"image": file, "text": file.parent.name}, file.name) for file in sorted(tmp_path.rglob("*.*"))]
+    decoded = [Sample({"image": drawn, "label": 0}, "saved:1")]
+    shown = {sample.where: [sample] for sample in folders}
+    assert len(said(train=shown["a.png"], test=shown["b.bmp"])) == len(said(train=shown["b.bmp"], test=decoded)) == 1
+    assert said(train=decoded, test=shown["c.png"]) == said(train=shown["a.png"], test=shown["c.png"]) == []
+
+
+def test_sounds_of_one_word_are_not_the_same():
+    spoken = [[Sample({"audio": sound, "text": "yes"}, "s:1")] for sound in (b"one", b"other")]
+    assert said(train=spoken[0], test=spoken[1]) == [] and len(said(train=spoken[0], test=spoken[0])) == 1
+
+
+def test_records_of_fields_of_their_own_are_compared_by_these(tmp_path: Path):
+    for name, first in (("qa.jsonl", 0), ("other.jsonl", 9)):
+        lines = [{"question": f"q{i}", "answer": f"a{i % 2}"} for i in range(first, first + 3)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for train, shared in (("qa.jsonl?text=answer", 3), ("qa.jsonl?text=[1:]", 2), ("other.jsonl?text=answer", 0)):
+        data = {"train": open_data(train, base=tmp_path), "test": open_data("qa.jsonl?text=", base=tmp_path)}
+        assert sum(overlap.shared for overlap in overlaps(data)) == shared
 
 
 @pytest.mark.parametrize(
