@@ -18,7 +18,7 @@ from pydantic import Field
 from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError, spelled
 from zoo.family.text.family import TextFamily
-from zoo.family.text.tokens import start_token
+from zoo.family.text.tokens import answer, start_token
 from zoo.family.text.windows import require_no_prompts
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
@@ -125,7 +125,7 @@ def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) ->
     windows = []
     for sample in data:
         with naming_record(sample):
-            ids, spans = family.tokens(model, sample.text)
+            ids, spans = answer(family, model, sample.prompt, sample.text)
             prompt = family.tokens(model, sample.prompt)[0] if sample.prompt else []
         ids, sizes = [*prompt, *ids], [0.0] * len(prompt) + _sizes(sample.text, spans)
         written = len(lead) if ids[: len(lead)] == lead else 0  # in the text itself, as chat templates do

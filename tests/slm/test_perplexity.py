@@ -101,6 +101,25 @@ def test_a_prompt_is_read_and_not_measured(length: int):
     assert found["perplexity"]["value"] == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "prompt", ["not a ", "eight"]
+)  # after the first nothing begins with ▁, as the answer alone does
+def test_nothing_stands_between_a_prompt_and_its_answer(prompt: str):
+    """Pieces of Llama 2 alone begin a text with a space."""
+    model = model_with(fallback())
+    data = Dataset("d", [Sample({"prompt": prompt, "text": "hat 你"}, f"d:{i}") for i in range(2)])
+    ids = [model.processor.convert_tokens_to_ids(piece) for piece in "hat▁"] + model.processor(
+        "你", add_special_tokens=False
+    )["input_ids"][1:]
+    windows = model.family.windows(model, data, length=8)
+    asked = [int(label) for window in windows for label in window["labels"] if label >= 0]
+    assert asked[: len(ids)] == ids
+    asked_BT = model.processor(prompt, add_special_tokens=False)["input_ids"]
+    total, _ = nats(model, asked_BT + ids, 1, 64, given=len(asked_BT))
+    found = Perplexity().measure(model, data, options={})["bits_per_byte"]
+    assert found["value"] == pytest.approx(total / math.log(2) / len("hat 你".encode()), rel=1e-5)
+
+
 @pytest.mark.quick
 def test_training_loses_on_the_answer_alone():
     model = model_with(tokenizer())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import RequestError
 
 if TYPE_CHECKING:
+    from zoo.family.text.family import TextFamily
     from zoo.model.model import Model
 
 PADDING = 1024  # rows by which the tables of one tokenizer may differ, while no tokenizer is here to compare
@@ -24,6 +25,21 @@ def require_text(prompt: Any) -> None:
 def begun(prefix: list[int], ids: list[int]) -> list[int]:
     """`ids` after the tokens that a text begins with, unless they begin with them already."""
     return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
+def answer(family: TextFamily, model: Model, prompt: str, text: str) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Tokenise a text as it stands after a prompt, with nothing between: ids, and the span of its characters each covers.
+
+    Alone, many tokenizers begin it with a space (Llama's). What a token would join to the end of the prompt stays apart
+    from it, as it does when the prompt is given and an answer generated.
+    """
+    for lead in (prompt, "\n") if prompt else ():
+        before, covered = family.tokens(model, lead)
+        ids, spans = family.tokens(model, lead + text)
+        if (ids[: len(before)], spans[: len(before)]) == (before, covered):
+            moved = [(max(0, start - len(lead)), max(0, end - len(lead))) for start, end in spans[len(before) :]]
+            return ids[len(before) :], moved
+    return family.tokens(model, text)
 
 
 def differing_vocabulary(student: Model, teacher: Model, tables: tuple[int, int]) -> str:

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.family.text.tokens import begun
+from zoo.family.text.tokens import answer, begun
 from zoo.tensors.batch import Batch
 
 if TYPE_CHECKING:
@@ -94,14 +94,13 @@ def _records(family: TextFamily, model: Model, data: Dataset) -> Iterator[tuple[
     for samples in _groups(data):
         texts = tokenizer([sample.text for sample in samples], add_special_tokens=False, verbose=False)["input_ids"]
         for sample, ids in zip(samples, texts, strict=True):
-            prompt = (
-                tokenizer(sample.prompt, add_special_tokens=False, verbose=False)["input_ids"] if sample.prompt else []
-            )
-            after = (suffix or (ends if prompt else [])) if prefix else []
-            record = [*begun(before, [*prompt, *ids]), *after]
             with naming_record(sample):
+                prompt = family.tokens(model, sample.prompt)[0] if sample.prompt else []
+                written = answer(family, model, sample.prompt, sample.text)[0] if sample.prompt else ids
+                after = (suffix or (ends if prompt else [])) if prefix else []
+                record = [*begun(before, [*prompt, *written]), *after]
                 family.require_known(model, record)
-            asked = max(len(before), len(record) - len(ids) - len(after))
+            asked = max(len(before), len(record) - len(written) - len(after))
             yield array("i", record), range(0 if prefix else len(before), asked)
 
 
