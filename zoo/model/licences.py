@@ -26,8 +26,9 @@ UNKNOWN = "unknown"
 PERMISSIVE = (
     "apache-2.0 mit bsd-2-clause bsd-3-clause isc 0bsd zlib psf-2.0 cc0-1.0 cc-by-3.0 cc-by-4.0 ofl-1.1 unlicense"
 )
-STATED = re.compile(r"^(license|license_name): *['\"]?([\w.+-]{1,60})['\"]? *$", re.MULTILINE)
-NON_COMMERCIAL = re.compile(r"(^|[^a-z])(nc|non-?commercial|research)($|[^a-z])", re.IGNORECASE)
+STATED = re.compile(r"^(license|license_name):(.*(?:\n[ \t]*- .*)*)$", re.MULTILINE)  # a value, or a list of them
+MARKUP = re.compile(r"[ \t]#.*|['\"\[\]]|^[ \t]*- ", re.MULTILINE)  # what YAML writes around values
+NON_COMMERCIAL = re.compile(r"(^|[^a-z])(nc|non[-_ ]?commercial|research|academic)($|[^a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Inherited:
         if NON_COMMERCIAL.search(self.license):
             return "not for commercial use, and neither is the result"
         if all(
-            part.strip().lower() in PERMISSIVE.split() for part in re.split(r",| and | or ", self.license, flags=re.I)
+            "-".join(part.lower().split()) in PERMISSIVE.split()
+            for part in re.split(r",| and | or ", self.license, flags=re.I)
         ):
             return ""
         return "it has terms of its own, which hold for the result too"
@@ -87,10 +89,16 @@ def stated_in(card: Path) -> str:
     """The licence that the card of a checkpoint names at its head, as hubs ask for it; "" where it names none."""
     with suppress(ArtifactError):
         head = re.match(r"---\n(.*?)\n---", text_of(card, error=ArtifactError), re.DOTALL)
-        stated: dict[str, str] = dict(STATED.findall(head[1])) if head else {}
+        stated = {key: _listed(value) for key, value in STATED.findall(head[1])} if head else {}
         license = stated.get("license", "")
         return stated.get("license_name", license) if license == "other" else license
     return ""
+
+
+def _listed(value: str) -> str:
+    """The licences that a card's value names, one after the other; "" where it is none that can be shown."""
+    named = ", ".join(part.strip() for part in re.split(r"[,\n]", MARKUP.sub("", value)) if part.strip())
+    return named if re.fullmatch(r"[\w.+, -]{1,60}", named) else ""
 
 
 def problem_of_licences(table: object) -> str:

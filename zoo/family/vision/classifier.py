@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 from zoo.family.base import Family
 from zoo.tensors.batch import Batch, Rows
@@ -245,9 +246,10 @@ def label_of(sample: Sample, names: Sequence[str], aliases: Mapping[str, Sequenc
         if not label.strip().isdecimal():
             raise DataError(f"{sample.where}: {label!r} is none of the {len(names)} classes.{nearest(label, names)}")
         label = int(label)
-    if not isinstance(label, int) or not 0 <= label < len(names):
+    number = index(label) if isinstance(label, SupportsIndex) else -1  # an integer of NumPy's is one too
+    if not 0 <= number < len(names):
         raise DataError(f"{sample.where}: label {label!r} is none of the classes 0 to {len(names) - 1}.")
-    return label
+    return number
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
