@@ -18,7 +18,7 @@ from zoo.system.reading import lfs_pointer
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 BOM = b"\xef\xbb\xbf"  # what Windows programs begin a UTF-8 file with
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; Python's own limit is 131,072
 
@@ -59,7 +59,7 @@ def text_of(path: Path) -> Sample:
 
 def records_of(path: Path) -> Places:
     """The records of a data file as they stand."""
-    readers = {".jsonl": _from_jsonl, ".json": _from_json, ".csv": _from_csv, ".tsv": _from_csv}
+    readers = {".jsonl": _from_jsonl, ".ndjson": _from_jsonl, ".json": _from_json, ".csv": _from_csv, ".tsv": _from_csv}
     try:
         _require_content(path)
         yield from readers.get(path.suffix.lower(), _from_parquet)(path)
@@ -187,7 +187,11 @@ def _from_csv(path: Path) -> Places:
 
     limit = csv.field_size_limit(LONGEST_FIELD)
     try:
-        rows = csv.reader(decoded(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        header = next(_lines(path), b"")
+        tabs = path.suffix.lower() == ".tsv"
+        # what spreadsheets write in countries whose numbers have commas
+        delimiter = "\t" if tabs else ";" if b";" in header and b"," not in header else ","
+        rows = csv.reader(decoded(), delimiter=delimiter, strict=True)
         names = next(rows, [])
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise DataError(f"{path}:1: the header names {', '.join(map(repr, twice))} twice.")

@@ -21,6 +21,11 @@ ABOUT = re.compile(
     r"([._-].*)?",
     re.IGNORECASE,
 )
+# Data that is not read; beside it, texts are hardly what a folder is for.
+UNREAD = (
+    *(".arrow", ".feather", ".avro", ".orc", ".h5", ".hdf5", ".npy", ".npz", ".mat", ".pkl", ".pt", ".tfrecord"),
+    *(".db", ".sqlite", ".xls", ".xlsx", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar"),
+)
 SPLITS = {  # as Hugging Face's data sets read the names of files
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -59,6 +64,11 @@ def samples_of_folder(folder: Path, reference: Reference) -> Iterable[Sample]:
         return _records(data, reference, folder)
     if images:
         return _images(images, reference, folder)
+    if texts and (unread := [file for file in files if file.suffix.lower() in UNREAD]):
+        raise DataError(
+            f"{folder} holds {_named(unread, folder)}, which is not read, beside {_counted(texts, 'text file')} "
+            f"({_named(texts, folder)}): unpack the data, or name a text file or a folder of them."
+        )
     if not texts:
         there = f" There is: {_named(files, folder)}." if files else ""
         raise DataError(

@@ -181,7 +181,7 @@ def test_missing_and_empty_data_are_named_with_their_key(place: Path):
         ("texts[99:]", "recipe.toml, line 10, [data] train: 'texts[99:]' holds no records (6 before the slice)."),
         (
             "none",
-            "recipe.toml, line 10, [data] train: none holds neither data files (.jsonl, .json, .csv, .tsv, .parquet), text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...).",
+            "recipe.toml, line 10, [data] train: none holds neither data files (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...).",
         ),
     ):
         assert refusal(place, RECIPE.replace('train = "texts[:4]"', f'train = "{reference}"'), DataError).startswith(

@@ -115,7 +115,7 @@ def test_empty_data_is_refused(tmp_path: Path):
     (tmp_path / "blank.jsonl").write_text("\n\n")
     assert (
         refusal("none", tmp_path)
-        == "none holds neither data files (.jsonl, .json, .csv, .tsv, .parquet), text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
+        == "none holds neither data files (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), text files (.txt, .md, .rst, .py, .text) nor images (.png, .jpg, .jpeg, ...)."
     )
     assert refusal("blank.txt", tmp_path) == "'blank.txt' holds no records."
     assert refusal("blank.jsonl", tmp_path) == "'blank.jsonl' holds no records."
@@ -144,7 +144,7 @@ def test_missing_data_names_what_is_near(tmp_path: Path):
     )
     (tmp_path / "x.xml").write_text("<a/>")
     assert refusal("x.xml", tmp_path) == (
-        "x.xml: .xml is not a data format; use .txt, .md, .rst, .py, .text, .jsonl, .json, .csv, .tsv, .parquet, or a folder saved by Hugging Face datasets."
+        "x.xml: .xml is not a data format; use .txt, .md, .rst, .py, .text, .jsonl, .ndjson, .json, .csv, .tsv, .parquet, or a folder saved by Hugging Face datasets."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ def test_what_cannot_be_told_apart_is_refused_by_name(tmp_path: Path):
         "holds several data sets (en, fr): name one of them, such as 'BASE/tongues/fr'."
     )
     assert texts(tmp_path / "tongues/fr") == ["b"]
+
+
+@pytest.mark.parametrize("unread", ["train.jsonl.gz", "data/train.arrow", "corpus.ZIP"])
+def test_texts_beside_data_that_is_not_read_are_refused(tmp_path: Path, unread: str):
+    (tmp_path / "data").mkdir()
+    for name in (unread, "README.md", "annotation.md"):
+        (tmp_path / name).write_text("about the data")
+    with pytest.raises(
+        DataError, match=re.escape(f"holds {unread}, which is not read, beside 1 text file (annotation")
+    ):
+        open_data(str(tmp_path))
+    (tmp_path / "train.ndjson").write_text('{"text": "a"}')
+    (tmp_path / "annotation.md").unlink()
+    assert [sample.text for sample in open_data(str(tmp_path))] == ["a"]
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
