@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
-from zoo.family.text.tokens import begun, differing_vocabulary, require_text, start_token
+from zoo.family.text.tokens import begun, differing_vocabulary, require_text, spoken, start_token
 from zoo.family.text.windows import Halves, TokenWindows, masked, require_no_prompts
 from zoo.tensors.batch import Batch, Rows
 
@@ -208,7 +208,7 @@ class TextFamily(Family):
     def special_tokens(self, model: Model) -> tuple[list[int], list[int]]:
         """The tokens that the tokenizer sets before every text and after it: of Gemma ([<bos>], []), of GPT-2 ([], [])."""
         tokenizer = self.tokenizer(model)
-        for text in ("a", "0", "."):
+        for text in spoken(tokenizer):
             bare, whole = (
                 list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
                 for special in (False, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError
@@ -25,6 +27,14 @@ def require_text(prompt: Any) -> None:
 def begun(prefix: list[int], ids: list[int]) -> list[int]:
     """`ids` after the tokens that a text begins with, unless they begin with them already."""
     return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+
+def spoken(tokenizer: Any) -> Iterator[str]:
+    """Texts of which a tokenizer knows one: of some languages, and of what is none (DNA), it knows no "a" and no "."."""
+    yield from ("a", "0", ".")
+    special = set(tokenizer.all_special_ids)
+    for number in islice((number for number in range(len(tokenizer)) if number not in special), 256):
+        yield tokenizer.decode([number]).strip()
 
 
 def answer(family: TextFamily, model: Model, prompt: str, text: str) -> tuple[list[Any], list[tuple[int, int]]]:

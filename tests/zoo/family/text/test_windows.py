@@ -56,6 +56,23 @@ def test_special_tokens_are_those_around_a_text(single: str, special: tuple[list
     assert model.family.inputs(model, "<bos> <two> w5")[0][:2] in ([1, 2], [1, 1])
 
 
+def test_a_tokenizer_that_knows_no_letter_of_english_begins_texts_all_the_same():
+    """Of DNA, and without a token for what is unknown."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = {piece: number for number, piece in enumerate(("<end>", "<bos>", "<two>", "A", "C", "G", "T"))}
+    made = Tokenizer(models.BPE(pieces, []))
+    special = [("<bos>", 1), ("<end>", 0)]
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A <end>", special_tokens=special)
+    model = small("llama")
+    model.processor = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<bos>")
+    assert model.processor("a", add_special_tokens=False)["input_ids"] == []
+    assert model.family.special_tokens(model) == ([1], [0])
+    windows = model.family.windows(model, dataset(("ACGT" * 4,)), length=5)
+    assert all(window["input_ids"][0] == 1 for window in windows)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("length", [3, 4, 5, 7, 11])
 @pytest.mark.parametrize("lead", [[1], [1, 2]])
