@@ -118,6 +118,8 @@ class VelocityError:
     they have one autoencoder. The interval is 1.96 standard errors over the images.
     """
 
+    version = 2  # 1: what a scheduler predicts that is neither noise nor v was taken for a velocity
+
     class Options(CompressorOptions):
         draws: int = Field(4, ge=1, examples=[2], description="draws of noise and time for each image")
         batch: int = Field(64, ge=1, description="images that run together")

@@ -29,6 +29,7 @@ class ShareFFN(Compressor):
     """Let all selected blocks of a stack use one FFN (MobiLlama, section 3.2)."""
 
     name = "share.ffn"
+    version = 2  # since "language" is the decoder
     accepts = ("shared",)
     leaves = "shared"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from zoo_compress.recipe.reproduce import Unreproducible, reproduce
 import zoo
 from zoo import cli, registry
 from zoo.artifact.manifest import manifest_text, read_manifest
-from zoo.plugins.names import refresh
+from zoo.plugins.names import of_kind, refresh
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,19 @@ def test_a_stage_of_an_older_version_is_named(place: Path, capsys: pytest.Captur
     said = capsys.readouterr().err.splitlines()
     now = registry.compressor("distill").version
     assert said[0] == f"version of stage 3 (distill) is {now}, and was 1 when it was made"
+
+
+def test_the_changelog_lists_what_gives_other_numbers_than_before():
+    changelog = (Path(__file__).parents[3] / "CHANGELOG.md").read_text(encoding="utf-8")
+    table = changelog.partition("### Numbers that changed")[2].partition("###")[0]
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall("`(.*?)`", row)}
+    raised = {
+        name
+        for kind, resolve in (("compressor", registry.compressor), ("evaluator", registry.evaluator))
+        for name in of_kind(kind)
+        if getattr(resolve(name), "version", 1) > 1
+    }
+    assert {"train", "share.ffn", "perplexity"} <= raised == listed
 
 
 def test_the_command_says_what_differs_in_json(place: Path, capsys: pytest.CaptureFixture[str]):
