@@ -19,7 +19,7 @@ from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError, spelled
 from zoo.family.text.family import TextFamily
 from zoo.family.text.tokens import answer, start_token
-from zoo.family.text.windows import require_no_prompts
+from zoo.family.text.windows import require_texts
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
@@ -56,10 +56,13 @@ class Perplexity:
 
         Raises:
             RequestError: it is no text model, or its tokenizer lacks a token that is needed.
+            DataError: a record has no text, or none has any.
         """
         if not isinstance(model.family, TextFamily):
             raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
-        require_no_prompts(model, data)
+        require_texts(model, data)
+        if not any(sample.text for sample in data):
+            raise DataError(f"{data.name!r} holds no text to predict.")
         if model.spec.task == "masked-lm":
             _mask_token(model.family, model)
         _lead(model.family, model)

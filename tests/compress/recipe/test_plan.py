@@ -414,6 +414,30 @@ def test_data_shorter_than_one_window_is_refused_before_any_work(place: Path, us
     assert found.endswith(" tokens, fewer than one window of 33; lower `length`, or add text.")
 
 
+@pytest.mark.parametrize(
+    ("lines", "field", "sentence"),
+    [
+        (
+            [{"text": "def f(): pass\n" * 40}] * 300 + [{"text": "x", "prompt": 5}],
+            "",
+            "lines.jsonl:301: 'prompt' is int",
+        ),
+        ([{"question": "a" * 400, "answer": "b"}] * 90, "?text=", "lines.jsonl:1: no field 'text'"),
+        ([{"text": ""}] * 9, "", "holds no text to predict"),
+    ],
+)
+def test_records_that_no_language_model_reads_are_refused_by_the_plan(
+    place: Path, lines: list[dict[str, Any]], field: str, sentence: str
+):
+    (place / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sentence in refusal(
+        place, HEAD.replace("texts[4:]", f"lines.jsonl{field}") + stage("quantize.int8"), DataError
+    )
+    if "predict" not in sentence:
+        training = HEAD.replace("texts[:4]", f"lines.jsonl{field}") + stage("train", length=16)
+        assert sentence in refusal(place, training, DataError)
+
+
 def test_a_damaged_header_is_named(place: Path):
     (place / "model/model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{]......")
     assert refusal(place, RECIPE, ArtifactError).startswith(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
 from zoo.family.text.tokens import begun, differing_vocabulary, require_text, spoken, start_token
-from zoo.family.text.windows import Halves, TokenWindows, masked, require_no_prompts
+from zoo.family.text.windows import Halves, TokenWindows, masked, require_texts
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class TextFamily(Family):
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut the records into windows of `length` tokens, at most the context, with labels (T,); see `TokenWindows`."""
-        require_no_prompts(model, data)
+        require_texts(model, data)
         windows = TokenWindows(self, model, data, min(length, self.context_length(model)))
         return Halves(windows, start_token(model)) if model.spec.task == "seq2seq" else windows
 
@@ -331,7 +331,7 @@ class TextFamily(Family):
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
         """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
-        require_no_prompts(model, data)
+        require_texts(model, data)
         if sum(len(str(sample.fields.get("text", ""))) for sample in data) < LONGEST_TOKEN * length:
             self.windows(model, data, length=length)
 

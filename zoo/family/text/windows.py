@@ -117,19 +117,22 @@ def _groups(data: Dataset) -> Iterator[list[Sample]]:
     yield group
 
 
-def require_no_prompts(model: Model, data: Dataset) -> None:
-    """Refuse records with a prompt where a model's task has no place for one.
+def require_texts(model: Model, data: Dataset) -> None:
+    """Refuse records without a text, and those with a prompt that is none, or where a model's task has no place for one.
 
     Raises:
         DataError: names the first such record.
     """
     from zoo.errors import DataError
 
-    if model.spec.task in ("seq2seq", "masked-lm") and (asked := next((s for s in data if s.prompt), None)):
-        raise DataError(
-            f"{asked.where}: the record has a 'prompt', which {model.spec.name}, a {model.spec.task} model, cannot be "
-            "trained or measured on here; write it into the 'text', or leave it out."
-        )
+    continues = model.spec.task not in ("seq2seq", "masked-lm")
+    for sample in data:
+        _, prompt = sample.text, sample.prompt  # both say what is wrong with them
+        if prompt and not continues:
+            raise DataError(
+                f"{sample.where}: the record has a 'prompt', which {model.spec.name}, a {model.spec.task} model, cannot be "
+                "trained or measured on here; write it into the 'text', or leave it out."
+            )
 
 
 class Halves(Sequence[Batch]):
