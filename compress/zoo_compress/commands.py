@@ -103,12 +103,14 @@ def compress(
         show_results(result.results, folder)
 
 
-def inspect(model: output.ModelArgument, json: output.JsonOption = False) -> None:
+def inspect(
+    model: output.ModelArgument, weights: output.WeightsOption = "auto", json: output.JsonOption = False
+) -> None:
     """Show a model's structure: its stacks, widths, shared and packed parts, and how it was made."""
     with output.status(f"Reading {model}"):
         from zoo_compress.report.inspection import describe
 
-        found = describe(model)
+        found = describe(model, weights=weights)
     if json:
         output.print_json(found)
         return

@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from zoo.errors import ArtifactError
-from zoo.loading.directory import check_config, without_code, without_codes
+from zoo.loading.codes import require_no_codes, without_codes
+from zoo.loading.contents import require_own_weights
+from zoo.loading.directory import check_config, without_code
 from zoo.loading.load import DTYPES
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
@@ -48,6 +50,12 @@ class Checkpoint:
             RequestError: they are to be, and transformers does not widen them.
         """
         config, task, quantizer = _read_config(path, dequantize=dequantize)
+        files = safetensors.files_of(path)
+        require_own_weights(path, files)
+        if quantizer is None:
+            require_no_codes(files)
+        else:
+            quantized.require_whole_blocks(files, quantizer)
         if not models.own_type(config):
             return cls(path, config, task, quantizer=quantizer)
         models.require_sound(config, path)
@@ -55,19 +63,17 @@ class Checkpoint:
             return cls(path, config, task, parsed(config))
 
     def dtype(self) -> str:
-        """The dtype that transformers loads it in when it is not told: the config's, else that of the tensors."""
+        """The dtype to load it in when nobody says: as in transformers the config's, else that of the first tensor of floats.
+
+        Models do not run in float64, nor in eight bits; what is stored so is read as float32.
+        """
         named = str(self.config.get("dtype") or self.config.get("torch_dtype") or "").removeprefix("torch.")
         if named in DTYPES:
             return named
-        kinds = [
-            about["dtype"]
-            for file in safetensors.files_of(self.path)
-            for about in safetensors.read_header(file).values()
-        ]
-        return next(
-            (name for kind in kinds for short, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind == short),
-            "float32",
-        )
+        names = {safetensors.DTYPES[name]: name for name in DTYPES}
+        headers = map(safetensors.read_header, safetensors.files_of(self.path)[:1])
+        kinds = (header[name]["dtype"] for header in headers for name in sorted(header))
+        return next((names.get(kind, "float32") for kind in kinds if kind in names or kind == "F64"), "float32")
 
     def module(self, dtype: torch.dtype | None) -> nn.Module:
         """Load the model, and note in the config where head and token table are two weights.
@@ -95,6 +101,7 @@ class Checkpoint:
             raise ArtifactError(f"{self.path} holds no .safetensors file; other weight formats are not read.")
         for file in files:
             safetensors.require_whole(file)
+        dtype = dtype or getattr(torch, self.dtype())
         with _alone(self.path, files, self.config) as folder, _quiet():
             try:
                 config = parsed(self.config) if self.own is None else self.own
@@ -103,7 +110,7 @@ class Checkpoint:
                 module, report = getattr(transformers, TASKS[self.task]).from_pretrained(
                     folder,
                     config=config,
-                    dtype=dtype or (getattr(torch, self.dtype()) if self.quantizer else "auto"),
+                    dtype=dtype,
                     use_safetensors=True,
                     local_files_only=True,
                     trust_remote_code=False,
@@ -112,7 +119,7 @@ class Checkpoint:
                     **quantized.settings(self.quantizer),
                 )
                 if self.quantizer is not None:
-                    module = quantized.widened(module, self.quantizer)
+                    module = quantized.widened(module, self.quantizer, dtype)
             except (*UNFIT, OSError, SafetensorError, ImportError) as error:
                 reason = _odd_expert(files) or first_line(error).replace(str(folder), str(self.path))
                 raise ArtifactError(f"{self.path} cannot be loaded: {reason}") from None

@@ -22,6 +22,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.family.diffusion.latents import DENOISERS
+from zoo.loading.codes import require_no_codes
 from zoo.model.building import build_as_loaded, kept_in_float32
 from zoo.model.model import Model
 from zoo.tensors import safetensors
@@ -164,7 +165,8 @@ class DiffusersPipeline(TextToImageFamily):
             plugin="zoo_snapgen",
             config=config,
         )
-        kept = str(dtype or "").removeprefix("torch.") or _stored(path, configs)
+        stored = _stored(path, configs)  # which looks into every weight file
+        kept = str(dtype or "").removeprefix("torch.") or stored
         if device == "meta":
             with torch.device("meta"):
                 module = self.build_in(config, spec.task, getattr(torch, kept))
@@ -249,12 +251,16 @@ def _json(place: Path) -> dict[str, Any]:
     return found
 
 
-def _weights(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
+def _weights(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The weight files of a component, as its library calls them; another precision beside them is none of it."""
+    stem = "diffusion_pytorch_model" if "_class_name" in config else "model"
+    files = safetensors.files_of(folder, stem=stem)
     if not files:
         raise ArtifactError(f"{folder} holds no .safetensors file; other weight formats are not read.")
+    safetensors.require_named(folder, files, stem=stem)
     for file in files:
         safetensors.require_whole(file)
+    require_no_codes(files)
     return files
 
 
@@ -262,8 +268,8 @@ def _stored(path: Path, configs: Mapping[str, Any]) -> str:
     """The dtype of the components' weights where they have one, else float32, which holds all."""
     kinds = {
         about["dtype"]
-        for name in configs
-        for file in _weights(path / name)
+        for name, config in configs.items()
+        for file in _weights(path / name, config)
         for about in safetensors.read_header(file).values()
     }
     floats = [STORED[kind] for kind in kinds if kind in STORED]
@@ -271,7 +277,7 @@ def _stored(path: Path, configs: Mapping[str, Any]) -> str:
 
 
 def _load_component(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    _weights(folder)
+    _weights(folder, config)
     cls = classes.component_class(config, where=str(folder))
     key = "torch_dtype" if issubclass(cls, diffusers.ModelMixin) else "dtype"
     try:

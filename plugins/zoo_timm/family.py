@@ -24,10 +24,11 @@ from torch import nn
 
 from zoo.anatomy.parts import Anatomy
 from zoo.artifact.manifest import WEIGHTS
-from zoo.artifact.weights import fill
+from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
 from zoo.family.vision.classifier import VisionFamily, plain_name
+from zoo.loading.codes import require_no_codes
 from zoo.model.model import Model
 from zoo.tensors import safetensors
 from zoo_timm.classes import classes_of
@@ -206,6 +207,7 @@ class TimmVision(VisionFamily):
         file = path / WEIGHTS
         if not file.is_file():
             raise ArtifactError(f"{path} holds no {WEIGHTS}; pickled weights and other formats are not read.")
+        require_no_codes([file])
         kinds = [about["dtype"] for about in safetensors.read_header(file).values()]
         run = (
             str(dtype).removeprefix("torch.")
@@ -213,7 +215,9 @@ class TimmVision(VisionFamily):
             else next((DTYPES[kind] for kind in kinds if kind in DTYPES), "float32")
         )
         if device == "meta":
-            return replace(build_skeleton(self, spec, (), dtype=run), origin=str(path))
+            skeleton = replace(build_skeleton(self, spec, (), dtype=run), origin=str(path))
+            require_described(skeleton, path)
+            return skeleton
         model = build_empty(self, spec, (), dtype=run, stored=run)
         fill(model, file)
         model.module.to(device or "cpu")

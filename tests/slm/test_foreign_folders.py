@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from twins import twin
 
 import zoo
@@ -60,6 +60,58 @@ def test_codes_are_not_loaded_as_weights(folder: Path, key: str, within: bool):
         assert "already quantized, by gptq" in sentence and "checkpoint in float" in sentence
 
 
+@pytest.mark.parametrize("table", [[{"quant_method": "gptq"}], "gptq", 4, {"quant_method": ["gptq"]}])
+def test_whatever_stands_where_a_quantizer_is_named_is_one_sentence(folder: Path, table: Any):
+    change(folder, quantization_config=table)
+    for sentence in refusals(folder):
+        assert "already quantized, by " in sentence
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        lambda weight: {"weight": (weight * 99).to(torch.int8)},
+        lambda weight: {"weight": weight.to(torch.float8_e4m3fn), "weight_scale": weight.abs().max()},
+        lambda weight: {"qweight": torch.zeros(4, 32, dtype=torch.int32), "scales": torch.ones(1, 32)},
+        lambda weight: {
+            "weight": torch.zeros(32, 4, dtype=torch.uint32),
+            "scales": weight[:, :1],
+            "biases": weight[:, :1],
+        },
+    ],
+    ids=["whole numbers", "eighths and a scale", "gptq", "mlx"],
+)
+def test_codes_that_no_config_names_are_found_among_the_tensors(folder: Path, codes: Any):
+    """Their settings lie in a file beside the config, or nowhere."""
+    tensors = load_file(folder / "model.safetensors")
+    stem = "model.layers.0.mlp.down_proj."
+    tensors |= {stem + name: tensor.contiguous() for name, tensor in codes(tensors.pop(f"{stem}weight")).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for sentence in refusals(folder):
+        assert "the codes of a quantizer that no config there names" in sentence and "in float" in sentence
+    with pytest.raises(ZooError, match="the codes of a quantizer"):
+        zoo.load(folder, weights="dequantized")
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["dtype in the config", "no dtype in the config"])
+@pytest.mark.parametrize(
+    ("kind", "runs"), [(torch.float64, "float32"), (torch.float8_e4m3fn, "float32"), (torch.bfloat16, "float32")]
+)
+def test_a_dtype_that_models_do_not_run_in_is_read_in_one(tmp_path: Path, kind: torch.dtype, runs: str, named: bool):
+    """The plan's skeleton has the same, and what is saved of it loads; of several the first tensor of floats decides."""
+    module = twin("llama")
+    module.save_pretrained(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    chosen = "mlp" if kind == torch.bfloat16 else ""
+    save_file({n: t.to(kind) if chosen in n else t for n, t in tensors.items()}, tmp_path / "model/model.safetensors")
+    change(tmp_path / "model", dtype=str(kind).removeprefix("torch.") if named and not chosen else None)
+    model = zoo.load(tmp_path / "model")
+    assert model.dtype == zoo.load(tmp_path / "model", device="meta").dtype == runs
+    again = zoo.load(model.save(tmp_path / "saved")).tensors()
+    for name, tensor in model.tensors().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, again[name])
+
+
 def test_a_config_that_quantizes_nothing_loads(folder: Path):
     (folder / "config.json").write_text(
         json.dumps({**json.loads((folder / "config.json").read_text()), "quantization_config": None})
@@ -85,6 +137,22 @@ def test_only_the_models_own_files_count(folder: Path):
     loaded, skeleton = zoo.load(folder), zoo.load(folder, device="meta")
     assert (loaded.dtype, skeleton.dtype) == (expected.dtype, planned.dtype)
     assert all(torch.equal(a, b) for a, b in zip(loaded.tensors().values(), expected.tensors().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["consolidated.safetensors", "model.fp16.safetensors", "model-00001-of-00001.safetensors"]
+)
+def test_weights_that_transformers_does_not_look_for_are_named(folder: Path, name: str):
+    (folder / "model.safetensors").rename(folder / name)
+    for sentence in refusals(folder):
+        assert f"holds {name}, but no model.safetensors, nor the model.safetensors.index.json" in sentence
+
+
+def test_a_config_beside_an_adapter_is_told_to_merge_it(folder: Path):
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    for sentence in refusals(folder):
+        assert "no weights of a model" in sentence and "merge it into some/base" in sentence
 
 
 @pytest.mark.parametrize(

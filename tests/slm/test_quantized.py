@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from outsiders import zoo as command
 from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, texts, tokenizer
 
@@ -100,6 +102,38 @@ def mxfp4(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return written(folder, of, codes, {"quant_method": "mxfp4"}), values
 
 
+def mxfp8(folder: Path, of: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Blocks of 32 in a row, whose scales are powers of two."""
+    codes, values = {}, {}
+    for name, weight in load_file(of / "model.safetensors").items():
+        codes[name] = values[name] = weight
+        if "proj" in name:
+            blocks = weight.float().view(len(weight), -1, 32)
+            power = torch.ceil(torch.log2(blocks.abs().amax(-1) / LARGEST_FP8))
+            eighths = (blocks / 2 ** power[..., None]).to(torch.float8_e4m3fn)
+            codes[name] = eighths.view(weight.shape)
+            codes[name.replace("weight", "weight_scale_inv")] = (power + 127).to(torch.uint8)
+            values[name] = (eighths.float() * 2 ** power[..., None]).view(weight.shape).to(weight.dtype)
+    quantizer = {"quant_method": "mxfp8", "weight_block_size": [1, 32], "activation_scheme": "dynamic"}
+    return written(folder, of, codes, quantizer), values
+
+
+def metal(folder: Path, of: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Eight numbers of four bits to a word, the first one lowest, and a scale and a smallest number for 64 of them."""
+    draw, codes, values = torch.Generator().manual_seed(0), {}, {}
+    for name, weight in load_file(of / "model.safetensors").items():
+        codes[name] = values[name] = weight
+        if "proj" in name:
+            numbers = torch.randint(0, 16, weight.shape, generator=draw)
+            words = sum(numbers[:, i::8] << (4 * i) for i in range(8))
+            scales, least = (torch.rand(len(weight), weight.shape[1] // 64, generator=draw) for _ in range(2))
+            stem = name.removesuffix("weight")
+            codes |= {name: words.to(torch.uint32), f"{stem}scales": scales, f"{stem}qbiases": least}
+            spread = numbers.view(len(weight), -1, 64) * scales[..., None] + least[..., None]
+            values[name] = spread.view(weight.shape).to(weight.dtype)
+    return written(folder, of, codes, {"quant_method": "metal", "bits": 4, "group_size": 64}), values
+
+
 def bitsandbytes(folder: Path, of: Path, bits: int) -> Path:
     import transformers
 
@@ -124,12 +158,13 @@ def check(model: zoo.Model, folder: Path) -> None:
         assert torch.equal(transformers.AutoModelForCausalLM.from_pretrained(place)(ids).logits, logits)
 
 
-def test_fp8_becomes_what_its_codes_stand_for(plain: Path, tmp_path: Path):
-    folder, values = fp8(tmp_path / "fp8", plain)
+@pytest.mark.parametrize("make", [fp8, mxfp8, metal])
+def test_codes_become_what_they_stand_for(plain: Path, tmp_path: Path, make: Any):
+    folder, values = make(tmp_path / make.__name__, plain)
     model = zoo.load(folder, weights="dequantized")
     tensors = model.tensors()
     for name, value in values.items():
-        torch.testing.assert_close(tensors[name].detach(), value, rtol=2**-7, atol=0)
+        torch.testing.assert_close(tensors[name].detach(), value, rtol=2**-7, atol=1e-6)
     check(model, folder)
 
 
@@ -154,7 +189,10 @@ def test_bitsandbytes_becomes_about_what_it_was_made_of(plain: Path, tmp_path: P
 def test_without_asking_it_is_refused_with_the_way_to_ask(plain: Path, tmp_path: Path):
     folder, _ = fp8(tmp_path / "fp8", plain)
     for device in (None, "meta"):
-        with pytest.raises(ArtifactError, match=r'quantized, by fp8; .* widen .* with weights = "dequantized"'):
+        with pytest.raises(
+            ArtifactError,
+            match=r'quantized, by fp8; .* weights="dequantized" in Python and under \[model\] in a recipe',
+        ):
             zoo.load(folder, device=device)
 
 
@@ -165,6 +203,39 @@ def test_what_transformers_does_not_widen_is_refused(plain: Path, tmp_path: Path
     for device in (None, "meta"):
         with pytest.raises(RequestError, match="cannot dequantize the weights of gptq, only those of bitsandbytes, "):
             zoo.load(folder, weights="dequantized", device=device)
+
+
+def test_blocks_that_are_cut_at_an_edge_are_not_widened_to_other_numbers(plain: Path, tmp_path: Path):
+    """Of 192 rows in blocks of 128 transformers 5.24 makes two blocks of 96."""
+    folder, _ = fp8(tmp_path / "fp8", plain)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "mlp.up_proj" in name or "mlp.gate_proj" in name]:
+        tensors[name] = tensors[name][:192] if name.endswith("weight") else tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for device in (None, "meta"):
+        with pytest.raises(RequestError, match=r"has a side of 192, which is no whole number of blocks of 128"):
+            zoo.load(folder, weights="dequantized", device=device)
+
+
+@pytest.mark.skipif(find_spec("compressed_tensors") is not None, reason="what is missing is installed")
+def test_a_missing_package_is_named_by_load_and_plan_alike(plain: Path, tmp_path: Path):
+    folder = written(
+        tmp_path / "ct", plain, load_file(plain / "model.safetensors"), {"quant_method": "compressed-tensors"}
+    )
+    for device in (None, "meta"):
+        with pytest.raises(RequestError, match="not installed: pip install compressed-tensors"):
+            zoo.load(folder, weights="dequantized", device=device)
+
+
+def test_a_command_takes_codes_where_it_is_told_to(plain: Path, tmp_path: Path):
+    folder, _ = fp8(tmp_path / "fp8", plain)
+    known = json.loads(command("info", str(folder), "--json").stdout)
+    assert known["weights"] == f"codes of fp8 in {folder}, no weights" and known["params"] == 0
+    refused = command("run", str(folder), "--prompt", "ab")
+    assert refused.returncode == 1 and "`--weights dequantized` in a command" in refused.stderr
+    for name, *more in (("run", "--prompt", "ab", "--max-new-tokens", "2"), ("inspect",)):
+        done = command(name, str(folder), *more, "--weights", "dequantized")
+        assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_only_a_directory_of_codes_is_dequantized(plain: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import Any
 import pipelines
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import zoo
 from zoo.data.open import open_data
@@ -201,6 +202,23 @@ def test_pickles_and_damaged_weights_are_refused(directory: Path, tmp_path: Path
     torch.save({}, place / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ArtifactError, match=r"unet holds no .safetensors file"):
         zoo.load(place)
+
+
+def test_only_a_components_own_files_count(directory: Path, tmp_path: Path):
+    """Beside it another precision; alone, that is none that diffusers looks for, and codes are no weights."""
+    place = _copy(directory, tmp_path)
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, weights.with_suffix(".fp16.safetensors"))
+    assert zoo.load(place).dtype == zoo.load(place, device="meta").dtype == "float32"
+    save_file({name: (tensor * 99).to(torch.int8) for name, tensor in tensors.items()}, weights)
+    for device in (None, "meta"):
+        with pytest.raises(ArtifactError, match="is of I8, the codes of a quantizer that no config there names"):
+            zoo.load(place, device=device)
+    weights.unlink()
+    for device in (None, "meta"):
+        with pytest.raises(ArtifactError, match=r"fp16.safetensors, but no diffusion_pytorch_model.safetensors"):
+            zoo.load(place, device=device)
 
 
 def test_missing_tensors_are_not_drawn_at_random(directory: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ import timm
 import torch
 from outsiders import install, python
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import zoo
@@ -266,6 +267,13 @@ def test_half_precision_stays_as_it_is_stored(tmp_path: Path):
             "'fc.weight' has shape (7, 512), the model expects (5, 512)",
         ),
         (lambda p: (p / "model.safetensors").write_bytes(b"x" * 100), "is damaged"),
+        (
+            lambda p: save_file(
+                {n: (t * 99).to(torch.int8) for n, t in load_file(p / "model.safetensors").items()},
+                p / "model.safetensors",
+            ),
+            "is of I8, the codes of a quantizer that no config there names",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_one_sentence(
@@ -274,9 +282,10 @@ def test_a_damaged_checkpoint_is_one_sentence(
     for file in theirs["resnet10t"][0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damage(tmp_path)
-    with pytest.raises(ArtifactError) as caught:
-        zoo.load(tmp_path)
-    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    for device in (None, "meta"):
+        with pytest.raises(ArtifactError) as caught:
+            zoo.load(tmp_path, device=device)
+        assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_weights_of_a_name_must_fit_it(theirs: dict[str, tuple[Path, Any]]):

@@ -72,7 +72,7 @@ def read(model: Model, path: Path, *, keep: bool = True) -> Iterator[tuple[str, 
         keep: whether a tensor is still used when the next one is asked for; otherwise it leaves memory.
 
     Raises:
-        ArtifactError: names the first missing, unexpected or misshapen tensor.
+        ArtifactError: names the first tensor that is missing, unexpected, misshapen, or whole numbers for floats.
     """
     files = (
         {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
@@ -134,6 +134,9 @@ def _read_file(path: Path, expected: Mapping[str, torch.Tensor], *, keep: bool) 
             _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
             for name, empty in expected.items():
                 tensor = source = file.get_tensor(name)
+                if tensor.is_floating_point() != empty.is_floating_point():
+                    kinds = [str(one.dtype).removeprefix("torch.") for one in (tensor, empty)]
+                    raise ArtifactError(f"{path}: {name!r} is of {kinds[0]}, the model expects {kinds[1]}.")
                 mapped = mapped or MappedFiles()  # the file is mapped by now
                 if tensor.is_floating_point() and empty.is_floating_point():
                     tensor = tensor.to(empty.dtype)

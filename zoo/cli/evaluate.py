@@ -28,6 +28,7 @@ def evaluate(
             help="What to measure; may be given several times.  [default: what suits the model, such as perplexity]"
         ),
     ] = None,
+    weights: output.WeightsOption = "auto",
     json: output.JsonOption = False,
 ) -> None:
     """Measure a model's quality on data."""
@@ -39,15 +40,15 @@ def evaluate(
     reference = data or family.evaluation[1]
     if not reference:
         raise RequestError(f"{model} comes without data to measure on; name some with --data.")
-    _measure(model, reference, task or [], json=json)
+    _measure(model, reference, task or [], weights=weights, json=json)
 
 
-def bench(model: output.ModelArgument, json: output.JsonOption = False) -> None:
+def bench(model: output.ModelArgument, weights: output.WeightsOption = "auto", json: output.JsonOption = False) -> None:
     """Measure a model's speed and memory on this machine."""
-    _measure(model, None, ["speed"], json=json)
+    _measure(model, None, ["speed"], weights=weights, json=json)
 
 
-def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bool) -> None:
+def _measure(name: str, reference: str | None, tasks: Sequence[str], *, weights: str, json: bool) -> None:
     with output.status(f"Loading {name}"):
         import zoo
         from zoo.data.open import open_data
@@ -55,9 +56,9 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, json: bo
         from zoo.system.memory import peak_bytes, reset_peak
 
         data = None if reference is None else open_data(reference)
-        zoo.load(name, device="meta")  # what is imported for it is nobody's memory
+        zoo.load(name, device="meta", weights=weights)  # what is imported for it is nobody's memory
         reset_peak()
-        model = zoo.load(name)
+        model = zoo.load(name, weights=weights)
     tasks = tasks or [model.family.usual_task(data)]
     figures: dict[str, Any] = {}
     for task in tasks:

@@ -14,6 +14,7 @@ from zoo.cli import output
 from zoo.errors import ArtifactError, RequestError, UnknownName, ZooError
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
 from zoo.loading import weights
+from zoo.loading.codes import QUANTIZED_KEYS, method_of
 from zoo.plugins.declarations import Declared, ModelSpec
 from zoo.plugins.names import declaration, recognise
 from zoo.system import quantities
@@ -165,6 +166,7 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
     marks = [mark.partition(":")[0] for mark in family.recognises]
     config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))
     files = safetensors.files_of(path) or sorted(path.rglob("*.safetensors"))
+    codes = next((config[key] for key in QUANTIZED_KEYS if config.get(key)), None)
     params = sum(math.prod(entry["shape"]) for file in files for entry in safetensors.read_header(file).values())
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
     spec = ModelSpec(
@@ -172,12 +174,13 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
         family.name,
         family.modality,
         family.task or _task(path, config),
-        params=params,
+        params=0 if codes else params,
         config=config,
         plugin=family.plugin,
         dtype=dtype,
     )
-    return spec, f"checkpoint in {path}" if files else f"no safetensors in {path}", {}
+    source = f"codes of {method_of(codes)} in {path}, no weights" if codes else f"checkpoint in {path}"
+    return spec, source if files else f"no safetensors in {path}", {}
 
 
 def _task(path: Path, config: Mapping[str, Any]) -> str:

@@ -56,6 +56,14 @@ ModelArgument = Annotated[
 ]
 
 
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="WHICH", help='"dequantized" for plain weights made of a quantizer\'s codes, "random", or a directory.'
+    ),
+]
+
+
 def prepare() -> None:
     """Start from plain settings, and never fail over a character that the terminal cannot show."""
     settings.__init__()  # type: ignore[misc]  # one process may run several commands

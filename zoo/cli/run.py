@@ -82,6 +82,7 @@ def run(
     seed: SeedOption = None,
     out: OutOption = None,
     force: ForceOption = False,
+    weights: output.WeightsOption = "auto",
     json: output.JsonOption = False,
 ) -> None:
     """Generate from a model: text is printed as it comes, images are written to --out."""
@@ -106,8 +107,8 @@ def run(
     with output.status(f"Loading {model}"):
         from zoo.loading.load import load
 
-        request = Request.checked(model, given, system=system, out=out, force=force, json=json)
-        loaded = load(model)
+        request = Request.checked(model, given, weights=weights, system=system, out=out, force=force, json=json)
+        loaded = load(model, weights=weights)
     request.answer(loaded, json=json)
 
 
@@ -123,7 +124,15 @@ class Request:
 
     @classmethod
     def checked(
-        cls, model: str, given: dict[str, Any], *, system: str | None, out: Path | None, force: bool, json: bool
+        cls,
+        model: str,
+        given: dict[str, Any],
+        *,
+        weights: str,
+        system: str | None,
+        out: Path | None,
+        force: bool,
+        json: bool,
     ) -> Request:
         """Take what was given for the model, and what is piped in; refuse what its family does not take."""
         from zoo.loading.load import family_of
@@ -136,7 +145,7 @@ class Request:
         if "prompt" in family.takes and "prompt" not in given and not converses:
             given["prompt"] = _piped_prompt()
         files = _files(model, family, given, out=out, force=force)
-        _require_sound(model, family, given)
+        _require_sound(model, family, given, weights=weights)
         if "files" in given:
             given["files"] = {str(path): _text(path) for path in given["files"]}
         prompt = given.pop("prompt", None)
@@ -214,7 +223,7 @@ def _require_taken(model: str, family: Family, given: Mapping[str, Any]) -> None
             raise RequestError(f"{model} is a {family.modality} model and takes no {_flag(name)}. It takes: {known}.")
 
 
-def _require_sound(model: str, family: Family, given: Mapping[str, Any]) -> None:
+def _require_sound(model: str, family: Family, given: Mapping[str, Any], *, weights: str) -> None:
     """Refuse images that cannot be read and options that do not fit, while no weight is loaded yet."""
     from zoo.family.vision.images import read_image
     from zoo.loading.load import load
@@ -223,7 +232,7 @@ def _require_sound(model: str, family: Family, given: Mapping[str, Any]) -> None
         read_image(path)
     options = {name: value for name, value in given.items() if name not in ("prompt", "images")}
     if options:
-        family.check_options(load(model, device="meta"), options)
+        family.check_options(load(model, device="meta", weights=weights), options)
 
 
 def _flag(name: str) -> str:

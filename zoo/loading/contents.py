@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.errors import ZooError
+from zoo.errors import ArtifactError, ZooError
 from zoo.system.reading import LARGEST_DATA, text_of
+from zoo.tensors import safetensors
 
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.onnx", "*.h5", "*.msgpack")
+
+
+def require_own_weights(path: Path, files: Sequence[Path]) -> None:
+    """Refuse a checkpoint whose weight files are not those of a model.
+
+    Raises:
+        ArtifactError: they are an adapter's, or have names that the library of the checkpoint does not look for.
+    """
+    if files and all(file.name.startswith("adapter") for file in files):
+        raise ArtifactError(f"{path} has no weights of a model: {instead_of_a_model(path)}.")
+    safetensors.require_named(path, files)
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a folder whose weights are in other formats alone; a config without any can be planned for.
+
+    Raises:
+        ArtifactError: names one of them.
+    """
+    others = sorted(file.name for pattern in (*OTHER_WEIGHTS, "*.gguf") for file in path.glob(pattern))
+    if others and not any(path.rglob("*.safetensors")):
+        raise ArtifactError(f"{path} holds {others[0]}, and no .safetensors file; other weight formats are not read.")
 
 
 def instead_of_a_model(path: Path) -> str:

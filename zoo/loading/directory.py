@@ -15,6 +15,7 @@ from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, one_line
 from zoo.loading import weights
+from zoo.loading.codes import QUANTIZED_KEYS, REMEDY, method_of
 from zoo.loading.contents import instead_of_a_model
 from zoo.model.building import cast_named
 from zoo.model.licences import stated_in
@@ -26,8 +27,6 @@ from zoo.tensors import safetensors
 
 # of configs, by which checkpoints bring code of their own
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
-# of configs, by which checkpoints say that their tensors are the codes of a quantizer
-QUANTIZED_KEYS = ("quantization_config", "compression_config")
 # The most that a size may be in a config, by the end of its name: what is built of them comes before weights are compared.
 LARGEST_SIZES = {
     "layer": 10_000,
@@ -56,10 +55,8 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     """
     for key, value in config.items():
         if key in QUANTIZED_KEYS and value:
-            method = value.get("quant_method") or value.get("quant_type") if isinstance(value, dict) else value
             raise ArtifactError(
-                f"{where} says that the weights are already quantized, by {str(method or 'an unnamed method')[:40]} ({key!r}); "
-                "give the checkpoint in float that they were made from."
+                f"{where} says that the weights are already quantized, by {method_of(value)} ({key!r}); {REMEDY}."
             )
         if key in CODE_KEYS and value:
             raise ArtifactError(f"{where} asks for remote code ({key!r}); zoo never runs code from a checkpoint.")
@@ -91,15 +88,6 @@ def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
                 f"{path} does not hold {spec.name}: {name} is {shapes.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}."
             )
     model.spec = spec
-
-
-def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what says that its tensors are the codes of a quantizer, at any depth of tables."""
-    return {
-        key: without_codes(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in QUANTIZED_KEYS
-    }
 
 
 def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize: bool = False) -> Model:

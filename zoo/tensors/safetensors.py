@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +47,21 @@ def require_whole(path: Path) -> None:
             )
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The weight files of a folder as transformers lays it out: `model.safetensors`, else those that its index names.
+def files_of(folder: Path, *, stem: str = "model") -> list[Path]:
+    """The weight files of a folder as its library lays it out: `model.safetensors`, else those that its index names.
 
     What else lies there is not the model's: Mistral's consolidated.safetensors, an adapter, another precision. Where
     neither is there, all of the folder's are returned, for what brings names of its own.
 
+    Args:
+        stem: what the library calls them; diffusers says diffusion_pytorch_model.
+
     Raises:
         ArtifactError: the index is unreadable, or names a file that is not in the folder: it would be followed anywhere.
     """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
+    if (folder / f"{stem}.safetensors").is_file():
+        return [folder / f"{stem}.safetensors"]
+    index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     try:
@@ -69,6 +72,21 @@ def files_of(folder: Path) -> list[Path]:
     for name in sorted(named - there, key=str):
         raise ArtifactError(f"{index}: {str(name)[:80]!r} is not a file of this directory.")
     return [folder / name for name in sorted(named)]
+
+
+def require_named(folder: Path, files: Iterable[Path], *, stem: str = "model") -> None:
+    """Refuse weight files that the library of a checkpoint does not look for, since it knows neither their order nor more.
+
+    Raises:
+        ArtifactError: says which names it looks for.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    for file in files:
+        if file.name != f"{stem}.safetensors" and not index.is_file():
+            raise ArtifactError(
+                f"{folder} holds {file.name}, but no {stem}.safetensors, nor the {index.name} that says what is where: "
+                "give the folder as it was saved, or rename a file that is all of the model."
+            )
 
 
 def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:

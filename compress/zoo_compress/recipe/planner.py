@@ -20,6 +20,7 @@ from zoo.data.open import open_data
 from zoo.data.overlap import overlaps
 from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.loading import weights
+from zoo.loading.contents import require_readable
 from zoo.loading.load import load
 from zoo.loading.locate import OWN, stored_in
 from zoo.model.context import Context
@@ -123,12 +124,19 @@ def skeleton_of(recipe: Recipe) -> Model:
     try:
         name = located(recipe, recipe.model.name)
         model = load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
+        _require_readable(model)
     except ZooError as error:
         raise type(error)(
             f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}"
         ) from None
     model.stored = recipe.model.stored or _stored_of(recipe, model)
     return _with_processor(model, _weights_folder(recipe, model))
+
+
+def _require_readable(model: Model) -> None:
+    """Refuse a folder that a run could not load; for its skeleton a config was enough."""
+    if model.origin not in ("", "random") and Path(model.origin).is_dir():
+        require_readable(Path(model.origin))
 
 
 def _with_processor(model: Model, folder: Path) -> Model:
@@ -229,6 +237,7 @@ def _teacher(recipe: Recipe, name: str, request: StageRequest) -> Model:
         return skeleton_of(recipe)
     with blamed(request, "teacher: "):
         teacher = load(located(recipe, name), device="meta")
+        _require_readable(teacher)
         return _with_processor(teacher, Path(weights.packaged_at(teacher.spec) or located(recipe, name)))
 
 

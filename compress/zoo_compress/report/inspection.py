@@ -10,9 +10,9 @@ from zoo.loading.load import load
 from zoo.model.lineage import State
 
 
-def describe(name_or_path: str) -> dict[str, Any]:
-    """Describe the structure of a model as plain JSON data."""
-    model = load(name_or_path, device="meta")
+def describe(name_or_path: str, *, weights: str = "auto") -> dict[str, Any]:
+    """Describe the structure of a model as plain JSON data; `weights` as for `zoo.load`."""
+    model = load(name_or_path, device="meta", weights=weights)
     anatomy, state = model.anatomy, model.state()
     return {
         "name": model.spec.name,

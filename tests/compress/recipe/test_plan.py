@@ -216,6 +216,19 @@ def test_weights_that_are_not_there_are_known_to_the_plan(place: Path):
     )
 
 
+@pytest.mark.parametrize("of", ["model", "teacher"])
+def test_weights_of_another_format_are_no_plan(place: Path, of: str):
+    from twins import twin
+
+    folder = place / "bare"
+    twin("llama").save_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    text = RECIPE.replace("./model", "./bare") if of == "model" else HEAD + stage("distill", teacher="./bare", steps=1)
+    assert "holds pytorch_model.bin, and no .safetensors file; other weight formats" in refusal(
+        place, text, ArtifactError
+    )
+
+
 def test_an_unknown_target_is_named_with_what_there_is(place: Path):
     found = refusal(place, HEAD + stage("inherit", layers="first:1", target="langage"), UnknownName)
     assert (
