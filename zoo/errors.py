@@ -41,6 +41,10 @@ def spelled(python: str, command: str) -> str:
     return command if _commanded.get() else python
 
 
+class ZooWarning(UserWarning):
+    """The work goes on, but not with all that was there; the message is one sentence a person can act on."""
+
+
 class ZooError(Exception):
     """The work failed; the message is one sentence a person can act on."""
 

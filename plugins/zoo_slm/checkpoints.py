@@ -25,6 +25,7 @@ from zoo.system.writing import writing
 from zoo.tensors import safetensors
 from zoo_slm import architectures, models, quantized
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
+from zoo_slm.quiet import quiet
 
 # tables that old checkpoints store
 FIXED = (".version", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")
@@ -102,7 +103,7 @@ class Checkpoint:
         for file in files:
             safetensors.require_whole(file)
         dtype = dtype or getattr(torch, self.dtype())
-        with _alone(self.path, files, self.config) as folder, _quiet():
+        with _alone(self.path, files, self.config) as folder, quiet():
             try:
                 config = parsed(self.config) if self.own is None else self.own
                 if self.quantizer is not None:
@@ -160,22 +161,6 @@ def _ends(path: Path) -> int | list[int] | None:
         raise ArtifactError(f"{file} is not a JSON object.") from None
     tokens = ends if isinstance(ends, list) else [ends]
     return ends if ends and all(type(token) is int and token >= 0 for token in tokens) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report of transformers: what matters in it becomes an error."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from torch import nn
 from zoo.anatomy.parts import Anatomy
 from zoo.artifact.manifest import MANIFEST
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, RequestError
+from zoo.errors import RequestError
 from zoo.family.text.family import TextFamily
 from zoo.family.text.readers import caches_rightly
 from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
-from zoo.system.reading import LARGEST_DATA, lfs_pointer, text_of
-from zoo_slm import heads
+from zoo_slm import heads, tokenizer_files
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
@@ -39,16 +38,6 @@ POSITIONS = (
     "max_sequence_length",
     "max_encoder_position_embeddings",
     "max_decoder_position_embeddings",
-)
-# Of any of these transformers makes a tokenizer, with the help of others beside it.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "source.spm",
 )
 
 
@@ -178,29 +167,9 @@ class TransformersText(TextFamily):
     # --- tokenizer ----------------------------------------------------------------------------------------------
 
     def load_processor(self, path: Path) -> Any:
-        files = [path / name for name in TOKENIZER_FILES if (path / name).exists()]
-        if not files:
-            return None
-        if pointer := next(filter(None, map(lfs_pointer, files)), ""):
-            raise ArtifactError(f"{pointer}.")
-        if (path / MANIFEST).exists() and _says_all(path):
+        if (path / MANIFEST).exists() and tokenizer_files.says_all(path):
             return super().load_processor(path)
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        lone = path / "tokenizer.json"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-            if not lone.exists():
-                raise _unreadable_tokenizer(files[0], error) from None
-        except Exception as error:  # tokenizers raises no narrower class
-            raise _unreadable_tokenizer(files[0], error) from None
-        else:
-            return tokenizer if tokenizer.is_fast else None  # a slow one does not say which text a token covers
-        try:
-            return PreTrainedTokenizerFast(tokenizer_file=str(lone))
-        except Exception as error:
-            raise _unreadable_tokenizer(lone, error) from None
+        return tokenizer_files.read(path)
 
 
 def _built(config: dict[str, Any], task: str, **given: Any) -> nn.Module:
@@ -229,24 +198,6 @@ def _caches(module: nn.Module) -> bool:
 def _caches_in_float32(twin: nn.Module) -> bool:
     """In half precision an expert may be chosen by a hair."""
     return _caches(twin.float())
-
-
-def _says_all(path: Path) -> bool:
-    """Whether tokenizer.json is all there is of a tokenizer that we saved.
-
-    For some model types (Qwen2) transformers makes a tokenizer of that type's own class of it, which splits text otherwise.
-    """
-    try:
-        about = json.loads(text_of(path / "tokenizer_config.json", error=ArtifactError, most=LARGEST_DATA))
-    except (ArtifactError, ValueError, RecursionError):
-        return False
-    return isinstance(about, dict) and about.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-
-
-def _unreadable_tokenizer(file: Path, error: Exception) -> ArtifactError:
-    if isinstance(error, ImportError) or "sentencepiece" in str(error):
-        return ArtifactError(f"{file} cannot be read: {first_line(error).rstrip('.')}.")
-    return ArtifactError(f"{file} is damaged: {first_line(error).rstrip('.')}.")
 
 
 def _first_difference(module: nn.Module, plain: nn.Module) -> str:

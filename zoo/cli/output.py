@@ -7,13 +7,14 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from zoo.errors import plain
+from zoo.errors import ZooWarning, plain
 from zoo.system.quantities import count as count
 from zoo.system.quantities import size as size
 
@@ -160,6 +161,19 @@ def warn(text: str) -> None:
     """Print a warning, unless the user wants quiet."""
     if not settings.quiet:
         _tell(f"{_coloured('warning:', 33)} {text}")
+
+
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """What zoo warns of while it works is said as other warnings are, and each once."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            warn(str(message)) if issubclass(category, ZooWarning) else others(message, category, *place)
+
+        warnings.showwarning = show
+        yield
 
 
 def say(text: str) -> None:

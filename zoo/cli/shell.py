@@ -224,7 +224,7 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error becomes one sentence on stderr, and so does a signal."""
     output.prepare()
     try:
-        with signals.stoppable(), on_command_line():
+        with signals.stoppable(), on_command_line(), output.warnings_shown():
             return _run(args)
     except KeyboardInterrupt as error:
         return _say(Interrupted(error))
