@@ -69,9 +69,22 @@ def task_of(config: Mapping[str, Any], path: Path) -> str:
                 "generates nothing; its kind is trained as a masked model, with a class that ends in ForMaskedLM."
             )
         return task
-    if config.get("is_encoder_decoder"):
+    return _usual_task(config, kind, path)
+
+
+def _usual_task(config: Mapping[str, Any], kind: str, path: Path) -> str:
+    """The task of a model type whose config names no class."""
+    if not is_known(config):
+        return "causal-lm"  # of ours, or of nobody; building it says so
+    tasks = {task for task, mapping in TASKS.items() if kind in _classes(mapping).values()}
+    others = [mapping for mapping in MORE_THAN_TEXT if kind in _classes(mapping).values()]
+    # of vision-language types that have a causal class (Llama 4) that one is taken; the causal Whisper is a part of it
+    if not tasks or (others and ("causal-lm" not in tasks or "SPEECH_SEQ_2_SEQ" in others)):
+        what = MORE_THAN_TEXT[others[0]] if others else "of which transformers has no language model"
+        raise RequestError(f"{path} holds a model of type {kind}, {what}; {READS}.")
+    if "seq2seq" in tasks and (config.get("is_encoder_decoder") or tasks == {"seq2seq"}):
         return "seq2seq"
-    return "masked-lm" if kind in _classes("MASKED_LM").values() and _sees_later_tokens(config) else "causal-lm"
+    return "masked-lm" if "masked-lm" in tasks and (len(tasks) == 1 or _sees_later_tokens(config)) else "causal-lm"
 
 
 def _named_task(name: str) -> str:

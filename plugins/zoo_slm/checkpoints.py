@@ -84,6 +84,8 @@ class Checkpoint:
         """
         module, report = self._load(dtype)
         _require_complete(self.path, report, module)
+        if not self.config.get("architectures") and tied(module):  # then no tensor tells that there is a head
+            _require_used(self.path, report, module)
         untie(module, self.config)
         if not tied(module) and _ties_head(module) and not asks_untied(self.config):
             # both are in the file, and differ
@@ -129,13 +131,18 @@ class Checkpoint:
 
 def _read_config(path: Path, *, dequantize: bool) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
     file = path / "config.json"
-    text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
+    text, config = text_of(file, error=ArtifactError, most=LARGEST_DATA), None
     try:
         config = json.loads(text)
         own, kind, named = models.own_type(config), config["model_type"], config.get("architectures")
         if not isinstance(kind, str) or not isinstance(named, list | None):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        if isinstance(config, dict) and "_class_name" in config:
+            raise ArtifactError(
+                f"{file} describes a {str(config['_class_name'])[:80]} of diffusers, one part of a pipeline: give the folder "
+                "of the whole, in which model_index.json lies."
+            ) from None
         raise ArtifactError(f"{file} is not a transformers config with a model_type and architectures.") from None
     if own or architectures.is_known(config):
         config = without_code(config)  # left over beside a class that is here
@@ -224,3 +231,13 @@ def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> 
         within = name.startswith((stem, head, *lists)) or (stem + name).startswith(lists)
         if within and not name.endswith(FIXED) and ".pooler." not in name:
             raise ArtifactError(f"{path}: tensor {name!r} is not part of the model of its config.json.")
+
+
+def _require_used(path: Path, report: dict[str, Any], module: nn.Module) -> None:
+    """Refuse the head of another task, which a class that was only guessed would leave out."""
+    for name in sorted(report["unexpected_keys"]):
+        if not name.endswith(FIXED) and ".pooler." not in name:
+            raise ArtifactError(
+                f"{path}: tensor {name!r} is not part of a {type(module).__name__}, and config.json names no class: "
+                "write the one that was saved under architectures."
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -95,4 +96,7 @@ def first_line(error: BaseException) -> str:
     """What an error says first, no longer than fits in a message."""
     if isinstance(error, StrictDataclassError):  # its own first line only says which check found it
         error = error.__cause__ or error
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if text.startswith(("Unrecognized model identifier", "Unrecognized configuration class")):  # and all that there are
+        return f"transformers {version('transformers')} has no class for that type and task."
+    return text[:300]

@@ -185,6 +185,9 @@ def test_another_kind_of_model_is_named(folder: Path, name: str, config: dict[st
         ("T5ForConditionalGeneration", "T5ForConditionalGeneration", "seq2seq"),
         ("GPTNeoXForCausalLM", None, "causal-lm"),
         ("GPTNeoXForCausalLM", "MyOwnForCausalLM", "causal-lm"),
+        ("AlbertForMaskedLM", None, "masked-lm"),
+        ("T5ForConditionalGeneration", None, "seq2seq"),
+        ("ModernBertForMaskedLM", None, "masked-lm"),
     ],
 )
 def test_the_task_is_that_of_the_class_or_of_its_type(tmp_path: Path, kind: str, named: str | None, task: str):
@@ -198,6 +201,47 @@ def test_the_task_is_that_of_the_class_or_of_its_type(tmp_path: Path, kind: str,
     cls(cls.config_class(**values, is_decoder=kind == "BertLMHeadModel")).save_pretrained(tmp_path)
     change(tmp_path, architectures=[named] if named else None)
     assert zoo.load(tmp_path).spec.task == zoo.load(tmp_path, device="meta").spec.task == task
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("whisper", "a model of type whisper, a speech recognition model"),
+        ("llava", "a model of type llava, a vision-language model"),
+        ("vit", "a model of type vit, of which transformers has no language model"),
+        ("weirdo", "of type 'weirdo': transformers [0-9.]+ has no class for that type and task"),
+    ],
+)
+def test_a_type_without_a_class_of_ours_is_named(folder: Path, kind: str, says: str):
+    """Where the config names no class; of a type that transformers does not know, none of its lists is printed."""
+    change(folder, model_type=kind, architectures=None)
+    with pytest.raises(ZooError, match=says) as refused:
+        zoo.load(folder, device="meta")
+    assert len(str(refused.value)) < 250 + len(str(folder))
+
+
+def test_a_class_for_another_task_of_that_type_is_one_sentence(folder: Path):
+    change(folder, architectures=["BertForMaskedLM"])
+    for sentence in refusals(folder):
+        assert sentence.endswith("has no class for that type and task.") or "has no class for that type" in sentence
+
+
+@pytest.mark.parametrize("name", ["BartForSequenceClassification", "GPT2ForSequenceClassification"])
+def test_the_head_of_another_task_is_not_dropped_where_no_class_is_named(tmp_path: Path, name: str):
+    """Its language model would share its token table, so nothing would be missing."""
+    cls = getattr(transformers, name)
+    bart = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    gpt = {"n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    cls(cls.config_class(**(bart if name.startswith("Bart") else gpt), vocab_size=320)).save_pretrained(tmp_path)
+    change(tmp_path, architectures=None)
+    with pytest.raises(ZooError, match=r"is not part of a .*, and config.json names no class: write the one"):
+        zoo.load(tmp_path)
+
+
+def test_a_part_of_a_pipeline_is_called_one(folder: Path):
+    (folder / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 8}')
+    for sentence in refusals(folder):
+        assert "describes a UNet2DModel of diffusers, one part of a pipeline: give the folder of the whole" in sentence
 
 
 @pytest.mark.parametrize(

@@ -111,12 +111,12 @@ def checked_manifest(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{file} has format {data['format']}; this zoo reads up to {FORMAT}: pip install --upgrade zoo-compress."
         )
-    if problem := _problem(data) or _broken_seal(data, text):
+    if problem := problem_of(data) or _broken_seal(data, text):
         raise ArtifactError(f"{file} is damaged: {problem}.")
     return data
 
 
-def _problem(data: Mapping[str, Any]) -> str:
+def problem_of(data: Mapping[str, Any]) -> str:
     """Say what in a manifest is not as it is written, or return "". What is missing is found by whoever reads it."""
     for key, kind in {"spec": dict, "lineage": list, "files": dict, "notes": dict}.items():
         if not isinstance(data.get(key, kind()), kind):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.artifact import weights
-from zoo.artifact.manifest import FORMAT, MANIFEST, manifest_text, read_manifest
+from zoo.artifact.manifest import FORMAT, MANIFEST, manifest_text, problem_of, read_manifest
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError, spelled
 from zoo.model.health import require_finite
 from zoo.model.provenance import sealed
@@ -149,6 +149,8 @@ def _write_files(model: Model, path: Path) -> None:
         **({"dtypes": dtypes} if dtypes else {}),
         **_made_with(model),
     }
+    if problem := problem_of(manifest):  # as loading reads it
+        raise ZooError(f"{model.spec.name} cannot be saved: {problem}.")
     (path / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
 

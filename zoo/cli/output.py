@@ -172,7 +172,7 @@ def warnings_shown() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             warn(str(message)) if issubclass(category, ZooWarning) else others(message, category, *place)
 
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
 
 

@@ -168,6 +168,14 @@ def test_another_layout_in_memory_is_no_difference(tmp_path: Path):
     assert model.module.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_manifest_that_loading_would_refuse_is_not_written(model: Model, tmp_path: Path):
+    model.module.double()
+    model.dtype = "float64"
+    with pytest.raises(ZooError, match="cannot be saved: dtype 'float64' is none of float32, bfloat16, float16"):
+        model.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_proof_leaves_random_numbers_alone(model: Model, tmp_path: Path):
     state = torch.get_rng_state()
     model.save(tmp_path / "saved")
