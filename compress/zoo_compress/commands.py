@@ -199,7 +199,7 @@ def show_plan(found: Any) -> None:
         if stage.note:
             print(f"  {number} {stage.use}: {stage.note}")
     for role, data in found.data.items():
-        print(f"  {role}: {data.name}, {len(data):,} records")
+        print(f"  {role}: {data.name}, {quantities.counted(len(data), 'records')}")
     if found.measured:
         usual = " (the recipe names no tasks, and this suits the model)" if found.recipe.usual else ""
         print(f"  measures: {', '.join(found.measured)}{usual}")

@@ -56,11 +56,17 @@ class Perplexity:
 
         Raises:
             RequestError: it is no text model, or its tokenizer lacks a token that is needed.
-            DataError: a record has no text, or none has any.
+            DataError: a record has no text, none has any, or one has an image, which would not be looked at, or a prompt that
+                the model has no place for.
         """
         if not isinstance(model.family, TextFamily):
             raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
         require_texts(model, data)
+        if seen := next((sample for sample in data if "image" in sample.fields), None):
+            raise DataError(
+                f"{seen.where}: the record has an image, which perplexity does not look at; name no task, and the model "
+                "is measured by what suits it, or give texts."
+            )
         if not any(sample.text for sample in data):
             raise DataError(f"{data.name!r} holds no text to predict.")
         if model.spec.task == "masked-lm":

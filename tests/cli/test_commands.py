@@ -434,37 +434,54 @@ def test_completion_knows_commands_and_models():
     assert zoo("--show-completion", "bash").returncode in (0, 2)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_colour_only_on_a_terminal_that_wants_it():
+def on_a_terminal(*arguments: str, **env: str) -> str:
+    """What a Python with these arguments writes on a terminal."""
     import pty
 
-    def on_a_terminal(**env: str) -> str:
-        master, slave = pty.openpty()
-        inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
-        with subprocess.Popen(
-            [sys.executable, "-m", "zoo", "lst"],
-            stderr=slave,
-            stdin=slave,
-            stdout=slave,
-            env={**inherited, "TERM": "xterm", **env},
-        ):
-            os.close(slave)
-            time.sleep(0.1)
-            text = b""
-            while True:
-                try:
-                    piece = os.read(master, 4096)
-                except OSError:  # the other end is closed
-                    break
-                if not piece:
-                    break
-                text += piece
-        os.close(master)
-        return text.decode()
+    master, slave = pty.openpty()
+    inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stderr=slave,
+        stdin=slave,
+        stdout=slave,
+        env={**inherited, "TERM": "xterm", **env},
+    ):
+        os.close(slave)
+        time.sleep(0.1)
+        text = b""
+        while True:
+            try:
+                piece = os.read(master, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            text += piece
+    os.close(master)
+    return text.decode()
 
-    assert "\x1b[31merror:\x1b[0m No command" in on_a_terminal()
-    assert "\x1b" not in on_a_terminal(NO_COLOR="1")
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_colour_only_on_a_terminal_that_wants_it():
+    assert "\x1b[31merror:\x1b[0m No command" in on_a_terminal("-m", "zoo", "lst")
+    assert "\x1b" not in on_a_terminal("-m", "zoo", "lst", NO_COLOR="1")
     assert "\x1b" not in zoo("lst").stderr
+
+
+TABLE = """
+from zoo.cli.output import print_table
+rows = [("prune.structured", "1,234,567", "12.34 MB", "a long remark on it"), ("original", "512", "8.1 MB", "none")]
+print_table(("use", "parameters", "on disk", "remark"), rows, right=("parameters", "on disk"))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("width", [20, 30, 40, 50, 60, 80])
+def test_no_terminal_is_too_narrow_for_names_and_numbers(width: int):
+    shown = on_a_terminal("-c", TABLE, COLUMNS=str(width), NO_COLOR="1")
+    for whole in ("prune.structured", "1,234,567", "12.34 MB", "512", "8.1 MB", "remark", "none"):
+        assert whole in shown, f"{whole} is cut:\n{shown}"
 
 
 # --- run, eval, bench: these need the packaged weights ----------------------------------------------------------------
@@ -521,6 +538,8 @@ def test_figures_are_a_table():
     assert names.split() == ["figure", "value", "interval", "unit", "n", "better"]
     assert re.fullmatch(r"bits per byte +[\d.]+ +(±[\d.]+|[\d.]+ to [\d.]+)  bit/B  \d+ windows  lower", rows[0])
     assert re.fullmatch(r"perplexity +[\d.]+ +(±[\d.]+|[\d.]+ to [\d.]+) +\d+ windows  lower", rows[1])
+    done = zoo("eval", "tiny-code", "--data", "stdlib:test[:1]", "--task", "accuracy")
+    assert done.stderr == "error: accuracy is for image classifiers; tiny-code is text.\n"
     done = zoo("bench", "tiny-code")
     head, names, *rows = done.stdout.splitlines()
     assert head.startswith("tiny-code on ") and head.endswith((" thread", " threads")), done.stderr

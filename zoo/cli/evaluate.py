@@ -52,14 +52,18 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, weights:
     with output.status(f"Loading {name}"):
         import zoo
         from zoo.data.open import open_data
-        from zoo.evaluation.figures import measure
+        from zoo.evaluation.figures import check, measure
         from zoo.system.memory import peak_bytes, reset_peak
+        from zoo.system.quantities import counted
 
         data = None if reference is None else open_data(reference)
-        zoo.load(name, device="meta", weights=weights)  # what is imported for it is nobody's memory
+        skeleton = zoo.load(name, device="meta", weights=weights)  # what is imported for it is nobody's memory
+        tasks = tasks or [skeleton.family.usual_task(data)]
+        if skeleton.processor is not None or not skeleton.family.needs_processor:
+            for task in tasks:
+                check(task, skeleton, data)
         reset_peak()
         model = zoo.load(name, weights=weights)
-    tasks = tasks or [model.family.usual_task(data)]
     figures: dict[str, Any] = {}
     for task in tasks:
         with output.status(f"Measuring {task}"):
@@ -69,7 +73,7 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, weights:
     if json:
         output.print_json({"model": name, "data": reference, "tasks": figures})
     else:
-        print(f"{name} on {_machine()}" if data is None else f"{name} on {data.name}, {len(data):,} records")
+        print(f"{name} on {_machine()}" if data is None else f"{name} on {data.name}, {counted(len(data), 'records')}")
         _print_figures(figures)
 
 
@@ -95,13 +99,13 @@ def _print_figures(figures: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _rows(name: str, metric: Any, *, unit: str = "") -> list[list[str]]:
     """The row of a figure, and those of the figures inside it."""
-    from zoo.system.quantities import finite, is_bytes, measured
+    from zoo.system.quantities import counted, finite, is_bytes, measured
 
     entry = metric if isinstance(metric, Mapping) else {"value": metric}
     unit = str(entry.get("unit", unit))
     value, low, high = (finite(entry.get(end)) for end in ("value", "low", "high"))
     main, spread = measured(value, low, high, unit)
-    count = f"{entry['n']} {entry.get('of', '')}".strip() if "n" in entry else ""
+    count = counted(entry["n"], str(entry.get("of", ""))) if "n" in entry else ""
     shown = "" if unit in ("%", "s") or is_bytes(unit) else unit
     row = [_label(name, unit), main, spread, shown if value is not None else "", count, str(entry.get("better", ""))]
     rows = [row] if "value" in entry else []

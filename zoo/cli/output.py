@@ -31,6 +31,7 @@ class Settings:
 settings = Settings()
 
 ENOUGH = 40  # characters of a column that is cut
+WORD = 16  # characters of a word that is never parted
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -91,6 +92,8 @@ def print_table(
 ) -> None:
     """Print rows under column names: a rich table on a terminal, aligned text of full width when piped.
 
+    Where a terminal is too narrow for every number, and for every name in the first column, each row is a list of facts.
+
     Args:
         right: the columns to align on the right.
         cut: the column of which a terminal shows as much as fits in one line.
@@ -111,14 +114,33 @@ def print_table(
         if sum(widths.values()) + ENOUGH > console.width:
             del widths[name]
     shown = [i for i, name in enumerate(columns) if name in widths or name == cut]
+    least = {
+        i: _narrowest([columns[i], *(row[i] for row in rows)], number=columns[i] in right, name=not i) for i in shown
+    }
+    if sum(least.values()) + 3 * len(shown) - 1 > console.width:
+        for row in rows:
+            print_facts((columns[i], row[i]) for i in shown)
+            print()
+        return
     for i in shown:
-        number = columns[i] in right  # which is never cut, nor parted over lines
-        table.add_column(columns[i], justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(
+            columns[i],
+            justify="right" if columns[i] in right else "left",
+            overflow="fold",
+            min_width=None if columns[i] == cut else least[i],
+            no_wrap=columns[i] in right,
+        )
     for row in rows:
         table.add_row(
             *(Text(row[i], no_wrap=True, overflow="ellipsis") if columns[i] == cut else Text(row[i]) for i in shown)
         )
     console.print(table)
+
+
+def _narrowest(texts: Sequence[str], *, number: bool, name: bool) -> int:
+    """How few characters a column may have: its numbers whole, its names too unless they are long, of the rest the words."""
+    pieces = texts if number or name else [word for text in texts for word in text.split()]
+    return max((len(piece) for piece in pieces if number or len(piece) <= (ENOUGH if name else WORD)), default=0)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

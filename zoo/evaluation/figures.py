@@ -13,6 +13,17 @@ from zoo.model.model import Model
 from zoo.plugins.names import resolve
 
 
+def check(task: str, model: Model, data: Dataset | None) -> None:
+    """Refuse what the evaluator `task` would refuse later, from a model's structure; one without a `check` is not asked.
+
+    Raises:
+        RequestError: says why it cannot be measured.
+    """
+    asked = getattr(resolve("evaluator", task), "check", None)
+    if data is not None and asked is not None:
+        asked(model, data)
+
+
 def measure(
     task: str, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import re
 DASH = "–"  # what stands where nothing was measured
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Everything a terminal or an HTML parser might obey instead of showing: C0 and C1 controls, bidirectional overrides.
+PLURAL = re.compile("(?<=ss|sh|ch)es$|(?<=x)es$|s$")
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -46,16 +47,21 @@ def quantity(value: float | None, unit: str = "") -> str:
 
 
 def measured(value: float | None, low: float | None, high: float | None, unit: str = "") -> tuple[str, str]:
-    """Write a value and its interval with matching decimals: ``("1.312", "±0.020")``, or a range when lopsided."""
+    """Write a value and its interval with matching decimals: ``("1.312", "±0.020")``, or a range when lopsided.
+
+    An interval stands alone on its line, so it has the value's prefix too: ``("15.1 k", "±2.4 k")``; per cents go without.
+    """
     if value is None or low is None or high is None or high <= low or unit == "s":
         return quantity(value, unit), ""
     divisor, suffix = _scale(value, unit)
     half = (high - low) / 2 / divisor
     decimals = min(max(1 - math.floor(math.log10(half)), 0), 6)
-    text = _digits(value / divisor, decimals) + suffix
+    text, behind = _digits(value / divisor, decimals) + suffix, "" if unit == "%" else suffix
     if abs((high + low) / 2 - value) <= 0.25 * (high - low) / 2:
-        return text, "±" + _digits(half, decimals)
-    return text, f"{_digits(low / divisor, decimals)} to {_digits(high / divisor, decimals)}"
+        return text, f"±{_digits(half, decimals)}{behind}"
+    if max(abs(low), abs(high)) >= 1000 * divisor > 1000 or 0 < abs(low) / divisor < 0.5 * 10**-decimals:
+        return text, f"{quantity(low, unit)} to {quantity(high, unit)}"
+    return text, f"{_digits(low / divisor, decimals)} to {_digits(high / divisor, decimals)}{behind}"
 
 
 def seconds(value: float | None) -> str:
@@ -146,6 +152,11 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
+
+
+def counted(number: int, of: str) -> str:
+    """Write how many there are of something, given its plural: 1, "records" -> "1 record"; 1, "passes" -> "1 pass"."""
+    return f"{number:,} {PLURAL.sub('', of) if number == 1 else of}".strip()
 
 
 def size(number: float) -> str:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoo import registry
 from zoo.anatomy.coverage import said
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.data.overlap import overlaps
 from zoo.errors import DataError, RecipeError, ZooError, nearest
+from zoo.evaluation.figures import check
 from zoo.loading import weights
 from zoo.loading.contents import require_readable
 from zoo.loading.load import load
@@ -207,9 +207,8 @@ def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset])
     if "test" not in data or not (_ready(model) or missing):
         return
     for task in recipe.evaluate.tasks or ():
-        if (check := getattr(registry.evaluator(task), "check", None)) is not None:
-            with blamed(recipe.where("evaluate", "tasks")):
-                check(model, data["test"])
+        with blamed(recipe.where("evaluate", "tasks")):
+            check(task, model, data["test"])
 
 
 def _untaught(recipe: Recipe, request: StageRequest) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from zoo.system.quantities import clean, finite, is_bytes, measured, percent, points, quantity, times
+from zoo.system.quantities import clean, counted, finite, is_bytes, measured, percent, points, quantity, times
 
 Data = Mapping[str, Any]
 Kind = Literal["stage", "control", "baseline"]
@@ -90,7 +90,11 @@ class Column:
         """Say of how many samples a metric is: "n = 40 windows"."""
         entry = row.metrics.get(self.key) if self.metric else None
         number = finite(entry.get("n")) if isinstance(entry, Mapping) else None
-        return "" if number is None or not isinstance(entry, Mapping) else counted(int(number), entry.get("of"))
+        return (
+            ""
+            if number is None or not isinstance(entry, Mapping)
+            else f"n = {counted(int(number), clean(entry.get('of') or ''))}"
+        )
 
     def predicted(self, row: Row) -> float | None:
         return None if self.metric else finite((row.data.get("predicted") or {}).get(self.key))
@@ -170,11 +174,6 @@ def related(column: Column, row: Row, original: Row) -> tuple[str, str]:
         return column.change(column.value(row), column.value(original)), ""
     main, spread = measured(ratio, low, high)
     return f"×{main}" if spread else times(ratio, 1.0), spread
-
-
-def counted(number: int, of: object) -> str:
-    """Say how many samples there are, and of what where that is known: "n = 40 windows"."""
-    return f"n = {number} {clean(of or '')}".strip()
 
 
 def _plan(value: float | None, predicted: float | None, unit: str) -> str:

@@ -22,7 +22,7 @@ from zoo_compress.report.samples import right
 from zoo_compress.report.summary import summary
 
 from zoo.evaluation.shares import accuracy
-from zoo.system.quantities import clean, finite, measured, percent, points, quantity, seconds, times
+from zoo.system.quantities import clean, counted, finite, measured, percent, points, quantity, seconds, times
 
 pytestmark = pytest.mark.quick
 
@@ -489,7 +489,7 @@ def test_rounds_that_do_not_match_give_no_interval(results: dict[str, Any]) -> N
 def test_of_one_sample_there_is_a_count_and_no_interval(results: dict[str, Any]) -> None:
     for row in results["stages"]:
         row["metrics"]["bits_per_byte"] = {"value": 1.5, "n": 1, "of": "windows"}
-    assert "\n".join(printed(results)).count("n = 1 windows") == 4
+    assert "\n".join(printed(results)).count("n = 1 window") == 4
     assert not {"low", "high"} & set(accuracy(["a"], ["a"])) and accuracy(["a"], ["a"])["n"] == 1
     assert {"low", "high"} <= set(accuracy(["a", "b"], ["a", "b"]))
 
@@ -507,6 +507,16 @@ def test_quantities_read_well() -> None:
     ]
     assert measured(1.3124, 1.2911, 1.3337) == ("1.312", "±0.021")
     assert measured(1.3, 1.29, 1.5) == ("1.30", "1.29 to 1.50")
+    assert measured(15_000, 12_600, 17_400) == ("15.0 k", "±2.4 k") and measured(82.5, 78.8, 86.2, "%")[1] == "±3.7"
+    assert measured(32_500, 30_000, 33_500) == ("32.5 k", "30.0 to 33.5 k")
+    assert measured(13_000, 4_900, 27_000) == ("13 k", "5 to 27 k")
+    assert measured(1.2e9, 8e8, 1.3e9, "bytes") == ("1.20 GB", "0.80 to 1.30 GB")
+    assert measured(12_345_678, 11.2, 3.4e9) == ("12 M", "11.2 to 3.40 G")
+    assert [counted(n, of) for n, of in ((1, "records"), (1, "passes"), (1200, "windows"))] == [
+        "1 record",
+        "1 pass",
+        "1,200 windows",
+    ]
     assert (times(42, 100), times(1, 0), times(1200, 1)) == ("×0.42", "", "×1200")
     assert [percent(v, 100) for v in (105, 99.7, 100, 250)] == ["+5 %", "−0.3 %", "±0 %", "+150 %"]
     assert (points(70, 71.5), points(3e-9, 0)) == ("−1.5 points", "+3e−9 points")
