@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
@@ -46,12 +47,25 @@ def parsed(config: Mapping[str, Any]) -> Any:
     import transformers
 
     own = models.own_type(config)
-    values = _decoded(models.adopted(config) if own else without_code(config))
+    values = _of_the_model(_decoded(models.adopted(config) if own else without_code(config)))
     read: Any = transformers.AutoConfig.for_model(values.pop("model_type", None), **values)
     if getattr(read, "rescale_every", 0):
         # RWKV would halve its own weights in place whenever it leaves training, and double them when it is back
         read.rescale_every = 0
     return read
+
+
+def _of_the_model(values: dict[str, Any]) -> dict[str, Any]:
+    """A config without how a model was called and with which kernels, nor a dtype that is none of torch's, at any depth."""
+    return {
+        key: _of_the_model(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not (
+            key in ("return_dict", "torchscript")
+            or (key.endswith("attn_implementation") and value not in ("eager", "sdpa"))
+            or (key in ("dtype", "torch_dtype") and isinstance(value, str) and not hasattr(torch, value))
+        )
+    }
 
 
 def _decoded(value: Any) -> Any:

@@ -112,6 +112,26 @@ def test_a_dtype_that_models_do_not_run_in_is_read_in_one(tmp_path: Path, kind: 
         assert tensor.dtype == torch.float32 and torch.equal(tensor, again[name])
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"return_dict": False},
+        {"_attn_implementation": "flash_attention_2"},
+        {"attn_implementation": "flash_attention_3"},
+        {"dtype": "torch.bfloat16"},
+        {"torch_dtype": "auto", "dtype": None},
+    ],
+    ids=str,
+)
+def test_how_a_model_was_run_is_no_part_of_it(folder: Path, key: dict[str, Any], tmp_path: Path):
+    """transformers asks for the kernels that a config names, where they are not installed too."""
+    change(folder, **key)
+    model, skeleton = zoo.load(folder), zoo.load(folder, device="meta")
+    assert model.dtype == skeleton.dtype == ("bfloat16" if "torch.bfloat16" in key.values() else "float32")
+    ids = torch.arange(8)[None]
+    assert torch.equal(model.module(ids).logits, zoo.load(model.save(tmp_path / "saved")).module(ids).logits)
+
+
 def test_a_config_that_quantizes_nothing_loads(folder: Path):
     (folder / "config.json").write_text(
         json.dumps({**json.loads((folder / "config.json").read_text()), "quantization_config": None})
