@@ -25,6 +25,7 @@ SUFFICIENT = (
 )
 # Of these alone it makes none: settings, parts, and formats of other libraries.
 INSUFFICIENT = ("tokenizer_config.json", "merges.txt", "tekken.json", "*.tiktoken", "*.spm", "bpe.codes")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 REMEDY = "put tokenizer.json beside its weights"
 
 
@@ -41,6 +42,8 @@ def read(path: Path) -> Any:
         return None
     if pointer := next(filter(None, map(lfs_pointer, files)), ""):
         raise ArtifactError(f"{pointer}.")
+    for name in SETTINGS:
+        _require_object(path / name)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     lone = path / "tokenizer.json"
@@ -58,8 +61,9 @@ def read(path: Path) -> Any:
         if not lone.exists():
             _warn(path, f"{type(tokenizer).__name__} of transformers does not say which text a token covers")
             return None
-    try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(lone))
+    try:  # of the class that transformers has for every tokenizer.json, with the special tokens and template beside it
+        with quiet():
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:
         raise _unreadable(lone, error) from None
 
@@ -74,6 +78,18 @@ def says_all(path: Path) -> bool:
     except (ArtifactError, ValueError, RecursionError):
         return False
     return isinstance(about, dict) and about.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+def _require_object(file: Path) -> None:
+    """Refuse settings that cannot be read: without them a tokenizer would have no special tokens."""
+    if not file.exists():
+        return
+    text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
+    try:
+        if not isinstance(json.loads(text), dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise ArtifactError(f"{file} is damaged: it holds no JSON object.") from None
 
 
 def _warn(path: Path, why: str) -> None:

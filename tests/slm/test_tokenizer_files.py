@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +72,26 @@ def test_where_nothing_is_missing_nothing_is_said(folder: Path):
         tokenizer().save_pretrained(folder)
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')  # which cannot read it
         assert zoo.load(folder).processor.is_fast
+
+
+def test_special_tokens_and_a_template_stay_whatever_class_is_named(folder: Path):
+    """Of a class that no one has here, or one with code of its own, tokenizer.json is read as it is."""
+    tokenizer().save_pretrained(folder)
+    known = json.loads((folder / "tokenizer_config.json").read_text())
+    for more in ({"tokenizer_class": "TheirTokenizer"}, {"auto_map": {"AutoTokenizer": ["own.Own", None]}}):
+        told = {**known, "eos_token": "!", "chat_template": "{{ messages }}", **more}
+        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+        processor = zoo.load(folder).processor
+        assert processor.eos_token == "!" and processor.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_settings_that_cannot_be_read_are_no_settings_that_are_not_there(folder: Path, file: str):
+    tokenizer().save_pretrained(folder)
+    for text in ("{", "[]"):
+        (folder / file).write_text(text)
+        with pytest.raises(ArtifactError, match=f"{file} is damaged: it holds no JSON object"):
+            zoo.load(folder)
 
 
 @pytest.mark.skipif(bool(find_spec("sentencepiece") or find_spec("tiktoken")), reason="what is missing is installed")
