@@ -62,7 +62,7 @@ def _of_the_model(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if not (
             key in ("return_dict", "torchscript")
-            or (key.endswith("attn_implementation") and value not in ("eager", "sdpa"))
+            or (str(key).endswith("attn_implementation") and value not in ("eager", "sdpa"))
             or (key in ("dtype", "torch_dtype") and isinstance(value, str) and not hasattr(torch, value))
         )
     }

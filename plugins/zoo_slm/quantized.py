@@ -28,7 +28,10 @@ SETTINGS = {
 }
 # what transformers needs for it beside what we need ourselves
 PACKAGES = {"compressed-tensors": "compressed_tensors"}
-HOW = 'weights="dequantized" in Python and under [model] in a recipe, `--weights dequantized` in a command'
+HOW = (
+    'weights="dequantized" in Python and under [model] in a recipe, `--weights dequantized` in a command; '
+    "a teacher is saved so first"
+)
 
 
 def quantizer_of(config: Mapping[str, Any], where: str, *, dequantize: bool) -> dict[str, Any] | None:
