@@ -132,8 +132,7 @@ def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list
 def _check(model: Model, data: Dataset, *, task: str) -> None:
     if not isinstance(model.family, VisionLanguageFamily):
         raise RequestError(f"{task} is for vision-language models; {model.spec.name} is {model.spec.modality}.")
-    for sample in data:
-        asked(sample)
+    model.family.check_data(model, data, length=0)
 
 
 def answers(model: Model, samples: Sequence[Sample], *, count: int) -> list[str]:

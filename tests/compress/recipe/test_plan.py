@@ -451,6 +451,29 @@ def test_records_that_no_language_model_reads_are_refused_by_the_plan(
         assert sentence in refusal(place, training, DataError)
 
 
+@pytest.mark.parametrize(
+    ("model", "fields", "sentence"),
+    [
+        ("tiny-t2i", {"text": "a seven"}, "no field 'image', which a text-to-image model learns from."),
+        ("tiny-t2i", {"image": "seen.png"}, "no field 'text'."),
+        ("tiny-vlm", {"image": "seen.png", "prompt": "What?"}, "no field 'text'."),
+        ("tiny-vlm", {"image": None, "prompt": "What?", "text": "7"}, "no field 'image'."),
+        ("tiny-vlm", {"image": "seen.png", "prompt": " ", "text": "7"}, "The prompt is empty"),
+        ("tiny-vlm", {"image": "seen.png", "prompt": 3, "text": "7"}, "'prompt' is int, not text."),
+        ("tiny-vlm", {"image": "seen.png", "prompt": "<image> <image>", "text": "7"}, "The prompt has 2 times <image>"),
+    ],
+)
+def test_records_about_images_are_refused_by_the_plan(place: Path, model: str, fields: dict[str, Any], sentence: str):
+    Image.new("RGB", (8, 8)).save(place / "seen.png")
+    (place / "seen.jsonl").write_text(json.dumps(fields))
+    task = {"tiny-t2i": "velocity-error", "tiny-vlm": "answer-loss"}[model]
+    begin = f'[recipe]\nname = "seen"\n[model]\nname = "{model}"\n[data]\n'
+    trained = f'train = "seen.jsonl?text={"text" if "text" in fields else ""}"\n' + stage("train")
+    tested = trained.replace("train =", "test =", 1).replace(stage("train"), stage("quantize.int8"))
+    for body in (trained + "[evaluate]\ntasks = []\n", tested + f'[evaluate]\ntasks = ["{task}"]\n'):
+        assert f"seen.jsonl:1: {sentence}" in refusal(place, begin + body, DataError)
+
+
 def test_a_damaged_header_is_named(place: Path):
     (place / "model/model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{]......")
     assert refusal(place, RECIPE, ArtifactError).startswith(

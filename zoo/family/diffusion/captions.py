@@ -46,7 +46,7 @@ def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.T
     """Read a record's image as bytes (C, H, W), the middle cut out to the shape's proportions and scaled.
 
     Raises:
-        DataError: the record has no image, or it cannot be read.
+        DataError: it cannot be read.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -54,8 +54,6 @@ def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.T
     from zoo.data.dataset import Sample, naming_record
     from zoo.family.vision.images import read_image
 
-    if source is None:
-        raise DataError(f"{where}: no field 'image', which a text-to-image model learns from.")
     channels, rows, columns = shape
     with naming_record(Sample({}, where)):
         image = read_image(source).convert("L" if channels == 1 else "RGB")
@@ -63,6 +61,18 @@ def image_bytes(source: Any, shape: tuple[int, int, int], where: str) -> torch.T
         image = ImageOps.fit(image, (columns, rows), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def require_captions(data: Dataset) -> None:
+    """Refuse a record without an image or a caption; no image is read.
+
+    Raises:
+        DataError: names the record.
+    """
+    for sample in data:
+        if sample.fields.get("image") is None:
+            raise DataError(f"{sample.where}: no field 'image', which a text-to-image model learns from.")
+        _ = sample.text  # says that there is none
 
 
 def limit_prompts(parts: Mapping[str, Any], module: nn.Module) -> None:

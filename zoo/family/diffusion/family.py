@@ -123,16 +123,17 @@ class TextToImageFamily(Family):
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Read every record's image (C, H, W), in bytes, and caption (T,); `length` means nothing here."""
         from zoo.family.diffusion.captions import CaptionedImages, prompt_ids
-        from zoo.family.diffusion.latents import image_shape, require_parts
+        from zoo.family.diffusion.latents import image_shape
 
-        require_parts(model.module, self.scheduler(model))
+        self.check_data(model, data, length=length)
         ids_NT = prompt_ids(self.parts(model)["tokenizer"], [sample.text for sample in data])
         return CaptionedImages(data, ids_NT, image_shape(model.module))
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
-        from zoo.family.diffusion.latents import require_parts
+        from zoo.family.diffusion import captions, latents
 
-        require_parts(model.module, self.scheduler(model))
+        latents.require_parts(model.module, self.scheduler(model))
+        captions.require_captions(data)
 
     def usual_task(self, data: Dataset | None) -> str:
         """Whether images show the digit they are asked for, where records name one; else the error of what is trained."""

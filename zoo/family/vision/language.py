@@ -62,20 +62,14 @@ class VisionLanguageFamily(TextFamily):
         from zoo.errors import RequestError
         from zoo.family.vision.images import read_image
 
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
+        placed = with_images(prompt, len(images))
         # hardly a token has more characters; do not read a book
         if len(prompt) > (most := 8 * self.context_length(model)):
             raise RequestError(f"The prompt has {len(prompt):,} characters; {model.spec.name} reads at most {most:,}.")
         if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
             raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
-        prompt = prompt if "<image>" in prompt else "<image>\n" * len(images) + prompt
-        if prompt.count("<image>") != len(images):
-            raise RequestError(
-                f"The prompt has {prompt.count('<image>')} times <image>, but {len(images)} images came with it."
-            )
         tiles = [self.tiles(model, read_image(image)) for image in images]
-        ids = self.chat(model, prompt, [len(image_tiles) for image_tiles in tiles])
+        ids = self.chat(model, placed, [len(image_tiles) for image_tiles in tiles])
         self.require_known(model, ids)
         return ids, {"pixel_values": torch.cat(tiles).to(model.device)} if tiles else {}
 
@@ -100,9 +94,14 @@ class VisionLanguageFamily(TextFamily):
         return super().generate(model, (prompt, [images] if alone else list(images)), **options)
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
-        """Refuse a record without an image or a question; no image is read."""
+        """Refuse a record without an image, a question or an answer; no image is read."""
+        from zoo.data.dataset import naming_record
+
         for sample in data:
-            asked(sample)
+            prompt, images = asked(sample)
+            with naming_record(sample):
+                with_images(prompt, len(images))
+            _ = sample.text  # says that there is none
 
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         from zoo.errors import RequestError
@@ -235,17 +234,33 @@ class QuestionWindows(Sequence[Batch]):
         return (self[i] for i in range(len(self)))
 
 
+def with_images(prompt: Any, count: int) -> str:
+    """A question with an `<image>` for each of its images: first of all, unless it says where.
+
+    Raises:
+        RequestError: the prompt is not text or empty, or names another number of images.
+    """
+    from zoo.errors import RequestError
+
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
+    placed: str = prompt if "<image>" in prompt else "<image>\n" * count + prompt
+    if placed.count("<image>") != count:
+        raise RequestError(f"The prompt has {placed.count('<image>')} times <image>, but {count} images came with it.")
+    return placed
+
+
 def asked(sample: Sample) -> tuple[str, list[Any]]:
     """The question of a record and its images.
 
     Raises:
-        DataError: the record has no question or no image.
+        DataError: the record has no question or no image, or its question is no text.
     """
     from zoo.errors import DataError
 
     for name in ("prompt", "image"):
-        if name not in sample.fields:
+        if sample.fields.get(name) is None:
             raise DataError(
                 f'{sample.where}: no field {name!r}. Records about images have "image", "prompt" and "text", the answer.'
             )
-    return str(sample.fields["prompt"]), [sample.fields["image"]]
+    return sample.prompt, [sample.fields["image"]]
