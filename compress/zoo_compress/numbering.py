@@ -103,8 +103,14 @@ def _alike(wanted: list[Any], found: list[Any]) -> bool:
 
 
 def _renumber(block: nn.Module, old: int, new: int) -> None:
-    """Give every part of a block its new number."""
-    for part in block.modules():
+    """Give every part of a block its new number; where it has several places in the cache (LongCat), each the one that follows."""
+    parts = [part for part in block.modules() if part is not block]
+    places = {number for part in parts if isinstance(number := getattr(part, "layer_idx", None), int)}
+    several = len(places) if places == set(range(len(places) * old, len(places) * (old + 1))) else 1
+    for part in parts if several > 1 else ():
+        if getattr(part, "layer_idx", None) in places:
+            part.layer_idx += several * (new - old)  # type: ignore[operator, assignment]
+    for part in [block] if several > 1 else block.modules():
         for name in NUMBERS:
             if getattr(part, name, None) == old:
                 setattr(part, name, new)
@@ -176,7 +182,10 @@ def _depth_names(config: Any, path: str, depth: int) -> list[str]:
     general = "num_hidden_layers"
     elsewhere = other in (getattr(config, "attribute_map", None) or {}).get(general, "")
     computed = bool(names) and isinstance(getattr(type(config), general, None), property)  # ProphetNet's cannot be set
-    return names if elsewhere or computed or getattr(config, general, None) != depth else [*names, general]
+    if elsewhere or computed or getattr(config, general, None) != depth:
+        # LongCat's layers are two each of what its num_hidden_layers counts
+        return names or [name for name in ("num_layers",) if getattr(config, name, None) == depth]
+    return [*names, general]
 
 
 def _set_depth_elsewhere(module: nn.Module, path: str, configs: Sequence[Any], shallow: int, *, depth: int) -> None:

@@ -85,7 +85,7 @@ def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequen
         if len(part) == 0 or len({type(block) for block in part}) > 1:
             continue
         config = config_of(module, path)
-        if isinstance(part, nn.ModuleList) and _counted(path, len(part), config):
+        if isinstance(part, nn.ModuleList) and not looks_like_norm(part[0]) and _counted(path, len(part), config):
             lists.append((path, part))  # the config says what it is, whatever is recognised inside
             continue
         blocks = [_block(block, "", config) for block in part]
@@ -97,7 +97,7 @@ def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequen
 
 def _counted(path: str, length: int, config: Any) -> bool:
     """Whether a config says that a model, or this side of it, has as many blocks; one alone is to be called so too."""
-    names = ("num_hidden_layers", *depths_of(sides(path)[0]))
+    names = ("num_hidden_layers", "num_layers", *depths_of(sides(path)[0]))
     called = length > 1 or path.rpartition(".")[2] in LISTS
     return called and any(getattr(config, name, None) == length for name in names)
 

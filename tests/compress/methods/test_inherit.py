@@ -387,6 +387,20 @@ NUMBERED = {
         "causal-lm",
     ),
     "rwkv": ("RwkvConfig", {**SMALL, "attention_hidden_size": 32, "intermediate_size": 64}, "causal-lm"),
+    "longcat": (
+        "LongcatFlashConfig",
+        {"vocab_size": 96, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+        | {
+            "ffn_hidden_size": 64,
+            "expert_ffn_hidden_size": 32,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+        }
+        | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+        | {"head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        "causal-lm",
+    ),
     "t5": ("T5Config", T5, "seq2seq"),
     "long-t5": ("LongT5Config", T5, "seq2seq"),
     "prophet-net": (
@@ -438,6 +452,7 @@ def numbered(name, **changes):
         ("t5", "last:2"),
         ("long-t5", [1, 2]),
         ("bart", [1, 3]),
+        ("longcat", [1, 2]),
     ],
 )
 def test_whatever_is_numbered_by_block_follows(name, layers, tmp_path):
@@ -451,6 +466,22 @@ def test_whatever_is_numbered_by_block_follows(name, layers, tmp_path):
     assert structure(loaded) == structure(model)
     batch = model.family.example(model)
     assert torch.equal(loaded.family.forward(loaded, batch), model.family.forward(model, batch))
+
+
+def test_each_place_of_a_block_in_the_cache_follows():
+    """A layer of LongCat attends twice; its config counts both."""
+    model = numbered("longcat")
+    assert [stack.path for stack in model.anatomy.stacks.values()] == ["model.layers"]
+    apply(model, "inherit", {"layers": [0, 2]})
+    assert [part.layer_idx for block in model.module.model.layers for part in (block, *block.self_attn)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+    ]
+    assert (model.module.config.num_layers, model.module.config.num_hidden_layers) == (2, 4)
 
 
 def test_the_columns_of_a_table_follow_their_blocks():
