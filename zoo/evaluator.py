@@ -22,4 +22,4 @@ class Evaluator(Protocol):
     def measure(
         self, model: Model | None, data: Dataset | None, *, options: Mapping[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        """Return figures by name: a "value", and where they apply "low" and "high", a "unit", and which is "better"."""
+        """Return figures by name: a "value", and where they apply "low" and "high", "n" samples and "of" what, a "unit", and which is "better"."""

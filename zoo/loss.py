@@ -26,7 +26,7 @@ class LossOptions(CompressorOptions):
 
 
 class RowLoss(ABC):
-    """A loss on the rows of one kind."""
+    """A loss on the rows of one kind. The stage multiplies what it returns by `options.weight`."""
 
     Options: ClassVar[type[LossOptions]] = LossOptions
     kind: ClassVar[str] = "label"  # of the rows it compares

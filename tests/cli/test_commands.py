@@ -235,7 +235,7 @@ def test_no_plugins_leaves_the_shell():
 
 # --- wrong requests ---------------------------------------------------------------------------------------------------
 
-TOO_MUCH = "max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]."
+TOO_MUCH = "top_p = 3.0 is not a share above 0, and at most 1."
 
 
 @pytest.mark.parametrize(

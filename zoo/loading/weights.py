@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line
+from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line, spelled
 from zoo.plugins import manager
 from zoo.system.hub import no_telemetry
 from zoo.system.writing import sha256_of
@@ -38,7 +38,11 @@ def resolve(spec: ModelSpec) -> Path:
         return packaged
     if not spec.hub:
         raise WeightsUnavailable(
-            f"{spec.name} has no published weights. Pass weights='random' for untrained ones, or weights=DIR for your own."
+            f"{spec.name} has no published weights. "
+            + spelled(
+                "Pass weights='random' for untrained ones, or weights=DIR for your own.",
+                'Give the directory of a model instead, or in a recipe weights = "random" (untrained) or "DIR" in [model].',
+            )
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -55,7 +59,8 @@ def resolve(spec: ModelSpec) -> Path:
         except Exception as error:
             raise WeightsUnavailable(
                 f"{spec.name}: {spec.hub} is not in the local hub cache (HF_HOME, HF_HUB_CACHE) and cannot be fetched "
-                f"({one_line(error)[:120]}). Go online once (and unset HF_HUB_OFFLINE), or pass weights=DIR or weights='random'."
+                f"({one_line(error)[:120].rstrip(' .')}). Go online once (and unset HF_HUB_OFFLINE), or "
+                + spelled("pass weights=DIR or weights='random'.", "give the directory of a model that you have.")
             ) from None
     for name, expected in spec.sha256.items():
         if not (Path(folder) / name).is_file() or sha256_of(Path(folder) / name) != expected:

@@ -44,8 +44,9 @@ class Context:
 
     def dataset(self, role: str, stage: str) -> Dataset:
         """Return the data of `role`, or refuse naming the recipe key that is missing."""
-        from zoo.errors import DataError
+        from zoo.errors import DataError, spelled
 
         if role not in self.data:
-            raise DataError(f'{stage} needs {role} data: add `{role} = "..."` to the recipe\'s [data] table.')
+            alone = spelled(f', or give a single stage context=Context(data={{"{role}": ...}})', "")
+            raise DataError(f'{stage} needs {role} data: add `{role} = "..."` to the recipe\'s [data] table{alone}.')
         return self.data[role]

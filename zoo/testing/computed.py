@@ -81,3 +81,11 @@ def _hash(tensor: torch.Tensor) -> str:
 def hash_of_tensors(model: Model) -> str:
     parts = [(name, str(t.dtype), list(t.shape), _hash(t)) for name, t in sorted(model.tensors().items())]
     return hashlib.sha256(json.dumps([parts, model.aliases()], sort_keys=True).encode()).hexdigest()
+
+
+def left_behind(module: torch.nn.Module) -> str:
+    """Name what code that only looked at a module forgot in it: a hook, or the gradient of a parameter; "" for nothing."""
+    for path, part in module.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"a hook on {path or 'the module'}"
+    return next((f"the gradient of {name}" for name, p in module.named_parameters() if p.grad is not None), "")

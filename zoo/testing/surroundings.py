@@ -6,9 +6,11 @@ One instance of a plugin's class serves every model of a process, and other mode
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -126,12 +128,55 @@ def _settings() -> dict[str, Setting]:
         ),
         "torch's precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         "whether torch looks for anomalies": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        "the way of products on CUDA": (
+            lambda: _flags(torch.backends.cudnn),
+            lambda flags: _set_flags(torch.backends.cudnn, flags),
+        ),
         "the working directory": (os.getcwd, os.chdir),
+        "the environment of processes": (lambda: dict(os.environ), _set_environment),
+        "the rights of new files": (_umask, os.umask),
+        "which warnings are shown": (_silenced, _unsilence),
+        "which logs are shown": (lambda: (logging.root.level, logging.root.manager.disable), _set_logs),
+        "how deep calls may go": (sys.getrecursionlimit, sys.setrecursionlimit),
         "the path of imports": (lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path)),
     }
     for name, number in {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}.items():
         settings[f"what {name} does"] = (partial(signal.getsignal, number), partial(signal.signal, number))
     return settings
+
+
+def _flags(backend: Any) -> tuple[bool, ...]:
+    return backend.enabled, backend.benchmark, backend.deterministic
+
+
+def _set_flags(backend: Any, flags: tuple[bool, ...]) -> None:
+    backend.enabled, backend.benchmark, backend.deterministic = flags
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _umask() -> int:
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
+
+
+def _silenced() -> list[Any]:
+    """The filters that hide warnings of every kind; those of one kind or one module come with libraries."""
+    return [one for one in warnings.filters if one[0] == "ignore" and one[1:] == (None, Warning, None, 0)]
+
+
+def _unsilence(before: list[Any]) -> None:
+    warnings.filters[:] = [one for one in warnings.filters if one in before or one not in _silenced()]  # type: ignore[index]
+
+
+def _set_logs(levels: tuple[int, int]) -> None:
+    logging.root.setLevel(levels[0])
+    logging.disable(levels[1])
 
 
 def _owners() -> list[Any]:

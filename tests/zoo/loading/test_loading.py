@@ -226,6 +226,9 @@ def test_weights_that_cannot_be_had_say_what_to_do(tmp_path: Path):
     assert (
         none == "none has no published weights. Pass weights='random' for untrained ones, or weights=DIR for your own."
     )
+    done = python("-m", "zoo", "run", "far", "-p", "x", site=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    assert done.stderr.endswith("unset HF_HUB_OFFLINE), or give the directory of a model that you have.\n")
+    assert "weights=" not in done.stderr
     assert issubclass(WeightsUnavailable, zoo.ZooError) and WeightsUnavailable.exit_code == 1
 
 

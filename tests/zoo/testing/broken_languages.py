@@ -60,6 +60,34 @@ class Peeking(PlainLMFamily):
         return Foreseeing(Config(**config)).eval()
 
 
+class Maskless(PlainLM):
+    """It takes a mask and looks at padding all the same."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cache: Any = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        attention_mask: torch.Tensor | None = None,
+    ) -> Output:
+        return super().forward(input_ids, cache, use_cache, logits_to_keep)
+
+
+class Unmasked(PlainLMFamily):
+    """Its models read the padding beside a longer prompt."""
+
+    def build(self, config: dict[str, Any], task: str) -> nn.Module:
+        return Maskless(Config(**config)).eval()
+
+
+class Overlong(PlainLMFamily):
+    """It says that its models take two tokens more than they do."""
+
+    def context_length(self, model: Model) -> int:
+        return super().context_length(model) + 2
+
+
 class Mingling(PlainLMFamily):
     """What it says of a text depends on those beside it."""
 

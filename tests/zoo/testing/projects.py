@@ -53,7 +53,7 @@ BROKEN = {
         ),
     },
     "zoo-unread": {
-        "family": ("mute", "cacheless", "peeking", "mingling", "hashed"),
+        "family": ("mute", "cacheless", "peeking", "mingling", "hashed", "unmasked", "overlong"),
         "compressor": ("dropping", "respelling"),
         "loss": ("gap",),
     },
@@ -80,6 +80,13 @@ BROKEN = {
         "evaluator": ("plain", "beyond", "below", "hundredfold", "hundredth", "rousing", "sorting"),
         "data": ("lines", "leaking", "blank", "wearing", "moving", "lazy"),
     },
+    "zoo-heedless": {
+        "family": ("nameless",),
+        "compressor": ("halving", "exporting", "hushing", "muffling", "tuning", "hooking", "accruing", "marking"),
+        "loss": ("weighing",),
+        "evaluator": ("tallying", "lowering", "watching", "backwards"),
+        "data": ("verses", "invisible", "pictureless", "unlabelled", "listing"),
+    },
 }
 # Where the broken things of each are, and of which modality the family is that they vary.
 SOURCE = {
@@ -87,6 +94,7 @@ SOURCE = {
     "zoo-unsound": ("broken_families.py", "vision"),
     "zoo-unread": ("broken_languages.py", "text"),
     "zoo-careless": ("careless.py", "vision"),
+    "zoo-heedless": ("heedless.py", "vision"),
 }
 HOOKS = {
     "compressor": "compressors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,12 @@ class Sampling:
             value, whole = getattr(self, name), name in ("max_new_tokens", "count")
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise RequestError(f"{name} = {value!r} is not a {'whole ' if whole else ''}number.")
-        if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise RequestError("max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1].")
+        if self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens = {self.max_new_tokens} is not at least 1.")
+        if not 0 <= self.temperature < math.inf:
+            raise RequestError(f"temperature = {self.temperature} is not a number from 0.")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p = {self.top_p} is not a share above 0, and at most 1.")
         if not 1 <= self.count <= MOST:
             raise RequestError(f"count = {self.count} is not from 1 to {MOST}.")
         if self.count > 1 and not self.temperature:

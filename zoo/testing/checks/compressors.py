@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import RequestError, ZooError
 from zoo.testing.bench import Bench, folder_in, other_chance, thing
 from zoo.testing.check import Check, Once, Skipped, require
-from zoo.testing.computed import difference, hash_of_tensors, outputs, tokens_of
+from zoo.testing.computed import difference, hash_of_tensors, left_behind, outputs, tokens_of
 from zoo.testing.exact import check_refuses, name_of, planned, require_equal_sizes
 from zoo.testing.materials import Roles, attempts, context_for, options
 from zoo.testing.surroundings import Surroundings, changed_states, random_states, remedy
@@ -55,6 +55,7 @@ class _Done:
     printed: str
     changed: list[str]  # what around it is not as it was
     asked: list[str]  # the roles of data it read
+    same_data: bool  # whether the records of it are as they were
     tokens: list[Any] | None  # that a text was to the model's tokenizer before
     resting: set[nn.Module]  # the parts of the model that were not in train mode before
 
@@ -124,6 +125,8 @@ class _Trial:
             not training,
             f"{name_of(model)}: it leaves {(training or [''])[0] or 'the module'} in train mode; call model.module.eval() in the end",
         )
+        rest = left_behind(model.module)
+        require(not rest, f"{name_of(model)}: it leaves {rest} in the model, which is not saved and holds memory")
         trained = {name for name, p in start.module.named_parameters() if p.requires_grad}
         frozen = [
             name
@@ -226,6 +229,10 @@ class _Trial:
         """Applying it leaves the random states, torch, the process and itself as they were."""
         done = self.done.after("apply")
         require(
+            done.same_data,
+            f"{name_of(done.model)}: it changes the records it is given, which later stages are given too; work on a copy",
+        )
+        require(
             not done.changed,
             f"{name_of(done.model)}: it changes {'; and '.join(done.changed[:3])}{remedy(done.changed)}",
         )
@@ -261,7 +268,9 @@ class _Trial:
             before = random_states()
             model.apply(compressor, chosen, context)
             changed = [f"the global random state of {name}" for name in changed_states(before)] + around.changes()
-        return _Done(model, printed.getvalue(), changed, context.data.asked, tokens, resting)
+        data = context.data.data
+        same_data = type(data)(data.name, data).fingerprint == data.fingerprint
+        return _Done(model, printed.getvalue(), changed, context.data.asked, same_data, tokens, resting)
 
     def _roles(self) -> tuple[str, ...]:
         return tuple(self.compressor.roles(self.chosen()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,8 @@ class _Source:
 
     def _check_content(self, sample: Sample) -> None:
         """A record has a text, or an image and its label, or, where the plugin has an evaluator for it, fields of its own."""
+        from zoo.family.vision.images import read_image
+
         fields = sample.fields
         told = "text" in fields or {"image", "label"} <= fields.keys() or bool(self.bench.plugin.declares("evaluator"))
         require(
@@ -71,7 +74,16 @@ class _Source:
         text = fields.get("text", "...")
         require(isinstance(text, str), f"{sample.where}: 'text' is {type(text).__name__}, not text")
         require(
-            bool(text.strip()), f"{sample.where}: 'text' is empty, so there is nothing to learn; leave the record out"
+            any(not unicodedata.category(character).startswith(("Z", "C")) for character in text),
+            f"{sample.where}: 'text' is empty, so there is nothing to learn; leave the record out",
+        )
+        prompt = fields.get("prompt", "")
+        require(isinstance(prompt, str), f"{sample.where}: 'prompt' is {type(prompt).__name__}, not text")
+        if "image" in fields:
+            read_image(fields["image"])
+        require(
+            "text" in fields or "image" not in fields or fields.get("label") not in (None, ""),
+            f"{sample.where}: the 'label' of its image is empty; leave the record out",
         )
 
     def splits(self, folder: Path) -> None:

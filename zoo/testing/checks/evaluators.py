@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ZooError, one_line
 from zoo.testing.bench import Bench, other_chance, thing
 from zoo.testing.check import Check, Once, Skipped, require
-from zoo.testing.computed import hash_of_tensors
+from zoo.testing.computed import hash_of_tensors, left_behind
 from zoo.testing.materials import data_for, options_of
 from zoo.testing.surroundings import surroundings_kept
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Figures = Mapping[str, Any]
 FEW = 8  # records that an evaluator is given
 # Figures that are shares of something, by the words in their names.
-SHARES = ("accuracy", "precision", "recall", "f1", "match", "share", "agreement")
+SHARES = ("accuracy", "acc", "auc", "auroc", "precision", "recall", "f1", "iou", "match", "pass", "share", "agreement")
 
 
 def checks_of_evaluator(bench: Bench, declaration: Declared) -> Iterator[Check]:
@@ -43,6 +43,7 @@ class _Measured:
     reference: str  # by which the data is opened; "" for the bench's own
     figures: Figures
     before: Any  # the model's condition before it was measured
+    left: str  # what others had left behind in it
 
 
 class _Evaluator:
@@ -114,6 +115,13 @@ class _Evaluator:
         with other_chance(), surroundings_kept(self.name, self.evaluator):
             self._measure(measured.model, measured.data)
         require(_condition(measured.model) == measured.before, f"{self.name} changes the model it measures")
+        rest = _left_behind(measured.model)
+        require(rest in ("", measured.left), f"{self.name} leaves {rest} in the model it measures")
+        data = measured.data
+        require(
+            type(data)(data.name, data).fingerprint == data.fingerprint,
+            f"{self.name} changes the records it measures on, which others are given after it; work on a copy",
+        )
 
     def _measure(self, model: Model | None, data: Dataset | None) -> Figures:
         figures: Figures = self.evaluator.measure(model, data, options=options_of(self.evaluator))
@@ -124,9 +132,9 @@ class _Evaluator:
         refusals: dict[str, str] = {}
         for model, label in self._models():
             for data, reference in self._data(model):
-                before = _condition(model)
+                before, left = _condition(model), _left_behind(model)
                 try:
-                    return _Measured(label, model, data, reference, self._measure(model, data), before)
+                    return _Measured(label, model, data, reference, self._measure(model, data), before, left)
                 except ZooError as error:
                     refusals.setdefault(label, one_line(error))
         said = "; ".join(f"{label}: {reason}" for label, reason in refusals.items())
@@ -182,6 +190,10 @@ def _check_figure(where: str, figure: Figures) -> None:
             figure["low"] <= figure["value"] <= figure["high"],
             f"{where} is {figure['value']}, outside its interval {figure['low']} to {figure['high']}",
         )
+    cost = figure.get("unit") in ("s", "ms", "B", "bytes") or str(figure.get("unit", "")).endswith("/s")
+    require(
+        not cost or min(numbers.values()) >= 0, f"{where} is {min(numbers.values())}, and none is less than nothing"
+    )
     better = figure.get("better", "lower")
     require(better in ("lower", "higher"), f'{where}: better is {better!r:.40}, not "lower" or "higher"')
     require(isinstance(figure.get("unit", ""), str), f"{where}: its unit is {figure.get('unit')!r:.40}, not text")
@@ -214,6 +226,10 @@ def _condition(model: Model | None) -> tuple[str, list[bool], list[bool]] | None
         return None
     parameters, parts = model.module.parameters(), model.module.modules()
     return hash_of_tensors(model), [p.requires_grad for p in parameters], [part.training for part in parts]
+
+
+def _left_behind(model: Model | None) -> str:
+    return "" if model is None else left_behind(model.module)
 
 
 def _is_cost(name: str, figure: Figures) -> bool:

@@ -119,6 +119,12 @@ class _Subject:
             )
             require(_finite(value), f"{where} is not finite")
             require(bool((value == again).all()), f"{where} is not the same twice")
+            heavy = self._call(case.own_NV, case.other_NV, case.rows, weight=3.0)
+            require(
+                bool((heavy == value).all()),
+                f"{where} is {float(value.mean()):.4g}, and {float(heavy.mean()):.4g} with weight = 3; leave the weight "
+                "to the stage, which multiplies by it",
+            )
 
     def _check_gradient(self) -> None:
         if self.on_blocks:
@@ -271,8 +277,11 @@ class _Subject:
         )
         return cases
 
-    def _call(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor, rows: Rows) -> torch.Tensor:
-        value: torch.Tensor = self.loss(student_NV, teacher_NV if self.loss.needs_teacher else None, rows, self.options)
+    def _call(
+        self, student_NV: torch.Tensor, teacher_NV: torch.Tensor, rows: Rows, *, weight: float | None = None
+    ) -> torch.Tensor:
+        chosen = self.options if weight is None else self.options.model_copy(update={"weight": weight})
+        value: torch.Tensor = self.loss(student_NV, teacher_NV if self.loss.needs_teacher else None, rows, chosen)
         return value
 
     def _gradient(self, student_NV: torch.Tensor, teacher_NV: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -12,7 +12,7 @@ from zoo.errors import RequestError
 from zoo.testing.bench import LARGEST, TINY, Bench, folder_in, other_chance
 from zoo.testing.check import Check, Once, Skipped, require
 from zoo.testing.checks.anatomies import check_anatomy
-from zoo.testing.checks.passes import check_cache, check_order, check_samples
+from zoo.testing.checks.passes import check_cache, check_length, check_order, check_padding, check_samples
 from zoo.testing.computed import difference, hash_of_tensors, outputs
 from zoo.testing.exact import name_of
 from zoo.testing.materials import LINES, picture
@@ -69,6 +69,8 @@ class _Subject:
             "samples": self.samples,
             "order": self.order,
             "cache": self.cache,
+            "padding": self.padding,
+            "length": self.length,
             "gradients": self.gradients,
             "generate": self.generate,
             "save and reload": self.save_and_reload,
@@ -137,6 +139,8 @@ class _Subject:
         """The example runs, alike every time, and gives finite numbers, one row for each sample."""
         import torch
 
+        from zoo.family.vision.classifier import VisionFamily
+
         model = self.model()
         batch, same = (model.family.example(model, batch=2, seed=1) for _ in range(2))
         require(_alike(batch, same), f"{name_of(model)}: `example` is not the same twice for one seed")
@@ -144,6 +148,12 @@ class _Subject:
             output, again = (model.family.forward(model, batch) for _ in range(2))
         require(finite(output), f"{name_of(model)}: `forward` gives values that are not finite")
         require(len(output) == 2, f"{name_of(model)}: `forward` gives {len(output)} rows for 2 samples")
+        if isinstance(model.family, VisionFamily):
+            names = len(model.family.labels(model))
+            require(
+                names == output.shape[-1],
+                f"{name_of(model)}: `labels` names {names} classes, and the module has {output.shape[-1]}",
+            )
         require(
             not any(part.training for part in model.module.modules()),
             f"{name_of(model)}: `build` leaves it in train mode; return module.eval()",
@@ -164,6 +174,14 @@ class _Subject:
     def cache(self, folder: Path) -> None:
         """Token after token, with a cache, a causal model says what it says of all of them at once."""
         check_cache(self.model())
+
+    def padding(self, folder: Path) -> None:
+        """Prompts of several lengths, read together, are read as each is alone."""
+        check_padding(self.model())
+
+    def length(self, folder: Path) -> None:
+        """It reads as many tokens as it says."""
+        check_length(self.model())
 
     def gradients(self, folder: Path) -> None:
         """Every parameter gets a gradient from the example."""

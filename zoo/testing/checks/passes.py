@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CLOSE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}  # of the largest output: sums in another order
 WRITES = ("causal-lm", "image-text-to-text")  # the tasks of models that write token after token
 TOKENS, LATER = 12, 3  # of a text, and how many of them are read one by one
+LONGEST = 2048  # tokens of a text that fills the context
 
 
 def check_samples(model: Model) -> None:
@@ -36,6 +37,56 @@ def check_samples(model: Model) -> None:
                 _alike(model, together[i : i + 1], alone),
                 f"{name_of(model)}: what `forward` gives for a sample depends on those beside it in the batch",
             )
+
+
+def check_padding(model: Model) -> None:
+    """Check that of two prompts that are read together, each is read as it is alone, padding left out."""
+    import torch
+
+    from zoo.family.text.family import TextFamily
+    from zoo.family.text.readers import keeps_no_cache, names_of, reader_of
+
+    if not isinstance(model.family, TextFamily) or model.spec.task not in ("causal-lm", "seq2seq"):
+        raise Skipped(f"models of the task {model.spec.task} do not write texts beside each other")
+    if "attention_mask" not in names_of(model):
+        raise Skipped("its module names no attention_mask, so that prompts are read one after the other")
+    ids = model.family.example(model, batch=2, size=TOKENS)["input_ids"].tolist()
+    prompts = [ids[0], ids[1][: -2 * LATER]]
+
+    def read(some: list[list[int]]) -> torch.Tensor:
+        reader = reader_of(model, some, {}, 0, caches=not keeps_no_cache(model), inference=False)
+        logits = [reader.logits()]
+        reader.append([prompt[0] for prompt in some], [False] * len(some))
+        return torch.stack([*logits, reader.logits()], dim=1)
+
+    require(
+        _alike(model, read(prompts), torch.cat([read([prompt]) for prompt in prompts])),
+        f"{name_of(model)}: prompts of several lengths, read together, give other logits than each alone; its module "
+        "names `attention_mask`, and has to leave out what is padding there, and to count positions without it",
+    )
+
+
+def check_length(model: Model) -> None:
+    """Check that a language model reads as many tokens as it says."""
+    import torch
+
+    from zoo.errors import one_line
+    from zoo.family.text.family import TextFamily
+    from zoo.family.vision.language import VisionLanguageFamily
+
+    if not isinstance(model.family, TextFamily) or isinstance(model.family, VisionLanguageFamily):
+        raise Skipped("it is not a model of texts alone")
+    length = model.family.context_length(model)
+    if length > LONGEST:
+        raise Skipped(f"it takes {length:,} tokens, which would take long")
+    try:
+        with torch.no_grad():
+            model.family.forward(model, model.family.example(model, batch=1, size=length))
+    except Exception as error:
+        raise AssertionError(
+            f"{name_of(model)}: it says that it takes {length} tokens, and fails on them ({one_line(error)}); see "
+            "`context_length`, or max_position_embeddings in its config"
+        ) from None
 
 
 def check_order(model: Model) -> None:
@@ -80,7 +131,7 @@ def _tokens(model: Model, *, seed: int = 0) -> Batch:
     from zoo.family.vision.language import VisionLanguageFamily
 
     if model.spec.task not in WRITES:
-        raise Skipped(f"a {model.spec.task} model does not write token after token")
+        raise Skipped(f"models of the task {model.spec.task} do not write token after token")
     seen = model.family.tile_shape(model)[1] if isinstance(model.family, VisionLanguageFamily) else 0
     batch = model.family.example(model, batch=2, size=seen + TOKENS, seed=seed)
     if "input_ids" not in batch or batch["input_ids"].shape[1] <= seen + LATER:
