@@ -29,6 +29,10 @@ OTHERS = {
     "CTC": "a speech recognition model",
     "TEXT_TO_WAVEFORM": "a speech synthesis model",
 }
+# Types whose forward draws random numbers outside training too: no two passes agree.
+UNREPEATABLE = {
+    "reformer": "which draws the hashes of its attention anew at every pass, so that no result of it comes again"
+}
 READS = "text models need a causal, masked or seq2seq LM head"
 
 
@@ -56,6 +60,8 @@ def task_of(config: Mapping[str, Any], path: Path) -> str:
     """
     names = [str(name) for name in config.get("architectures") or []]
     kind = str(config["model_type"])
+    if kind in UNREPEATABLE:
+        raise RequestError(f"{path} holds a model of type {kind}, {UNREPEATABLE[kind]}; such models are not read.")
     for name in names:
         task = _named_task(name)
         if not task:

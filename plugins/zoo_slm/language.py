@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from zoo.anatomy.parts import Anatomy
-from zoo.artifact.manifest import MANIFEST
 from zoo.catalog import ModelSpec
 from zoo.errors import RequestError
 from zoo.family.text.family import TextFamily
@@ -102,15 +101,15 @@ class TransformersText(TextFamily):
         """Longest sequence the model takes, in tokens; 1024 where it sets no bound (ALiBi, recurrent models).
 
         It is what its config class says, and no more than its table of positions has rows: RoBERTa's kin keep the first
-        ones for padding.
+        ones for padding, and ProphetNet's streams that predict stand one position further than the token they follow.
         """
         module: Any = model.module
         config = module.config.get_text_config()
         sizes = [int(size) for name in POSITIONS if (size := getattr(config, name, None) or 0) > 0]  # XLNet's is -1
-        table = module.get_input_embeddings()
+        table, ahead = module.get_input_embeddings(), 1 if hasattr(config, "ngram") else 0
         for part in module.modules():
             if isinstance(part, nn.Embedding) and part is not table and part.num_embeddings in sizes:
-                sizes.append(part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1)
+                sizes.append(part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1 - ahead)
         return min(sizes, default=1024)
 
     # --- foreign checkpoints ------------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ class TransformersText(TextFamily):
     # --- tokenizer ----------------------------------------------------------------------------------------------
 
     def load_processor(self, path: Path) -> Any:
-        if (path / MANIFEST).exists() and tokenizer_files.says_all(path):
+        if tokenizer_files.says_all(path):
             return super().load_processor(path)
         return tokenizer_files.read(path)
 

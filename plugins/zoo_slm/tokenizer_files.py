@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from zoo.artifact.manifest import MANIFEST
 from zoo.errors import ArtifactError, ZooWarning
 from zoo.system.reading import LARGEST_DATA, lfs_pointer, text_of
 from zoo_slm.configs import first_line
@@ -69,15 +70,17 @@ def read(path: Path) -> Any:
 
 
 def says_all(path: Path) -> bool:
-    """Whether tokenizer.json is all there is of a tokenizer that we saved.
+    """Whether tokenizer.json is all there is of a tokenizer, as transformers 5 says of those it saves.
 
-    For some model types (Qwen2) transformers makes a tokenizer of that type's own class of it, which splits text otherwise.
+    For some model types (Qwen2) transformers then makes a tokenizer of that type's own class of it, which splits text
+    otherwise. Older releases, and files on the hub, call tokenizers of such a class PreTrainedTokenizerFast too.
     """
     try:
         about = json.loads(text_of(path / "tokenizer_config.json", error=ArtifactError, most=LARGEST_DATA))
     except (ArtifactError, ValueError, RecursionError):
         return False
-    return isinstance(about, dict) and about.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    generic = ("TokenizersBackend", "PreTrainedTokenizerFast") if (path / MANIFEST).exists() else ("TokenizersBackend",)
+    return isinstance(about, dict) and about.get("tokenizer_class") in generic
 
 
 def _require_object(file: Path) -> None:

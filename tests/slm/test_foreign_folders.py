@@ -294,3 +294,30 @@ def test_info_knows_the_task_and_whether_there_is_a_cache(tmp_path: Path, name: 
     found = Knowledge.of(str(tmp_path / "model")).to_json()
     assert found["task"] == task == zoo.load(tmp_path / "model", device="meta").spec.task
     assert (found["kv_cache_bytes_per_token"] is None) == (task == "masked-lm")
+
+
+def test_prophetnet_takes_as_many_tokens_as_its_predicting_streams_have_positions_for(tmp_path: Path) -> None:
+    config = transformers.ProphetNetConfig(
+        hidden_size=16,
+        num_decoder_layers=1,
+        num_decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+        vocab_size=32,
+        max_position_embeddings=20,
+        is_encoder_decoder=False,
+    )
+    transformers.ProphetNetForCausalLM(config).save_pretrained(tmp_path)
+    model = zoo.load(tmp_path)
+    length = model.family.context_length(model)  # type: ignore[attr-defined]
+    assert length == 18
+    model.module(torch.full((1, length), 5))
+    with pytest.raises(IndexError):
+        model.module(torch.full((1, length + 1), 5))
+
+
+def test_a_model_that_draws_anew_at_every_pass_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "reformer", "architectures": ["ReformerModelWithLMHead"]})
+    )
+    with pytest.raises(ZooError, match=r"a model of type reformer, which draws the hashes of its attention anew"):
+        zoo.load(tmp_path, device="meta")

@@ -8,8 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import transformers
 from outsiders import zoo as command
 from tiny import tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from twins import twin
 
 import zoo
@@ -129,3 +133,12 @@ def test_a_tokenizer_that_needs_more_says_what(folder: Path, files: dict[str, st
     write(folder, files)
     with pytest.raises(ArtifactError, match=says):
         zoo.load(folder)
+
+
+def test_a_tokenizer_that_transformers_5_saved_is_what_its_file_says(tmp_path: Path) -> None:
+    """Of Qwen2's type transformers makes a tokenizer of Qwen2's class, which splits words that this one keeps whole."""
+    words = Tokenizer(WordLevel({"one": 0, "two": 1, "|": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
+    twin("qwen2").save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path)
+    assert zoo.load(tmp_path).processor("two one | three")["input_ids"] == [1, 0, 2, 3]

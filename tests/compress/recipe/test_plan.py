@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from tiny import RECIPE, checkpoint, texts, workplace
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 from zoo_compress import Recipe, apply, plan, run
 from zoo_compress.recipe.fingerprints import names_of
 
@@ -425,6 +427,15 @@ def test_data_shorter_than_one_window_is_refused_before_any_work(place: Path, us
     found = refusal(place, text + stage(use, length=32, **({"ratio": 0.5} if use == "lowrank.svd" else {})), DataError)
     assert found.startswith(f"recipe.toml, line 15, stage 1 ({use}): 'short.txt' holds ")
     assert found.endswith(" tokens, fewer than one window of 33; lower `length`, or add text.")
+
+
+def test_a_long_text_that_is_few_tokens_is_refused_before_any_work(place: Path):
+    """A tokenizer of other words finds nothing in it that it knows."""
+    (place / "foreign.jsonl").write_text('{"text": "' + "一" * 5000 + '"}\n')
+    words = Tokenizer(models.WordLevel({"one": 0, "?": 1}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="?").save_pretrained(place / "model")
+    found = refusal(place, HEAD.replace("texts[:4]", "foreign.jsonl") + stage("train", length=32), DataError)
+    assert found.endswith("'foreign.jsonl' holds 1 tokens, fewer than one window of 33; lower `length`, or add text.")
 
 
 @pytest.mark.parametrize(

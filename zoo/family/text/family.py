@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
 from zoo.family.text.tokens import begun, differing_vocabulary, require_text, spoken, start_token
-from zoo.family.text.windows import Halves, TokenWindows, masked, require_texts
+from zoo.family.text.windows import Halves, TokenWindows, holds, masked, require_texts
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -330,10 +330,12 @@ class TextFamily(Family):
         return fills(self, model, prompt, count)
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
-        """Cut windows of text so short that there may be none; a longer one holds some, and would take long to tokenise."""
+        """Tokenise as much of a text as fills a window; where there is no tokenizer yet, a long text is taken to fill one."""
         require_texts(model, data)
-        if sum(len(str(sample.fields.get("text", ""))) for sample in data) < LONGEST_TOKEN * length:
-            self.windows(model, data, length=length)
+        if model.processor is None and sum(len(sample.text) for sample in data) >= LONGEST_TOKEN * length:
+            return
+        if not holds(self, model, data, length + 1):
+            self.windows(model, data, length=length)  # says what it holds
 
     def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
         for prompt in prompts:

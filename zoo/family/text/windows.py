@@ -82,6 +82,16 @@ class TokenWindows(Sequence[Batch]):
         return (self[i] for i in range(len(self)))
 
 
+def holds(family: TextFamily, model: Model, data: Dataset, count: int) -> bool:
+    """Whether the records have so many tokens together; no more of them are tokenised than it takes to know."""
+    left = count
+    for ids, _ in _records(family, model, data):
+        left -= len(ids)
+        if left <= 0:
+            return True
+    return False
+
+
 def _records(family: TextFamily, model: Model, data: Dataset) -> Iterator[tuple[array[int], range]]:
     """The tokens of each record with those around it, and which of them are not to be predicted."""
     from zoo.data.dataset import naming_record
