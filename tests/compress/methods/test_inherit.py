@@ -22,6 +22,7 @@ from stages import (
 from torch import nn
 from twins import CAUSAL, TWINS, tokens
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
+from zoo_compress.dryrun import runs_dry
 from zoo_compress.methods.inherit import Inherit, block_influence
 from zoo_slm.language import TransformersText
 
@@ -401,6 +402,12 @@ NUMBERED = {
         | {"head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
         "causal-lm",
     ),
+    "minimax": (
+        "MiniMaxConfig",
+        {**SMALL, **HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 4}
+        | {"layer_types": ["full_attention", "linear_attention"] * 2},
+        "causal-lm",
+    ),
     "t5": ("T5Config", T5, "seq2seq"),
     "long-t5": ("LongT5Config", T5, "seq2seq"),
     "prophet-net": (
@@ -517,6 +524,19 @@ def test_a_hybrid_left_without_attention_is_refused():
         Refused, match=r"^inherit does not fit BambaForCausalLM: .*does not run .* some of each, or the first ones"
     ):
         apply(numbered("bamba"), "inherit", {"layers": [0, 3]})
+
+
+def test_a_model_that_would_lose_count_of_its_tokens_is_refused_in_the_plan():
+    """MiniMax counts what its first block keeps, which is nothing where attention is linear."""
+    model, stage = numbered("minimax").skeleton(), Inherit()
+    for layers in ([0, 1, 2], [1, 2, 3]):
+        cut = model.skeleton()
+        stage.rebuild(cut, stage.outline(cut, stage.Options(layers=layers)))
+        if layers[0] == 0:
+            assert runs_dry(model, cut, stage)
+        else:
+            with pytest.raises(Refused, match=r"^inherit does not fit MiniMax.* says that it has read none"):
+                runs_dry(model, cut, stage)
 
 
 @pytest.mark.parametrize("name", ["t5", "long-t5"])

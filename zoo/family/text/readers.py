@@ -5,7 +5,7 @@ Legend: B prompts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
@@ -88,10 +88,21 @@ def two_ways(model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         return whole_V, whole_V
     reader = reader_of(model, [ids], beside, 0, caches=True, inference=False)
     reader.logits()
+    # where tokens have their places by what the first block has stored, and it stores nothing (MiniMax)
+    if (count := getattr(reader.cache, "get_seq_length", None)) is not None and _counted(count) == 0:
+        raise ValueError("what it keeps of the tokens it has read says that it has read none")
     for token in more:
         reader.append([token], [False])
         stepwise_V = reader.logits()[0]
     return model.family.forward(model, reader.seen())[0, -1].float(), stepwise_V
+
+
+def _counted(count: Callable[[], int]) -> int | None:
+    """How many tokens a cache counts; None where it does not tell, as one of recurrent blocks alone."""
+    try:
+        return count()
+    except ValueError:
+        return None
 
 
 class Reader:
