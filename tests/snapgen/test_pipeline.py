@@ -160,8 +160,11 @@ def test_records_of_any_size_are_fitted_and_others_refused(model: Model):
     windows = model.family.windows(model, Dataset("one", [Sample({"text": "a one", "image": wide}, "one:1")]), length=1)
     assert windows[0]["image"].shape == (1, 32, 32)
     assert int(windows[0]["image"].min()) > 200
-    with pytest.raises(DataError, match="one:1: no field 'image'"):
-        model.family.windows(model, Dataset("one", [Sample({"text": "a one"}, "one:1")]), length=1)
+    for ask in (model.family.windows, model.family.check_data):  # the second in a plan
+        with pytest.raises(DataError, match="one:1: no field 'image'"):
+            ask(model, Dataset("one", [Sample({"text": "a one"}, "one:1")]), length=1)
+    with pytest.raises(DataError, match="one:1: no field 'text'"):
+        model.family.check_data(model, Dataset("one", [Sample({"image": wide}, "one:1")]), length=1)
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------

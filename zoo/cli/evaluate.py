@@ -53,12 +53,16 @@ def _measure(name: str, reference: str | None, tasks: Sequence[str], *, weights:
         import zoo
         from zoo.data.open import open_data
         from zoo.evaluation.figures import check, measure
+        from zoo.loading.weights import packaged_at
         from zoo.system.memory import peak_bytes, reset_peak
         from zoo.system.quantities import counted
 
         data = None if reference is None else open_data(reference)
         skeleton = zoo.load(name, device="meta", weights=weights)  # what is imported for it is nobody's memory
         tasks = tasks or [skeleton.family.usual_task(data)]
+        packaged = packaged_at(skeleton.spec)
+        if skeleton.processor is None and packaged is not None:
+            skeleton.processor = skeleton.family.load_processor(packaged)
         if skeleton.processor is not None or not skeleton.family.needs_processor:
             for task in tasks:
                 check(task, skeleton, data)

@@ -556,8 +556,9 @@ def test_a_recipe_that_names_no_tasks_is_measured_as_suits_its_model(
         ("tiny-vlm", "pictures.jsonl", "recipe.toml, [evaluate] tasks: pictures.jsonl:1: no field 'prompt'. "),
         ("tiny-vlm", "texts[4:]", "recipe.toml, [evaluate] tasks: texts/take.py: no field 'prompt'. "),
         ("tiny-t2i", "digits.jsonl", "recipe.toml, [evaluate] tasks: digits.jsonl:1: prompt-agreement needs "),
+        ("tiny-t2i", "texts[4:]", "recipe.toml, [evaluate] tasks: texts/take.py: no field 'image', which a "),
     ],
-    ids=["no label", "text for a classifier", "no question", "text for a reader of images", "no digit"],
+    ids=["no label", "text for a classifier", "no question", "text for a reader of images", "no digit", "no image"],
 )
 def test_data_that_the_usual_task_cannot_read_is_refused_by_the_plan(place: Path, model: str, test: str, sentence: str):
     pictures(place, digit="ten", text="a ten")
