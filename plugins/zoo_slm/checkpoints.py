@@ -83,7 +83,7 @@ class Checkpoint:
             ArtifactError: there are no safetensors, or they are not those of the config.
         """
         module, report = self._load(dtype)
-        _require_complete(self.path, report, module)
+        require_complete(self.path, report, module)
         if not self.config.get("architectures") and tied(module):  # then no tensor tells that there is a head
             _require_used(self.path, report, module)
         untie(module, self.config)
@@ -212,7 +212,7 @@ def _ties_head(module: Any) -> bool:
     return not module.get_expanded_tied_weights_keys(all_submodels=True).keys().isdisjoint(names)
 
 
-def _require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:
+def require_complete(path: Path, report: dict[str, Any], module: nn.Module) -> None:
     """Refuse what transformers would fill with random numbers, tensors that are missing or of another shape, or leave out.
 
     A head of another task may be left out; a tensor of the body or of its own head may not, unless it only holds positions

@@ -25,6 +25,7 @@ from zoo_slm import heads, tokenizer_files
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
+from zoo_slm.gguf import GGUF
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
 
@@ -115,33 +116,36 @@ class TransformersText(TextFamily):
     # --- foreign checkpoints ------------------------------------------------------------------------------------
 
     def read_foreign(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
-        """Load a plain transformers directory through transformers itself, which converts older layouts.
+        """Load a plain transformers directory, or a GGUF file, through transformers itself, which converts older layouts.
 
         Raises:
-            ArtifactError: the config is unreadable or names remote code, or the folder holds no safetensors.
+            ArtifactError: the config or header is unreadable, names remote code, or is not that of the weights.
+            RequestError: transformers does not read what it is.
         """
-        return self._read(Checkpoint.at(path), device=device, dtype=dtype)
+        read = GGUF.at if path.is_file() else Checkpoint.at
+        return self._read(read(path), device=device, dtype=dtype)
 
     def read_dequantized(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
         return self._read(Checkpoint.at(path, dequantize=True), device=device, dtype=dtype)
 
-    def _read(self, checkpoint: Checkpoint, *, device: str | None, dtype: torch.dtype | None) -> Model:
+    def _read(self, checkpoint: Checkpoint | GGUF, *, device: str | None, dtype: torch.dtype | None) -> Model:
         path, config, task = checkpoint.path, checkpoint.config, checkpoint.task
-        spec = ModelSpec(
-            name=path.name, family="transformers", modality="text", task=task, plugin="zoo_slm", config=config
-        )
+        name, license = (path.stem, checkpoint.license) if isinstance(checkpoint, GGUF) else (path.name, "")
+        spec = ModelSpec(name, "transformers", "text", task, license=license, plugin="zoo_slm", config=config)
         if device == "meta":
             stored = str(dtype or checkpoint.dtype()).removeprefix("torch.")
             try:
                 with torch.device("meta"):
                     module = self.build_in(config, task, getattr(torch, stored))
             except RequestError as error:
-                raise RequestError(f"{path / 'config.json'}: {error}") from None
+                raise RequestError(f"{path if path.is_file() else path / 'config.json'}: {error}") from None
         else:
             module = checkpoint.module(dtype).to(device or "cpu")
             stored = str(module.dtype).removeprefix("torch.")
-        processor = self.load_processor(path)
-        return Model(module, self, spec, processor=processor, dtype=stored, stored=stored, origin=str(path))
+        own = checkpoint if isinstance(checkpoint, GGUF) else None
+        processor = own.processor() if own else self.load_processor(path)
+        notes = own.notes() if own else {}
+        return Model(module, self, spec, processor, dtype=stored, stored=stored, origin=str(path), notes=notes)
 
     def write_foreign(self, model: Model, path: Path) -> str:
         """Write `config.json` when a plain transformers class of that config has exactly the model's tensors."""
@@ -166,6 +170,8 @@ class TransformersText(TextFamily):
     # --- tokenizer ----------------------------------------------------------------------------------------------
 
     def load_processor(self, path: Path) -> Any:
+        if path.is_file():
+            return GGUF.at(path).processor()
         if tokenizer_files.says_all(path):
             return super().load_processor(path)
         return tokenizer_files.read(path)

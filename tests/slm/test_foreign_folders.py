@@ -269,7 +269,7 @@ def test_a_part_of_a_pipeline_is_called_one(folder: Path):
     [
         ({"adapter_config.json": '{"base_model_name_or_path": "some/base"}'}, r"merge it into some/base"),
         ({"adapter_config.json": "{"}, "merge it into the model it was trained on"),
-        ({"m-q4.gguf": "GGUF"}, r"a GGUF file \(m-q4.gguf\), which is not read"),
+        ({"mmproj.gguf.part": "GGUF"}, "neither zoo.json nor a known config"),
         ({"model.safetensors": ""}, "without a config.json"),
         ({"pytorch_model.bin": ""}, "only safetensors are read"),
         ({"deeper/config.json": "{}"}, "but .*deeper does"),

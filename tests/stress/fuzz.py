@@ -1,6 +1,6 @@
-"""Mutated recipes, registries and manifests: only clean errors, in bounded time and memory, and nothing else happens.
+"""Mutated recipes, registries, manifests and GGUF files: only clean errors, in bounded time and memory, and nothing else happens.
 
-    python tests/stress/fuzz.py [--cases 20000] [--seed 0] [--kinds recipe,registry,manifest] [--corpus DIR] [--json FILE]
+    python tests/stress/fuzz.py [--cases 20000] [--seed 0] [--kinds recipe,registry,manifest,gguf] [--corpus DIR] [--json FILE]
 
 A case is a valid document, changed: keys dropped, doubled, renamed, values of other types, extreme numbers, deep nesting,
 odd characters, bytes flipped, the text cut. It is given to what reads such documents (see `Readers`). Whatever is not a
@@ -46,7 +46,7 @@ from hypothesis import strategies as st  # noqa: E402
 from zoo.artifact.manifest import manifest_text  # noqa: E402
 from zoo.errors import ZooError, one_line  # noqa: E402
 
-KINDS = ("recipe", "registry", "manifest")
+KINDS = ("recipe", "registry", "manifest", "gguf")
 
 
 def sealed(data: Any) -> str:
@@ -264,13 +264,17 @@ EVIL = [
 
 @dataclass
 class Document:
-    """A valid document: its text, how to parse and write it, and where the readers expect it."""
+    """A valid document: its text (of a GGUF file, its bytes as Latin-1), how to parse and write it, and where it is read."""
 
     kind: str
     name: str
     text: str
     path: Path
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def content(self) -> bytes:
+        return self.text.encode("latin-1" if self.kind == "gguf" else "utf-8")
 
     @property
     def data(self) -> Any:
@@ -392,7 +396,7 @@ cases = st.tuples(
 
 def mutated(document: Document, changing: list[Any], damaging: list[Any]) -> bytes:
     """Apply changes to the parsed document, then damages to its bytes."""
-    content = _changed(document, changing) if changing else document.text.encode()
+    content = _changed(document, changing) if changing else document.content
     for damage in damaging:
         content = _damage(content, *damage)
     return content
@@ -400,6 +404,8 @@ def mutated(document: Document, changing: list[Any], damaging: list[Any]) -> byt
 
 def _changed(document: Document, changing: list[Any]) -> bytes:
     """Change the parsed document and write it; what cannot be written stays as it was."""
+    if document.kind == "gguf":
+        return _renumbered(document.content, changing)
     holder = {"": document.data}
     limit = sys.getrecursionlimit()
     sys.set_int_max_str_digits(0)
@@ -409,10 +415,20 @@ def _changed(document: Document, changing: list[Any]) -> bytes:
             _change(holder, *change)
         return document.written(holder[""])
     except (TypeError, ValueError):
-        return document.text.encode()
+        return document.content
     finally:
         sys.set_int_max_str_digits(4300)
         sys.setrecursionlimit(limit)
+
+
+def _renumbered(content: bytes, changing: list[Any]) -> bytes:
+    """Put extreme numbers where some stand: counts, lengths, dimensions and offsets are eight bytes, types four."""
+    for _, at, *more in changing:
+        number = next((value for value in more if isinstance(value, int) and not isinstance(value, bool)), 2**32)
+        width = 4 if at % 3 == 0 else 8
+        place = at % (len(content) + 1)
+        content = content[:place] + (number % 2 ** (8 * width)).to_bytes(width, "little") + content[place + width :]
+    return content
 
 
 def _spots(holder: Any) -> list[tuple[Any, Any]]:
@@ -495,6 +511,18 @@ class Readers:
         }
         self.documents["registry"] = [Document("registry", "odd", REGISTRY, self._plugin())]
         self.documents["manifest"] = list(self._artifacts(contract))
+        self.documents["gguf"] = [self._gguf()]
+
+    def _gguf(self) -> Document:
+        """A file of a small model, nearly all of it header."""
+        import transformers
+        from gguf_writer import write
+        from tiny import VOCABULARY, tokenizer
+
+        shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCABULARY, **shape))
+        file = write(self.folder / "model.gguf", model, "llama", tokenizer=tokenizer())
+        return Document("gguf", "llama", file.read_bytes().decode("latin-1"), file)
 
     def _plugin(self) -> Path:
         """Install a plugin with a catalogue."""
@@ -560,7 +588,7 @@ class Readers:
         try:
             return watch.run(lambda: reader(document)) if watch else reader(document)
         finally:
-            document.path.write_text(document.text)
+            document.path.write_bytes(document.content)
 
     def read_recipe(self, document: Document) -> str:
         from zoo_compress.recipe.planner import plan
@@ -611,6 +639,14 @@ class Readers:
         if not problems:
             zoo.load(folder)
         return "loaded" if not problems else f"skeleton, files wrong {said and ''}".strip()
+
+    def read_gguf(self, document: Document) -> str:
+        import zoo
+
+        zoo.load(document.path, device="meta")
+        self.command("info", str(document.path))
+        zoo.load(document.path)
+        return "loaded"
 
     def command(self, *args: str) -> int:
         """Run a command here; whatever it prints is printable, and an error is one line."""
@@ -854,7 +890,7 @@ def prepared(folder: Path) -> tuple[Readers, Watch]:
 
         for documents in readers.documents.values():
             for document in documents:
-                readers.read(document, document.text.encode())
+                readers.read(document, document.content)
         cli.main(["list"])
     gc.collect()
     gc.freeze()  # plans collect garbage; of what is here now there is none

@@ -27,7 +27,7 @@ def test_mutated_documents_lead_to_clean_errors_alone(tmp_path: Path):
     assert found["findings"] == {} and sum(found["counts"].values()) >= 90
     assert not (tmp_path / "corpus").exists()
     kinds = {label.partition(":")[0] for label in found["counts"]}
-    assert kinds == {"recipe", "registry", "manifest"}
+    assert kinds == {"recipe", "registry", "manifest", "gguf"}
     assert sum(count for label, count in found["counts"].items() if "found earlier, refused" in label) == len(
         list((FUZZ.parent / "corpus").iterdir())
     )

@@ -135,7 +135,13 @@ def _write_files(model: Model, path: Path) -> None:
     }
     manifest = {
         "format": FORMAT,
-        "spec": {**asdict(model.spec), "packaged": "", "params": model.params, "params_non_embedding": 0},
+        "spec": {
+            **asdict(model.spec),
+            "packaged": "",
+            "distribution": "",
+            "params": model.params,
+            "params_non_embedding": 0,
+        },
         "lineage": [asdict(stage) for stage in model.lineage],
         "dtype": model.dtype,
         "stored": model.stored,

@@ -15,11 +15,13 @@ from zoo.errors import ArtifactError, RequestError, UnknownName, ZooError
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
 from zoo.loading import weights
 from zoo.loading.codes import QUANTIZED_KEYS, method_of
+from zoo.loading.locate import only_file
 from zoo.plugins.declarations import Declared, ModelSpec
 from zoo.plugins.names import declaration, recognise
 from zoo.system import quantities
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.tensors import safetensors
+from zoo.tensors.gguf import read_header
 
 # Bits a parameter takes; the packed formats' scales come on top (a few per cent).
 FORMATS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
@@ -120,8 +122,11 @@ def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
         if spec not in catalog.catalogue().values():  # of a family's library, which knows what there is
             spec = _built(text)
         return spec, weights.describe(spec), {}
+    path = only_file(path)
     if (path / "zoo.json").is_file():
         return _saved(path)
+    if path.is_file() and recognise(path):
+        return _built(str(path)), f"{path}: {read_header(path).said()}", {}
     for name in recognise(path):
         return _foreign(path, declaration("family", name))
     raise RequestError(f"{text} holds no model: neither zoo.json nor config.json is in it.")

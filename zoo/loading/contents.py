@@ -43,8 +43,6 @@ def instead_of_a_model(path: Path) -> str:
             f"it holds a PEFT Adapter, which changes a model and is none: merge it into {base or 'the model it was trained on'} "
             "(merge_and_unload), and give the folder that you save then"
         )
-    if files := sorted(path.glob("*.gguf")):
-        return f"it holds a GGUF file ({files[0].name}), which is not read: give the safetensors checkpoint it was made from"
     if files := sorted(path.glob("*.safetensors")):
         return f"it holds weights ({files[0].name}) without a config.json, which says what model they are of"
     if files := sorted(file for pattern in OTHER_WEIGHTS for file in path.glob(pattern)):

@@ -87,10 +87,13 @@ def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
             raise ArtifactError(
                 f"{path} does not hold {spec.name}: {name} is {shapes.get(name, 'absent')} there, the model expects {expected.get(name, 'none')}."
             )
-    model.spec = spec
+    model.spec = replace(spec, config=model.spec.config)
 
 
 def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize: bool = False) -> Model:
+    """Load what is in a directory, or in a file that is a whole checkpoint."""
+    if path.is_file():
+        return _foreign(path, recognised_family(path), device=device, dtype=dtype)
     for item in path.iterdir():
         if item.exists() and not (item.is_file() or item.is_dir()):  # a pipe would be waited for
             raise ArtifactError(f"{item} is not a file.")
@@ -108,18 +111,24 @@ def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize
         raise ArtifactError(
             f"{path / MANIFEST} is missing, the manifest that {without_manifest} was saved with: copy the whole model again."
         )
-    family = registry.family(recognised_family(path))
+    name = recognised_family(path)
     for file in safetensors.files_of(path):
         safetensors.read_header(file)  # damaged, it is named in a plan too, which needs no weights
+    model = _foreign(path, name, device=device, dtype=dtype, dequantize=dequantize)
+    if not model.spec.license:
+        model.spec = replace(model.spec, license=stated_in(path / "README.md"))
+    return model
+
+
+def _foreign(path: Path, name: str, *, device: str | None, dtype: str | None, dequantize: bool = False) -> Model:
     import torch
 
     from zoo.tensors.alignment import align
 
+    family = registry.family(name)
     read = family.read_dequantized if dequantize else family.read_foreign
     model = read(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
     align(model.module, just_read=True)
-    if not model.spec.license:
-        model.spec = replace(model.spec, license=stated_in(path / "README.md"))
     return model
 
 

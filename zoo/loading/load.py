@@ -15,6 +15,7 @@ from zoo.loading.locate import checked_weights, locate, require_known, stored_dt
 from zoo.loading.weights import packaged_at
 from zoo.model.model import Model, build_random, build_skeleton
 from zoo.model.provenance import source
+from zoo.plugins.names import recognise
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ def _loaded(
         )
         model.processor = skeleton.processor
         return model
-    if path.is_file() and spec is not None:
+    if path.is_file() and spec is not None and not recognise(path):
         return from_file(spec, path, device=device, dtype=dtype)
     run = dtype or (spec.dtype if spec else None) or None
     model = from_folder(path, device=device, dtype=run, dequantize=weights == "dequantized")
@@ -135,6 +136,7 @@ def _twin(
         revision="",
         sha256={},
         packaged="",
+        distribution="",
         dtype="",
         summary=f"{spec.name} at test size, untrained",
         plugin=spec.plugin,

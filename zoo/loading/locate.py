@@ -43,12 +43,25 @@ def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
         except UnknownName:
             if not there:
                 raise
-    if not is_folder:
+    if is_folder:
+        return None, only_file(path)
+    if not recognise(path):
         what = "is a file, not a model directory" if not_a_directory(path) else "does not exist"
         raise UnknownName(
             f"{path} {what}.{nearest(path.name, catalog.catalogue())} `zoo list` shows the models that load by name."
         )
     return None, path
+
+
+def only_file(folder: Path) -> Path:
+    """The one file that is the whole model of a folder, or the folder where it is one itself."""
+    if (folder / MANIFEST).exists() or recognise(folder):
+        return folder
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and recognise(file)]
+    if len(files) > 1:
+        kind, names = files[0].suffix[1:].upper(), ", ".join(file.name for file in files)
+        raise RequestError(f"{folder} holds several {kind} files ({names}); give one of them.")
+    return files[0] if files else folder
 
 
 def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
@@ -95,6 +108,8 @@ def stored_in(location: Path) -> str:
     """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
     if (location / MANIFEST).exists():
         return read_manifest(location).stored
+    if location.is_file() and recognise(location):  # its family says, when it reads it
+        return ""
     files = (
         [location] if location.is_file() else safetensors.files_of(location) or sorted(location.rglob("*.safetensors"))
     )

