@@ -304,6 +304,7 @@ def _floats(path: Path, header: Header, name: str) -> list[float]:
 @contextmanager
 def _readable(path: Path, kinds: tuple[type[Exception], ...] = UNFIT) -> Iterator[None]:
     """Say in a sentence what transformers or gguf find wrong with a file."""
+    wrong = (*kinds, OSError, AssertionError)
     try:
         yield
     except ImportError as error:
@@ -312,5 +313,5 @@ def _readable(path: Path, kinds: tuple[type[Exception], ...] = UNFIT) -> Iterato
                 f"{path}: reading GGUF takes the package gguf: pip install 'zoo-compress[gguf]'."
             ) from None
         raise ArtifactError(f"{path} cannot be loaded: {first_line(error)}") from None
-    except (*kinds, OSError, AssertionError) as error:
+    except wrong as error:
         raise ArtifactError(f"{path} cannot be loaded: {first_line(error)}") from None
