@@ -304,7 +304,7 @@ def _floats(path: Path, header: Header, name: str) -> list[float]:
 @contextmanager
 def _readable(path: Path, kinds: tuple[type[Exception], ...] = UNFIT) -> Iterator[None]:
     """Say in a sentence what transformers or gguf find wrong with a file."""
-    wrong = (*kinds, OSError, AssertionError)
+    wrong: tuple[type[Exception], ...] = (*kinds, OSError, AssertionError)
     try:
         yield
     except ImportError as error:
