@@ -138,3 +138,16 @@ def test_the_head_on_the_body_is_the_model(name: str):
     ids = tokens()
     with torch.no_grad():
         torch.testing.assert_close(head(body(input_ids=ids, use_cache=False).last_hidden_state), module(ids).logits)
+
+
+def test_rows_of_rwkv_have_gradients():
+    """What it keeps for the next token it writes in place, which gradients of the whole forward do not survive."""
+    module = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=32)
+    ).eval()
+    spec = ModelSpec("rwkv", "transformers", "text", "causal-lm", plugin="zoo_slm", config=module.config.to_dict())
+    model = Model(module, TransformersText(), spec)
+    ids = torch.arange(1, 9)[None]
+    rows = model.family.rows(model, {"input_ids": ids, "labels": ids}, ["label"])["label"]
+    rows.head(rows.hidden).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -101,7 +102,9 @@ class TextFamily(Family):
         """Run up to the head: hidden (B, T, D) and the head."""
         split = self.body_and_head(model.module)
         if split is None:
-            return self.forward(model, batch), lambda logits: logits
+            # RWKV writes what it keeps for the next token into tensors that gradients need
+            cacheless = {"use_cache": False} if "use_cache" in signature(model.module.forward).parameters else {}
+            return model.module(**_inputs(batch), **cacheless).logits, lambda logits: logits
         body, head = split
         return body(**_inputs(batch), use_cache=False).last_hidden_state, head
 
