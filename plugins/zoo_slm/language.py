@@ -38,7 +38,10 @@ POSITIONS = (
     "max_sequence_length",
     "max_encoder_position_embeddings",
     "max_decoder_position_embeddings",
+    "max_target_positions",
 )
+# Model types whose classes mix in float32 whatever they are built in, and so run in nothing else.
+FLOAT32_ONLY = ("deberta",)
 
 
 class TransformersText(TextFamily):
@@ -130,6 +133,13 @@ class TransformersText(TextFamily):
 
     def _read(self, checkpoint: Checkpoint | GGUF, *, device: str | None, dtype: torch.dtype | None) -> Model:
         path, config, task = checkpoint.path, checkpoint.config, checkpoint.task
+        if config.get("model_type") in FLOAT32_ONLY:
+            if dtype not in (None, torch.float32):
+                raise RequestError(
+                    f"{path} holds a model of type {config['model_type']}, whose class in transformers runs in float32 alone; "
+                    "load it with dtype='float32'."
+                )
+            dtype = torch.float32
         name, license = (path.stem, checkpoint.license) if isinstance(checkpoint, GGUF) else (path.name, "")
         spec = ModelSpec(name, "transformers", "text", task, license=license, plugin="zoo_slm", config=config)
         if device == "meta":

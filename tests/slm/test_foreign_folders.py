@@ -321,3 +321,22 @@ def test_a_model_that_draws_anew_at_every_pass_is_refused(tmp_path: Path) -> Non
     )
     with pytest.raises(ZooError, match=r"a model of type reformer, which draws the hashes of its attention anew"):
         zoo.load(tmp_path, device="meta")
+
+
+def test_a_class_that_runs_in_float32_alone_is_loaded_in_it_or_refused(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.DebertaConfig(vocab_size=32, relative_attention=True, pos_att_type=["c2p"], **shape)
+    transformers.DebertaForMaskedLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = zoo.load(tmp_path)
+    assert model.dtype == zoo.load(tmp_path, device="meta").dtype == "float32"
+    model.module(torch.arange(8)[None])
+    for device in ("cpu", "meta"):
+        with pytest.raises(ZooError, match=r"of type deberta, whose class in transformers runs in float32 alone"):
+            zoo.load(tmp_path, dtype="bfloat16", device=device)
+
+
+def test_whisper_reads_as_many_tokens_as_its_decoder_has_positions_for(tmp_path: Path) -> None:
+    shape = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    config = transformers.WhisperConfig(vocab_size=32, max_target_positions=20, pad_token_id=0, **shape)
+    transformers.WhisperForCausalLM(config).save_pretrained(tmp_path)
+    assert zoo.load(tmp_path).family.context_length(zoo.load(tmp_path)) == 20  # type: ignore[attr-defined]

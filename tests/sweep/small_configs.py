@@ -99,6 +99,7 @@ EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("ministral", "the width of a head has no default"): {"head_dim": 8},
     ("nemotron", "the width of a head has no default"): {"head_dim": 8, "num_key_value_heads": 2},
     ("lfm2_moe", "the kinds of layers have no default"): {"layer_types": ["conv", "full_attention"] * 2},
+    ("esmc", "a vocabulary of 64 does not hold the words of the tokenizer"): {"vocab_size": VOCABULARY},
     ("esm", "the vocabulary has no default"): {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 4},
     ("xmod", "a language is to be chosen"): {"default_language": "en_XX"},
     ("mpnet", "two positions are padding"): {"max_position_embeddings": CONTEXT + 2},
