@@ -246,9 +246,9 @@ def _example(results: dict[str, Any], folder: Path) -> str:
     """The command that runs the result, with what its family takes and a prompt it was sampled with."""
     import shlex
 
-    from zoo.loading.load import family_of
+    from zoo.loading.locate import locate
 
-    family = family_of(folder)
+    family = locate(folder).family
     samples = results["stages"][-1].get("samples") or [{}]
     prompt = str(samples[0].get("prompt") or "def ").splitlines()[0][:60]
     prompt = shlex.quote(prompt) if set(prompt) & set('"$`!\\') else f'"{prompt}"'

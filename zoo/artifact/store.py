@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.artifact import weights
-from zoo.artifact.manifest import FORMAT, MANIFEST, manifest_text, problem_of, read_manifest
+from zoo.artifact.manifest import FORMAT, MANIFEST, Manifest, manifest_text, problem_of, read_manifest
 from zoo.errors import ArtifactError, OutputError, RequestError, ZooError, spelled
 from zoo.model.health import require_finite
 from zoo.model.provenance import sealed
@@ -84,14 +84,17 @@ def _listed(path: Path) -> set[str]:
     return names if inode(path) == there else set()
 
 
-def verify(path: Path) -> list[tuple[str, str]]:
+def verify(path: Path, manifest: Manifest | None = None) -> list[tuple[str, str]]:
     """Re-hash every file the manifest lists; return (file, problem) for each that is wrong.
+
+    Args:
+        manifest: of the directory, where it has been read.
 
     Raises:
         RequestError, ArtifactError: the manifest itself cannot be read.
     """
     problems = []
-    for name, about in read_manifest(path).files.items():
+    for name, about in (manifest or read_manifest(path)).files.items():
         file = path / name
         if not is_inside(name):
             problems.append((name, "is not a file of this directory"))
@@ -106,9 +109,9 @@ def verify(path: Path) -> list[tuple[str, str]]:
     return problems
 
 
-def require_intact(path: Path) -> None:
-    """Raise `ArtifactError` naming the first damaged file, if there is one."""
-    for name, problem in verify(path):
+def require_intact(path: Path, manifest: Manifest | None = None) -> None:
+    """Raise `ArtifactError` naming the first damaged file, if there is one; `manifest` as for `verify`."""
+    for name, problem in verify(path, manifest):
         raise ArtifactError(f"{path / name} {problem}; the artifact is damaged, so nothing was loaded.")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli import output
 from zoo.errors import RequestError
 from zoo.plugins.names import declaration
+
+if TYPE_CHECKING:
+    from zoo.loading.locate import Located
 
 OWN = ("value", "low", "high", "unit", "better", "n", "of")  # what a figure says of itself
 
@@ -34,40 +37,40 @@ def evaluate(
     """Measure a model's quality on data."""
     for name in task or ():
         declaration("evaluator", name)  # a wrong name is known before anything is loaded
-    from zoo.loading.load import family_of
+    from zoo.loading.locate import locate
 
-    family = family_of(model)
+    located = locate(model, weights)
+    family = located.family
     reference = data or family.evaluation[1]
     if not reference:
         raise RequestError(f"{model} comes without data to measure on; name some with --data.")
-    _measure(model, reference, task or [], weights=weights, json=json)
+    _measure(located, reference, task or [], json=json)
 
 
 def bench(model: output.ModelArgument, weights: output.WeightsOption = "auto", json: output.JsonOption = False) -> None:
     """Measure a model's speed and memory on this machine."""
-    _measure(model, None, ["speed"], weights=weights, json=json)
+    from zoo.loading.locate import locate
+
+    _measure(locate(model, weights), None, ["speed"], json=json)
 
 
-def _measure(name: str, reference: str | None, tasks: Sequence[str], *, weights: str, json: bool) -> None:
+def _measure(located: Located, reference: str | None, tasks: Sequence[str], *, json: bool) -> None:
+    name = located.asked
     with output.status(f"Loading {name}"):
         import zoo
         from zoo.data.open import open_data
         from zoo.evaluation.figures import check, measure
-        from zoo.loading.weights import packaged_at
         from zoo.system.memory import peak_bytes, reset_peak
         from zoo.system.quantities import counted
 
         data = None if reference is None else open_data(reference)
-        skeleton = zoo.load(name, device="meta", weights=weights)  # what is imported for it is nobody's memory
+        skeleton = zoo.load(located, device="meta")  # what is imported for it is nobody's memory
         tasks = tasks or [skeleton.family.usual_task(data)]
-        packaged = packaged_at(skeleton.spec)
-        if skeleton.processor is None and packaged is not None:
-            skeleton.processor = skeleton.family.load_processor(packaged)
         if skeleton.processor is not None or not skeleton.family.needs_processor:
             for task in tasks:
                 check(task, skeleton, data)
         reset_peak()
-        model = zoo.load(name, weights=weights)
+        model = zoo.load(located)
     figures: dict[str, Any] = {}
     for task in tasks:
         with output.status(f"Measuring {task}"):

@@ -15,7 +15,7 @@ from zoo.errors import ArtifactError, RequestError, UnknownName, ZooError
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
 from zoo.loading import weights
 from zoo.loading.codes import QUANTIZED_KEYS, method_of
-from zoo.loading.locate import only_file
+from zoo.loading.locate import Located, locate
 from zoo.plugins.declarations import Declared, ModelSpec
 from zoo.plugins.names import declaration, recognise
 from zoo.system import quantities
@@ -111,28 +111,28 @@ def _params(spec: ModelSpec) -> str:
 
 def _find(text: str) -> tuple[ModelSpec, str, dict[str, Any]]:
     """The spec behind a name or a path, where its weights are, and what else its manifest says."""
-    path = Path(text).expanduser()
-    if text in catalog.catalogue() or not path.exists():
-        try:
-            spec = catalog.info(text)
-        except UnknownName as error:
-            if "/" in text or text.startswith((".", "~")):
-                raise RequestError(f"There is no directory {text}, and no model of that name.") from error
-            raise
+    try:
+        located = locate(text)
+    except UnknownName as error:
+        if "/" in text or text.startswith((".", "~")):
+            raise RequestError(f"There is no directory {text}, and no model of that name.") from error
+        raise
+    spec, path = located.spec, located.path
+    if spec is not None:
         if spec not in catalog.catalogue().values():  # of a family's library, which knows what there is
-            spec = _built(text)
+            spec = _built(located)
         return spec, weights.describe(spec), {}
-    path = only_file(path)
+    assert path is not None
     if (path / "zoo.json").is_file():
         return _saved(path)
-    if path.is_file() and recognise(path):
-        return _built(str(path)), f"{path}: {read_header(path).said()}", {}
+    if path.is_file():
+        return _built(located), f"{path}: {read_header(path).said()}", {}
     for name in recognise(path):
-        return _foreign(path, declaration("family", name))
+        return _foreign(located, path, declaration("family", name))
     raise RequestError(f"{text} holds no model: neither zoo.json nor config.json is in it.")
 
 
-def _built(model: str) -> ModelSpec:
+def _built(model: Located) -> ModelSpec:
     """The spec of what `zoo.load` would build, its parameters counted on a skeleton."""
     from zoo.loading.load import load
 
@@ -166,7 +166,7 @@ def _saved(path: Path) -> tuple[ModelSpec, str, dict[str, Any]]:
     return spec, f"saved in {path}", extra
 
 
-def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, Any]]:
+def _foreign(located: Located, path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, Any]]:
     """Say what the files of a plain checkpoint show."""
     marks = [mark.partition(":")[0] for mark in family.recognises]
     config = _read_json(next(path / mark for mark in marks if (path / mark).is_file()))
@@ -178,7 +178,7 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
         path.name,
         family.name,
         family.modality,
-        family.task or _task(path, config),
+        family.task or _task(located, config),
         params=0 if codes else params,
         config=config,
         plugin=family.plugin,
@@ -188,7 +188,7 @@ def _foreign(path: Path, family: Declared) -> tuple[ModelSpec, str, dict[str, An
     return spec, source if files else f"no safetensors in {path}", {}
 
 
-def _task(path: Path, config: Mapping[str, Any]) -> str:
+def _task(located: Located, config: Mapping[str, Any]) -> str:
     """The task of a family of several: what the class is called tells most; else what loading would make of it does."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
@@ -197,7 +197,7 @@ def _task(path: Path, config: Mapping[str, Any]) -> str:
             if name.endswith(ending):
                 return task
     try:
-        return _built(str(path)).task
+        return _built(located).task
     except ZooError:
         return ""
 

@@ -21,6 +21,7 @@ from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from zoo.family.base import Family
+    from zoo.loading.locate import Located
     from zoo.model.model import Model
 
 # What `generate` calls an option, where the command line calls it something else.
@@ -106,9 +107,11 @@ def run(
     given = {name: value for name, value in asked.items() if value is not None}
     with output.status(f"Loading {model}"):
         from zoo.loading.load import load
+        from zoo.loading.locate import locate
 
-        request = Request.checked(model, given, weights=weights, system=system, out=out, force=force, json=json)
-        loaded = load(model, weights=weights)
+        located = locate(model, weights)
+        request = Request.checked(located, given, system=system, out=out, force=force, json=json)
+        loaded = load(located)
     request.answer(loaded, json=json)
 
 
@@ -125,19 +128,16 @@ class Request:
     @classmethod
     def checked(
         cls,
-        model: str,
+        located: Located,
         given: dict[str, Any],
         *,
-        weights: str,
         system: str | None,
         out: Path | None,
         force: bool,
         json: bool,
     ) -> Request:
         """Take what was given for the model, and what is piped in; refuse what its family does not take."""
-        from zoo.loading.load import family_of
-
-        family = family_of(model)
+        model, family = located.asked, located.family
         _require_taken(model, family, given)
         converses = "messages" in given and "prompt" not in given and sys.stdin.isatty() and not json
         if converses and "count" in given:
@@ -145,7 +145,7 @@ class Request:
         if "prompt" in family.takes and "prompt" not in given and not converses:
             given["prompt"] = _piped_prompt()
         files = _files(model, family, given, out=out, force=force)
-        _require_sound(model, family, given, weights=weights)
+        _require_sound(located, given)
         if "files" in given:
             given["files"] = {str(path): _text(path) for path in given["files"]}
         prompt = given.pop("prompt", None)
@@ -223,7 +223,7 @@ def _require_taken(model: str, family: Family, given: Mapping[str, Any]) -> None
             raise RequestError(f"{model} is a {family.modality} model and takes no {_flag(name)}. It takes: {known}.")
 
 
-def _require_sound(model: str, family: Family, given: Mapping[str, Any], *, weights: str) -> None:
+def _require_sound(located: Located, given: Mapping[str, Any]) -> None:
     """Refuse images that cannot be read and options that do not fit, while no weight is loaded yet."""
     from zoo.family.vision.images import read_image
     from zoo.loading.load import load
@@ -232,7 +232,7 @@ def _require_sound(model: str, family: Family, given: Mapping[str, Any], *, weig
         read_image(path)
     options = {name: value for name, value in given.items() if name not in ("prompt", "images")}
     if options:
-        family.check_options(load(model, device="meta", weights=weights), options)
+        located.family.check_options(load(located, device="meta"), options)
 
 
 def _flag(name: str) -> str:

@@ -90,15 +90,17 @@ def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
     model.spec = replace(spec, config=model.spec.config)
 
 
-def from_folder(path: Path, *, device: str | None, dtype: str | None, dequantize: bool = False) -> Model:
-    """Load what is in a directory, or in a file that is a whole checkpoint."""
+def from_folder(
+    path: Path, manifest: Manifest | None = None, *, device: str | None, dtype: str | None, dequantize: bool = False
+) -> Model:
+    """Load what is in a directory, or in a file that is a whole checkpoint; `manifest` is its own, where it has been read."""
     if path.is_file():
         return _foreign(path, recognised_family(path), device=device, dtype=dtype)
     for item in path.iterdir():
         if item.exists() and not (item.is_file() or item.is_dir()):  # a pipe would be waited for
             raise ArtifactError(f"{item} is not a file.")
     if (path / MANIFEST).exists():
-        return _from_artifact(path, device=device, dtype=dtype)
+        return _from_artifact(path, manifest or read_manifest(path), device=device, dtype=dtype)
     for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
         within_another = any((folder / MANIFEST).exists() for folder in file.parents if folder.is_relative_to(path))
         with suppress(ArtifactError):  # what is no part of the model may be unfinished
@@ -139,8 +141,7 @@ def recognised_family(path: Path) -> str:
     raise RequestError(f"{path} is not a model directory: {instead_of_a_model(path)}.")
 
 
-def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Model:
-    manifest = read_manifest(path)
+def _from_artifact(path: Path, manifest: Manifest, *, device: str | None, dtype: str | None) -> Model:
     spec, lineage = manifest.spec, manifest.lineage
     run = dtype or manifest.dtype
     require_plugins(manifest, path)
@@ -151,7 +152,7 @@ def _from_artifact(path: Path, *, device: str | None, dtype: str | None) -> Mode
         raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {unlisted[0]}.")
     check_config(spec.config, str(path / MANIFEST))
     if device != "meta":
-        store.require_intact(path)
+        store.require_intact(path, manifest)
     build = build_skeleton if device == "meta" else build_empty
     with _readable(path / MANIFEST):
         model = build(family, spec, lineage, dtype=run, stored=manifest.stored)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import registry
-from zoo.artifact.manifest import MANIFEST, PRECISIONS, read_manifest
+from zoo.artifact.manifest import PRECISIONS
 from zoo.catalog import ModelSpec
 from zoo.errors import RequestError, nearest
-from zoo.loading.directory import from_file, from_folder, recognised_family, require_plugins, take_as
-from zoo.loading.locate import checked_weights, locate, require_known, stored_dtype, weights_folder
-from zoo.loading.weights import packaged_at
+from zoo.loading.directory import from_file, from_folder, take_as
+from zoo.loading.locate import Located, locate, require_known
 from zoo.model.model import Model, build_random, build_skeleton
 from zoo.model.provenance import source
 from zoo.plugins.names import recognise
@@ -20,14 +19,12 @@ from zoo.plugins.names import recognise
 if TYPE_CHECKING:
     import torch
 
-    from zoo.family.base import Family
-
 DTYPES = PRECISIONS
 SCALES = ("tiny",)
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Located,
     *,
     weights: str | Path = "auto",
     device: str | None = None,
@@ -37,7 +34,7 @@ def load(
     """Load a model by catalogue name, or from a directory: one of ours, or a plain transformers checkpoint.
 
     Args:
-        name_or_path: a name of `zoo list`, or a directory.
+        name_or_path: a name of `zoo list`, a directory, or a GGUF file; or what `locate` has made of one, with its weights.
         weights: "auto" (packaged, else the hub cache, else the hub), "random" (seed 0), or a directory or safetensors file;
             of a directory of quantized weights "dequantized", which widens them to plain ones as far as transformers can.
         device: "cpu", "cuda", ...; "meta" builds the skeleton only, whatever the size.
@@ -54,38 +51,36 @@ def load(
     """
     wanted = _dtype_name(dtype)
     _require_device(device)
-    spec, path = locate(name_or_path)
+    located = name_or_path if isinstance(name_or_path, Located) else locate(name_or_path, weights)
     if scale is not None:
-        spec, path = _twin(spec, path, scale, weights=weights, device=device), None
-    weights = checked_weights(weights, path)
-    model = _loaded(spec, path, weights, device=device, dtype=wanted)
+        located = replace(located, spec=_twin(located, scale, device=device), path=None)
+    model = _loaded(located, device=device, dtype=wanted)
     if scale is not None:
         model.spec = replace(model.spec, params=model.params)
-    if spec is not None or not model.source:
-        model.source = source(name_or_path, weights=weights, dtype=wanted, stages=len(model.lineage))
+    if located.spec is not None or not model.source:
+        model.source = source(located.asked, weights=located.weights, dtype=wanted, stages=len(model.lineage))
     return model
 
 
-def _loaded(
-    spec: ModelSpec | None, path: Path | None, weights: str | Path, *, device: str | None, dtype: str | None
-) -> Model:
+def _loaded(located: Located, *, device: str | None, dtype: str | None) -> Model:
     """Load what was located: a catalogued model, or what is in a directory."""
-    if path is None:
+    spec, random = located.spec, located.weights == "random"
+    if located.path is None:
         assert spec is not None
         require_known(spec)
-        family = registry.family_of(spec)
+        family = located.family
         spec = family.complete(spec)
+        run = dtype or spec.dtype or "float32"
         if device == "meta":
-            skeleton = build_skeleton(
-                family, spec, (), dtype=dtype or spec.dtype or "float32", stored=stored_dtype(spec, weights)
-            )
-            skeleton.origin = str(weights if weights != "auto" else packaged_at(spec) or "")
+            skeleton = build_skeleton(family, spec, (), dtype=run, stored=located.stored)
+            skeleton.origin = "random" if random else str(located.here or "")
+            if located.here is not None and (located.here.is_dir() or recognise(located.here)):
+                skeleton.processor = family.load_processor(located.here)
             return skeleton
-        if weights == "random":
-            return build_random(family, spec, dtype=dtype or spec.dtype or "float32", device=device)
-        path = weights_folder(spec, weights)
-    elif weights == "random":
-        skeleton = load(path, device="meta", dtype=dtype)
+        if random:
+            return build_random(family, spec, dtype=run, device=device)
+    elif random:
+        skeleton = _loaded(replace(located, weights="auto"), device="meta", dtype=dtype)
         skeleton.origin = "random"
         if device == "meta":
             return skeleton
@@ -94,18 +89,19 @@ def _loaded(
         )
         model.processor = skeleton.processor
         return model
+    path = located.fetched()
     if path.is_file() and spec is not None and not recognise(path):
         return from_file(spec, path, device=device, dtype=dtype)
-    run = dtype or (spec.dtype if spec else None) or None
-    model = from_folder(path, device=device, dtype=run, dequantize=weights == "dequantized")
+    wanted = dtype or (spec.dtype if spec else None) or None
+    model = from_folder(
+        path, located.manifest, device=device, dtype=wanted, dequantize=located.weights == "dequantized"
+    )
     if spec is not None and model.spec.name != spec.name:
         take_as(model, spec, path)
     return model
 
 
-def _twin(
-    spec: ModelSpec | None, path: Path | None, scale: str, *, weights: str | Path, device: str | None
-) -> ModelSpec:
+def _twin(located: Located, scale: str, *, device: str | None) -> ModelSpec:
     """The spec of a located model's twin.
 
     Raises:
@@ -113,14 +109,15 @@ def _twin(
     """
     if scale not in SCALES:
         raise RequestError(f"{scale!r} is no scale.{nearest(scale, SCALES)} Scales: {', '.join(SCALES)}.")
-    if weights != "random" and device != "meta":
+    if located.weights != "random" and device != "meta":
         raise RequestError(f"scale={scale!r} makes a model that nobody has trained: add weights='random'.")
+    spec = located.spec
     if spec is None:
-        assert path is not None
-        skeleton = load(path, device="meta")
+        skeleton = _loaded(replace(located, weights="auto"), device="meta", dtype=None)
         if skeleton.lineage:
             raise RequestError(
-                f"{path} was changed by {len(skeleton.lineage)} stages, and a twin has the shape of an original; take the twin of that."
+                f"{located.path} was changed by {len(skeleton.lineage)} stages, and a twin has the shape of an original; "
+                "take the twin of that."
             )
         spec = skeleton.spec
     require_known(spec)
@@ -141,23 +138,6 @@ def _twin(
         summary=f"{spec.name} at test size, untrained",
         plugin=spec.plugin,
     )
-
-
-def family_of(name_or_path: str | Path) -> Family:
-    """Return the family of what `load` would load, before anything is.
-
-    Raises:
-        UnknownName, RequestError, ArtifactError: as `load`.
-    """
-    spec, path = locate(name_or_path)
-    if path is not None and (path / MANIFEST).exists():
-        manifest = read_manifest(path)
-        require_plugins(manifest, path)
-        return registry.family_of(manifest.spec, plugin=manifest.family_plugin)
-    if spec is not None:
-        return registry.family_of(spec)
-    assert path is not None
-    return registry.family(recognised_family(path))
 
 
 def _require_device(device: str | None) -> None:

@@ -1,17 +1,23 @@
-"""What a name or a path means: the spec, the folder, and where the weights are."""
+"""What a name or a path means: the spec, the folder, and where the weights are. It is decided here, and once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo import catalog
-from zoo.artifact.manifest import MANIFEST, WEIGHTS, read_manifest
+from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
 from zoo.catalog import ModelSpec
 from zoo.errors import RequestError, UnknownName, nearest
 from zoo.loading import weights
 from zoo.plugins.names import recognise
 from zoo.system.writing import not_a_directory
 from zoo.tensors import safetensors
+
+if TYPE_CHECKING:
+    from zoo.family.base import Family
 
 # of `weights`: those of the model or the directory itself, as they are or widened from the codes of a quantizer
 OWN = ("auto", "dequantized")
@@ -27,8 +33,96 @@ def require_known(spec: ModelSpec) -> None:
         raise RequestError(f"{spec.name} cannot be built, for this is not known of it: {spec.unknown}.")
 
 
-def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
-    """A catalogued name wins over a folder of the same name; "./name" means the folder."""
+@dataclass(frozen=True)
+class Located:
+    """A name or a path with what it means: handed to whoever loads, plans, runs or tells of the model.
+
+    What is looked up in files is looked up when it is first asked for, and kept.
+    """
+
+    asked: str  # the name or the path, as it was written
+    spec: ModelSpec | None  # of the catalogue, or of a family's library; None where `path` says what it is
+    path: Path | None  # the directory or the file that was named
+    weights: str | Path = "auto"  # or "random", "dequantized", the place of others
+
+    @cached_property
+    def here(self) -> Path | None:
+        """Where the weights are on this machine: given, in the path, or packaged; None where they are drawn or fetched."""
+        if self.weights not in OWN:
+            return None if self.weights == "random" else Path(self.weights)
+        return self.path or weights.packaged_at(self._of_catalogue)
+
+    def fetched(self) -> Path:
+        """Where the weights are, downloaded where they are not here: a directory that says what it holds, or one file.
+
+        Raises:
+            WeightsUnavailable: they are not here and cannot be fetched.
+        """
+        here = self.here or weights.resolve(self._of_catalogue)
+        bare = here.is_dir() and not (here / MANIFEST).exists() and not recognise(here)
+        return here / WEIGHTS if bare and (here / WEIGHTS).exists() else here
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """What a model of ours says of itself, where the weights are here and are one.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        return read_manifest(self.here) if self.here and (self.here / MANIFEST).exists() else None
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of what would be loaded, before anything is.
+
+        Raises:
+            RequestError, ArtifactError: the path holds no model, or one whose plugins cannot be used.
+        """
+        from zoo import registry
+        from zoo.loading.directory import recognised_family, require_plugins
+
+        if self.path is None:
+            return registry.family_of(self._of_catalogue)
+        if (self.path / MANIFEST).exists():
+            manifest = self.manifest or read_manifest(self.path)
+            require_plugins(manifest, self.path)
+            return registry.family_of(manifest.spec, plugin=manifest.family_plugin)
+        return registry.family(recognised_family(self.path))
+
+    @cached_property
+    def stored(self) -> str:
+        """The dtype that the weights have on disk, as far as they are here; "" where that is not known."""
+        if self.here is None or self.weights == "dequantized":
+            return ""
+        if self.manifest:
+            return self.manifest.stored
+        if self.here.is_file():
+            # of a file that is a whole checkpoint its family says, when it reads it
+            files = [] if recognise(self.here) else [self.here]
+        else:
+            files = safetensors.files_of(self.here) or sorted(self.here.rglob("*.safetensors"))
+        kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
+        halves = (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds)
+        return next(halves, "float32" if kinds else "")
+
+    @property
+    def _of_catalogue(self) -> ModelSpec:
+        assert self.spec is not None, "what has no path has a spec"
+        return self.spec
+
+
+def locate(name_or_path: str | Path, weights_at: str | Path = "auto") -> Located:
+    """Say what a name or a path means; a catalogued name wins over a folder of the same name, "./name" means the folder.
+
+    Raises:
+        UnknownName: it is neither a name nor a model.
+        RequestError: the weights do not go with it.
+    """
+    spec, path = _meant(name_or_path)
+    return Located(str(name_or_path), spec, path, _checked_weights(weights_at, path))
+
+
+def _meant(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
     text = str(name_or_path)
     try:
         path = Path(text).expanduser()
@@ -44,7 +138,7 @@ def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
             if not there:
                 raise
     if is_folder:
-        return None, only_file(path)
+        return None, _only_file(path)
     if not recognise(path):
         what = "is a file, not a model directory" if not_a_directory(path) else "does not exist"
         raise UnknownName(
@@ -53,7 +147,7 @@ def locate(name_or_path: str | Path) -> tuple[ModelSpec | None, Path | None]:
     return None, path
 
 
-def only_file(folder: Path) -> Path:
+def _only_file(folder: Path) -> Path:
     """The one file that is the whole model of a folder, or the folder where it is one itself."""
     if (folder / MANIFEST).exists() or recognise(folder):
         return folder
@@ -64,7 +158,7 @@ def only_file(folder: Path) -> Path:
     return files[0] if files else folder
 
 
-def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
+def _checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
     """Return "auto", "random", "dequantized" or a path that exists.
 
     Raises:
@@ -92,36 +186,3 @@ def checked_weights(weights_at: str | Path, path: Path | None) -> str | Path:
             f"weights={str(weights_at)!r} goes with a name of `zoo list`; {path} is a directory with weights of its own."
         )
     return location
-
-
-def weights_folder(spec: ModelSpec, weights_at: str | Path) -> Path:
-    """Where the weights of `spec` are: a directory that says what it holds, or a safetensors file."""
-    if weights_at == "auto":
-        return weights.resolve(spec)
-    path = Path(weights_at)
-    if path.is_dir() and not (path / MANIFEST).exists() and not recognise(path) and (path / WEIGHTS).exists():
-        return path / WEIGHTS
-    return path
-
-
-def stored_in(location: Path) -> str:
-    """The dtype of the weights in a directory or a file: from its manifest, else from the headers; "" where there are none."""
-    if (location / MANIFEST).exists():
-        return read_manifest(location).stored
-    if location.is_file() and recognise(location):  # its family says, when it reads it
-        return ""
-    files = (
-        [location] if location.is_file() else safetensors.files_of(location) or sorted(location.rglob("*.safetensors"))
-    )
-    kinds = {tensor["dtype"] for file in files for tensor in safetensors.read_header(file).values()}
-    return next(
-        (name for kind, name in (("BF16", "bfloat16"), ("F16", "float16")) if kind in kinds), "float32" if kinds else ""
-    )
-
-
-def stored_dtype(spec: ModelSpec, weights_at: str | Path) -> str:
-    """The dtype that the weights of `spec` have on disk, as far as they are on this machine."""
-    location = (
-        weights.packaged_at(spec) if weights_at == "auto" else None if weights_at == "random" else Path(weights_at)
-    )
-    return stored_in(location) if location else ""

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import stat
+import time
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from zoo.errors import ZooError
 
+Made = TypeVar("Made")
+
+MOMENT = 2.0  # seconds, the coarsest clock of a file system
 LARGEST = 2**20  # bytes of a file that a person writes
 LARGEST_DATA = 2**26  # bytes of one that a program writes: a manifest, a config
 DOTS = 200  # in one line: tomllib takes time and memory with the square of the dots in a key
 
 
 LFS = b"version https://git-lfs.github.com/"  # how a file begins that `git clone` leaves without Git LFS
+
+
+class Kept(Generic[Made]):
+    """What was made of files, each as long as it is the file it was: of the same inode, size and time of change.
+
+    A file that was changed a moment ago may be changed again within the resolution of its clock, and is read anew.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self.most, self.made = most, dict[tuple[str, int, int, int], Made]()
+
+    def of(self, path: Path, make: Callable[[], Made]) -> Made:
+        status = path.stat()
+        if time.time() - status.st_mtime < MOMENT:
+            return make()
+        key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self.made:
+            made = make()
+            while len(self.made) >= self.most:
+                self.made.pop(next(iter(self.made)), None)
+            self.made[key] = made
+        return self.made[key]
+
+
+_texts = Kept[bytes]()
 
 
 def lfs_pointer(path: Path, beginning: bytes | None = None) -> str:
@@ -43,8 +74,8 @@ def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
             raise error(f"{path} is not a file.")
         if status.st_size > most:
             raise error(f"{path} has {status.st_size:,} bytes, and {most:,} are the most that is read.")
-        with path.open("rb") as file:
-            content = file.read(most)
+        read = partial(_content, path, status.st_size)
+        content = _texts.of(path, read) if status.st_size <= LARGEST else read()
         if pointer := lfs_pointer(path, content):
             raise error(f"{pointer}.")
         return content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")  # some editors begin with a BOM
@@ -52,6 +83,11 @@ def text_of(path: Path, *, error: type[ZooError], most: int = LARGEST) -> str:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from reason
     except UnicodeDecodeError as reason:
         raise error(f"{path} cannot be read: byte {reason.start} is not UTF-8 text.") from None
+
+
+def _content(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def toml_of(text: str, path: Path, *, error: type[ZooError]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ArtifactError
-from zoo.system.reading import LARGEST_DATA, lfs_pointer, text_of
+from zoo.system.reading import LARGEST_DATA, Kept, lfs_pointer, text_of
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,19 @@ def require_named(folder: Path, files: Iterable[Path], *, stem: str = "model") -
 def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
     """Where the tensors begin, the header, and its metadata."""
     try:
+        start, header, metadata = _headers.of(path, lambda: _read(path))
+    except OSError as error:
+        raise _damaged(path, error) from None
+    return start, dict(header), dict(metadata)
+
+
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    reason = " ".join(str(error).split())[:100]
+    return ArtifactError(f"{path} is damaged: its safetensors header cannot be read ({reason}).")
+
+
+def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
+    try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST and (pointer := lfs_pointer(path)):
@@ -105,10 +118,11 @@ def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]
             if not all(type(number) is int and number >= 0 for number in (first, last, *shape)) or first > last:
                 raise ValueError("a shape or a range that is no numbers")
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise ArtifactError(f"{path} is damaged: its safetensors header cannot be read ({reason}).") from None
+        raise _damaged(path, error) from None
     return 8 + length, header, metadata
 
+
+_headers = Kept[tuple[int, dict[str, dict[str, Any]], dict[str, str]]]()
 
 DTYPES = {
     "float64": "F64",

@@ -10,16 +10,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from zoo import catalog
-from zoo.loading import weights
-from zoo.loading.locate import OWN
 from zoo.model.provenance import versions, weights_digest
 from zoo.plugins.names import declaration, declaration_of, family_declaration, is_known, outside_distributions
 from zoo_compress.recipe.planned import Plan
-from zoo_compress.recipe.recipe import Recipe, StageRequest, located, weights_of
+from zoo_compress.recipe.recipe import Recipe, StageRequest
 
 ORIGINAL = "00-original"
 
@@ -64,7 +60,7 @@ def _origin(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     outside = outside_distributions(family_declaration(plan.spec))
     return {
         "config": plan.spec.config,
-        "weights": _weights_digest(recipe),
+        "weights": _weights_digest(plan),
         "asked": recipe.model.model_dump(),
         "name": recipe.about.model_dump(),
         "versions": {**versions(), **outside},
@@ -88,16 +84,17 @@ def _inputs(recipe: Recipe, plan: Plan, request: StageRequest) -> dict[str, Any]
         "version": request.compressor.version,
         "options": request.options.model_dump(mode="json"),
         "data": {role: plan.data[role].fingerprint for role in roles},
-        "teacher": "" if teacher == "original" else weights_digest(Path(located(recipe, teacher))) or teacher,
+        "teacher": _teacher_digest(plan, teacher),
     }
 
 
-def _weights_digest(recipe: Recipe) -> str:
+def _teacher_digest(plan: Plan, name: str) -> str:
+    """A hash of a teacher's weights where a path names it, else its name."""
+    path = plan.teachers[name].path if name in plan.teachers and name != "original" else None
+    return "" if name == "original" else (weights_digest(path) if path else "") or name
+
+
+def _weights_digest(plan: Plan) -> str:
     """A hash of the weights the run starts from, read from their files."""
-    asked = weights_of(recipe)
-    if asked == "random":
-        return "random"
-    if asked not in OWN:
-        return weights_digest(Path(asked))
-    folder = Path(located(recipe, recipe.model.name))
-    return weights_digest(folder if folder.exists() else weights.resolve(catalog.info(recipe.model.name)))
+    original = plan.original
+    return "random" if original.weights == "random" else weights_digest(original.here or original.fetched())

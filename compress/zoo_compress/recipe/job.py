@@ -19,7 +19,7 @@ from zoo_compress.recipe.folder import RunFolder, repairable
 from zoo_compress.recipe.measuring import Measuring
 from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.planner import control_of
-from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
+from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed
 from zoo_compress.recipe.rehearsal import rehearse
 
 
@@ -101,7 +101,7 @@ class Job:
     def _original(self) -> Model:
         """Load the recipe's model, fresh."""
         asked = self.recipe.model
-        model = load(located(self.recipe, asked.name), weights=weights_of(self.recipe), dtype=asked.dtype or None)
+        model = load(self.plan.original, dtype=asked.dtype or None)
         model.stored = self.plan.stored
         model.round()
         # as written, wherever it is run
@@ -115,11 +115,11 @@ class Job:
     def _left_by(self, request: StageRequest) -> Model:
         """Load what a stage left; weights that were drawn at random are still known as such."""
         model = self._saved(self.names.stage(request))
-        model.origin = "random" if weights_of(self.recipe) == "random" else model.origin
+        model.origin = "random" if self.plan.original.weights == "random" else model.origin
         return model
 
     def _teacher(self, name: str) -> Model:
-        return self._original() if name == "original" else load(located(self.recipe, name))
+        return self._original() if name == "original" else load(self.plan.teachers[name])
 
     def _untrained(self, request: StageRequest, stages: tuple[StageRequest, ...]) -> Model:
         """The architecture that a stage starts from, with random weights."""

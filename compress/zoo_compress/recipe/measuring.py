@@ -10,13 +10,14 @@ from typing import Any
 from zoo import registry
 from zoo.data.dataset import Dataset
 from zoo.evaluation.figures import measure
+from zoo.loading.locate import Located
 from zoo.model.context import Progress
 from zoo.model.model import Model
 from zoo.system import signals
 from zoo_compress.measure import in_own_process
 from zoo_compress.recipe.fingerprints import ORIGINAL, digest
 from zoo_compress.recipe.folder import RunFolder
-from zoo_compress.recipe.recipe import Recipe, blamed, located, weights_of
+from zoo_compress.recipe.recipe import Recipe, blamed
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Measuring:
     folder: RunFolder
     progress: Progress
     test: Dataset | None
+    located: Located  # the original
     original: str  # the fingerprint of the original, which its name does not hold
 
     def quality(self, name: str, load: Callable[[], Model]) -> None:
@@ -64,7 +66,7 @@ class Measuring:
         self.progress.say("measuring speed and memory in a process of its own")
         asked = self.recipe.model
         models: list[tuple[str, str, str]] = [
-            (located(self.recipe, asked.name), weights_of(self.recipe), asked.dtype)
+            (self.located.asked, str(self.located.weights), asked.dtype)
             if name == ORIGINAL
             else (str(self.folder.stage(name)), "auto", "")
             for name in names

@@ -10,6 +10,7 @@ from typing import Any
 from zoo.catalog import ModelSpec
 from zoo.data.dataset import Dataset
 from zoo.data.overlap import Overlap
+from zoo.loading.locate import Located
 from zoo.model.licences import Inherited
 from zoo.system.memory import limits
 from zoo_compress.recipe.needs import needs, shortage
@@ -34,6 +35,8 @@ class Plan:
     """The plan of a recipe; `stages[0]` is the original."""
 
     recipe: Recipe  # with what is measured, where it left that open
+    original: Located  # what its model is
+    teachers: Mapping[str, Located]  # by the names that stages give them
     spec: ModelSpec
     stored: str  # dtype of the weights on disk
     stages: tuple[PlannedStage, ...]

@@ -7,7 +7,8 @@ counts are exact and a stage that cannot follow another is refused before a weig
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,19 @@ from zoo.data.open import open_data
 from zoo.data.overlap import overlaps
 from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.evaluation.figures import check
-from zoo.loading import weights
 from zoo.loading.contents import require_readable
 from zoo.loading.load import load
-from zoo.loading.locate import OWN, stored_in
+from zoo.loading.locate import Located
 from zoo.model.context import Context
 from zoo.model.licences import Inherited, inherited, of_data, of_teacher
 from zoo.model.lineage import Stage, State, Trait, stage_of
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo.plugins.names import recognise
 from zoo.system.memory import give_back, resident_bytes
 from zoo_compress.dryrun import runs_dry
 from zoo_compress.recipe.needs import require_room
 from zoo_compress.recipe.planned import Plan, PlannedStage
-from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located, weights_of
+from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located
 
 UNTRIED = "Shapes do not tell whether the model runs after it: the run tries that before its first stage."
 
@@ -44,16 +43,18 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     Raises:
         RequestError: a stage, a target, the data or the order does not fit; the message begins with file, line and stage.
     """
-    model = skeleton_of(recipe)
+    original = _original(recipe)
+    model = skeleton_of(recipe, original)
     require_room()
     licences = inherited(model)
     data = _open_all(recipe)
     recipe = recipe.measured_by(model.family.usual_task(data.get("test")))
     _require_test(recipe, data)
-    teachers = {name: _teacher(recipe, name, request) for name, request in _teachers(recipe).items()}
-    _check_evaluation(recipe, model, data)
+    named = {name: _meant(recipe, name, request, original) for name, request in _teachers(recipe).items()}
+    teachers = {name: _teacher(recipe, name, request, named[name]) for name, request in _teachers(recipe).items()}
+    _check_evaluation(recipe, model, data, original)
     context = Context(seed=recipe.about.seed, data=data, load=lambda name: teachers[name])
-    in_memory = _Weights.of(recipe, model)
+    in_memory = _Weights.of(original, model)
     stages = [PlannedStage("original", model.params, model.bytes, in_memory.resident(model))]
     control = None
     state = initial_state(model)
@@ -70,6 +71,8 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
 
     return Plan(
         recipe,
+        original,
+        named,
         model.spec,
         model.stored,
         tuple(replace(stage, peak_bytes=base + stage.peak_bytes) for stage in stages),
@@ -120,43 +123,35 @@ def _foreseen(
     return PlannedStage(request.use, model.params, model.bytes, peak, note, options.model_dump(mode="json"), untried)
 
 
-def skeleton_of(recipe: Recipe) -> Model:
+def _original(recipe: Recipe) -> Located:
+    """What the recipe's model is."""
+    with _blamed_model(recipe):
+        return located(recipe, recipe.model.name, recipe.model.weights)
+
+
+def skeleton_of(recipe: Recipe, original: Located) -> Model:
     """Build the recipe's model on the meta device."""
-    try:
-        name = located(recipe, recipe.model.name)
-        model = load(name, device="meta", dtype=recipe.model.dtype or None, weights=weights_of(recipe))
+    with _blamed_model(recipe):
+        model = load(original, device="meta", dtype=recipe.model.dtype or None)
         _require_readable(model)
+    model.stored = recipe.model.stored or original.stored or model.dtype
+    return model
+
+
+@contextmanager
+def _blamed_model(recipe: Recipe) -> Iterator[None]:
+    """Say where in the recipe the model is named of which something is wrong."""
+    try:
+        yield
     except ZooError as error:
-        raise type(error)(
-            f"{recipe.where('model', 'weights' if 'weights=' in str(error) else 'name')}: {error}"
-        ) from None
-    model.stored = recipe.model.stored or _stored_of(recipe, model)
-    return _with_processor(model, _weights_folder(recipe, model))
+        key = "weights" if "weights=" in str(error) else "name"
+        raise type(error)(f"{recipe.where('model', key)}: {error}") from None
 
 
 def _require_readable(model: Model) -> None:
     """Refuse a folder that a run could not load; for its skeleton a config was enough."""
     if model.origin not in ("", "random") and Path(model.origin).is_dir():
         require_readable(Path(model.origin))
-
-
-def _with_processor(model: Model, folder: Path) -> Model:
-    """A skeleton with what it reads data with, where that lies beside weights that are here."""
-    if model.processor is None and model.origin != "random" and (folder.is_dir() or recognise(folder)):
-        model.processor = model.family.load_processor(folder)
-    return model
-
-
-def _stored_of(recipe: Recipe, model: Model) -> str:
-    """The dtype the model's weights have on disk where they are here, else that in which it is run."""
-    found = "" if weights_of(recipe) in ("random", "dequantized") else stored_in(_weights_folder(recipe, model))
-    return found or model.dtype
-
-
-def _weights_folder(recipe: Recipe, model: Model) -> Path:
-    """Where the weights are, as far as that is known without fetching any."""
-    asked = weights_of(recipe)
-    return Path(asked if asked not in OWN else weights.packaged_at(model.spec) or located(recipe, recipe.model.name))
 
 
 def initial_state(model: Model) -> State:
@@ -199,10 +194,10 @@ def _ready(model: Model) -> bool:
     return model.processor is not None or not model.family.needs_processor
 
 
-def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset]) -> None:
+def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset], original: Located) -> None:
     """Refuse prompts and tasks that do not fit the model; what needs a tokenizer, only where it is already known."""
     made = any(request.compressor.tokenizes for request in recipe.stages)
-    missing = model.processor is None and not made and Path(located(recipe, recipe.model.name)).is_dir()
+    missing = model.processor is None and not made and original.path is not None
     with blamed(recipe.where("evaluate", "prompts")):
         model.family.check_prompts(model, recipe.evaluate.prompts)
     if "test" not in data or not (_ready(model) or missing):
@@ -232,13 +227,18 @@ def _teachers(recipe: Recipe) -> dict[str, StageRequest]:
     return named
 
 
-def _teacher(recipe: Recipe, name: str, request: StageRequest) -> Model:
-    if name == "original":
-        return skeleton_of(recipe)
+def _meant(recipe: Recipe, name: str, request: StageRequest, original: Located) -> Located:
     with blamed(request, "teacher: "):
-        teacher = load(located(recipe, name), device="meta")
+        return original if name == "original" else located(recipe, name)
+
+
+def _teacher(recipe: Recipe, name: str, request: StageRequest, meant: Located) -> Model:
+    if name == "original":
+        return skeleton_of(recipe, meant)
+    with blamed(request, "teacher: "):
+        teacher = load(meant, device="meta")
         _require_readable(teacher)
-        return _with_processor(teacher, Path(weights.packaged_at(teacher.spec) or located(recipe, name)))
+        return teacher
 
 
 def _open_all(recipe: Recipe) -> dict[str, Dataset]:
@@ -301,8 +301,8 @@ class _Weights:
     dtype: str = ""
 
     @classmethod
-    def of(cls, recipe: Recipe, model: Model) -> _Weights:
-        if weights_of(recipe) == "random" or model.stored != model.dtype:
+    def of(cls, original: Located, model: Model) -> _Weights:
+        if original.weights == "random" or model.stored != model.dtype:
             return cls()
         return cls({id(t): t for t in model.tensors().values()}, _run_bytes(model), model.dtype)
 

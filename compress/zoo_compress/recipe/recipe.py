@@ -25,7 +25,7 @@ from zoo import registry
 from zoo.compressor import Compressor
 from zoo.data.reference import Reference
 from zoo.errors import DataError, OutputError, RecipeError, RequestError, ZooError, nearest, spelled
-from zoo.loading.locate import OWN
+from zoo.loading.locate import OWN, Located, locate
 from zoo.options import CompressorOptions, validated
 from zoo.plugins.names import declaration, is_known, of_kind
 from zoo.system.reading import text_of, toml_of
@@ -346,17 +346,18 @@ def _from_here(key: str, value: Any, base: Path) -> Any:
     return os.path.relpath(Path(path).resolve(), base.resolve()) + text[len(path) :]
 
 
-def located(recipe: Recipe, name: str) -> str:
-    """A model or teacher name; a path that exists beside the recipe is meant from there."""
-    beside = recipe.base / name
-    return str(beside) if ("/" in name or name.startswith(".")) and _is_there(beside) else name
+def located(recipe: Recipe, name: str, weights: str = "auto") -> Located:
+    """What a model or teacher name means, and weights; a path that exists beside the recipe is meant from there.
 
-
-def weights_of(recipe: Recipe) -> str:
-    """The recipe's `weights`; a path that exists beside the recipe is meant from there."""
-    asked = recipe.model.weights
-    beside = recipe.base / asked
-    return str(beside) if asked not in (*OWN, "random") and _is_there(beside) else asked
+    Raises:
+        UnknownName, RequestError: as `locate`.
+    """
+    beside, others = recipe.base / name, recipe.base / weights
+    is_path = "/" in name or name.startswith(".")
+    return locate(
+        str(beside) if is_path and _is_there(beside) else name,
+        str(others) if weights not in (*OWN, "random") and _is_there(others) else weights,
+    )
 
 
 def _is_there(path: Path) -> bool:

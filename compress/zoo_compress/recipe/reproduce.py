@@ -10,22 +10,22 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo import catalog, registry
+from zoo import registry
 from zoo.artifact import store
 from zoo.artifact.manifest import MANIFEST, read_manifest
 from zoo.compressor import Compressor
 from zoo.data.dataset import Dataset
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, RequestError, ZooError, spelled
-from zoo.loading import weights
 from zoo.loading.directory import missing
 from zoo.loading.load import load
-from zoo.loading.locate import OWN
+from zoo.loading.locate import OWN, Located, locate
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Stage
 from zoo.model.model import Model, build_random
@@ -130,7 +130,7 @@ class _Reproduction:
         if asked == "random":
             return
         try:
-            sha256 = weights_digest(self._weights_at(name, asked))
+            sha256 = weights_digest(self.original.here or self.original.fetched())
         except ZooError as error:
             raise Unreproducible(f"{self.path} cannot be made again: its original is not here: {error}") from None
         if not sha256:
@@ -143,11 +143,11 @@ class _Reproduction:
                 f"(their sha256 begins with {sha256[:SHOWN]} here, and with {expected[:SHOWN] or 'nothing'} in the manifest)."
             )
 
-    def _weights_at(self, name: str, asked: str) -> Path:
-        if asked not in OWN:
-            return Path(self._located(asked))
-        folder = Path(self._located(name))
-        return folder if folder.is_dir() else weights.resolve(catalog.info(name)) if not _is_path(name) else folder
+    @cached_property
+    def original(self) -> Located:
+        """What the original is, where it is not random."""
+        asked = self.source["weights"]
+        return locate(self._located(self.source["name"]), asked if asked in OWN else self._located(asked))
 
     def _located(self, name: str) -> str:
         """A name; a path that exists below the base is meant from there."""
@@ -212,7 +212,8 @@ class _Reproduction:
         if name == "original" or expected == "random":
             return
         try:
-            sha256 = weights_digest(self._weights_at(name, "auto"))
+            teacher = locate(self._located(name))
+            sha256 = weights_digest(teacher.here or teacher.fetched())
         except ZooError as error:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the teacher {name!r} of {label} is not here: {error}"
@@ -250,8 +251,7 @@ class _Reproduction:
         if source["weights"] == "random":
             model = self._random()
         else:
-            weights_at = source["weights"] if source["weights"] in OWN else self._located(source["weights"])
-            model = load(self._located(source["name"]), weights=weights_at, dtype=source["dtype"] or None)
+            model = load(self.original, dtype=source["dtype"] or None)
         model.stored = manifest.stored
         if source["rounded"]:
             model.round()

@@ -91,7 +91,7 @@ def run(
     planned = planned or plan(recipe, out=path)
     recipe = planned.recipe
     names = names_of(recipe, planned)
-    measuring = Measuring(recipe, folder, progress, planned.data.get("test"), names.fingerprints[0])
+    measuring = Measuring(recipe, folder, progress, planned.data.get("test"), planned.original, names.fingerprints[0])
     job = Job(recipe, planned, folder, names, measuring, progress)
     if only is not None:
         job.require_finished(stages[:-1])

@@ -20,6 +20,7 @@ from zoo.artifact import store
 from zoo.artifact.manifest import manifest_text
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, DataError, PluginError, RequestError, UnknownName
+from zoo.loading.locate import locate
 from zoo.plugins import manager, registering
 from zoo.plugins.names import of_kind, plugin_of, refresh
 
@@ -190,7 +191,7 @@ def test_an_ambiguous_model_is_refused_even_beside_a_folder_of_that_name(
 
 
 def test_a_model_takes_the_family_of_its_own_plugin(site: Path):
-    assert [type(zoo.loading.load.family_of(f"{name}:twin")).__module__ for name in ("out-one", "out-two")] == [
+    assert [type(locate(f"{name}:twin").family).__module__ for name in ("out-one", "out-two")] == [
         "out_one.made",
         "out_two.made",
     ]
@@ -199,7 +200,7 @@ def test_a_model_takes_the_family_of_its_own_plugin(site: Path):
 def test_a_model_of_a_third_plugin_names_the_family_in_full(site: Path):
     install(site, "out_three", registry=MODEL.format(name="third", params=1).replace('"llama"', '"out-two:same"'))
     refresh()
-    assert type(zoo.loading.load.family_of("third")).__module__ == "out_two.made"
+    assert type(locate("third").family).__module__ == "out_two.made"
 
 
 def test_a_prefix_of_two_plugins_is_written_with_one_of_them(site: Path):

@@ -169,11 +169,11 @@ class _Evaluator:
 
     def _usual(self) -> Iterator[str]:
         """The data that the families of the bench's models are measured on."""
-        from zoo.loading.load import family_of
+        from zoo.loading.locate import locate
 
         for name in self.bench.bases.values():
             with contextlib.suppress(ZooError):  # of a plugin that is not in use
-                yield family_of(name).evaluation[1]
+                yield locate(name).family.evaluation[1]
 
 
 def _check_figure(where: str, figure: Figures) -> None:

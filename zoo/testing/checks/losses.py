@@ -247,11 +247,11 @@ class _Subject:
 
     def _fitting(self) -> Iterator[str]:
         """The bases with rows of its kind."""
-        from zoo.loading.load import family_of
+        from zoo.loading.locate import locate
 
         for base, name in self.bench.bases.items():
             with contextlib.suppress(ZooError):  # of a plugin that is not in use
-                if self.on_blocks or self.loss.kind in family_of(name).kinds:
+                if self.on_blocks or self.loss.kind in locate(name).family.kinds:
                     yield base
 
     def _cases(self) -> list[_Case]:
