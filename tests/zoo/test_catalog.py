@@ -128,7 +128,7 @@ API = 'api = ">=1,<2"\n'
             GOOD + 'licence = "MIT"\n',
             "registry.toml, [[model]] 1 (m): 'licence' is not a key. Did you mean 'license'? Keys: name, family, "
             "modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged, "
-            "distribution, params_non_embedding, unknown.",
+            "distribution, params_non_embedding, unknown, missing.",
         ),
         (
             GOOD.replace("params = 1", ""),
@@ -375,15 +375,16 @@ def test_every_key_of_a_spec_can_be_written(tmp_path: Path):
         API
         + GOOD
         + 'plugin = "p"\nhub = "org/m"\nrevision = "abc"\npaper = "arXiv:1"\ndtype = "bfloat16"\npackaged = "w/m"\ndistribution = "d"\n'
-        'params_non_embedding = 1\nunknown = "the licence"\n'
+        'params_non_embedding = 1\nunknown = "the licence"\nmissing = "its tokenizer"\n'
         f'[model.sha256]\n"model.safetensors" = "{"0" * 64}"\n[model.config]\nhidden_size = 3\nsliding_window = "null"\n'
+        '[model.config.llm_config]\nsliding_window = "null"\n'
     )
     (spec,) = read(file, plugin="other").models
     assert all(value for value in spec.to_json().values())
     assert (
         spec.plugin == "p"
         and spec.sha256 == {"model.safetensors": "0" * 64}
-        and spec.config == {"hidden_size": 3, "sliding_window": None}
+        and spec.config == {"hidden_size": 3, "sliding_window": None, "llm_config": {"sliding_window": None}}
     )
 
 

@@ -100,6 +100,7 @@ class Knowledge:
             ("KV cache", self.cache.said(self.dtype, self.shape.get("context", 0))),
             ("weights", self.source),
             ("unknown", spec.unknown),
+            ("missing", spec.missing),
             *((key, str(value)) for key, value in self.extra.items()),
         ]
 

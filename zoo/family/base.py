@@ -53,9 +53,7 @@ class Family(ABC):
         """
         from zoo.errors import RequestError
 
-        raise RequestError(
-            f"{spec.name} cannot be shrunk: its family {spec.family} does not say how, as that of language models does."
-        )
+        raise RequestError(f"{spec.name} cannot be shrunk: its family {spec.family} does not say how.")
 
     @abstractmethod
     def build(self, config: dict[str, Any], task: str) -> nn.Module:

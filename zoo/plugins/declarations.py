@@ -47,6 +47,7 @@ class ModelSpec:
     packaged: str = ""  # where its weights are in that package, or among the files of `distribution`
     distribution: str = ""  # the Python package that holds the weights, where it is another than the plugin's
     unknown: str = ""  # what is not known of it, and why; without a config it cannot be built
+    missing: str = ""  # what zoo does not have of it yet; its published weights are not fetched until then
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; `ModelSpec(**data)` gives the same spec back."""
@@ -222,6 +223,7 @@ _MODEL: dict[str, Check] = {
     "distribution": _distribution,
     "params_non_embedding": _count,
     "unknown": _text,
+    "missing": _text,
 }
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
@@ -275,13 +277,15 @@ def _declaration(kind: str, table: Mapping[str, Any], *, plugin: str) -> Declare
 
 
 def _nulled(table: dict[str, Any]) -> dict[str, Any]:
-    """Write None where the config of a model says "null": TOML has no word for it, and a default is not the same."""
-    config = table.get("config", {})
-    return (
-        {**table, "config": {k: None if v == "null" else v for k, v in config.items()}}
-        if "null" in config.values()
-        else table
-    )
+    """Write None where the config of a model says "null", at any depth: TOML has no word for it, and a default is not the same."""
+
+    def without(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: without(value) if isinstance(value, dict) else None if value == "null" else value
+            for key, value in values.items()
+        }
+
+    return {**table, "config": without(table["config"])} if "config" in table else table
 
 
 def _made_for(tables: Mapping[str, Any], path: Path) -> str:

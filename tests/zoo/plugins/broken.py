@@ -262,7 +262,7 @@ USED = [
 
 # --- those whose registry.toml is wrong -------------------------------------------------------------------------------
 
-KEYS = "name, family, modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged, distribution, params_non_embedding, unknown"
+KEYS = "name, family, modality, task, params, license, summary, plugin, hub, revision, sha256, paper, config, dtype, packaged, distribution, params_non_embedding, unknown, missing"
 NAME = "at most 200 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 LINE = "one line of 1 to 500 printable characters"
 RANGE = 'the range of plugin API versions it is made for, such as ">=1,<2"'
