@@ -12,12 +12,14 @@ from torch import nn
 from zoo.family.vision.language import VisionLanguageFamily
 from zoo.family.vision.tiling import tiles_of, to_pixels
 from zoo_h2ovl.model import H2OVL, tokens_per_tile
+from zoo_h2ovl.scale import tiny
 from zoo_h2ovl.vocabulary import SIZE, reading_tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from zoo.anatomy.parts import Anatomy
+    from zoo.catalog import ModelSpec
     from zoo.model.model import Model
 
 
@@ -30,6 +32,9 @@ class H2OVLFamily(VisionLanguageFamily):
         {"use": "visual-relation", "weight": 0.5},
     )
     evaluation: ClassVar[tuple[str, str]] = ("exact-match", "reading:test")
+
+    def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
+        return tiny(spec.config)
 
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
         return H2OVL(config).eval()

@@ -2,9 +2,9 @@
 
 Paper: H2OVL-Mississippi Vision Language Models (2410.13611). The shape is InternVL 2's (2404.16821): an InternViT tower
 without a final norm, pixel shuffle (four neighbouring patches become one token), LayerNorm and a two-layer perceptron,
-a Llama decoder whose <IMG_CONTEXT> embeddings are overwritten with what the projector says.
-Code: written here over timm's VisionTransformer and transformers' LlamaForCausalLM (both Apache-2.0); the published
-checkpoints are Apache-2.0.
+a decoder (Llama in the 0.8B, Mistral in the 2B) whose <IMG_CONTEXT> embeddings are overwritten with what the projector says.
+Code: written here over timm's VisionTransformer and transformers' decoders (both Apache-2.0); the published checkpoints
+are Apache-2.0.
 
 Legend: N tiles, C vision width, H W patches up and across, K tokens of one tile, B batch, T tokens, D language width, V vocabulary.
 """
@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.errors import RequestError
+from zoo.errors import RequestError, nearest
+
+# by the `model_type` of `llm_config`
+DECODERS = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
 
 @dataclass
@@ -168,7 +171,19 @@ def build_projector(width: int, out: int) -> nn.Module:
 
 
 def build_decoder(config: dict[str, Any]) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """The decoder of its `model_type`, Llama where it says none.
 
+    Raises:
+        RequestError: H2OVL has no decoder of that type.
+    """
+    import transformers
+
+    kind = config.get("model_type", "llama")
+    if kind not in DECODERS:
+        raise RequestError(
+            f"llm_config: model_type {str(kind)[:80]!r} is no decoder of H2OVL.{nearest(str(kind), DECODERS)} "
+            f"Decoders: {', '.join(DECODERS)}."
+        )
+    decoder: Any = getattr(transformers, DECODERS[kind])
     values = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
-    return LlamaForCausalLM(LlamaConfig(**values))
+    return decoder(decoder.config_class(**values))

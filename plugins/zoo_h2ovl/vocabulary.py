@@ -24,6 +24,7 @@ SPECIAL = (
 WORDS = ("<|prompt|>", "<|answer|>")  # not special: here one token each, in the published tokenizer plain text
 QUESTIONS = ("What digit is this?", "What does it say?", "\nWhat")
 SIZE = 288
+IMAGE_TOKEN = SIZE - len(WORDS) - len(SPECIAL) + SPECIAL.index("<IMG_CONTEXT>")
 
 
 @cache
