@@ -27,6 +27,7 @@ from zoo.model.building import build_as_loaded, kept_in_float32
 from zoo.model.model import Model
 from zoo.tensors import safetensors
 from zoo_snapgen import classes
+from zoo_snapgen.scale import tiny
 
 INDEX = "model_index.json"
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -43,6 +44,9 @@ class PipelineParts(nn.Module):
 
 class DiffusersPipeline(TextToImageFamily):
     """Pipelines built from the configs of their components."""
+
+    def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
+        return tiny(spec.config, name=spec.name)
 
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
         """Build every component of `config["components"]` from its own config.
@@ -92,7 +96,7 @@ class DiffusersPipeline(TextToImageFamily):
         absent = [name for name in needed if name not in parts and name not in cls._optional_components]
         if absent:
             raise RequestError(
-                f"{model.spec.name} has no {absent[0]}, which {cls.__name__} needs; it has {', '.join(parts)}."
+                f"{model.spec.name} lacks {', '.join(absent)}, which {cls.__name__} needs; it has {', '.join(parts)}."
             )
         given = {name: parts.get(name) for name in needed} | {name: parts[name] for name in optional if name in parts}
         if "requires_safety_checker" in optional:

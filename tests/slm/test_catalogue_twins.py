@@ -179,8 +179,8 @@ def test_what_has_no_twin_says_so(tmp_path: Path) -> None:
         fault("smollm2-135m", scale="tinny", weights="random")
         == "'tinny' is no scale. Did you mean 'tiny'? Scales: tiny."
     )
-    assert fault("tiny-t2i", scale="tiny", weights="random") == (
-        "tiny-t2i cannot be shrunk: its family snapgen does not say how."
+    assert fault("timm:resnet10t", scale="tiny", weights="random") == (
+        "timm:resnet10t cannot be shrunk: its family timm does not say how."
     )
     assert fault("slimlm-450m", scale="tiny", weights="random").startswith(
         "slimlm-450m cannot be built, for this is not known of it: the width"
