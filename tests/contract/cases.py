@@ -58,9 +58,11 @@ SHRUNK: dict[str, str] = {
         "bebeshka",
     )
 }
+MISSISSIPPI = "h2ovl-mississippi-2b, tiny"
 # The other modalities: name -> what `zoo.load` takes; a pipeline directory is made by diffusers.
 IMAGES: dict[str, str] = {
     "tiny-vlm": "tiny-vlm",
+    MISSISSIPPI: "h2ovl-mississippi-2b",
     "tiny-t2i": "tiny-t2i",
     "stable-diffusion": "",
     "vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
@@ -90,7 +92,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # (base, compressor) -> the options that differ there: what has to fit the modality.
 SEES = {"length": 64}  # a question with its image is longer than a sentence
 DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
-    **{("tiny-vlm", use): {**OPTIONS[use], **SEES} for use in ("lowrank.svd", "distill", "train")},
+    **{
+        (name, use): {**OPTIONS[use], **SEES}
+        for name in ("tiny-vlm", MISSISSIPPI)
+        for use in ("lowrank.svd", "distill", "train")
+    },
     **{(name, "inherit"): {"layers": "first:1"} for name in ("tiny-t2i", "stable-diffusion")},
     **{(name, "prune.structured"): {"ffn": 0.25} for name in ("tiny-t2i", "stable-diffusion")},
     ("resnet", "prune.structured"): {"ratio": 0.25},
@@ -196,7 +202,10 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (("gpt-neox", "opt", "bert"), [("prune.structured", {"heads": 3})]),
     ((RANDOM,), [stage("vocabulary.bpe"), TRAIN]),
     # vision-language: each part for itself, and all three together
-    (("tiny-vlm",), [stage("inherit", target="vision", layers="first:2"), ("prune.structured", {"ffn": 0.25}), INT8]),
+    (
+        ("tiny-vlm", MISSISSIPPI),
+        [stage("inherit", target="vision", layers="first:2"), ("prune.structured", {"ffn": 0.25}), INT8],
+    ),
     (
         ("tiny-vlm",),
         [
@@ -306,9 +315,9 @@ def base(name: str, folder: Path) -> Model:
         return zoo.load(TINY, weights="random")
     if name == "stable-diffusion":
         return zoo.load(stable_diffusion(folder / name))
-    known = IMAGES.get(name, name)
-    packaged = weights.packaged_at(zoo.info(known))
-    return zoo.load(known) if packaged else awake(zoo.load(known, weights="random"))
+    known, scale = IMAGES.get(name, name), "tiny" if name.endswith(", tiny") else None
+    packaged = not scale and weights.packaged_at(zoo.info(known))
+    return zoo.load(known) if packaged else awake(zoo.load(known, weights="random", scale=scale))
 
 
 def checkpoint(name: str, folder: Path) -> Path:

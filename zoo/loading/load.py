@@ -41,7 +41,8 @@ def load(
         dtype: of the parameters in memory; by default the one the model is meant to run in.
         scale: "tiny" builds a twin for tests: the same architecture with a few layers and heads, and every ratio and quirk
             of it (heads per key/value head, FFN to width, tied or not, kinds of layers, windows, experts, rotary settings).
-            It has random weights and no tokenizer: give it one as `model.processor`, or train one with `vocabulary.bpe`.
+            It has random weights and, where its family makes none, no tokenizer: give it one as `model.processor`, or
+            train one with `vocabulary.bpe`.
 
     Raises:
         UnknownName: neither a catalogued name nor a directory.
