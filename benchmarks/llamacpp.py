@@ -51,9 +51,15 @@ def main() -> None:
     print(f"{file.name}: {len(prompts)} prompts, the {LIKELIEST} likeliest next tokens of llama.cpp")
     print(f"log-probabilities differ by {mean(differences):.4f} on average, {max(differences):.4f} at most")
     print(f"the likeliest token is the same for {same} of {len(prompts)}")
-    print(f"loading takes {seconds['zoo'] / seconds['llama.cpp']:.1f} times as long, since it widens every weight")
+    print(f"loading takes {seconds['zoo'] / seconds['llama.cpp']:.1f} times as long")
     if asked.json:
-        found = {"file": str(file), "differences": differences, "same": same, "prompts": len(prompts), "seconds": seconds}
+        found = {
+            "file": str(file),
+            "differences": differences,
+            "same": same,
+            "prompts": len(prompts),
+            "seconds": seconds,
+        }
         asked.json.write_text(json.dumps(found))
 
 

