@@ -211,11 +211,22 @@ def runs_dry(before: Model, after: Model, compressor: Compressor) -> bool:
         error, shadow = _run_dry(after, way)
         if error is None:
             return True
+        if _lacks_what_was_there(error, shadow, before):
+            raise refusal(shadow, compressor, error) from error
         if _run_dry(before, way)[0] is None:
             if isinstance(error, NOT_TOLD):
                 return False
             raise error if isinstance(error, ZooError) else refusal(shadow, compressor, error) from error
     return False
+
+
+def _lacks_what_was_there(error: Exception, after: Model, before: Model) -> bool:
+    """Whether a pass asked a module that the stage put in for what the one before it had: no shape can mend that."""
+    parts, former = after.module.named_modules(), dict(before.module.named_modules())
+    path = next((path for path, part in parts if part is getattr(error, "obj", None)), None)
+    if not isinstance(error, AttributeError) or path not in former or type(former[path]) is type(error.obj):
+        return False
+    return error.name is not None and hasattr(former[path], error.name)
 
 
 def _run_dry(model: Model, way: Callable[[Model], Any]) -> tuple[Exception | None, Model]:

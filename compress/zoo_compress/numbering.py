@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -160,8 +160,13 @@ def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
     nearest_config = config_of(module, path)
     if not _depth_names(nearest_config, path, depth):
         return
-    same = nearest_config.to_dict()
-    yield from (config for config in _of_class(module, type(nearest_config)) if config.to_dict() == same)
+    same = _values(nearest_config)
+    yield from (config for config in _of_class(module, type(nearest_config)) if _values(config) == same)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """What a config says; those of diffusers are mappings themselves."""
+    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
 
 
 def _of_class(module: nn.Module, kind: type) -> Iterator[Any]:

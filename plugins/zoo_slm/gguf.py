@@ -88,7 +88,7 @@ class GGUF:
             check_config({SETTINGS.get(key, (key,))[0]: value}, f"{path}, {key}")
         if isinstance(blocks := settings.get("block_count"), int) and blocks > len(header.tensors):
             raise ArtifactError(
-                f"{path} is damaged: its header has {blocks:,} blocks, and {len(header.tensors)} tensors."
+                f"{path} is a damaged GGUF file: its header has {blocks:,} blocks, and {len(header.tensors)} tensors."
             )
         config = _config(path, header)
         check_config(config, str(path))

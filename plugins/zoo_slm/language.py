@@ -40,8 +40,9 @@ POSITIONS = (
     "max_decoder_position_embeddings",
     "max_target_positions",
 )
-# Model types whose classes mix in float32 whatever they are built in, and so run in nothing else.
-FLOAT32_ONLY = ("deberta",)
+# Model types whose classes run rightly in float32 alone: they mix it in whatever they are built in, have no Fourier
+# transform in half precision, or widen a router of theirs for good at the first pass.
+FLOAT32_ONLY = ("deberta", "fnet", "mra", "nllb-moe", "switch_transformers")
 
 
 class TransformersText(TextFamily):
@@ -112,8 +113,9 @@ class TransformersText(TextFamily):
         sizes = [int(size) for name in POSITIONS if (size := getattr(config, name, None) or 0) > 0]  # XLNet's is -1
         table, ahead = module.get_input_embeddings(), 1 if hasattr(config, "ngram") else 0
         for part in module.modules():
-            if isinstance(part, nn.Embedding) and part is not table and part.num_embeddings in sizes:
-                sizes.append(part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1 - ahead)
+            rows = getattr(getattr(part, "weight", None), "shape", (0,))[0] if hasattr(part, "padding_idx") else 0
+            if rows in sizes and part is not table:  # also of classes of their own, such as I-BERT's
+                sizes.append(rows - (-1 if part.padding_idx is None else part.padding_idx) - 1 - ahead)
         return min(sizes, default=1024)
 
     # --- foreign checkpoints ------------------------------------------------------------------------------------
@@ -136,8 +138,8 @@ class TransformersText(TextFamily):
         if config.get("model_type") in FLOAT32_ONLY:
             if dtype not in (None, torch.float32):
                 raise RequestError(
-                    f"{path} holds a model of type {config['model_type']}, whose class in transformers runs in float32 alone; "
-                    "load it with dtype='float32'."
+                    f"{path} holds a model of type {config['model_type']}, whose class in transformers runs rightly in "
+                    "float32 alone; load it with dtype='float32'."
                 )
             dtype = torch.float32
         name, license = (path.stem, checkpoint.license) if isinstance(checkpoint, GGUF) else (path.name, "")
@@ -182,6 +184,7 @@ class TransformersText(TextFamily):
     def load_processor(self, path: Path) -> Any:
         if path.is_file():
             return GGUF.at(path).processor()
+        tokenizer_files.require_sound(path)
         if tokenizer_files.says_all(path):
             return super().load_processor(path)
         return tokenizer_files.read(path)

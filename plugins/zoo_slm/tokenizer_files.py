@@ -43,8 +43,6 @@ def read(path: Path) -> Any:
         return None
     if pointer := next(filter(None, map(lfs_pointer, files)), ""):
         raise ArtifactError(f"{pointer}.")
-    for name in SETTINGS:
-        _require_object(path / name)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     lone = path / "tokenizer.json"
@@ -83,16 +81,17 @@ def says_all(path: Path) -> bool:
     return isinstance(about, dict) and about.get("tokenizer_class") in generic
 
 
-def _require_object(file: Path) -> None:
+def require_sound(path: Path) -> None:
     """Refuse settings that cannot be read: without them a tokenizer would have no special tokens."""
-    if not file.exists():
-        return
-    text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
-    try:
-        if not isinstance(json.loads(text), dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise ArtifactError(f"{file} is damaged: it holds no JSON object.") from None
+    for file in (path / name for name in SETTINGS):
+        if not file.exists():
+            continue
+        text = text_of(file, error=ArtifactError, most=LARGEST_DATA)
+        try:
+            if not isinstance(json.loads(text), dict):
+                raise ValueError
+        except (ValueError, RecursionError):
+            raise ArtifactError(f"{file} is damaged: it holds no JSON object.") from None
 
 
 def _warn(path: Path, why: str) -> None:

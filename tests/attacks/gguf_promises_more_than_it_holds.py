@@ -39,19 +39,22 @@ def model(layers: int, width: int) -> bytes:
 BOMBS = {
     b"GGUF"
     + struct.pack("<IQQ", 3, 2**40, 1)
-    + ARCHITECTURE: "is damaged: it says that it has 1,099,511,627,776 tensors",
+    + ARCHITECTURE: "is a damaged GGUF file: it says that it has 1,099,511,627,776 tensors",
     b"GGUF"
     + struct.pack("<IQQ", 3, 0, 1)
     + text("a")
-    + struct.pack("<IIQ", ARRAY, STRING, 2**33): "is damaged: its arrays",
-    b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IQ", STRING, 2**60): "is damaged: at byte",
+    + struct.pack("<IIQ", ARRAY, STRING, 2**33): "is a damaged GGUF file: its arrays",
+    b"GGUF"
+    + struct.pack("<IQQ", 3, 0, 1)
+    + text("a")
+    + struct.pack("<IQ", STRING, 2**60): "is a damaged GGUF file: at byte",
     b"GGUF"
     + struct.pack("<IQQ", 3, 1, 1)
     + ARCHITECTURE
     + text("token_embd.weight")
-    + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0): "is damaged: tensor 'token_embd.weight' ends at byte",
+    + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0): "is a damaged GGUF file: tensor 'token_embd.weight' ends at byte",
     model(10**9, 64): "block_count: num_hidden_layers is 1e.09, and no model has more",
-    model(9_000, 64): "is damaged: its header has 9,000 blocks, and 1 tensors",
+    model(9_000, 64): "is a damaged GGUF file: its header has 9,000 blocks, and 1 tensors",
     model(1, 2**16): "holds 20,480 weights, and the LlamaForCausalLM that transformers makes of its header has",
 }
 

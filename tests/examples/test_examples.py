@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny import VOCABULARY, tokenizer
 from zoo_compress import Recipe, run
 
 from zoo.artifact import store
@@ -40,6 +41,16 @@ TOY: dict[str, list[str]] = {
         "stage.3.batch=2",
         "stage.3.length=32",
     ],
+    "smollm2": [
+        *SMALL[:3],
+        "data.calibration=stdlib:train[:1]",
+        "evaluate.speed=false",
+        "stage.1.layers=auto:2",
+        "stage.2.ffn=48",
+        "stage.3.steps=2",
+        "stage.3.batch=2",
+        "stage.3.length=32",
+    ],
     "train/tiny_code": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"],
     **{
         f"train/{name}": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"]
@@ -56,13 +67,24 @@ TOY: dict[str, list[str]] = {
 }
 
 
+def tiny_gguf(folder: Path) -> Path:
+    """In the place of trained weights that a package brings: a file of the same kind."""
+    from gguf_writer import write
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=3, max_position_embeddings=64, **shape)
+    return write(folder / "tiny.gguf", LlamaForCausalLM(config), "llama", kind="Q8_0", tokenizer=tokenizer())
+
+
 def test_every_recipe_has_a_row():
     assert {*TOY} == {*RECIPES}, "give a new recipe its row in TOY"
 
 
 @pytest.mark.parametrize("name", TOY)
 def test_a_recipe_runs_as_it_stands_at_toy_size(name: str, tmp_path: Path):
-    recipe = Recipe.load(EXAMPLES / f"{name}.toml", overrides=TOY[name])
+    overrides = [*TOY[name], *([f"model.name={tiny_gguf(tmp_path)}"] if name == "smollm2" else [])]
+    recipe = Recipe.load(EXAMPLES / f"{name}.toml", overrides=overrides)
     done = run(recipe, out=tmp_path / "out")
     assert store.verify(done.out) == [] and (done.out / "report.html").stat().st_size > 10_000
     assert [stage["use"] for stage in done.results["stages"]] == ["original", *(stage.use for stage in recipe.stages)]

@@ -58,9 +58,11 @@ class Located:
         Raises:
             WeightsUnavailable: they are not here and cannot be fetched.
         """
-        here = self.here or weights.resolve(self._of_catalogue)
-        bare = here.is_dir() and not (here / MANIFEST).exists() and not recognise(here)
-        return here / WEIGHTS if bare and (here / WEIGHTS).exists() else here
+        if self.here is None:
+            return weights.resolve(self.family.complete(self._of_catalogue))
+        bare = self.spec is not None and self.here.is_dir() and not (self.here / MANIFEST).exists()
+        alone = bare and not recognise(self.here) and (self.here / WEIGHTS).exists()
+        return self.here / WEIGHTS if alone else self.here
 
     @cached_property
     def manifest(self) -> Manifest | None:

@@ -127,7 +127,7 @@ class _Reader:
         self.at, self.elements = 4, 0
 
     def damaged(self, why: str) -> ArtifactError:
-        return ArtifactError(f"{self.path} is damaged: {why}.")
+        return ArtifactError(f"{self.path} is a damaged GGUF file: {why}.")
 
     def bytes(self, count: int, what: str) -> bytes:
         if count > self.end - self.at:

@@ -74,7 +74,9 @@ def difference(label: str, here: Outputs, there: Outputs) -> str:
 def _hash(tensor: torch.Tensor) -> str:
     import torch
 
-    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor.detach()
+    if not tensor.numel():
+        return hashlib.sha256().hexdigest()
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
 
 

@@ -130,7 +130,7 @@ class _Reproduction:
         if asked == "random":
             return
         try:
-            sha256 = weights_digest(self.original.here or self.original.fetched())
+            sha256 = "" if self._is_gone(name) else weights_digest(self.original.here or self.original.fetched())
         except ZooError as error:
             raise Unreproducible(f"{self.path} cannot be made again: its original is not here: {error}") from None
         if not sha256:
@@ -153,6 +153,10 @@ class _Reproduction:
         """A name; a path that exists below the base is meant from there."""
         beside = self.base / name
         return str(beside) if _is_path(name) and beside.exists() else name
+
+    def _is_gone(self, name: str) -> bool:
+        """Whether a name is a path that leads nowhere."""
+        return _is_path(name) and not Path(self._located(name)).exists()
 
     def _looked(self, name: str) -> str:
         return (
@@ -212,8 +216,8 @@ class _Reproduction:
         if name == "original" or expected == "random":
             return
         try:
-            teacher = locate(self._located(name))
-            sha256 = weights_digest(teacher.here or teacher.fetched())
+            teacher = None if self._is_gone(name) else locate(self._located(name))
+            sha256 = weights_digest(teacher.here or teacher.fetched()) if teacher else ""
         except ZooError as error:
             raise Unreproducible(
                 f"{self.path} cannot be made again: the teacher {name!r} of {label} is not here: {error}"

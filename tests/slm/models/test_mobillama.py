@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,9 @@ def test_copies_are_compared_across_files(model: MobiLlamaForCausalLM, tmp_path:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     last["model.layers.2.mlp.gate_proj.weight"] = last["model.layers.2.mlp.gate_proj.weight"][:, :1]
     save_file({name: tensor.contiguous() for name, tensor in last.items()}, folder / "model-00002-of-00002.safetensors")
+    files = dict.fromkeys(tensors, "model-00001-of-00002.safetensors")
+    files |= dict.fromkeys(last, "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     with pytest.raises(ArtifactError, match=r"'model.layers.2.mlp.gate_proj.weight' has shape \(48, 1\), and"):
         zoo.load(folder)
 
