@@ -158,15 +158,11 @@ def _cut_columns(part: nn.Module, axis: int, kept: Tensor, size: int) -> None:
 def _configs(module: nn.Module, path: str, *, depth: int) -> Iterator[Any]:
     """Yield the config that describes the stack, and every equal copy of it that other modules hold."""
     nearest_config = config_of(module, path)
-    if not _depth_names(nearest_config, path, depth):
+    # those of diffusers are mappings, which are never changed, and whose depths are of other things than blocks of a list
+    if isinstance(nearest_config, Mapping) or not _depth_names(nearest_config, path, depth):
         return
-    same = _values(nearest_config)
-    yield from (config for config in _of_class(module, type(nearest_config)) if _values(config) == same)
-
-
-def _values(config: Any) -> dict[str, Any]:
-    """What a config says; those of diffusers are mappings themselves."""
-    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+    same = nearest_config.to_dict()
+    yield from (config for config in _of_class(module, type(nearest_config)) if config.to_dict() == same)
 
 
 def _of_class(module: nn.Module, kind: type) -> Iterator[Any]:

@@ -58,3 +58,15 @@ def test_training_in_bfloat16_takes_the_computed_buffers_along(kind: str, use: s
     assert all(
         after[name].dtype == buffer.dtype and torch.equal(after[name], buffer) for name, buffer in before.items()
     )
+
+
+def test_a_buffer_that_a_class_computes_for_every_size_is_no_other_model(tmp_path: Path) -> None:
+    """ConViT's distances between patches are of the latest image."""
+    model = zoo.load("timm:convit_tiny?num_classes=4&img_size=64&embed_dim=24&depth=2&num_heads=2", weights="random")
+    before = model.module.blocks[0].attn.rel_indices.shape  # type: ignore[union-attr, index]
+    model.module(torch.zeros(1, 3, 64, 64))
+    assert model.module.blocks[0].attn.rel_indices.shape != before  # type: ignore[union-attr, index]
+    model.save(tmp_path / "saved")
+    again = zoo.load(tmp_path / "saved")
+    pictures = torch.rand(2, 3, 64, 64)
+    assert torch.equal(again.module(pictures), model.module(pictures))

@@ -66,7 +66,12 @@ class VisionFamily(Family):
 
     def forward(self, model: Model, batch: Batch) -> torch.Tensor:
         """Return logits (B, V)."""
-        dtype = next((p.dtype for p in model.module.parameters() if p.is_floating_point()), None)
+        import torch
+
+        # of the parameters as they are, since training widens them; a packed layer's bias may be wider than the model
+        plain = (part for part in model.module.modules() if not hasattr(part, "zoo_packed"))
+        floats = (p.dtype for part in plain for p in part.parameters(recurse=False) if p.is_floating_point())
+        dtype = next(floats, getattr(torch, model.dtype))
         logits: torch.Tensor = model.module(batch["images"].to(dtype))
         return logits
 
