@@ -55,6 +55,45 @@ TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
             "decoder_start_token_id": 2,
         },
     ),
+    "fsmt": (
+        "FSMTConfig",
+        "FSMTForConditionalGeneration",
+        {
+            "langs": ["en", "de"],
+            "src_vocab_size": VOCABULARY,
+            "tgt_vocab_size": VOCABULARY,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "d_model": WIDTH,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": HEADS,
+            "decoder_attention_heads": HEADS,
+            "encoder_ffn_dim": FFN,
+            "decoder_ffn_dim": FFN,
+            "max_position_embeddings": 64,
+            "decoder_start_token_id": 2,
+        },
+    ),
+    "bigbird-pegasus": (
+        "BigBirdPegasusConfig",
+        "BigBirdPegasusForConditionalGeneration",
+        {
+            **SPECIAL,
+            "d_model": WIDTH,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": HEADS,
+            "decoder_attention_heads": HEADS,
+            "encoder_ffn_dim": FFN,
+            "decoder_ffn_dim": FFN,
+            "max_position_embeddings": 64,
+            "decoder_start_token_id": 2,
+            "block_size": 2,
+            "num_random_blocks": 1,
+        },
+    ),
     "mamba": (
         "MambaConfig",
         "MambaForCausalLM",
@@ -293,3 +332,17 @@ def test_an_encoder_reads_from_the_start_of_a_text():
     windows = list(model.family.windows(model, data(), length=16))
     assert windows and all(window["input_ids"][0] == 9 for window in windows)
     assert all(window["decoder_input_ids"][0] == start_token(model) for window in windows)
+
+
+def test_tokens_of_fsmt_see_none_after_them():
+    model = lively("fsmt")
+    batch = model.family.example(model, batch=1, size=8)
+    ids = batch["decoder_input_ids"]
+    with torch.no_grad():
+        whole = model.family.forward(model, batch)
+        other = model.family.forward(model, {**batch, "decoder_input_ids": ids.index_fill(1, torch.tensor([7]), 5)})
+        rows = model.family.rows(model, {**batch, "labels": ids}, ("label",))["label"]
+    assert int(ids[0, 7]) != 5
+    assert torch.equal(whole[:, :7], other[:, :7])
+    assert torch.equal(rows.head(rows.hidden), whole[0])
+    assert model.family.caches(model)  # type: ignore[attr-defined]

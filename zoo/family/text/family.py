@@ -68,8 +68,13 @@ class TextFamily(Family):
         }
 
     def forward(self, model: Model, batch: Batch) -> torch.Tensor:
-        """Return logits (B, T, V)."""
-        logits: torch.Tensor = model.module(**_inputs(batch)).logits
+        """Return logits (B, T, V).
+
+        Nothing is kept for a next token: RWKV writes that into tensors that gradients need, and FSMT, asked to keep it,
+        lets every token see those after it.
+        """
+        cacheless = {"use_cache": False} if "use_cache" in signature(model.module.forward).parameters else {}
+        logits: torch.Tensor = model.module(**_inputs(batch), **cacheless).logits
         return logits
 
     def forward_body(self, model: Model, batch: Batch) -> torch.Tensor:
@@ -102,9 +107,7 @@ class TextFamily(Family):
         """Run up to the head: hidden (B, T, D) and the head."""
         split = self.body_and_head(model.module)
         if split is None:
-            # RWKV writes what it keeps for the next token into tensors that gradients need
-            cacheless = {"use_cache": False} if "use_cache" in signature(model.module.forward).parameters else {}
-            return model.module(**_inputs(batch), **cacheless).logits, lambda logits: logits
+            return self.forward(model, batch), lambda logits: logits
         body, head = split
         return body(**_inputs(batch), use_cache=False).last_hidden_state, head
 
