@@ -346,3 +346,14 @@ def test_tokens_of_fsmt_see_none_after_them():
     assert torch.equal(whole[:, :7], other[:, :7])
     assert torch.equal(rows.head(rows.hidden), whole[0])
     assert model.family.caches(model)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sizes", [{"heads": 0.5}, {"width": 24}])
+def test_sizes_of_attention_that_a_short_text_builds_anew_are_not_pruned(sizes: dict[str, Any]):
+    model = small("bigbird-pegasus")
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"builds its attention anew .* prune ffn instead"):
+            apply(model, "prune.structured", sizes)
+        model.family.forward(model, model.family.example(model))  # after which it holds the other attention
+    apply(model, "prune.structured", {"ffn": 0.25})
+    apply(small("bigbird-pegasus", attention_type="original_full"), "prune.structured", {"heads": 0.5})

@@ -190,6 +190,8 @@ class PruneStructured(Compressor):
                 units_to_keep(options.ffn, layer.width, what=f"{layer.path}: FFN channels", round_to=options.round_to)
                 for layer in require_parts(target, "ffn", stage=self.name)
             )
+        if (options.heads, options.kv_groups, options.width) != (None, None, None):
+            _require_attention_that_stays(model.module, stage=self.name)
         if options.heads is not None or options.kv_groups is not None:
             for stack, _ in target.picks:
                 _require_movable_heads(model.module, stack.path, stage=self.name)
@@ -266,6 +268,19 @@ def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:
         fixed = f"which blocks a head of {name} sees is fixed by its number"
     if fixed:
         raise Refused(f"{stage}: {fixed}, so heads cannot go; prune ffn instead.")
+
+
+def _require_attention_that_stays(module: nn.Module, *, stage: str) -> None:
+    """Refuse BigBird's kin, whose blocks take another attention for short texts, made for the head size that the config gives."""
+    if any(
+        hasattr(part, "set_attention_type")
+        and getattr(getattr(part, "config", None), "attention_type", "") == "block_sparse"
+        for part in module.modules()
+    ):
+        raise Refused(
+            f"{stage}: {type(module).__name__} builds its attention anew from the config when a text is short "
+            "(block_sparse), and the sizes that pruning leaves would be lost; prune ffn instead."
+        )
 
 
 def _norms(plan: Plan) -> list[str]:
