@@ -545,3 +545,10 @@ def test_features_without_classes_say_what_to_ask_for():
 
 def test_speed_is_images_a_second(vit: Model):
     assert vit.family.speeds(vit, prefill=1, decode=1)["images_per_s"] > 0
+
+
+def test_a_packed_model_in_half_precision_is_fed_in_its_own(tmp_path: Path) -> None:
+    """Its first layer is packed, and the batch norm behind it stays in float32."""
+    model = zoo.load("timm:cpubone_nano?num_classes=4", weights="random", dtype="bfloat16")
+    model.apply(registry.compressor("quantize.int8"), registry.compressor("quantize.int8").Options(), Context())
+    assert model.family.forward(model, model.family.example(model, batch=1)).isfinite().all()

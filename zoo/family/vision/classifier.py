@@ -68,10 +68,9 @@ class VisionFamily(Family):
         """Return logits (B, V)."""
         import torch
 
-        # of the parameters as they are, since training widens them; a packed layer's bias may be wider than the model
-        plain = (part for part in model.module.modules() if not hasattr(part, "zoo_packed"))
-        floats = (p.dtype for part in plain for p in part.parameters(recurse=False) if p.is_floating_point())
-        dtype = next(floats, getattr(torch, model.dtype))
+        # training widens all parameters; else batch norms may be wider than the model
+        floats = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
+        dtype = floats.pop() if len(floats) == 1 else getattr(torch, model.dtype)
         logits: torch.Tensor = model.module(batch["images"].to(dtype))
         return logits
 
