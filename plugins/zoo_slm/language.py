@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +44,8 @@ POSITIONS = (
 # Model types whose classes run rightly in float32 alone: they mix it in whatever they are built in, have no Fourier
 # transform in half precision, or widen a router of theirs for good at the first pass.
 FLOAT32_ONLY = ("deberta", "fnet", "mra", "nllb-moe", "switch_transformers")
+HALF = (torch.float16, torch.bfloat16)
+COPIED = 2**30  # bytes of weights in half precision that are copied in float32 to be asked
 
 
 class TransformersText(TextFamily):
@@ -204,8 +207,11 @@ def _built(config: dict[str, Any], task: str, **given: Any) -> nn.Module:
 
 
 def _caches(module: nn.Module) -> bool:
-    """Whether a module's passes with a cache compute what whole ones do."""
+    """Whether a module's passes with a cache compute what whole ones do; a smaller one is asked in float32, as twins are."""
     config: Any = module.config
+    weights = list(module.parameters())
+    if any(weight.dtype in HALF for weight in weights) and sum(weight.nbytes for weight in weights) <= COPIED:
+        module = deepcopy(module).float()
     task = "seq2seq" if config.is_encoder_decoder else "causal-lm"
     spec = ModelSpec(
         name="", family="transformers", modality="text", task=task, plugin="zoo_slm", config=config.to_dict()

@@ -130,6 +130,10 @@ class Family(ABC):
         outputs = self.forward(model, batch)
         return outputs, outputs
 
+    def caches(self, model: Model) -> bool:
+        """Whether what the module computes step by step is used, since it is what it computes at once."""
+        return True
+
     @abstractmethod
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut `data` into training windows, each a dict of unbatched tensors; their `where(i)`, if any, says where window i is from."""

@@ -45,9 +45,11 @@ def in_steps(model: Model) -> tuple[Tensor, Tensor]:
 
 
 def runs(model: Model) -> Runs:
-    """Say how a model runs."""
+    """Say how a model runs; never alike where its family does not use the steps, which may be near by chance."""
     try:
-        return "alike" if _agree(model, *in_steps(model)) else "in steps"
+        whole, stepwise = in_steps(model)
+        used = whole is stepwise or model.family.caches(model)
+        return "alike" if used and _agree(model, whole, stepwise) else "in steps"
     except (ZooError, *UNFIT):
         pass
     try:
