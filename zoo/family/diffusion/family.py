@@ -386,10 +386,13 @@ def _images_of(model: Model, pipeline: Any, **asked: Any) -> Any:
     from zoo.errors import RequestError, one_line
     from zoo.model.trial import UNFIT
 
+    known = signature(pipeline.__call__).parameters
+    if "use_resolution_binning" in known:  # in the model's own size, not in the nearest of a list of sizes (PixArt)
+        asked.setdefault("use_resolution_binning", False)
     try:
         return pipeline(**asked).images
     except (*UNFIT, ArithmeticError) as error:
-        also = [name for name in signature(pipeline.__call__).parameters if "image" in name and name not in asked]
+        also = [name for name in known if "image" in name and name not in asked]
         raise RequestError(
             f"{type(pipeline).__name__} of {model.spec.name} makes no image of what it was given ({one_line(error)[:160]})"
             + (f"; it also takes {', '.join(also)}." if also else ".")
