@@ -101,9 +101,11 @@ def asks_untied(config: Mapping[str, Any]) -> bool:
 
 
 def tied(module: Any) -> bool:
-    """Whether the head is the token table, or there is none."""
-    head, table = module.get_output_embeddings(), module.get_input_embeddings()
-    return head is None or getattr(head, "weight", None) is getattr(table, "weight", module)
+    """Whether the head is a token table, or there is none; of an encoder and a decoder each may have a table of its own."""
+    head = module.get_output_embeddings()
+    tables = [module.get_input_embeddings(), *(part for part in module.modules() if isinstance(part, nn.Embedding))]
+    own = getattr(head, "weight", None)
+    return head is None or any(own is getattr(table, "weight", module) for table in tables)
 
 
 def first_line(error: BaseException) -> str:

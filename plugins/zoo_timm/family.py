@@ -31,12 +31,15 @@ from zoo.family.vision.classifier import VisionFamily, plain_name
 from zoo.loading.codes import require_no_codes
 from zoo.model.model import Model
 from zoo.tensors import safetensors
+from zoo_timm import caches
 from zoo_timm.classes import classes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from PIL.Image import Image
+
+    from zoo.tensors.batch import Batch
 
 TASK = "image-classification"
 DTYPES = {"BF16": "bfloat16", "F16": "float16"}
@@ -107,6 +110,10 @@ class TimmVision(VisionFamily):
             if getattr(part, "running_mean", None) is not None:
                 part.float()
         return module
+
+    def forward(self, model: Model, batch: Batch) -> torch.Tensor:
+        caches.forget(model.module)
+        return super().forward(model, batch)
 
     def initialise(self, module: nn.Module) -> None:
         """Draw the plain architecture's own initialisation; a tensor that was cut takes the leading part.

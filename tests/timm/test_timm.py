@@ -552,3 +552,17 @@ def test_a_packed_model_in_half_precision_is_fed_in_its_own(tmp_path: Path) -> N
     model = zoo.load("timm:cpubone_nano?num_classes=4", weights="random", dtype="bfloat16")
     model.apply(registry.compressor("quantize.int8"), registry.compressor("quantize.int8").Options(), Context())
     assert model.family.forward(model, model.family.example(model, batch=1)).isfinite().all()
+
+
+def test_training_forgets_what_was_computed_of_parameters_that_moved() -> None:
+    """LeViT keeps its attention biases of the first pass, which outside training it would use for good."""
+    model = zoo.load("timm:levit_128s?num_classes=4", weights="random", dtype="float32")
+    batch = model.family.example(model, batch=1)
+    with torch.no_grad():
+        model.family.forward(model, batch)
+        for name, parameter in model.module.named_parameters():
+            if name.endswith("attention_biases"):
+                parameter.add_(1.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(model.family.forward(model, batch), model.copy().family.forward(model.copy(), batch))
+    for _ in range(2):  # the graph of the first pass is gone in the second
+        model.family.rows(model, batch, ["label"])["label"].hidden.sum().backward()
