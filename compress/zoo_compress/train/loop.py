@@ -191,7 +191,7 @@ def sparse_masks(model: Model) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _to_float32(model: Model) -> dict[str, torch.dtype]:
-    """Train in float32: parameters, and the buffers that are computed beside them (Swin's tables of positions)."""
+    """Train in float32: parameters, and the buffers that meet them (Swin's tables of positions, CSATv2's cosines)."""
     dtypes = {}
     for name, tensor in _floats(model.module):
         dtypes[name] = tensor.dtype
@@ -209,6 +209,6 @@ def _restore_dtype(model: Model, dtypes: Mapping[str, torch.dtype]) -> None:
 def _floats(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((name, p) for name, p in module.named_parameters() if p.is_floating_point())
     for path, part in module.named_modules():
-        for name in sorted(part._non_persistent_buffers_set):
-            if (buffer := part._buffers.get(name)) is not None and buffer.is_floating_point():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_floating_point():
                 yield f"{path}.{name}", buffer
