@@ -21,6 +21,7 @@ from zoo.anatomy.modules import container
 from zoo.errors import ArtifactError, Refused, UnknownName, nearest, one_line
 from zoo.model.lineage import Record
 from zoo.model.model import Model
+from zoo.model.trial import UNFIT
 
 QKV = ("to_q", "q_proj", "query", "qkv", "q")  # a module with one of these is attention: its heads stay whole
 
@@ -65,7 +66,13 @@ def _apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
     name = type(part).__name__
     shapes, before = _shapes(module), _numbers(module)
     ties = [names for names, _ in model._named() if len(names) > 1]
-    inputs, output, last = _run_watching(model, part, stage=stage)
+    try:
+        inputs, output, last = _run_watching(model, part, stage=stage)
+    except UNFIT as error:  # tables of indices are not what they say there
+        reason = one_line(error)[:160].rstrip(".")
+        raise Refused(
+            f"{stage}: {name} cannot be pruned by its graph: it does not run with constant weights ({reason})."
+        ) from error
     try:
         with torch.random.fork_rng(devices=[]), _traceable(part), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parameters outside layers, which stay: gains of heads that stay whole
