@@ -342,3 +342,14 @@ def test_whisper_reads_as_many_tokens_as_its_decoder_has_positions_for(tmp_path:
     config = transformers.WhisperConfig(vocab_size=32, max_target_positions=20, pad_token_id=0, **shape)
     transformers.WhisperForCausalLM(config).save_pretrained(tmp_path)
     assert zoo.load(tmp_path).family.context_length(zoo.load(tmp_path)) == 20  # type: ignore[attr-defined]
+
+
+def test_a_head_that_is_the_decoders_own_table_stays_it(tmp_path: Path) -> None:
+    """T5Gemma has a table for either side, and its head is that of the decoder."""
+    side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    side |= {"num_key_value_heads": 1, "vocab_size": 32, "query_pre_attn_scalar": 8}
+    config = transformers.T5GemmaConfig(encoder=dict(side), decoder=dict(side), vocab_size=32)
+    transformers.T5GemmaForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    model = zoo.load(tmp_path / "model")
+    model.save(tmp_path / "saved")
+    assert model.aliases() == zoo.load(tmp_path / "saved").aliases() != {}
