@@ -153,7 +153,10 @@ def _only_file(folder: Path) -> Path:
     """The one file that is the whole model of a folder, or the folder where it is one itself."""
     if (folder / MANIFEST).exists() or recognise(folder):
         return folder
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and recognise(file)]
+    try:
+        files = [file for file in sorted(folder.iterdir()) if file.is_file() and recognise(file)]
+    except OSError:  # another process is replacing it; whoever reads it says so
+        return folder
     if len(files) > 1:
         kind, names = files[0].suffix[1:].upper(), ", ".join(file.name for file in files)
         raise RequestError(f"{folder} holds several {kind} files ({names}); give one of them.")
