@@ -238,7 +238,8 @@ def _set_rope(path: Path, header: Header, settings: dict[str, Any], config: Any)
     if rotated != int(width * rope.get("partial_rotary_factor", 1.0)):
         rope["partial_rotary_factor"] = rotated / width
     kind = settings.get("rope.scaling.type", "none")
-    if kind not in ROPE_SCALINGS:
+    told = kind != "longrope" or ROPE_TENSORS[1] in header.tensors  # by what it scales
+    if kind not in ROPE_SCALINGS or not told or (kind in ("linear", "yarn") and "rope.scaling.factor" not in settings):
         raise _not_read(path, "rope.scaling.type", kind)
     original = settings.get("rope.scaling.original_context_length")
     if kind in ("linear", "yarn"):

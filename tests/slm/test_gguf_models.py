@@ -213,6 +213,8 @@ def test_a_part_of_each_head_is_turned_where_the_file_says_so(tmp_path: Path) ->
         ({"expert_count": 8, "expert_used_count": 2}, "says expert_count = 8, which transformers does not take over"),
         ({"attention.clamp_kqv": 8.0}, r"says attention\.clamp_kqv = 8\.0"),
         ({"rope.scaling.type": "dynamic"}, r"says rope\.scaling\.type = dynamic"),
+        ({"rope.scaling.type": "longrope"}, r"says rope\.scaling\.type = longrope"),
+        ({"rope.scaling.type": "linear"}, r"says rope\.scaling\.type = linear"),
         ({"block_count": 3}, "holds .* weights, and the LlamaForCausalLM that transformers makes of its header has"),
         ({"block_count": 10**9}, r"block_count: num_hidden_layers is 1e\+09, and no model has more than 10,000"),
         ({"embedding_length": 2**30}, "embedding_length: hidden_size is 1.07e"),
