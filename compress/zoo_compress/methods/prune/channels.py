@@ -151,7 +151,16 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 def _prune(part: nn.Module, inputs: Inputs, ratio: float, *, ignored: list[nn.Module]) -> None:
     import torch_pruning
 
-    pruner = torch_pruning.pruner.BasePruner(
+    class Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
+        """Takes the same share of every source where a layer reads several, side by side."""
+
+        def estimate_importance(self, group: Any) -> Tensor | None:
+            importance: Tensor | None = super().estimate_importance(group)
+            if importance is None:
+                return None
+            return _by_share(importance, _sources(group, len(importance)), self._get_channel_groups(group))
+
+    pruner = Pruner(
         part,
         inputs,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
@@ -160,6 +169,42 @@ def _prune(part: nn.Module, inputs: Inputs, ratio: float, *, ignored: list[nn.Mo
         forward_fn=lambda module, given: _tensors(module(*given[0], **given[1])),
     )
     pruner.step()
+
+
+def _sources(group: Any, count: int) -> list[tuple[int, ...]]:
+    """For each of the `count` channels of a group, which of the layers coupled by it have that channel."""
+    sources: list[tuple[int, ...]] = [()] * count
+    for number, item in enumerate(group):
+        for channel in {root for root in item.root_idxs if root is not None}:
+            sources[channel] += (number,)
+    return sources
+
+
+def _by_share(importance_C: Tensor, sources: list[tuple[int, ...]], groups: int) -> Tensor:
+    """Order channels so that the least important ones, however many are taken, are the same share of every source.
+
+    Ranked together, how many channels each of two layers loses whose outputs are joined (CSPNeXt's attention) would follow
+    from the weights, and with it how many parameters are left. Channels of one source keep their order.
+
+    Args:
+        importance_C: of each channel (C,), `groups` times the same number of dimensions, which go together.
+
+    Returns:
+        What to rank by, (C,): the importance itself where all channels have the same sources.
+    """
+    if len(set(sources)) < 2:
+        return importance_C
+    importance_D = importance_C.view(groups, -1).mean(0)
+    size = len(importance_D)
+    members: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for i in range(size):
+        members.setdefault(tuple(sources[i::size]), []).append(i)
+    keys: dict[int, tuple[float, int]] = {}
+    for number, indices in enumerate(members.values()):
+        for place, at in enumerate(importance_D[indices].argsort(stable=True).tolist()):
+            keys[indices[at]] = ((place + 0.5) / len(indices), number)
+    rank_D = torch.tensor(sorted(keys, key=keys.__getitem__)).argsort()
+    return rank_D.float().repeat(groups)
 
 
 @contextmanager

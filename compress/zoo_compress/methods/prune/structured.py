@@ -52,7 +52,7 @@ class PruneStructured(Compressor):
     """Remove whole attention heads, FFN channels and residual dimensions."""
 
     name: ClassVar[str] = "prune.structured"
-    version: ClassVar[int] = 2  # since text begins with <bos>, and activations choose where there is calibration data
+    version: ClassVar[int] = 3  # since the graph takes the same share of layers whose outputs are joined
 
     class Options(CompressorOptions):
         target: str = Field(

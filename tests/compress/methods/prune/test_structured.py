@@ -730,6 +730,20 @@ class Single(nn.Module):
         return self.only(pixels)  # type: ignore[no-any-return]
 
 
+class Joined(nn.Module):
+    """Two convolutions side by side, read by a gate over the channels of both (CSPNeXt's attention)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.short = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.gate = nn.Conv2d(24, 24, 1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = torch.cat([self.main(pixels), self.short(pixels)], 1)
+        return self.head((x * self.gate(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Images(TransformersText):
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:
         return {"pixels": torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))}
@@ -768,6 +782,20 @@ def test_convolutions_are_pruned_by_their_graph() -> None:
 def test_convolutions_ask_for_a_ratio() -> None:
     with pytest.raises(Refused, match="give ratio instead"):
         STAGE.check(convolutional(), {}, STAGE.Options(ffn=0.5))
+
+
+@pytest.mark.parametrize("large", ["main", "short"])
+def test_layers_whose_outputs_are_joined_lose_the_same_share_whatever_their_weights(large: str) -> None:
+    model = convolutional()
+    model.module = Joined().eval()
+    with torch.no_grad():
+        model.module.get_parameter(f"{large}.weight").mul_(100)
+    outlined = STAGE.outline(model, STAGE.Options(ratio=0.25))
+    importance = {path: model.module.get_parameter(f"{path}.weight").square().sum((1, 2, 3)) for path in (large,)}
+    assert prune(model, ratio=0.25) == outlined
+    assert (model.module.main.out_channels, model.module.short.out_channels) == (12, 6)
+    left = model.module.get_parameter(f"{large}.weight").square().sum((1, 2, 3))
+    assert left.sum() > 0.7 * importance[large].sum()
 
 
 @pytest.mark.parametrize(
