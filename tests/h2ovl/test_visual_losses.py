@@ -129,7 +129,7 @@ def test_calibration_reads_no_padding():
 
     def tokens(batches):
         seen = []
-        watch(model, batches, {path: lambda read, _: seen.append(read.flatten(0, -2))})
+        watch(model, batches, {path: lambda read, *_: seen.append(read.flatten(0, -2))})
         return torch.cat(seen)
 
     together = tokens([model.family.collate(model, list(windows))])

@@ -7,7 +7,7 @@ is refused by the names of module and samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,14 +17,15 @@ from torch import nn
 
 from zoo.errors import DataError, ZooError
 from zoo.family.base import window_origin
-from zoo.model.context import Context
+from zoo.model.context import Context, Progress, Silent
 from zoo.model.health import cause
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo.tensors.batch import Batch, unpadded, without_padding, written
 from zoo.tensors.finite import all_finite
 
-Watcher = Callable[[torch.Tensor, torch.Tensor], None]  # what a module read, and what it wrote
+# What a module read, what it wrote, and what else it was given by place, such as the experts that a router chose.
+Watcher = Callable[..., None]
 
 
 class CalibrationOptions(CompressorOptions):
@@ -81,7 +82,14 @@ def joined(model: Model, windows: list[Batch], *, seed: int) -> Batch:
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
-def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], *, until: str = "") -> None:
+def watch(
+    model: Model,
+    data: Sequence[Batch],
+    watchers: Mapping[str, Watcher],
+    *,
+    until: str = "",
+    progress: Progress | None = None,
+) -> None:
     """Run `data` through the model, each watcher called whenever its module has run, with the tokens that are no padding.
 
     Args:
@@ -103,7 +111,7 @@ def watch(model: Model, data: Iterable[Batch], watchers: Mapping[str, Watcher], 
     whole = until or model.anatomy.head in watchers
     run = model.family.forward if whole else model.family.forward_body
     try:
-        for number, batch in enumerate(data):
+        for number, batch in enumerate((progress or Silent()).track(data, total=len(data), label="calibration")):
             sound.clear()
             kept[0] = unpadded(batch)
             with torch.no_grad(), suppress(_Enough):
@@ -134,7 +142,7 @@ def _hook(
         wrote = written(output)
         read, wrote = (without_padding(tensor, kept[0]) for tensor in (read, wrote))
         sound.extend((f"{path} {verb}", _finite(tensor)) for verb, tensor in (("reads", read), ("gives", wrote)))
-        watcher(read, wrote)
+        watcher(read, wrote, *args[1:])
 
     return call
 

@@ -13,7 +13,7 @@ blocks is refused.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,9 +24,10 @@ from zoo.anatomy.modules import config_of
 from zoo.anatomy.parts import Stack
 from zoo.compressor import Compressor
 from zoo.errors import DataError, Refused, RequestError, nearest
-from zoo.model.context import Context
+from zoo.model.context import Context, Progress
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
+from zoo.tensors.batch import Batch
 from zoo_compress.calibrate.watch import CalibrationOptions, batches, watch
 from zoo_compress.numbering import keep_blocks, require_numbering
 
@@ -92,7 +93,7 @@ class Inherit(Compressor):
         if _way(options) == "influence":
             data = batches(model, options, context, stage=self.name)
             for stack, cut in zip(_stacks(model, options), record["stacks"], strict=True):
-                influence = block_influence(model, stack, data)
+                influence = block_influence(model, stack, data, context.progress)
                 cut["kept"] = _most_influential(influence, len(cut["kept"]), keep_ends=options.keep_ends)
                 cut["influence"] = [round(value, 6) for value in influence]
         self.rebuild(model, record)
@@ -138,7 +139,7 @@ class Inherit(Compressor):
         return " ".join(said)
 
 
-def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
+def block_influence(model: Model, stack: Stack, data: Sequence[Batch], progress: Progress | None = None) -> list[float]:
     """Return 1 - mean cos(x_in, x_out) over all tokens for each block: 0 for an identity, at most 2.
 
     Raises:
@@ -148,7 +149,7 @@ def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
     tokens = [0] * len(stack.blocks)
 
     def watcher(index: int) -> Any:
-        def see(read_BTD: torch.Tensor, wrote_BTD: torch.Tensor) -> None:
+        def see(read_BTD: torch.Tensor, wrote_BTD: torch.Tensor, *_: Any) -> None:
             # double, and an eps far below any norm: an identity block gives 0 to the last bits
             cosine_BT = F.cosine_similarity(read_BTD.double(), wrote_BTD.double(), dim=-1, eps=1e-30)
             sums[index] += float((1 - cosine_BT).sum())
@@ -156,7 +157,13 @@ def block_influence(model: Model, stack: Stack, data: list[Any]) -> list[float]:
 
         return see
 
-    watch(model, data, {block.path: watcher(i) for i, block in enumerate(stack.blocks)}, until=stack.blocks[-1].path)
+    watch(
+        model,
+        data,
+        {block.path: watcher(i) for i, block in enumerate(stack.blocks)},
+        until=stack.blocks[-1].path,
+        progress=progress,
+    )
     if 0 in tokens:
         raise DataError(
             f"inherit: the calibration data never reached {stack.blocks[tokens.index(0)].path}, whose influence is not known. "

@@ -28,7 +28,7 @@ from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_i
 from zoo.anatomy.parts import Target
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
-from zoo.model.context import Context
+from zoo.model.context import Context, Progress
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
@@ -121,7 +121,7 @@ class LowRankSVD(Compressor):
         factors: dict[str, Factors] = {}
         unseen: list[str] = []
         for watched in context.progress.track(passes, total=len(passes), label=self.name):
-            grams = _grams(model, watched, data) if options.whiten else {}
+            grams = _grams(model, watched, data, context.progress) if options.whiten else {}
             unseen += [path for path in watched if path not in grams]
             for path in watched:
                 weight_OI = weight_out_in(model.module.get_submodule(path))
@@ -314,12 +314,12 @@ def _last_blocks(module: nn.Module, target: Target) -> dict[int, str]:
     return last
 
 
-def _grams(model: Model, watched: dict[str, str], data: list[Batch]) -> dict[str, torch.Tensor]:
+def _grams(model: Model, watched: dict[str, str], data: list[Batch], progress: Progress) -> dict[str, torch.Tensor]:
     """Sum X^T X of every watched projection's inputs over the calibration data, in float64; none of one that is not run."""
     grams: dict[str, torch.Tensor] = {}
 
     def watcher(path: str) -> Watcher:
-        def see(read: torch.Tensor, wrote: torch.Tensor) -> None:
+        def see(read: torch.Tensor, *_: Any) -> None:
             x_NI = read.reshape(-1, read.shape[-1]).double()
             gram_II = x_NI.T @ x_NI
             grams[path] = grams[path] + gram_II if path in grams else gram_II
@@ -328,5 +328,5 @@ def _grams(model: Model, watched: dict[str, str], data: list[Batch]) -> dict[str
 
     order = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
     until = max(watched.values(), key=order.index) if all(watched.values()) else ""
-    watch(model, data, {path: watcher(path) for path in watched}, until=until)
+    watch(model, data, {path: watcher(path) for path in watched}, until=until, progress=progress)
     return grams

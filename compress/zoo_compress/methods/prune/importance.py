@@ -9,14 +9,18 @@ Scores are compared within one layer only, so their scale does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.anatomy.modules import grouped_by_module
 from zoo.anatomy.parts import FFN, Attention, Part
-from zoo.tensors.finite import all_finite
+from zoo.model.context import Progress
+from zoo.model.model import Model
+from zoo.tensors.batch import Batch
+from zoo_compress.calibrate.watch import Watcher, watch
 from zoo_compress.methods.prune.cut import holders
 
 Scores = dict[str, Tensor]  # path of a down, o or norm module -> sum over samples of (mean |a|)^2, per unit
@@ -45,50 +49,39 @@ def _squares(parameter: Tensor, part: Part, *, experts: bool) -> Tensor:
 
 @torch.no_grad()
 def activation(
-    module: nn.Module,
+    model: Model,
+    data: Sequence[Batch],
     *,
     ffns: Sequence[FFN],
     attentions: Sequence[Attention],
     norms: Sequence[str],
-    samples: Iterable[Any],
-    forward: Callable[[Any], Any],
+    progress: Progress | None = None,
 ) -> Scores:
-    """Run `samples` one by one and score FFN channels, heads and residual dimensions by their activations.
+    """Score FFN channels, heads and residual dimensions by their activations on calibration batches, each one sample.
 
     A module used at several places adds up its uses.
 
     Raises:
-        FloatingPointError: an activation is nan or infinite; names the module. It comes out of `forward`.
+        ZooError: an activation is nan or infinite; names the module and the samples.
     """
     scores: Scores = {}
-    hooked: set[int] = set()
 
-    def add(path: str, squares: Tensor) -> None:
-        if not all_finite(squares):
-            raise FloatingPointError(f"the activations at {path} hold nan or infinity")
-        scores[path] = scores.get(path, 0) + squares.double().cpu()
+    def add(path: str, measure: Callable[..., Tensor]) -> Watcher:
+        def see(*seen: Any) -> None:
+            scores[path] = scores.get(path, 0) + measure(*seen).double().cpu()
 
-    with ExitStack() as hooks:
+        return see
 
-        def on(path: str, see: Callable[[nn.Module, Any, Any], Tensor]) -> None:
-            submodule = module.get_submodule(path)
-            if id(submodule) not in hooked:
-                hooked.add(id(submodule))
-                handle = submodule.register_forward_hook(lambda part, args, output: add(path, see(part, args, output)))
-                hooks.callback(handle.remove)
-
-        for ffn in ffns:
-            if ffn.experts:
-                on(ffn.path, _expert_channels)
-            else:
-                on(ffn.down.path, lambda _, args, __: _mean_absolute(args[0]))
-        for layer in attentions:
-            shape = (layer.heads, layer.head_dim)
-            on(layer.o.path, lambda _, args, __, shape=shape: _mean_head_norm(args[0], shape))  # type: ignore[misc]
-        for path in norms:
-            on(path, lambda _, __, output: _mean_absolute(output))
-        for sample in samples:
-            forward(sample)
+    measures: dict[str, Callable[..., Tensor]] = {path: lambda _, wrote, *__: _mean_absolute(wrote) for path in norms}
+    for ffn in ffns:
+        if ffn.experts:
+            measures[ffn.path] = partial(_expert_channels, model.module.get_submodule(ffn.path))
+        else:
+            measures[ffn.down.path] = lambda read, *_: _mean_absolute(read)
+    for layer in attentions:
+        measures[layer.o.path] = partial(_mean_head_norm, (layer.heads, layer.head_dim))
+    places = [paths[0] for paths in grouped_by_module(model.module, measures)]
+    watch(model, data, {path: add(path, measures[path]) for path in places}, progress=progress)
     return scores
 
 
@@ -97,15 +90,14 @@ def _mean_absolute(x: Tensor) -> Tensor:
     return x.detach().float().abs().flatten(0, -2).mean(0).double().square()
 
 
-def _mean_head_norm(x: Tensor, shape: tuple[int, int]) -> Tensor:
+def _mean_head_norm(shape: tuple[int, int], x: Tensor, *_: Any) -> Tensor:
     """(..., heads * head_dim) -> (heads,): the squared mean over tokens of each head's norm."""
     norms: Tensor = torch.linalg.vector_norm(x.detach().reshape(-1, *shape), dim=-1, dtype=torch.float64)
     return norms.mean(0).square()
 
 
-def _expert_channels(experts: Any, args: Any, _: Any) -> Tensor:
+def _expert_channels(experts: Any, hidden: Tensor, _: Tensor, chosen: Tensor, *__: Any) -> Tensor:
     """(experts, channels): as `_mean_absolute`, per expert on the tokens it received."""
-    hidden, chosen = args[0], args[1]
     hidden = hidden.flatten(0, -2)
     scores = []
     for index, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):

@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from zoo.anatomy.modules import config_of, resolve
 from zoo.anatomy.parts import Part
 from zoo.compressor import Compressor, require_dense
-from zoo.errors import ArtifactError, DataError, Refused, ZooError
-from zoo.family.base import window_origin
+from zoo.errors import ArtifactError, Refused
 from zoo.model.context import Context
-from zoo.model.health import cause
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
-from zoo.options import CompressorOptions
-from zoo_compress.calibrate.watch import joined, require_finite_batch
+from zoo_compress.calibrate.watch import CalibrationOptions, batches
 from zoo_compress.methods.prune import channels
 from zoo_compress.methods.prune.cut import residual_parts
 from zoo_compress.methods.prune.importance import Scores, activation, magnitude
@@ -52,9 +49,9 @@ class PruneStructured(Compressor):
     """Remove whole attention heads, FFN channels and residual dimensions."""
 
     name: ClassVar[str] = "prune.structured"
-    version: ClassVar[int] = 3  # since the graph takes the same share of layers whose outputs are joined
+    version: ClassVar[int] = 3  # since calibration windows spread over the data, and the graph cuts joined layers alike
 
-    class Options(CompressorOptions):
+    class Options(CalibrationOptions):
         target: str = Field(
             "language", description="part to prune, such as language.blocks[4:]; with ratio a module, such as unet"
         )
@@ -82,8 +79,8 @@ class PruneStructured(Compressor):
         round_to: int = Field(
             8, ge=1, description="FFN channels and width kept are a multiple of this, unless given as a number"
         )
-        samples: int = Field(128, ge=1, description="calibration windows read by importance = activation")
-        length: int = Field(512, ge=2, description="tokens in a calibration window")
+        length: int = Field(512, ge=2, description="tokens in a calibration window, at most the model's context")
+        batch: int = Field(1, ge=1, description="calibration windows that run together, and count as one sample")
 
         @model_validator(mode="after")
         def _says_what_to_remove(self) -> Self:
@@ -97,11 +94,11 @@ class PruneStructured(Compressor):
     def resolved(self, options: Options, roles: Collection[str]) -> Options:
         if options.importance != "auto":
             return options
-        looks = "calibration" in roles and options.ratio is None
+        looks = options.data in roles and options.ratio is None
         return options.model_copy(update={"importance": "activation" if looks else "magnitude"})
 
     def roles(self, options: Options) -> tuple[str, ...]:
-        return ("calibration",) if options.importance == "activation" else ()
+        return (options.data,) if options.importance == "activation" else ()
 
     def check(self, model: Model, state: State, options: Options) -> None:
         if options.ratio is not None:
@@ -157,10 +154,9 @@ class PruneStructured(Compressor):
         cut = 16 * max(tensor.numel() for tensor in model.tensors().values())
         if options.importance != "activation" or options.ratio is not None:
             return cut
-        from zoo_compress.dryrun import forward_bytes, windows_of
+        from zoo_compress.dryrun import calibration
 
-        windows = windows_of(model, context.data.get("calibration"), batch=1, length=options.length)
-        return max(cut, windows.kept_bytes + forward_bytes(model, windows.batch))
+        return max(cut, calibration(model, options, context).bytes)
 
     def note(self, model: Model, options: Options) -> str:
         said = []
@@ -211,29 +207,14 @@ class PruneStructured(Compressor):
         return Plan(target, ffn, heads, width)
 
     def _activations(self, model: Model, plan: Plan, options: Options, context: Context) -> Scores:
-        data = context.dataset("calibration", self.name)
-        windows = model.family.windows(model, data, length=options.length)
-        count = min(options.samples, len(windows))
-        if not count:
-            raise DataError(f"{self.name}: {data.name!r} holds no window of {options.length} tokens; lower length.")
-
-        def run(index: int) -> None:
-            batch = joined(model, [windows[index]], seed=index)
-            require_finite_batch(batch, window_origin(windows, index), stage=self.name)
-            try:
-                model.family.forward_body(model, batch)
-            except FloatingPointError as error:
-                raise ZooError(
-                    f"{self.name}: on {window_origin(windows, index)}, {error}: {cause(model, batch)}."
-                ) from None
-
+        data = batches(model, options, context, stage=self.name)
         return activation(
-            model.module,
+            model,
+            data,
             ffns=[ffn for ffn, _ in plan.ffns()],
             attentions=[layer for layer, _ in plan.attentions()],
             norms=_norms(plan) if plan.width else [],
-            samples=context.progress.track(range(count), total=count, label="activations"),
-            forward=run,
+            progress=context.progress,
         )
 
 

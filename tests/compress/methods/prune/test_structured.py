@@ -20,7 +20,6 @@ from zoo_compress.methods.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
 import zoo
-from zoo.anatomy.detect import detect
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, Refused, UnknownName
 from zoo.family import Batch
@@ -447,13 +446,13 @@ def test_activation_of_channels_follows_minitron() -> None:
 
 def test_activation_of_heads_follows_minitron() -> None:
     pruned, original = calibrated("llama-gqa", heads=2)
+    model = twin_model("llama-gqa")
     found = activation(
-        original,
+        model,
+        [{"input_ids": tokens(batch=1, length=6, seed=seed)} for seed in range(3)],
         ffns=[],
-        attentions=[block.attention for block in detect(original).stacks["language"].blocks if block.attention],
+        attentions=[block.attention for block in model.anatomy.stack().blocks if block.attention],
         norms=[],
-        samples=(tokens(batch=1, length=6, seed=seed) for seed in range(3)),
-        forward=original,
     )["model.layers.1.self_attn.o_proj"]
     per_window = [x.view(6, HEADS, 8).norm(dim=-1).mean(0) for x in seen(original, "model.layers.1.self_attn.o_proj")]
     score = torch.stack(per_window).square().sum(0).sqrt().tolist()
