@@ -106,15 +106,26 @@ def listed(words: Iterable[str], last: str = "and") -> str:
 
 def one_line(error: BaseException) -> str:
     """Say in one line what `error` says, with its type where that is the only information."""
-    try:
-        text = plain(str(error))
-    except Exception:  # it cannot even say what it is
-        text = ""
+    text = plain(_said(error))
     if isinstance(error, ZooError):
         # what helps is said at the end
         return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]} ... {text[-LONGEST // 2 :]}"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def reason(error: BaseException, most: int = 160) -> str:
+    """Say why, for the middle of a sentence: what an error says first, without its full stop; with its type for an index or a key."""
+    line = next((line for line in _said(error).splitlines() if line.strip()), "")
+    text = plain(line)[:most].rstrip(" .")
+    return f"{type(error).__name__}: {text}".rstrip(": ") if isinstance(error, LookupError) or not text else text
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # it cannot even say what it is
+        return ""
 
 
 def plain(text: str) -> str:

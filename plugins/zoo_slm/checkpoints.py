@@ -24,7 +24,7 @@ from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
 from zoo.tensors import safetensors
 from zoo_slm import architectures, models, quantized
-from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
+from zoo_slm.configs import TASKS, UNFIT, asks_untied, parsed, tied, unfit, untie, why
 from zoo_slm.quiet import quiet
 
 # tables that old checkpoints store
@@ -124,8 +124,8 @@ class Checkpoint:
                 if self.quantizer is not None:
                     module = quantized.widened(module, self.quantizer, dtype)
             except (*UNFIT, OSError, SafetensorError, ImportError) as error:
-                reason = _odd_expert(files) or first_line(error).replace(str(folder), str(self.path))
-                raise ArtifactError(f"{self.path} cannot be loaded: {reason}") from None
+                reason = _odd_expert(files) or why(error).replace(str(folder), str(self.path))
+                raise ArtifactError(f"{self.path} cannot be loaded: {reason}.") from None
         return module, report
 
 
@@ -202,7 +202,7 @@ def _odd_expert(files: list[Path]) -> str:
         for index in range(count):
             first = shapes[min(shapes)]
             if shapes.get(index) != first:
-                return f"{name.format(index)!r} is {shapes.get(index, 'missing')}, where other experts have {first}."
+                return f"{name.format(index)!r} is {shapes.get(index, 'missing')}, where other experts have {first}"
     return ""
 
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from zoo.errors import RequestError, ZooError
+from zoo.errors import RequestError, ZooError, reason
 from zoo.loading.directory import without_code
 from zoo_slm import models
 
@@ -38,7 +38,7 @@ def unfit(config: Mapping[str, Any], task: str = "model") -> Iterator[None]:
         if isinstance(error, ZooError):
             raise
         raise RequestError(
-            f"transformers cannot build a {task} of type {config.get('model_type')!r}: {first_line(error)}"
+            f"transformers cannot build a {task} of type {config.get('model_type')!r}: {why(error)}."
         ) from None
 
 
@@ -108,11 +108,11 @@ def tied(module: Any) -> bool:
     return head is None or any(own is getattr(table, "weight", module) for table in tables)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says first, no longer than fits in a message."""
+def why(error: BaseException) -> str:
+    """Why transformers cannot do something, for the end of a sentence: what its error says first."""
     if isinstance(error, StrictDataclassError):  # its own first line only says which check found it
         error = error.__cause__ or error
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = reason(error, 300)
     if text.startswith(("Unrecognized model identifier", "Unrecognized configuration class")):  # and all that there are
-        return f"transformers {version('transformers')} has no class for that type and task."
-    return text[:300]
+        return f"transformers {version('transformers')} has no class for that type and task"
+    return text

@@ -25,7 +25,7 @@ from zoo.loading.directory import check_config
 from zoo.tensors.gguf import Header, read_header
 from zoo_slm import architectures
 from zoo_slm.checkpoints import require_complete
-from zoo_slm.configs import TASKS, UNFIT, first_line, parsed, unfit
+from zoo_slm.configs import TASKS, UNFIT, parsed, unfit, why
 from zoo_slm.quiet import quiet
 
 ENDING = ".gguf"
@@ -313,6 +313,6 @@ def _readable(path: Path, kinds: tuple[type[Exception], ...] = UNFIT) -> Iterato
             raise RequestError(
                 f"{path}: reading GGUF takes the package gguf: pip install 'zoo-compress[gguf]'."
             ) from None
-        raise ArtifactError(f"{path} cannot be loaded: {first_line(error)}") from None
+        raise ArtifactError(f"{path} cannot be loaded: {why(error)}.") from None
     except wrong as error:
-        raise ArtifactError(f"{path} cannot be loaded: {first_line(error)}") from None
+        raise ArtifactError(f"{path} cannot be loaded: {why(error)}.") from None

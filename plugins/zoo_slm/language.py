@@ -25,7 +25,7 @@ from zoo.model.model import Model
 from zoo_slm import heads, tokenizer_files
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
-from zoo_slm.configs import TASKS, UNFIT, asks_untied, first_line, parsed, tied, unfit, untie
+from zoo_slm.configs import TASKS, UNFIT, asks_untied, parsed, tied, unfit, untie, why
 from zoo_slm.gguf import GGUF
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
@@ -170,7 +170,7 @@ class TransformersText(TextFamily):
                 plain = type(model.module)(type(config)(**config.to_diff_dict()))
                 untie(plain, model.spec.config)
             except UNFIT as error:
-                return f"no plain config describes it: {first_line(error)}"
+                return f"no plain config describes it: {why(error)}"
         difference = _first_difference(model.module, plain)
         if difference:
             return difference

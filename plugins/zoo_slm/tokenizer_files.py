@@ -11,7 +11,7 @@ from typing import Any
 from zoo.artifact.manifest import MANIFEST
 from zoo.errors import ArtifactError, ZooWarning
 from zoo.system.reading import LARGEST_DATA, lfs_pointer, text_of
-from zoo_slm.configs import first_line
+from zoo_slm.configs import why
 from zoo_slm.quiet import quiet
 
 # Of any of these transformers makes a tokenizer, with the help of others beside it.
@@ -113,5 +113,5 @@ def _unreadable(file: Path, error: Exception) -> ArtifactError:
     if file.name == "vocab.json" and not (file.parent / "merges.txt").exists():
         return ArtifactError(f"{file} cannot be read without merges.txt beside it, which is missing.")
     if isinstance(error, ImportError):
-        return ArtifactError(f"{file} cannot be read: {first_line(error).rstrip('.')}.")
-    return ArtifactError(f"{file} is damaged: {first_line(error).rstrip('.')}.")
+        return ArtifactError(f"{file} cannot be read: {why(error)}.")
+    return ArtifactError(f"{file} is damaged: {why(error)}.")

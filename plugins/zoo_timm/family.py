@@ -26,7 +26,7 @@ from zoo.anatomy.parts import Anatomy
 from zoo.artifact.manifest import WEIGHTS
 from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, RequestError, UnknownName, nearest
+from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, reason
 from zoo.family.vision.classifier import VisionFamily, plain_name
 from zoo.loading.codes import require_no_codes
 from zoo.model.model import Model
@@ -98,7 +98,7 @@ class TimmVision(VisionFamily):
                 module: Any = timm.create_model(architecture, pretrained_cfg=_known_keys(prepared), **arguments)
         except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
             given = ", ".join(f"{key} = {value}" for key, value in arguments.items()) or "no arguments"
-            raise RequestError(f"timm cannot build {architecture} with {given}: {_first_line(error)}.") from None
+            raise RequestError(f"timm cannot build {architecture} with {given}: {reason(error, 200)}.") from None
         module.zoo_config = dict(config)  # what `initialise` and `write_foreign` build the plain model from
         built: nn.Module = module.eval()
         return built
@@ -396,7 +396,3 @@ def _quiet() -> Iterator[None]:
 
 def _json(value: Any) -> Any:
     return json.loads(json.dumps(value))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")

@@ -65,7 +65,7 @@ def library_model(architecture: Architecture) -> Any:
         NotBuilt: no size of it builds and runs on a few tokens.
     """
     import transformers
-    from zoo_slm.configs import first_line
+    from zoo_slm.configs import why as cause
 
     model_type = architecture.name.split()[0]
     if model_type not in transformers.CONFIG_MAPPING:
@@ -82,7 +82,7 @@ def library_model(architecture: Architecture) -> Any:
                 config.is_decoder = True
             return _built(build, config, architecture.task)
         except Exception as error:  # whatever transformers says of a config that does not go together
-            why.append(f"{type(error).__name__}: {first_line(error)}"[:160])
+            why.append(f"{type(error).__name__}: {cause(error)}"[:160])
     raise NotBuilt(why[0])
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.anatomy.coverage import said
 from zoo.model.licences import inherited, overall
+from zoo.system.quantities import size
 
 if TYPE_CHECKING:
     from zoo.model.model import Model
@@ -24,7 +25,7 @@ def card(model: Model, plain: str) -> str:
         f"# {spec.name}",
         "",
         *([spec.summary, ""] if spec.summary else []),
-        f"{model.params:,} parameters, {model.bytes / 1e6:.2f} MB of weights. Family {spec.family}, task {spec.task}.",
+        f"{model.params:,} parameters, {size(model.bytes)} of weights. Family {spec.family}, task {spec.task}.",
         "",
         "```python",
         "import zoo",

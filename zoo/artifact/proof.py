@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zoo.artifact import weights
-from zoo.errors import ZooError, one_line
+from zoo.errors import ZooError, reason
 from zoo.model.building import cast_named
 from zoo.model.health import float_tensors
 from zoo.tensors.alignment import align, misaligned
@@ -164,7 +164,7 @@ def _output(model: Model, batch: Batch) -> tuple[torch.Tensor | None, str]:
         try:
             return model.family.forward(model, batch), ""
         except Exception as error:  # whatever a class says of what does not fit
-            return None, one_line(error)[:160]
+            return None, reason(error)
 
 
 def _same_outputs(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from zoo.artifact import store
 from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
 from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, RequestError, one_line
+from zoo.errors import ArtifactError, RequestError, reason
 from zoo.loading import weights
 from zoo.loading.codes import QUANTIZED_KEYS, REMEDY, method_of
 from zoo.loading.contents import instead_of_a_model
@@ -177,7 +177,7 @@ def _readable(manifest: Path) -> Iterator[None]:
     except (RequestError, ArtifactError) as error:
         raise ArtifactError(f"{manifest}: {error}") from error
     except Exception as error:
-        raise ArtifactError(f"{manifest} describes a model that cannot be built ({one_line(error)[:160]}).") from error
+        raise ArtifactError(f"{manifest} describes a model that cannot be built ({reason(error)}).") from error
 
 
 def require_plugins(manifest: Manifest, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import registry
 from zoo.artifact.manifest import PRECISIONS
 from zoo.catalog import ModelSpec
-from zoo.errors import RequestError, nearest
+from zoo.errors import RequestError, nearest, reason
 from zoo.loading.directory import from_file, from_folder, take_as
 from zoo.loading.locate import Located, locate, require_known
 from zoo.model.model import Model, build_random, build_skeleton
@@ -150,8 +150,7 @@ def _require_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:150]
-        raise RequestError(f"device {device!r} cannot be used here: {reason}.") from None
+        raise RequestError(f"device {device!r} cannot be used here: {reason(error)}.") from None
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, one_line, spelled
+from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, reason, spelled
 from zoo.plugins import manager
 from zoo.system.hub import no_telemetry
 from zoo.system.writing import sha256_of
@@ -77,7 +77,7 @@ def resolve(spec: ModelSpec) -> Path:
         except Exception as error:
             raise WeightsUnavailable(
                 f"{spec.name}: {spec.hub} is not in the local hub cache (HF_HOME, HF_HUB_CACHE) and cannot be fetched "
-                f"({one_line(error)[:120].rstrip(' .')}). Go online once (and unset HF_HUB_OFFLINE), or "
+                f"({reason(error)}). Go online once (and unset HF_HUB_OFFLINE), or "
                 + spelled("pass weights=DIR or weights='random'.", "give the directory of a model that you have.")
             ) from None
     _require_hashes(Path(folder), spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.catalog import ModelSpec
-from zoo.errors import ArtifactError, RequestError, one_line
+from zoo.errors import ArtifactError, RequestError, reason
 from zoo.model.building import assign, global_state, kept_in_float32, without_weights
 from zoo.model.health import require_finite, require_finite_once
 from zoo.model.lineage import as_json, stage_of
@@ -310,6 +310,6 @@ def _replayed(model: Model, lineage: Sequence[Stage]) -> Model:
             model.replay(stage)
         except UNFIT as error:  # what a record of another model causes
             raise ArtifactError(
-                f"the record of stage {number} ({stage.use}) does not fit the model ({one_line(error)[:160]})."
+                f"the record of stage {number} ({stage.use}) does not fit the model ({reason(error)})."
             ) from error
     return model

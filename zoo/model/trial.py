@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from zoo.errors import Refused, ZooError, one_line
+from zoo.errors import Refused, ZooError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,7 +84,7 @@ def refusal(model: Model, compressor: Compressor, error: Exception) -> Refused:
     where = f"{path}: " if path else ""
     return Refused(
         f"{compressor.name} does not fit {type(model.module).__name__}: the model it leaves does not run "
-        f"({where}{one_line(error)[:160]}). {compressor.remedy(path)}"
+        f"({where}{reason(error)}). {compressor.remedy(path)}"
     )
 
 

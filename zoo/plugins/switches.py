@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import PluginError, one_line
+from zoo.errors import PluginError, reason
 from zoo.system.reading import text_of
 
 
@@ -59,9 +59,7 @@ def read(path: Path) -> Switches:
             raise TypeError("'disabled' is not a list of names")
         return Switches(frozenset(names), data)
     except (PluginError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return Switches(
-            fault=f"{path} is damaged, so no plugin is disabled; mend or delete it ({one_line(error)[:200]})."
-        )
+        return Switches(fault=f"{path} is damaged, so no plugin is disabled; mend or delete it ({reason(error)}).")
 
 
 def write(names: frozenset[str]) -> None:

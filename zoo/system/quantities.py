@@ -145,13 +145,8 @@ def _digits(value: float, decimals: int) -> str:
 
 
 def count(number: int) -> str:
-    """Write a count shortly: 3221952 -> "3.22M"; 0 -> "unknown"."""
-    if not number:
-        return "unknown"
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
+    """Write a number of parameters as the field does: 3221952 -> "3.22M", 7e9 -> "7B"; 0 -> "unknown"."""
+    return strip_zeros(quantity(number)).replace(" ", "").replace("G", "B") if number else "unknown"
 
 
 def counted(number: int, of: str) -> str:
@@ -161,8 +156,4 @@ def counted(number: int, of: str) -> str:
 
 def size(number: float) -> str:
     """Write a number of bytes shortly, in powers of 1000 as files are sold: 12582912 -> "12.6 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
+    return strip_zeros(quantity(number, "bytes"))

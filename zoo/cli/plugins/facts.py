@@ -35,11 +35,6 @@ def missing(plugin: Plugin) -> dict[str, list[str]]:
     return {thing: needs for thing, needs in lacking.items() if needs}
 
 
-def milliseconds(seconds: float) -> str:
-    """Write a short time."""
-    return f"{seconds * 1000:.0f} ms"
-
-
 def facts(plugin: Plugin) -> dict[str, Any]:
     """What is known of a plugin without importing it, as plain JSON data."""
     return {

@@ -15,12 +15,13 @@ import typer
 
 from zoo.cli import output
 from zoo.cli.plugins import fresh, pip
-from zoo.cli.plugins.facts import counted, milliseconds
+from zoo.cli.plugins.facts import counted
 from zoo.cli.plugins.listing import complete_removable
 from zoo.cli.plugins.pip import Change
 from zoo.errors import RequestError, UnknownName, ZooError, nearest, one_line
 from zoo.plugins import manager
 from zoo.plugins.manager import CORE, DISTRIBUTION, normalised
+from zoo.system.quantities import seconds
 
 Facts = Mapping[str, Any]  # of a plugin, as `fresh.look` finds them
 
@@ -264,7 +265,7 @@ def _look_at(distributions: Sequence[tuple[str, str]], known: Sequence[Facts], *
 def _report(plugin: Facts, what: str, loaded: fresh.Loaded | None) -> None:
     """Say that one plugin is in order, and what would still keep it from being used."""
     name = plugin["name"]
-    took = f"; it loads in {milliseconds(loaded.seconds)}" if loaded else ""
+    took = f"; it loads in {seconds(loaded.seconds)}" if loaded else ""
     print(f"{what}: plugin {name} adds {counted(plugin['declares']) or 'nothing'}{took}.")
     for note in plugin["notes"]:
         output.say(f"note: {note}")

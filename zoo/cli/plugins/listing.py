@@ -16,12 +16,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from zoo.cli import output
-from zoo.cli.plugins.facts import counted, declares, facts, loadable, milliseconds, missing
+from zoo.cli.plugins.facts import counted, declares, facts, loadable, missing
 from zoo.cli.shell import command_of
 from zoo.errors import RequestError, plain
 from zoo.plugins import manager
 from zoo.plugins.installed import Plugin
 from zoo.plugins.manager import CORE, normalised
+from zoo.system.quantities import seconds
 
 # The commands that are imported when they are invoked: summary, and where the function is.
 LATER = {
@@ -227,7 +228,7 @@ def _loaded(plugins: Sequence[Plugin], timeout: float | None) -> dict[str, Any]:
         for outcome in fresh.load_each(names, timeout=timeout or fresh.TIMEOUT, verbose=output.settings.verbose):
             loaded[outcome.name] = outcome
             if output.settings.verbose:
-                output.say(f"{outcome.name}: {outcome.fault or milliseconds(outcome.seconds)}")
+                output.say(f"{outcome.name}: {outcome.fault or seconds(outcome.seconds)}")
     return loaded
 
 
@@ -243,7 +244,7 @@ def _reason(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
 
 def _took(plugin: Plugin, loaded: Mapping[str, Any]) -> str:
     outcome = loaded.get(plugin.name)
-    return milliseconds(outcome.seconds) if outcome and not outcome.fault else ""
+    return seconds(outcome.seconds) if outcome and not outcome.fault else ""
 
 
 def _print_list(plugins: Sequence[Plugin], loaded: Mapping[str, Any], *, load: bool) -> None:
@@ -294,8 +295,8 @@ def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
 
 def _facts(plugin: Plugin, loaded: Mapping[str, Any]) -> dict[str, Any]:
     outcome = loaded.get(plugin.name)
-    seconds = outcome.seconds if outcome and not outcome.fault else None
-    state = {"status": _state(plugin, loaded), "fault": _reason(plugin, loaded) or None, "load_seconds": seconds}
+    took = outcome.seconds if outcome and not outcome.fault else None
+    state = {"status": _state(plugin, loaded), "fault": _reason(plugin, loaded) or None, "load_seconds": took}
     return facts(plugin) | state
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoo.errors import DataError, RequestError
+from zoo.system.unicode import require_unicode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,12 +122,7 @@ def require_prompt(tokenizer: Any, prompt: Any, *, name: str) -> str:
     """
     if not isinstance(prompt, str):
         raise RequestError(f"A prompt is one text, not {type(prompt).__name__}.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"The prompt holds half a character at position {error.start}, which is not Unicode text."
-        ) from None
+    require_unicode(prompt, "The prompt")
     if tokenizer is not None:
         count, most = len(tokenizer(prompt, verbose=False)["input_ids"]), tokenizer.model_max_length
         if count > most:

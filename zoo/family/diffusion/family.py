@@ -383,7 +383,7 @@ def _images_of(model: Model, pipeline: Any, **asked: Any) -> Any:
     """
     from inspect import signature
 
-    from zoo.errors import RequestError, one_line
+    from zoo.errors import RequestError, reason
     from zoo.model.trial import UNFIT
 
     known = signature(pipeline.__call__).parameters
@@ -394,7 +394,7 @@ def _images_of(model: Model, pipeline: Any, **asked: Any) -> Any:
     except (*UNFIT, ArithmeticError) as error:
         also = [name for name in known if "image" in name and name not in asked]
         raise RequestError(
-            f"{type(pipeline).__name__} of {model.spec.name} makes no image of what it was given ({one_line(error)[:160]})"
+            f"{type(pipeline).__name__} of {model.spec.name} makes no image of what it was given ({reason(error)})"
             + (f"; it also takes {', '.join(also)}." if also else ".")
         ) from error
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import RequestError, nearest, plain
+from zoo.system.unicode import require_unicode
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SECONDS, PATIENCE = 2, 20  # of processor time; of waiting for it
@@ -84,8 +85,7 @@ def check_messages(messages: Any) -> None:
             raise RequestError(
                 f"Message {number}: {message['role'][:40]!r} is no role.{nearest(message['role'], ROLES)} Roles: {', '.join(ROLES)}."
             )
-        if any("\ud800" <= character <= "\udfff" for character in message["content"]):
-            raise RequestError(f"Message {number} is not text: it holds half of a character (a lone surrogate).")
+        require_unicode(message["content"], f"Message {number}")
 
 
 def _confined(work: Callable[[], str], most: int) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from zoo.errors import RequestError
 from zoo.family.text.chat import FormattedPrompt
+from zoo.system.unicode import require_unicode
 
 PREFIX, SUFFIX, MIDDLE, FILE, REPOSITORY = "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<file_sep>", "<repo_name>"
 ALL = (PREFIX, SUFFIX, MIDDLE, "<fim_pad>", FILE, REPOSITORY)
@@ -68,8 +69,7 @@ def code_prompt(
 def _require_plain(text: Any, what: str) -> None:
     if not isinstance(text, str):
         raise RequestError(f"{what} is a {type(text).__name__}, not text.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise RequestError(f"{what} is not text: it holds half of a character (a lone surrogate).")
+    require_unicode(text, what)
     for token in ALL:
         if token in text:
             raise RequestError(f"{what} holds {token}, which is a mark of the format itself; leave it out.")

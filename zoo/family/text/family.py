@@ -172,12 +172,12 @@ class TextFamily(Family):
             return None
         from transformers import PreTrainedTokenizerFast
 
-        from zoo.errors import ArtifactError, one_line
+        from zoo.errors import ArtifactError, reason
 
         try:
             return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
         except Exception as error:  # tokenizers raises no narrower class
-            raise ArtifactError(f"{file} is damaged: {one_line(error).rstrip('.')}.") from None
+            raise ArtifactError(f"{file} is damaged: {reason(error)}.") from None
 
     def save_processor(self, processor: Any, path: Path) -> None:
         processor.save_pretrained(path)

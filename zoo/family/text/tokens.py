@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError
+from zoo.system.unicode import require_unicode
 
 if TYPE_CHECKING:
     from zoo.family.text.family import TextFamily
@@ -20,8 +21,7 @@ def require_text(prompt: Any) -> None:
         raise RequestError(f"The prompt is of type {type(prompt).__name__}: pass some text, or a list of texts.")
     if not prompt:
         raise RequestError("The prompt is empty: pass some text to continue.")
-    if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
+    require_unicode(prompt, "The prompt")
 
 
 def begun(prefix: list[int], ids: list[int]) -> list[int]:

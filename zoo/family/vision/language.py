@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.text.family import SAMPLING, TextFamily
 from zoo.family.vision.classifier import SHOWN, spread
+from zoo.system.unicode import require_unicode
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class VisionLanguageFamily(TextFamily):
         # hardly a token has more characters; do not read a book
         if len(prompt) > (most := 8 * self.context_length(model)):
             raise RequestError(f"The prompt has {len(prompt):,} characters; {model.spec.name} reads at most {most:,}.")
-        if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise RequestError("The prompt is not text: it holds half of a character (a lone surrogate).")
+        require_unicode(prompt, "The prompt")
         tiles = [self.tiles(model, read_image(image)) for image in images]
         ids = self.chat(model, placed, [len(image_tiles) for image_tiles in tiles])
         self.require_known(model, ids)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.anatomy.modules import container
-from zoo.errors import ArtifactError, Refused, UnknownName, nearest, one_line
+from zoo.errors import ArtifactError, Refused, UnknownName, nearest, reason
 from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo.model.trial import UNFIT
@@ -69,9 +69,8 @@ def _apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
     try:
         inputs, output, last = _run_watching(model, part, stage=stage)
     except UNFIT as error:  # tables of indices are not what they say there
-        reason = one_line(error)[:160].rstrip(".")
         raise Refused(
-            f"{stage}: {name} cannot be pruned by its graph: it does not run with constant weights ({reason})."
+            f"{stage}: {name} cannot be pruned by its graph: it does not run with constant weights ({reason(error)})."
         ) from error
     try:
         with torch.random.fork_rng(devices=[]), _traceable(part), warnings.catch_warnings():
@@ -85,9 +84,8 @@ def _apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
     except Refused:
         raise
     except Exception as error:  # whatever a third-party tracer meets
-        reason = one_line(error)[:160].rstrip(".")
         raise Refused(
-            f"{stage}: {name} cannot be pruned by its graph ({reason}). Where its channels reach beyond it, aim at the module around it."
+            f"{stage}: {name} cannot be pruned by its graph ({reason(error)}). Where its channels reach beyond it, aim at the module around it."
         ) from error
     if [tensor.shape for tensor in after] != [tensor.shape for tensor in output]:
         raise Refused(f"{stage}: pruned, {name} gives {tuple(after[0].shape)} where it gave {tuple(output[0].shape)}.")

@@ -134,7 +134,7 @@ SHAPE = '{"role": "user", "content": "Hello"}'
         ),
         (
             [{"role": "user", "content": "\ud800"}],
-            "Message 1 is not text: it holds half of a character (a lone surrogate).",
+            "Message 1 holds half a character at position 0, which is not Unicode text.",
         ),
     ],
 )
