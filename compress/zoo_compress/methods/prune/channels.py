@@ -23,6 +23,7 @@ from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo.model.trial import UNFIT
 
+MOST_CHANNELS = 1_000_000  # of all steps within a group of coupled layers, each counted as ten more: some seconds
 QKV = ("to_q", "q_proj", "query", "qkv", "q")  # a module with one of these is attention: its heads stay whole
 
 
@@ -73,7 +74,7 @@ def _apply(model: Model, target: str, ratio: float, *, stage: str) -> Record:
             f"{stage}: {name} cannot be pruned by its graph: it does not run with constant weights ({reason(error)})."
         ) from error
     try:
-        with torch.random.fork_rng(devices=[]), _traceable(part), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), _traceable(part), _indexed_groups(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parameters outside layers, which stay: gains of heads that stay whole
             sizes = _channels(part)
             _prune(part, inputs, ratio, ignored=[last, *_attention_projections(part), *_fused_ffns(model)])
@@ -167,6 +168,41 @@ def _prune(part: nn.Module, inputs: Inputs, ratio: float, *, ignored: list[nn.Mo
         forward_fn=lambda module, given: _tensors(module(*given[0], **given[1])),
     )
     pruner.step()
+
+
+@contextmanager
+def _indexed_groups() -> Iterator[None]:
+    """Let torch-pruning look up whether a group has a step, which it compares with all of them, and end one that only grows.
+
+    Where one channel scales many (FocalNet's gates), it finds steps to the same layers with other channels without end; where
+    places are channels too (EfficientViM), there are millions.
+    """
+    from torch_pruning.dependency.group import Group
+
+    class Indexed(Group):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._steps: set[Any] = set()
+            self._channels = 0
+
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            super().add_dep(dep, idxs)
+            self._channels += len(idxs) + 10
+            if self._channels > MOST_CHANNELS:
+                root = self[0].dep.target.name.partition(" ")[0]
+                raise RuntimeError(f"the layers that depend on {root} have too many channels to follow")
+            self._steps.add((dep.target, dep.handler, tuple(idxs)))
+
+        def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+            return (dep.target, dep.handler, tuple(idxs)) in self._steps
+
+    import torch_pruning.dependency.graph as graph
+
+    graph.Group = Indexed
+    try:
+        yield
+    finally:
+        graph.Group = Group
 
 
 def _sources(group: Any, count: int) -> list[tuple[int, ...]]:

@@ -783,6 +783,15 @@ def test_convolutions_ask_for_a_ratio() -> None:
         STAGE.check(convolutional(), {}, STAGE.Options(ffn=0.5))
 
 
+@pytest.mark.parametrize("name", ["focalnet_tiny_srf", "efficientvim_m1"])
+def test_a_graph_that_leads_on_and_on_is_refused_in_seconds(name: str) -> None:
+    """The channels of FocalNet's gates without end; every place as a channel of EfficientViM."""
+    model = zoo.load(f"timm:{name}?num_classes=10", device="meta")
+    said = r"cannot be pruned by its graph \(the layers that depend on [\w.]+ have too many channels to follow\)"
+    with pytest.raises(Refused, match=said):
+        STAGE.outline(model, STAGE.Options(ratio=0.25, target="all"))
+
+
 @pytest.mark.parametrize("large", ["main", "short"])
 def test_layers_whose_outputs_are_joined_lose_the_same_share_whatever_their_weights(large: str) -> None:
     model = convolutional()
