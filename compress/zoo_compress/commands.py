@@ -238,17 +238,19 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
     sessions = f" in {results['sessions']} sessions" if results["sessions"] > 1 else ""
     took = f"Took {quantities.seconds(results['seconds'])}{sessions}"
     print(f"Model: {folder}    Report: {folder / 'report.html'}    {took}")
-    runs = results["model"]["task"] not in ("masked-lm", "seq2seq")  # these continue no text
-    print((f"Try it: {_example(results, folder)}    " if runs else "") + f'Load it: zoo.load("{folder}")')
+    example = _example(results, folder)
+    print((f"Try it: {example}    " if example else "") + f'Load it: zoo.load("{folder}")')
 
 
 def _example(results: dict[str, Any], folder: Path) -> str:
-    """The command that runs the result, with what its family takes and a prompt it was sampled with."""
+    """The command that runs the result, with what its family takes and a prompt it was sampled with; "" where not any prompt will do."""
     import shlex
 
     from zoo.loading.locate import locate
 
     family = locate(folder).family
+    if not family.task(results["model"]["task"]).takes_any_prompt:
+        return ""
     samples = results["stages"][-1].get("samples") or [{}]
     prompt = str(samples[0].get("prompt") or "def ").splitlines()[0][:60]
     prompt = shlex.quote(prompt) if set(prompt) & set('"$`!\\') else f'"{prompt}"'

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset
 from zoo.errors import ZooError
+from zoo.family.task import task_of
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 
@@ -49,7 +50,7 @@ class Speed:
         """Measure; `options` are those of `SpeedOptions`; prompt and new tokens are kept within the model's context."""
         asked = SpeedOptions(**options)
         passes = [
-            model.family.speeds(model, prefill=asked.prefill, decode=asked.decode) for _ in range(asked.repeats + 1)
+            task_of(model).speeds(model, prefill=asked.prefill, decode=asked.decode) for _ in range(asked.repeats + 1)
         ]
         timed = passes[1:]  # the first warms up
         return {name: _spread([figures[name] for figures in timed], name) for name in passes[0]}

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import RequestError
+from zoo.family.text.causal import CausalLM
+from zoo.family.text.masked import MaskedLM
+from zoo.family.text.seq2seq import Seq2Seq
+from zoo.family.text.tasks import TASKS
 
-# Tasks of ours, in the order in which a class of several of them is taken, and their mappings in transformers.
-TASKS = {"seq2seq": "SEQ_TO_SEQ_CAUSAL_LM", "causal-lm": "CAUSAL_LM", "masked-lm": "MASKED_LM"}
 # What the classes of other mappings are. The first ones win over our tasks: their text classes read more than text.
 MORE_THAN_TEXT = {
     "IMAGE_TEXT_TO_TEXT": "a vision-language model",
@@ -67,9 +69,9 @@ def task_of(config: Mapping[str, Any], path: Path) -> str:
         if not task:
             what = _kind_of_class(name)
             raise RequestError(f"{path} holds a {name} ({kind}){f', {what}' if what else ''}; {READS}.")
-        if task == "causal-lm" and _sees_later_tokens(config):
-            if name in _classes("MASKED_LM"):  # XLM, one class for both
-                return "masked-lm"
+        if TASKS[task].causal and _sees_later_tokens(config):
+            if name in _classes(MaskedLM.mapping):  # XLM, one class for both
+                return MaskedLM.name
             raise RequestError(
                 f"{path} holds a {name} whose tokens see those after them (is_decoder is false in its config.json), which "
                 "generates nothing; its kind is trained as a masked model, with a class that ends in ForMaskedLM."
@@ -81,34 +83,30 @@ def task_of(config: Mapping[str, Any], path: Path) -> str:
 def _usual_task(config: Mapping[str, Any], kind: str, path: Path) -> str:
     """The task of a model type whose config names no class."""
     if not is_known(config):
-        return "causal-lm"  # of ours, or of nobody; building it says so
-    tasks = {task for task, mapping in TASKS.items() if kind in _classes(mapping).values()}
+        return CausalLM.name  # of ours, or of nobody; building it says so
+    tasks = {task.name for task in TASKS.values() if kind in _classes(task.mapping).values()}
     others = [mapping for mapping in MORE_THAN_TEXT if kind in _classes(mapping).values()]
     # of vision-language types that have a causal class (Llama 4) that one is taken; the causal Whisper is a part of it
-    if not tasks or (others and ("causal-lm" not in tasks or "SPEECH_SEQ_2_SEQ" in others)):
+    if not tasks or (others and (CausalLM.name not in tasks or "SPEECH_SEQ_2_SEQ" in others)):
         what = MORE_THAN_TEXT[others[0]] if others else "of which transformers has no language model"
         raise RequestError(f"{path} holds a model of type {kind}, {what}; {READS}.")
-    if "seq2seq" in tasks and (config.get("is_encoder_decoder") or tasks == {"seq2seq"}):
-        return "seq2seq"
-    return "masked-lm" if "masked-lm" in tasks and (len(tasks) == 1 or _sees_later_tokens(config)) else "causal-lm"
+    if Seq2Seq.name in tasks and (config.get("is_encoder_decoder") or len(tasks) == 1):
+        return Seq2Seq.name
+    if MaskedLM.name in tasks and (_sees_later_tokens(config) or len(tasks) == 1):
+        return MaskedLM.name
+    return CausalLM.name
 
 
 def _named_task(name: str) -> str:
     """The task of a class, "" where it is none of ours; one that transformers does not know is taken by the end of its name."""
     if any(name in _classes(mapping) for mapping in MORE_THAN_TEXT):
         return ""
-    for task, mapping in TASKS.items():
-        if name in _classes(mapping):
-            return task
+    for task in TASKS.values():
+        if name in _classes(task.mapping):
+            return task.name
     if any(name in _classes(mapping) for mapping in OTHERS):
         return ""
-    endings = {
-        "MaskedLM": "masked-lm",
-        "ForConditionalGeneration": "seq2seq",
-        "CausalLM": "causal-lm",
-        "LMHeadModel": "causal-lm",
-    }
-    return next((task for ending, task in endings.items() if name.endswith(ending)), "")
+    return next((task.name for task in TASKS.values() if name.endswith(task.endings)), "")
 
 
 def _kind_of_class(name: str) -> str:
@@ -117,7 +115,7 @@ def _kind_of_class(name: str) -> str:
 
 def _sees_later_tokens(config: Mapping[str, Any]) -> bool:
     """Whether a model of a type that is both an encoder and a decoder is the encoder, as its class is by default."""
-    both = set(_classes("CAUSAL_LM").values()) & set(_classes("MASKED_LM").values()) | {"bert-generation"}
+    both = set(_classes(CausalLM.mapping).values()) & set(_classes(MaskedLM.mapping).values()) | {"bert-generation"}
     if config.get("model_type") == "xlnet":
         return bool(config.get("attn_type", "bi") == "bi")
     return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.text.family import SAMPLING
+from zoo.family.text.task import SAMPLING
 from zoo.family.text.tokens import require_text
 from zoo.family.text.windows import TokenWindows
 from zoo.tensors.batch import Batch

@@ -24,7 +24,7 @@ from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
 from zoo.tensors import safetensors
 from zoo_slm import architectures, models, quantized
-from zoo_slm.configs import TASKS, UNFIT, asks_untied, parsed, tied, unfit, untie, why
+from zoo_slm.configs import UNFIT, asks_untied, auto_class, parsed, tied, unfit, untie, why
 from zoo_slm.quiet import quiet
 
 # tables that old checkpoints store
@@ -97,7 +97,6 @@ class Checkpoint:
 
     def _load(self, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
         """What transformers makes of the files, and its report on their tensors."""
-        import transformers
 
         files = safetensors.files_of(self.path)
         if not files:
@@ -110,7 +109,7 @@ class Checkpoint:
                 config = parsed(self.config) if self.own is None else self.own
                 if self.quantizer is not None:
                     config.quantization_config = dict(self.quantizer)
-                module, report = getattr(transformers, TASKS[self.task]).from_pretrained(
+                module, report = auto_class(self.task).from_pretrained(
                     folder,
                     config=config,
                     dtype=dtype,

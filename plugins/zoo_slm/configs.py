@@ -12,10 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from zoo.errors import RequestError, ZooError, reason
+from zoo.family.text.tasks import TASKS
 from zoo.loading.directory import without_code
 from zoo_slm import models
 
-TASKS = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
 # What a config class or a model class raises for values that do not go together; the last is no ValueError.
 UNFIT = (
     ValueError,
@@ -27,6 +27,13 @@ UNFIT = (
     RuntimeError,
     StrictDataclassError,
 )
+
+
+def auto_class(task: str) -> Any:
+    """The class of transformers that chooses among those of a task."""
+    import transformers
+
+    return getattr(transformers, TASKS[task].auto_class)
 
 
 @contextmanager

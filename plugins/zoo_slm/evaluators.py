@@ -18,8 +18,8 @@ from pydantic import Field
 from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError, spelled
 from zoo.family.text.family import TextFamily
-from zoo.family.text.tokens import answer, start_token
-from zoo.family.text.windows import require_texts
+from zoo.family.text.task import text_task
+from zoo.family.text.tokens import answer
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
@@ -61,7 +61,8 @@ class Perplexity:
         """
         if not isinstance(model.family, TextFamily):
             raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
-        require_texts(model, data)
+        task = text_task(model)
+        task.require_texts(model, data)
         if seen := next((sample for sample in data if "image" in sample.fields), None):
             raise DataError(
                 f"{seen.where}: the record has an image, which perplexity does not look at; name no task, and the model "
@@ -69,9 +70,9 @@ class Perplexity:
             )
         if not any(sample.text for sample in data):
             raise DataError(f"{data.name!r} holds no text to predict.")
-        if model.spec.task == "masked-lm":
+        if task.masks:
             _mask_token(model.family, model)
-        _lead(model.family, model)
+        _lead(model)
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `PerplexityOptions`.
@@ -91,7 +92,7 @@ class Perplexity:
         if asked.max_tokens:
             stride = max(1, math.ceil(sum(len(window.ids) for window in windows) / asked.max_tokens))
             windows = windows[stride // 2 :: stride] or windows[:1]
-        if model.spec.task == "masked-lm":
+        if text_task(model).masks:
             return _masked(family, model, windows)
         nats, sizes, counts = [], [], []
         with torch.inference_mode():
@@ -124,8 +125,7 @@ class Window(NamedTuple):
 
 def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[Window]:
     """Cut every record into windows, each begun as the tokenizer begins a text, or after an end-of-text token."""
-    prefix, lead = family.special_tokens(model)[0], _lead(family, model)
-    seq2seq = model.spec.task == "seq2seq"
+    task, prefix, lead = text_task(model), family.special_tokens(model)[0], _lead(model)
     step = length - len(lead)
     if step < 1:
         raise RequestError(
@@ -140,14 +140,13 @@ def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) ->
         written = len(lead) if ids[: len(lead)] == lead else 0  # in the text itself, as chat templates do
         ids, sizes, asked_from = ids[written:], sizes[written:], max(0, len(prompt) - written)
         for start in range(0, len(ids), step):
-            piece, size = ids[start : start + step], sizes[start : start + step]
-            half = len(piece) // 2 if seq2seq else 0
+            piece, piece_sizes = ids[start : start + step], sizes[start : start + step]
+            encoded, predicted = task.parted(piece)
             given = max(0, asked_from - start)
-            if given < len(piece) and (half or not seq2seq):
-                read = [*prefix, *piece[:half]] if half else []
-                windows.append(
-                    Window([*lead, *piece[half:]], len(lead) + given, math.fsum(size[half:]), read, sample.where)
-                )
+            if given < len(predicted):
+                read = [*prefix, *encoded] if encoded else []
+                size = math.fsum(piece_sizes[len(encoded) :])
+                windows.append(Window([*lead, *predicted], len(lead) + given, size, read, sample.where))
     if not windows:
         raise DataError(f"{data.name!r} holds no text to predict.")
     return windows
@@ -168,13 +167,9 @@ def _sizes(text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
     return [math.fsum(shares[i] for i in places) for places in covered]
 
 
-def _lead(family: TextFamily, model: Model) -> list[Any]:
+def _lead(model: Model) -> list[Any]:
     """The tokens that lead every window, or refuse a tokenizer that has none."""
-    if model.spec.task == "seq2seq":
-        return [start_token(model)]
-    tokenizer = family.tokenizer(model)
-    ends = (tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.bos_token_id)
-    lead = family.special_tokens(model)[0] or [token for token in ends if token is not None][:1]
+    lead = text_task(model).lead(model)
     if not lead:
         raise RequestError(
             f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none."

@@ -25,7 +25,7 @@ from zoo.loading.directory import check_config
 from zoo.tensors.gguf import Header, read_header
 from zoo_slm import architectures
 from zoo_slm.checkpoints import require_complete
-from zoo_slm.configs import TASKS, UNFIT, parsed, unfit, why
+from zoo_slm.configs import UNFIT, auto_class, parsed, unfit, why
 from zoo_slm.quiet import quiet
 
 ENDING = ".gguf"
@@ -116,7 +116,6 @@ class GGUF:
         Raises:
             ArtifactError: the tensors are not those of the model that the header describes.
         """
-        import transformers
 
         self._require_all()
         with (
@@ -124,7 +123,7 @@ class GGUF:
             quiet(),
             redirect_stderr(StringIO()),
         ):  # of a bar that ignores what transformers is told
-            module, report = getattr(transformers, TASKS[self.task]).from_pretrained(
+            module, report = auto_class(self.task).from_pretrained(
                 self.path.parent,
                 gguf_file=self.path.name,
                 config=parsed(self.config),
@@ -157,10 +156,9 @@ class GGUF:
 
     def _require_all(self) -> None:
         """Refuse a file with more or fewer numbers than its model has: transformers would leave out or make up the rest."""
-        import transformers
 
         with torch.device("meta"), unfit(self.config, self.task):
-            empty = getattr(transformers, TASKS[self.task]).from_config(parsed(self.config))
+            empty = auto_class(self.task).from_config(parsed(self.config))
         expected = sum({id(tensor): tensor.numel() for tensor in empty.state_dict(keep_vars=True).values()}.values())
         held = sum(tensor.elements for name, tensor in self.header.tensors.items() if name not in ROPE_TENSORS)
         if held != expected:

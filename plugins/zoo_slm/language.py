@@ -18,14 +18,18 @@ from torch import nn
 from zoo.anatomy.parts import Anatomy
 from zoo.catalog import ModelSpec
 from zoo.errors import RequestError
+from zoo.family.text.causal import CausalLM
 from zoo.family.text.family import TextFamily
 from zoo.family.text.readers import caches_rightly
+from zoo.family.text.seq2seq import Seq2Seq
+from zoo.family.text.task import WritingTask
+from zoo.family.text.tasks import TASKS
 from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
 from zoo_slm import heads, tokenizer_files
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
-from zoo_slm.configs import TASKS, UNFIT, asks_untied, parsed, tied, unfit, untie, why
+from zoo_slm.configs import UNFIT, asks_untied, auto_class, parsed, tied, unfit, untie, why
 from zoo_slm.gguf import GGUF
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
@@ -194,14 +198,12 @@ class TransformersText(TextFamily):
 
 
 def _built(config: dict[str, Any], task: str, **given: Any) -> nn.Module:
-    import transformers
-
     with unfit(config, task):
         values = parsed(config)
         for name in SIZES:
             if isinstance(size := getattr(values, name, 1), int) and size < 1:
                 raise ValueError(f"{name} is {size}")
-        module: nn.Module = getattr(transformers, TASKS[task]).from_config(values, **given)
+        module: nn.Module = auto_class(task).from_config(values, **given)
     untie(module, config)
     return module.eval()
 
@@ -212,9 +214,9 @@ def _caches(module: nn.Module) -> bool:
     weights = list(module.parameters())
     if any(weight.dtype in HALF for weight in weights) and sum(weight.nbytes for weight in weights) <= COPIED:
         module = deepcopy(module).float()
-    task = "seq2seq" if config.is_encoder_decoder else "causal-lm"
+    task: type[WritingTask] = Seq2Seq if config.is_encoder_decoder else CausalLM
     spec = ModelSpec(
-        name="", family="transformers", modality="text", task=task, plugin="zoo_slm", config=config.to_dict()
+        name="", family="transformers", modality="text", task=task.name, plugin="zoo_slm", config=config.to_dict()
     )
     return caches_rightly(Model(module, TransformersText(), spec))
 

@@ -53,7 +53,7 @@ class PromptAgreement:
         Raises:
             RequestError: says what it needs.
         """
-        _text_to_image(model, TASKS).check_prompts(model, ["a"])
+        _text_to_image(model, TASKS).task(model.spec.task).check_prompts(model, ["a"])
         _digits(data, "prompt-agreement")
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
@@ -88,7 +88,7 @@ class Frechet:
         Raises:
             RequestError: says what it needs.
         """
-        _text_to_image(model, TASKS).check_prompts(model, ["a"])
+        _text_to_image(model, TASKS).task(model.spec.task).check_prompts(model, ["a"])
         _several(_digits(data, "frechet"), "frechet")
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:

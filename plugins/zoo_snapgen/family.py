@@ -22,6 +22,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.family.diffusion.latents import DENOISERS
+from zoo.family.diffusion.task import TextToImage
 from zoo.loading.codes import require_no_codes
 from zoo.model.building import build_as_loaded, kept_in_float32
 from zoo.model.model import Model
@@ -42,8 +43,24 @@ class PipelineParts(nn.Module):
             self.add_module(name, components[name])
 
 
+class PipelineTask(TextToImage):
+    """Images of what a text says, by a pipeline that may ask for more than a text."""
+
+    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
+        super().check_prompts(model, prompts)
+        cls = classes.find(model.spec.config["pipeline"], (diffusers.DiffusionPipeline,), where=model.spec.name)
+        if prompts and classes.needs_images(cls):
+            raise RequestError(
+                f"{model.spec.name} is a {cls.__name__}, which draws from images that prompts alone do not bring; "
+                "evaluate it without prompts."
+            )
+
+
 class DiffusersPipeline(TextToImageFamily):
     """Pipelines built from the configs of their components."""
+
+    def task(self, name: str) -> PipelineTask:
+        return PipelineTask()
 
     def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
         return tiny(spec.config, name=spec.name)
@@ -104,15 +121,6 @@ class DiffusersPipeline(TextToImageFamily):
         made = cls(**given)
         made.set_progress_bar_config(disable=True)
         return made
-
-    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
-        super().check_prompts(model, prompts)
-        cls = classes.find(model.spec.config["pipeline"], (diffusers.DiffusionPipeline,), where=model.spec.name)
-        if prompts and classes.needs_images(cls):
-            raise RequestError(
-                f"{model.spec.name} is a {cls.__name__}, which draws from images that prompts alone do not bring; "
-                "evaluate it without prompts."
-            )
 
     def default_parts(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """Make tokenizer and scheduler from a config that says the caption vocabulary, as SnapGen's does."""

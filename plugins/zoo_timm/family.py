@@ -27,7 +27,8 @@ from zoo.artifact.manifest import WEIGHTS
 from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, reason
-from zoo.family.vision.classifier import VisionFamily, plain_name
+from zoo.family.vision.classifier import VisionFamily
+from zoo.family.vision.labels import plain_name
 from zoo.loading.codes import require_no_codes
 from zoo.model.model import Model
 from zoo.tensors import safetensors

@@ -53,7 +53,12 @@ def register_data(register):
 PAINTER = """
 from zoo.anatomy import Anatomy
 from zoo.data import Sample
-from zoo.family import Family
+from zoo.family import Family, Task
+
+
+class Painting(Task):
+    name = "painting"
+    speeds = None
 
 
 class Painter(Family):
@@ -74,7 +79,10 @@ class Painter(Family):
     def anatomy(self, module):
         return Anatomy()
 
-    example = forward = windows = rows = speeds = None
+    example = forward = windows = rows = None
+
+    def task(self, name):
+        return Painting()
 
     def generate(self, model, prompt, *, steps=1, count=1, seed=0):
         from PIL import Image

@@ -12,6 +12,7 @@ from zoo_h2ovl.evaluators import AnswerLoss, ExactMatch, answers
 import zoo
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
+from zoo.family.task import task_of
 from zoo.family.text.generate import greedy, next_tokens
 
 QUESTION = "What does it say?"
@@ -227,10 +228,10 @@ def test_records_that_cannot_be_asked_are_named(model):
 
 
 def test_samples_show_the_image_the_answer_and_what_was_expected(model):
-    shown = model.family.samples(model, (), records())
+    shown = task_of(model).samples(model, (), records())
     assert [one["expected"] for one in shown] == [s.text for s in records()]
     assert all(one["image"].startswith("data:image/png;base64,") and one["prompt"] == QUESTION for one in shown)
-    assert model.family.samples(model, (), None) == []
+    assert task_of(model).samples(model, (), None) == []
 
 
 def test_teachers_must_see_images_alike(model):

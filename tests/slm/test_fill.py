@@ -16,6 +16,7 @@ from twins import VOCABULARY
 import zoo
 from zoo import cli
 from zoo.errors import RequestError, ZooError
+from zoo.family.task import task_of
 from zoo.family.text import generate
 from zoo.family.text.generate import next_tokens
 
@@ -130,7 +131,7 @@ def test_who_fills_in_words_and_who_continues(masked: zoo.Model, coder: zoo.Mode
         match=r"^BertForMaskedLM returns no cache of the tokens it read, so it cannot be generated from\.$",
     ):
         list(next_tokens(masked, [5, 6], 2))
-    assert masked.family.samples(masked, ["a <mask>"], None)[0]["output"] == masked.generate("a <mask>")
+    assert task_of(masked).samples(masked, ["a <mask>"], None)[0]["output"] == masked.generate("a <mask>")
 
 
 def test_a_damaged_model_is_named(masked: zoo.Model):

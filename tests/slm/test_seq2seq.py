@@ -17,6 +17,7 @@ from zoo_slm.language import TransformersText
 import zoo
 from zoo.catalog import ModelSpec
 from zoo.errors import Refused, RequestError
+from zoo.family.task import task_of
 from zoo.family.text import generate
 from zoo.family.text.generate import next_tokens
 from zoo.family.text.sampling import pick
@@ -185,7 +186,7 @@ def test_stages_apply_and_survive_a_reload(name: str, use: str, options: dict[st
 
 
 def test_speed_of_a_seq2seq_model_is_that_of_one_pass():
-    assert small("t5").family.speeds(small("t5"), prefill=8, decode=4).keys() == {"prefill_tokens_per_s"}
+    assert task_of(small("t5")).speeds(small("t5"), prefill=8, decode=4).keys() == {"prefill_tokens_per_s"}
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

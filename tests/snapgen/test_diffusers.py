@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import zoo
 from zoo.data.open import open_data
 from zoo.errors import ArtifactError, Refused, RequestError
+from zoo.family.task import task_of
 from zoo.model.context import Context
 from zoo.model.model import Model
 from zoo.testing import check_estimate, check_exact_reload
@@ -344,7 +345,7 @@ def test_a_pipeline_that_draws_into_images_says_so(directory: Path, tmp_path: Pa
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionImg2ImgPipeline"}))
     model = zoo.load(place)
     with pytest.raises(RequestError, match="Img2ImgPipeline, which draws from images that prompts alone do not bring"):
-        model.family.check_prompts(model, ["a seven"])
+        task_of(model).check_prompts(model, ["a seven"])
     with pytest.raises(
         RequestError, match=r"StableDiffusionImg2ImgPipeline of changed makes no image .* also takes image"
     ):

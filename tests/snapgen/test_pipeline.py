@@ -19,6 +19,7 @@ from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError
 from zoo.family import TextToImageFamily
 from zoo.family.diffusion import captions, latents
+from zoo.family.task import task_of
 from zoo.model.model import Model
 from zoo.testing import random_state_kept
 
@@ -224,10 +225,10 @@ def test_a_changed_model_says_what_plain_diffusers_lacks(model: Model, tmp_path:
 
 
 def test_samples_are_sheets_and_speed_is_in_images(model: Model):
-    (sample,) = model.family.samples(model, ["a seven"], None)
+    (sample,) = task_of(model).samples(model, ["a seven"], None)
     assert sample["prompt"] == "a seven"
     assert sample["image"].startswith("data:image/png;base64,")
-    assert model.family.speeds(model, prefill=1, decode=1)["images_per_s"] > 0
+    assert task_of(model).speeds(model, prefill=1, decode=1)["images_per_s"] > 0
 
 
 def test_snapgen_is_where_diffusers_looks_for_a_pipeline():

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from architectures import architectures, library_model, save
-from zoo_slm.configs import TASKS
+from zoo_slm.configs import auto_class
 
 import zoo
 from zoo.artifact.proof import computed_buffers, same_bits
@@ -50,7 +49,7 @@ def test_dtypes_are_those_of_the_library_and_come_back(name: str, dtype: str, tm
     architecture = next(one for one in architectures("transformers") if one.name == name)
     folder = save(library_model(architecture), tmp_path / "plain", architecture.task)
     model = zoo.load(folder, dtype=dtype)
-    theirs = getattr(transformers, TASKS[architecture.task]).from_pretrained(folder, dtype=getattr(torch, dtype))
+    theirs = auto_class(architecture.task).from_pretrained(folder, dtype=getattr(torch, dtype))
     require_same(model.module, theirs)
     watched, expected = FOUND[name]
     if dtype == "bfloat16":

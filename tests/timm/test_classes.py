@@ -16,7 +16,7 @@ from zoo_timm.evaluators import Accuracy
 import zoo
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError
-from zoo.family.vision.classifier import label_of, plain_name
+from zoo.family.vision.labels import label_of, plain_name
 from zoo.model.model import Model
 
 IMAGENET = "timm:resnet10t.c3_in1k"

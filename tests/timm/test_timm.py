@@ -21,6 +21,7 @@ from zoo import catalog, registry
 from zoo.cli.info import Knowledge
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError, UnknownName, WeightsUnavailable
+from zoo.family.task import task_of
 from zoo.family.vision.images import read_image
 from zoo.model.context import Context
 from zoo.model.model import Model
@@ -530,10 +531,10 @@ def test_a_wrong_request_is_one_sentence(vit: Model, options: dict[str, Any], se
 
 
 def test_samples_show_the_image_the_answer_and_what_was_expected(vit: Model):
-    samples = vit.family.samples(vit, [], noise())
+    samples = task_of(vit).samples(vit, [], noise())
     assert len(samples) == 8 and {"prompt", "image", "output", "expected"} <= set(samples[0])
     assert samples[1]["expected"] == "2" and samples[1]["image"].startswith("data:image/png;base64,")
-    assert vit.family.samples(vit, [], None) == []
+    assert task_of(vit).samples(vit, [], None) == []
 
 
 def test_features_without_classes_say_what_to_ask_for():
@@ -544,7 +545,7 @@ def test_features_without_classes_say_what_to_ask_for():
 
 
 def test_speed_is_images_a_second(vit: Model):
-    assert vit.family.speeds(vit, prefill=1, decode=1)["images_per_s"] > 0
+    assert task_of(vit).speeds(vit, prefill=1, decode=1)["images_per_s"] > 0
 
 
 def test_a_packed_model_in_half_precision_is_fed_in_its_own(tmp_path: Path) -> None:

@@ -60,12 +60,13 @@ def _measure(located: Located, reference: str | None, tasks: Sequence[str], *, j
         import zoo
         from zoo.data.open import open_data
         from zoo.evaluation.figures import check, measure
+        from zoo.family.task import task_of
         from zoo.system.memory import peak_bytes, reset_peak
         from zoo.system.quantities import counted
 
         data = None if reference is None else open_data(reference)
         skeleton = zoo.load(located, device="meta")  # what is imported for it is nobody's memory
-        tasks = tasks or [skeleton.family.usual_task(data)]
+        tasks = tasks or [task_of(skeleton).usual_evaluator(skeleton, data)]
         if skeleton.processor is not None or not skeleton.family.needs_processor:
             for task in tasks:
                 check(task, skeleton, data)

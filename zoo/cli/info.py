@@ -13,6 +13,7 @@ from zoo import catalog
 from zoo.cli import output
 from zoo.errors import ArtifactError, RequestError, UnknownName, ZooError
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
+from zoo.family.text.tasks import TASKS, task_named
 from zoo.loading import weights
 from zoo.loading.codes import QUANTIZED_KEYS, method_of
 from zoo.loading.locate import Located, locate
@@ -58,7 +59,9 @@ class Knowledge:
             shape, cache = shape_of(spec.config), cache_of(spec.config, dtype=dtype)
         else:
             cache = Cache(shape.get("layers", 0) * entries_of(shape) * BYTES_OF.get(dtype, 2))
-        if spec.task in ("", "masked-lm"):  # reads a text as a whole and keeps nothing of it, or cannot be loaded
+        if (
+            not spec.task or not task_named(spec.task).writes
+        ):  # cannot be loaded, or reads all at once and keeps nothing
             cache = Cache()
         packed = extra.get("bytes", math.inf) < spec.params * BYTES_OF.get(str(extra.get("stored")), 0)
         memory = {name: spec.params * bits // 8 for name, bits in FORMATS.items()} if spec.params and not packed else {}
@@ -194,9 +197,9 @@ def _task(located: Located, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     if config.get("is_decoder") is not False:
-        for ending, task in (("ForCausalLM", "causal-lm"), ("ForMaskedLM", "masked-lm")):
-            if name.endswith(ending):
-                return task
+        for task in TASKS.values():
+            if task.own_ending and name.endswith(task.own_ending):
+                return task.name
     try:
         return _built(located).task
     except ZooError:

@@ -13,6 +13,8 @@ from zoo.faces import face
 if TYPE_CHECKING:
     from zoo.family.base import Family as Family
     from zoo.family.diffusion.family import TextToImageFamily as TextToImageFamily
+    from zoo.family.task import Task as Task
+    from zoo.family.task import task_of as task_of
     from zoo.family.text.family import TextFamily as TextFamily
     from zoo.family.vision.classifier import VisionFamily as VisionFamily
     from zoo.family.vision.language import VisionLanguageFamily as VisionLanguageFamily
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 HOMES = {
     "zoo.family.base": ("Family",),
     "zoo.family.diffusion.family": ("TextToImageFamily",),
+    "zoo.family.task": ("Task", "task_of"),
     "zoo.family.text.family": ("TextFamily",),
     "zoo.family.vision.classifier": ("VisionFamily",),
     "zoo.family.vision.language": ("VisionLanguageFamily",),

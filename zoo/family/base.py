@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoo.anatomy.parts import Anatomy
     from zoo.catalog import ModelSpec
     from zoo.data.dataset import Dataset
+    from zoo.family.task import Task
     from zoo.model.model import Model
     from zoo.tensors.batch import Batch, Rows
 
@@ -108,6 +109,12 @@ class Family(ABC):
     def save_processor(self, processor: Any, path: Path) -> None:
         """Save the processor into `path`."""
 
+    # --- what models are for ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def task(self, name: str) -> Task:
+        """Return the task of that name, one of `tasks`: what its models show in a report, how their speed is told."""
+
     # --- running ------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -175,28 +182,9 @@ class Family(ABC):
         """Say what `generate` takes of this model: all of `takes`, or less where its task takes only some."""
         return self.takes
 
-    @abstractmethod
-    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
-        """Run once and return figures a second, such as {"decode_tokens_per_s": 130.0}.
-
-        Args:
-            prefill, decode: tokens of the prompt and tokens generated, for models that read and write tokens.
-        """
-
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
         """Refuse data of which no training window can be cut, where that is told quickly: a plan asks.
 
         Raises:
             DataError: says what is too short or missing.
         """
-
-    def usual_task(self, data: Dataset | None) -> str:
-        """Name the evaluator for `data` where a recipe or `zoo eval` names none."""
-        return self.evaluation[0]
-
-    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
-        """Refuse the prompts that `samples` would refuse, from the model's structure and, where it has one, its processor."""
-
-    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
-        """Answer for a report: [{"prompt", "output"}], with "expected" and "image" or "caption" (a data URI) where they help."""
-        return []

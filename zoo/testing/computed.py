@@ -26,8 +26,9 @@ def outputs(model: Model) -> Outputs:
     """
     import torch
 
-    from zoo.family.text.family import TextFamily
+    from zoo.family.task import task_of
     from zoo.family.text.generate import next_tokens
+    from zoo.family.text.task import TextTask
 
     computed: Outputs = {
         "parameters": model.params,
@@ -42,7 +43,8 @@ def outputs(model: Model) -> Outputs:
             "output for one token": (1, 1),
         }.items():
             computed[name] = _hash(model.family.forward(model, model.family.example(model, batch=batch, size=size)))
-    if isinstance(model.family, TextFamily) and model.spec.task == "causal-lm":
+    task = task_of(model)
+    if isinstance(task, TextTask) and task.causal and task.text_only:
         prompt = model.family.example(model, batch=1, size=4)["input_ids"][0].tolist()
         computed["generated tokens"] = list(next_tokens(model, prompt, TOKENS))
         computed["sampled tokens"] = list(next_tokens(model, prompt, TOKENS, temperature=1.0))

@@ -7,6 +7,7 @@ from pydantic import Field
 from zoo import registry
 from zoo.compressor import Compressor
 from zoo.errors import Refused
+from zoo.family.task import task_of
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
@@ -59,7 +60,7 @@ class TrainBPE(Compressor):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
 
-        size, masks = int(model.spec.config["vocab_size"]), model.spec.task == "masked-lm"
+        size, masks = int(model.spec.config["vocab_size"]), task_of(model).masks
         special = [END_OF_TEXT, PAD, MASK] if masks else [END_OF_TEXT]
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

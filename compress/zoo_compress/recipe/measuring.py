@@ -10,6 +10,7 @@ from typing import Any
 from zoo import registry
 from zoo.data.dataset import Dataset
 from zoo.evaluation.figures import measure
+from zoo.family.task import task_of
 from zoo.loading.locate import Located
 from zoo.model.context import Progress
 from zoo.model.model import Model
@@ -51,7 +52,7 @@ class Measuring:
             with blamed(self.recipe.where("evaluate", "tasks")):
                 metrics |= measure(task, model, self.test, options=evaluate.options(task))
         with blamed(self.recipe.where("evaluate", "prompts")):
-            samples = [] if untrained else model.family.samples(model, evaluate.prompts, self.test)
+            samples = [] if untrained else task_of(model).samples(model, evaluate.prompts, self.test)
         log |= {"asked": asked, "metrics": metrics, "samples": samples, "params": model.params, "bytes": model.bytes}
         self.folder.write_log(name, log)
 

@@ -20,6 +20,7 @@ from zoo.data.open import open_data
 from zoo.data.overlap import overlaps
 from zoo.errors import DataError, RecipeError, ZooError, nearest
 from zoo.evaluation.figures import check
+from zoo.family.task import task_of
 from zoo.loading.contents import require_readable
 from zoo.loading.load import load
 from zoo.loading.locate import Located
@@ -48,7 +49,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     require_room()
     licences = inherited(model)
     data = _open_all(recipe)
-    recipe = recipe.measured_by(model.family.usual_task(data.get("test")))
+    recipe = recipe.measured_by(task_of(model).usual_evaluator(model, data.get("test")))
     _require_test(recipe, data)
     named = {name: _meant(recipe, name, request, original) for name, request in _teachers(recipe).items()}
     teachers = {name: _teacher(recipe, name, request, named[name]) for name, request in _teachers(recipe).items()}
@@ -199,7 +200,7 @@ def _check_evaluation(recipe: Recipe, model: Model, data: Mapping[str, Dataset],
     made = any(request.compressor.tokenizes for request in recipe.stages)
     missing = model.processor is None and not made and original.path is not None
     with blamed(recipe.where("evaluate", "prompts")):
-        model.family.check_prompts(model, recipe.evaluate.prompts)
+        task_of(model).check_prompts(model, recipe.evaluate.prompts)
     if "test" not in data or not (_ready(model) or missing):
         return
     for task in recipe.evaluate.tasks or ():

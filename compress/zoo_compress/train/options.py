@@ -9,6 +9,7 @@ from torch import nn
 
 from zoo.compressor import require_dense
 from zoo.errors import Refused, UnknownName, nearest
+from zoo.family.task import task_of
 from zoo.model.lineage import State
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
@@ -76,11 +77,7 @@ def check_training(
                 f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models do not have; "
                 f"theirs are {', '.join(model.family.kinds)}."
             )
-        if (
-            loss.needs_target
-            and model.spec.task == "masked-lm"
-            and getattr(model.processor, "mask_token_id", 0) is None
-        ):
+        if loss.needs_target and task_of(model).masks and getattr(model.processor, "mask_token_id", 0) is None:
             raise Refused(
                 f"{stage} hides tokens of a masked-lm model, and the tokenizer of {model.spec.name} has no mask token. "
                 'Distil it on a teacher\'s distribution instead: use = "distill", loss = [{ use = "kl" }].'

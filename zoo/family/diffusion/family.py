@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
+from zoo.family.diffusion.task import TextToImage
+from zoo.family.task import Task
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ class TextToImageFamily(Family):
     takes: ClassVar[tuple[str, ...]] = ("prompt", "steps", "guidance", "count", "seed")
     makes: ClassVar[str] = "images"
     library: ClassVar[str] = "diffusers"
+
+    def task(self, name: str) -> Task:
+        return TextToImage()
 
     @abstractmethod
     def pipeline(self, model: Model) -> Any:
@@ -134,17 +139,6 @@ class TextToImageFamily(Family):
 
         latents.require_parts(model.module, self.scheduler(model))
         captions.require_captions(data)
-
-    def usual_task(self, data: Dataset | None) -> str:
-        """Whether images show the digit they are asked for, where records name one; else the error of what is trained."""
-        digits = data is None or (len(data) > 0 and "digit" in data[0].fields)
-        return self.evaluation[0] if digits else "velocity-error"
-
-    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
-        from zoo.family.diffusion.captions import require_prompt
-
-        for prompt in prompts:
-            require_prompt(self.parts(model).get("tokenizer"), prompt, name=model.spec.name)
 
     def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
         """Add noise (B, L, h, w) and logit-normal times (B,) (SD3, 2403.03206, section 3.1); drop a tenth of the captions."""
@@ -354,25 +348,6 @@ class TextToImageFamily(Family):
             )
         images: list[Any] = pipeline.numpy_to_pil(pixels)
         return images
-
-    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
-        """Make a contact sheet of eight images for each prompt, seeds 0 to 7."""
-        from zoo.family.diffusion.captions import sheet
-        from zoo.family.vision.images import data_uri
-
-        made = [self.generate(model, prompt, steps=16, count=8) for prompt in prompts]
-        return [
-            {"prompt": p, "image": data_uri(sheet(images, side=64)), "output": "seeds 0 to 7"}
-            for p, images in zip(prompts, made, strict=True)
-        ]
-
-    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
-        """Time one image of eight steps; token counts mean nothing here."""
-        import time
-
-        start = time.perf_counter()
-        self.generate(model, "", steps=8)
-        return {"images_per_s": 1 / (time.perf_counter() - start)}
 
 
 def _images_of(model: Model, pipeline: Any, **asked: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
+from zoo.family.task import task_of
 from zoo.family.text.shape import frequency_switches
 from zoo.family.text.tokens import reads_apart, start_token
 
@@ -41,7 +42,7 @@ def reader_of(
     Raises:
         RequestError: the model fills gaps and continues no text, or keeps no cache where one is asked for.
     """
-    if model.spec.task == "masked-lm":
+    if not task_of(model).writes:
         raise _keeps_nothing(model)
     kind = DecoderReader if reads_apart(model) else Reader
     if caches is None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zoo.family.text.family import TextFamily
     from zoo.model.model import Model
 
+LONGEST_TOKEN = 64  # characters; text of that many a window holds at least one window
 PADDING = 1024  # rows by which the tables of one tokenizer may differ, while no tokenizer is here to compare
 
 

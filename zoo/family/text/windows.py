@@ -1,4 +1,4 @@
-"""Token windows: records as one stream of tokens, cut for training; halves for an encoder and a decoder; hidden tokens."""
+"""Token windows: records as one stream of tokens, cut for training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from zoo.family.text.tokens import answer, begun
 from zoo.tensors.batch import Batch
 
 if TYPE_CHECKING:
-    import torch
-
     from zoo.data.dataset import Dataset, Sample
     from zoo.family.text.family import TextFamily
     from zoo.model.model import Model
@@ -125,73 +123,3 @@ def _groups(data: Dataset) -> Iterator[list[Sample]]:
         group.append(sample)
         size += len(sample.text)
     yield group
-
-
-def require_texts(model: Model, data: Dataset) -> None:
-    """Refuse records without a text, and those with a prompt that is none, or where a model's task has no place for one.
-
-    Raises:
-        DataError: names the first such record.
-    """
-    from zoo.errors import DataError
-
-    continues = model.spec.task not in ("seq2seq", "masked-lm")
-    for sample in data:
-        _, prompt = sample.text, sample.prompt  # both say what is wrong with them
-        if prompt and not continues:
-            raise DataError(
-                f"{sample.where}: the record has a 'prompt', which {model.spec.name}, a {model.spec.task} model, cannot be "
-                "trained or measured on here; write it into the 'text', or leave it out."
-            )
-
-
-class Halves(Sequence[Batch]):
-    """Windows for a seq2seq model: the encoder reads the first half, the decoder is to write the second."""
-
-    def __init__(self, windows: TokenWindows, start: int) -> None:
-        self.windows, self.start = windows, start
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: Any) -> Any:
-        import torch
-
-        ids_T = self.windows[index]["input_ids"]
-        read, write = ids_T[: len(ids_T) // 2], ids_T[len(ids_T) // 2 :]
-        return {
-            "input_ids": read,
-            "decoder_input_ids": torch.cat([write.new_tensor([self.start]), write[:-1]]),
-            "labels": write,
-        }
-
-    def where(self, index: int) -> str:
-        return self.windows.where(index)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in range(len(self)))
-
-
-def masked(model: Model, batch: Batch, mask: int, generator: torch.Generator) -> Batch:
-    """Hide some tokens of each window: most become the mask, some another token, some stay (Devlin et al. 2019, 1810.04805, section 3.1).
-
-    The share is the config's `mlm_probability`, 0.15 where it has none, and at least one of each window. Special tokens
-    are not hidden.
-    """
-    import torch
-
-    ids_BT = batch["input_ids"]
-    draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
-    special = ids_BT.new_tensor(getattr(model.processor, "all_special_ids", []))
-    special_BT = torch.isin(ids_BT, special)
-    draw_BT = draw_BT.masked_fill(special_BT & ~special_BT.all(1, keepdim=True), 2.0)  # these are never hidden
-    share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
-    hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
-    family: Any = model.family
-    other_BT = torch.randint(0, family.vocabulary(model), ids_BT.shape, generator=generator).to(ids_BT.device)
-    shown_BT = torch.where(kind_BT < 0.8, mask, torch.where(kind_BT < 0.9, other_BT, ids_BT))
-    return {
-        **batch,
-        "input_ids": torch.where(hidden_BT, shown_BT, ids_BT),
-        "labels": ids_BT.masked_fill(~hidden_BT, -1),
-    }

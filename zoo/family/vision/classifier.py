@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
+from zoo.family.task import Task
+from zoo.family.vision.classification import ImageClassification
+from zoo.family.vision.labels import label_of
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from zoo.data.dataset import Dataset, Sample
+    from zoo.data.dataset import Dataset
     from zoo.model.model import Model
-
-SHOWN = 12  # images that a report shows
 
 
 class VisionFamily(Family):
@@ -36,6 +35,9 @@ class VisionFamily(Family):
     evaluation: ClassVar[tuple[str, str]] = ("accuracy", "")  # which images there are depends on the classes
     takes: ClassVar[tuple[str, ...]] = ("images", "count")
     needs_processor: ClassVar[bool] = False
+
+    def task(self, name: str) -> Task:
+        return ImageClassification()
 
     @abstractmethod
     def input_size(self, model: Model) -> tuple[int, int, int]:
@@ -156,40 +158,6 @@ class VisionFamily(Family):
 
         return answers() if options.get("stream") else "".join(answers())
 
-    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
-        """Classify eight images spread over the data."""
-        from zoo.data.dataset import naming_record
-        from zoo.family.vision.images import data_uri, read_image
-
-        answers = []
-        names, aliases = self.labels(model), self.aliases(model)
-        for sample in [data[i * len(data) // 8] for i in range(min(8, len(data)))] if data else []:
-            with naming_record(sample):
-                image = read_image(sample.fields["image"])
-            (name, chance), *_ = self.classify(model, [image], count=1)[0]
-            image.thumbnail((256, 256))
-            answers.append(
-                {
-                    "prompt": sample.where,
-                    "image": data_uri(image),
-                    "output": name,
-                    "note": f"{100 * chance:.0f} %",
-                    "expected": names[label_of(sample, names, aliases)],
-                }
-            )
-        return answers
-
-    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
-        import time
-
-        import torch
-
-        batch = self.example(model, batch=8)
-        start = time.perf_counter()
-        with torch.inference_mode():
-            self.forward(model, batch)
-        return {"images_per_s": 8 / (time.perf_counter() - start)}
-
 
 class LabelledImages(Sequence[Batch]):
     """Records as images (C, H, W) with their label, read when they are asked for; labels are checked at once."""
@@ -222,40 +190,3 @@ class LabelledImages(Sequence[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))
-
-
-def plain_name(label: str) -> str:
-    """A class's name as it is compared: folders write "great_white_shark" for "great white shark"."""
-    return " ".join(re.sub(r"(?<=[^\W_])[-_]+(?=[^\W_])", " ", label.casefold()).split())
-
-
-def label_of(sample: Sample, names: Sequence[str], aliases: Mapping[str, Sequence[int]]) -> int:
-    """The class of a record: its "label", else its text; a number, one of the classes' names, or an alias of one.
-
-    Raises:
-        DataError: it names no class, or could be any of several.
-    """
-    from zoo.errors import DataError, nearest
-
-    label = sample.fields.get("label", sample.fields.get("text"))
-    if isinstance(label, str):
-        if label in names:
-            return list(names).index(label)
-        meant = aliases.get(plain_name(label), ())
-        if len(meant) == 1:
-            return meant[0]
-        if meant:
-            several = " or ".join(repr(names[i]) for i in meant)
-            raise DataError(f"{sample.where}: {label!r} is a name of several classes: write {several}, or a number.")
-        if not label.strip().isdecimal():
-            raise DataError(f"{sample.where}: {label!r} is none of the {len(names)} classes.{nearest(label, names)}")
-        label = int(label)
-    number = index(label) if isinstance(label, SupportsIndex) else -1  # an integer of NumPy's is one too
-    if not 0 <= number < len(names):
-        raise DataError(f"{sample.where}: label {label!r} is none of the classes 0 to {len(names) - 1}.")
-    return number
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly spaced."""
-    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.text.family import SAMPLING, TextFamily
-from zoo.family.vision.classifier import SHOWN, spread
+from zoo.family.text.family import TextFamily
+from zoo.family.text.task import SAMPLING, TextTask
+from zoo.family.vision.questions import ImageTextToText
 from zoo.system.unicode import require_unicode
 from zoo.tensors.batch import Batch, Rows
 
@@ -34,6 +35,9 @@ class VisionLanguageFamily(TextFamily):
     kinds: ClassVar[tuple[str, ...]] = ("label", "visual")
     evaluation: ClassVar[tuple[str, str]] = ("exact-match", "")
     takes: ClassVar[tuple[str, ...]] = ("prompt", "images", *SAMPLING)
+
+    def task(self, name: str) -> TextTask:
+        return ImageTextToText()
 
     # --- what an architecture says --------------------------------------------------------------------------------
 
@@ -103,25 +107,6 @@ class VisionLanguageFamily(TextFamily):
                 with_images(prompt, len(images))
             _ = sample.text  # says that there is none
 
-    def check_prompts(self, model: Model, prompts: Sequence[str]) -> None:
-        from zoo.errors import RequestError
-
-        if not all(prompt.strip() for prompt in prompts):
-            raise RequestError("The prompt is empty: ask something, such as 'What does it say?'.")
-
-    def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
-        """Ask about images spread over the data: each record's own question, or `prompts` in turn where there are some."""
-        from zoo.family.vision.images import data_uri, read_image
-
-        shown: list[dict[str, str]] = []
-        for number, sample in enumerate(spread(data or (), SHOWN)):
-            image = sample.fields["image"]
-            prompt = prompts[number % len(prompts)] if prompts else str(sample.fields["prompt"])
-            answer = {"prompt": prompt, "output": self.generate(model, prompt, images=[image], max_new_tokens=64)}
-            expected = {"expected": sample.text} if prompt == sample.fields.get("prompt") else {}
-            shown.append({**answer, **expected, "image": data_uri(read_image(image))})
-        return shown
-
     # --- batches --------------------------------------------------------------------------------------------------
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
@@ -174,27 +159,6 @@ class VisionLanguageFamily(TextFamily):
         generator = torch.Generator().manual_seed(seed)
         pixels = torch.randn(batch, 3, side, side, generator=generator)
         return {"input_ids": ids, "pixel_values": pixels.to(model.device)}
-
-    def speeds(self, model: Model, *, prefill: int, decode: int) -> dict[str, float]:
-        """Time a prompt of `prefill` tokens that begins with one tile, and the tokens after it."""
-        import time
-
-        from zoo.family.text.generate import next_tokens
-
-        context = self.context_length(model)
-        decode = min(decode, max(1, context // 2 - 1))
-        prefill = max(1, min(prefill, context - decode))
-        first = self.example(model, batch=1, size=prefill)
-        ids = first.pop("input_ids")[0].tolist()
-        tokens = next_tokens(model, ids, decode + 1, first=first)
-        start = time.perf_counter()
-        next(tokens)
-        read = time.perf_counter()
-        count = sum(1 for _ in tokens)
-        return {
-            "prefill_tokens_per_s": len(ids) / (read - start),
-            "decode_tokens_per_s": count / (time.perf_counter() - read),
-        }
 
 
 class QuestionWindows(Sequence[Batch]):

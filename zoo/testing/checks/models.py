@@ -286,8 +286,10 @@ def readable(model: Model) -> bool:
 
 def request(model: Model) -> tuple[Any, dict[str, Any]]:
     """A prompt and a few options that the family takes."""
+    from zoo.family.task import task_of
+
     takes = model.family.taken(model)
-    if model.spec.task == "masked-lm":
+    if task_of(model).masks:
         return f"{LINES[0]} {model.processor.mask_token}", {}
     options: dict[str, Any] = {name: value for name, value in GENERATED.items() if name in takes}
     if "images" in takes:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from zoo.tensors.batch import Batch
 
 CLOSE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}  # of the largest output: sums in another order
-WRITES = ("causal-lm", "image-text-to-text")  # the tasks of models that write token after token
 TOKENS, LATER = 12, 3  # of a text, and how many of them are read one by one
 LONGEST = 2048  # tokens of a text that fills the context
 
@@ -43,10 +42,12 @@ def check_padding(model: Model) -> None:
     """Check that of two prompts that are read together, each is read as it is alone, padding left out."""
     import torch
 
-    from zoo.family.text.family import TextFamily
+    from zoo.family.task import task_of
     from zoo.family.text.readers import keeps_no_cache, names_of, reader_of
+    from zoo.family.text.task import TextTask
 
-    if not isinstance(model.family, TextFamily) or model.spec.task not in ("causal-lm", "seq2seq"):
+    task = task_of(model)
+    if not isinstance(task, TextTask) or not (task.writes and task.text_only):
         raise Skipped(f"models of the task {model.spec.task} do not write texts beside each other")
     if "attention_mask" not in names_of(model):
         raise Skipped("its module names no attention_mask, so that prompts are read one after the other")
@@ -128,9 +129,10 @@ def check_cache(model: Model) -> None:
 
 def _tokens(model: Model, *, seed: int = 0) -> Batch:
     """A batch of a model that writes token after token; of one that sees, with tokens after those of the image."""
+    from zoo.family.task import task_of
     from zoo.family.vision.language import VisionLanguageFamily
 
-    if model.spec.task not in WRITES:
+    if not task_of(model).causal:
         raise Skipped(f"models of the task {model.spec.task} do not write token after token")
     seen = model.family.tile_shape(model)[1] if isinstance(model.family, VisionLanguageFamily) else 0
     batch = model.family.example(model, batch=2, size=seen + TOKENS, seed=seed)

@@ -11,6 +11,7 @@ from pydantic import Field
 from zoo.compressor import CompressorOptions
 from zoo.data import Dataset
 from zoo.errors import DataError, RequestError
+from zoo.family import task_of
 from zoo.model import Model
 
 
@@ -39,7 +40,7 @@ class TopKAccuracy:
         Raises:
             RequestError: the model chooses no label, or is not asked for one at each place.
         """
-        if "label" not in model.family.kinds or model.spec.task == "masked-lm":
+        if "label" not in model.family.kinds or task_of(model).masks:
             raise RequestError(
                 f"top-k-accuracy is for models that choose a next token or a class; {model.spec.name} is {model.spec.task}."
             )

@@ -1,0 +1,16 @@
+"""The tasks of language models by name, in the order in which a class of several of them is taken."""
+
+from __future__ import annotations
+
+from zoo.family.text.causal import CausalLM
+from zoo.family.text.masked import MaskedLM
+from zoo.family.text.seq2seq import Seq2Seq
+from zoo.family.text.task import TextTask
+
+ALL: tuple[TextTask, ...] = (Seq2Seq(), CausalLM(), MaskedLM())
+TASKS: dict[str, TextTask] = {task.name: task for task in ALL}
+
+
+def task_named(name: str) -> TextTask:
+    """The task of a name; one that is not ours is taken to be that of a causal model."""
+    return TASKS.get(name, TASKS[CausalLM.name])
