@@ -83,6 +83,10 @@ def _hook(kind: Kind) -> str:
     return "\n".join(lines)
 
 
+# What the methods of a contract return that is a contract too: method -> "module:Class".
+RETURNED = {"family": {"task": "zoo.family.task:Task"}}
+
+
 def _models() -> str:
     return "\n".join(
         [
@@ -116,6 +120,12 @@ def _contract(kind: Kind, users: list[Declared]) -> Iterator[str]:
             continue
         base = getattr(importlib.import_module(module), name)
         yield from _described(base, _lead(base, number))
+        for method, contract in RETURNED.get(kind.name, {}).items():
+            module, _, name = contract.partition(":")
+            yield ""
+            yield from _described(
+                getattr(importlib.import_module(module), name), f"Its `{method}` returns a subclass of"
+            )
         for inner in _refinements(base, users):
             needed = ", ".join(f"`{name}`" for name in sorted(inner.__abstractmethods__))
             yield ""

@@ -67,6 +67,8 @@ EXCEPTIONS = {
 START = [
     *(f"zoo/{name}.py" for name in ("__init__", "__main__", "catalog", "errors", "faces", "hooks", "plugin")),
     *(f"zoo/{room}/__init__.py" for room in ("artifact", "family", "family/text", "loading", "model", "system")),
+    *(f"zoo/family/text/{name}.py" for name in ("task", "tasks", "causal", "seq2seq", "masked", "tokens")),
+    *("zoo/family/base.py", "zoo/family/task.py"),
     *("zoo/family/text/shape.py", "zoo/loading/weights.py", "zoo/artifact/manifest.py"),
     *(f"zoo/system/{name}.py" for name in ("quantities", "reading", "signals", "writing")),
     *sorted(str(file.relative_to(ROOT)) for room in ("cli", "plugins") for file in (ROOT / "zoo" / room).rglob("*.py")),

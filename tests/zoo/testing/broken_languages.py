@@ -96,6 +96,12 @@ class Mingling(PlainLMFamily):
         return logits - logits.mean(0)
 
 
+class Aimless(PlainLMFamily):
+    """It has a task that is no class."""
+
+    tasks = ("causal-lm", "summarising")
+
+
 class Hashed(PlainLMFamily):
     """Its random weights follow the order of a set."""
 

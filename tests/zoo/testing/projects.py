@@ -53,7 +53,7 @@ BROKEN = {
         ),
     },
     "zoo-unread": {
-        "family": ("mute", "cacheless", "peeking", "mingling", "hashed", "unmasked", "overlong"),
+        "family": ("mute", "cacheless", "peeking", "mingling", "hashed", "unmasked", "overlong", "aimless"),
         "compressor": ("dropping", "respelling"),
         "loss": ("gap",),
     },

@@ -90,6 +90,12 @@ CAUGHT = {
         "save and reload",
         "the saved model cannot generate; `save_processor` has to write what `load_processor` reads (mute-tiny has no",
     ),
+    "a task without a class": (
+        "family",
+        "aimless",
+        "family",
+        "has the task 'summarising', but `task` returns that of 'causal-lm'; write one with a class of your own",
+    ),
     "state in a family": ("model", "hoarding-tiny", "side effects", "changes what it keeps in itself (computed)"),
     "a family in train mode": (
         "model",

@@ -50,6 +50,7 @@ class TextFamily(Family):
         return None
 
     def task(self, name: str) -> TextTask:
+        """Return the task of that name; one that is none of ours is taken to be that of a causal model."""
         return task_named(name)
 
     def example(self, model: Model, *, batch: int = 2, size: int = 16, seed: int = 0) -> Batch:

@@ -131,6 +131,13 @@ def checks_of_family(bench: Bench, declaration: Declared) -> Iterator[Check]:
             f"family {name} is declared as {declaration.modality}, but its class is of {family.modality}",
         )
         require(bool(family.tasks), f"family {name} has no tasks")
+        for task in family.tasks:
+            returned = family.task(task).name
+            require(
+                returned == task,
+                f"family {name} has the task {task!r}, but `task` returns that of {returned!r}; write one with a class of "
+                "your own",
+            )
         from zoo.testing.checks.models import models_of
 
         if not any(spec.family in (name, bench.label(name)) for spec in models_of(bench).values()):
