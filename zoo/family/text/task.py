@@ -28,9 +28,7 @@ class TextTask(Task):
     takes: ClassVar[tuple[str, ...]]  # what `generate` takes beside a prompt
     inputs: ClassVar[tuple[str, ...]] = ("input_ids",)  # the token ids that the module takes
     text_only: ClassVar[bool] = True  # whether a prompt is tokens alone, so that several are read together
-    continues: ClassVar[bool] = (
-        False  # whether what is written goes on from the prompt, as a record's text from its own
-    )
+    continues: ClassVar[bool] = False  # whether what it writes goes on from the prompt
     # How transformers calls its classes: the one that chooses among them, their mapping (MODEL_FOR_..._MAPPING_NAMES), and
     # the ends of the names of classes that are not its own; `own_ending` is the one that no other task's classes have.
     auto_class: ClassVar[str]
