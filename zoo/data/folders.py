@@ -26,6 +26,7 @@ UNREAD = (
     *(".arrow", ".feather", ".avro", ".orc", ".h5", ".hdf5", ".npy", ".npz", ".mat", ".pkl", ".pt", ".tfrecord"),
     *(".db", ".sqlite", ".xls", ".xlsx", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar"),
 )
+MODELS = ("zoo.json", "*/zoo.json", "model.safetensors", "model_index.json")  # of a saved model, and of a run's folder
 SPLITS = {  # as Hugging Face's data sets read the names of files
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -39,6 +40,10 @@ def samples_of_folder(folder: Path, reference: Reference) -> Iterable[Sample]:
     Raises:
         DataError: it holds nothing that is read, several kinds of it, or no such split.
     """
+    if model := next((file for pattern in MODELS for file in folder.glob(pattern)), None):
+        raise DataError(
+            f"{folder} holds a model ({model.relative_to(folder)}), not records; name a file or folder of data."
+        )
     files = [
         file
         for file in sorted(folder.rglob("*"))

@@ -91,6 +91,15 @@ def test_a_card_beside_images_is_not_data(tmp_path: Path):
     assert [sample.fields["label"] for sample in open_data(str(tmp_path))] == ["cat"]
 
 
+@pytest.mark.parametrize("file", ["zoo.json", "2-distill/zoo.json", "model.safetensors"])
+def test_a_folder_that_holds_a_model_is_no_data(tmp_path: Path, file: str):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"holds a model \({file}\), not records; name a file or folder of data\."):
+        open_data(str(tmp_path))
+
+
 def test_a_folder_of_documents_alone_holds_no_data(tmp_path: Path):
     write(tmp_path, {"README.md": CARD, "data.zip": "PK"})
     assert refusal(tmp_path, tmp_path).endswith("nor images (.png, .jpg, .jpeg, ...). There is: README.md, data.zip.")
