@@ -33,6 +33,7 @@ class RowLoss(ABC):
     needs_teacher: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False  # the data must say what is right
     whole: ClassVar[bool] = False  # is given all rows of a batch at once, since it relates them to one another
+    padded: ClassVar[bool] = True  # of outputs of two widths, those beyond the narrower are padding, and are cut
 
     @abstractmethod
     def __call__(

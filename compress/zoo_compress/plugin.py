@@ -24,6 +24,8 @@ def register_losses(register: Register) -> None:
     register("kl", "zoo_compress.losses.rows:ForwardKL")
     register("cross-entropy", "zoo_compress.losses.rows:CrossEntropy")
     register("hidden", "zoo_compress.losses.features:HiddenState")
+    register("cosine", "zoo_compress.losses.embeddings:Cosine")
+    register("rkd", "zoo_compress.losses.embeddings:RelationalKD")
 
 
 @hookimpl

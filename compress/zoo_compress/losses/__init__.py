@@ -1,1 +1,1 @@
-"""The losses of training and distilling, one file for those on rows and one for those on the outputs of blocks."""
+"""The losses of training and distilling, a file each for those on rows, on vectors of whole samples, and on the outputs of blocks."""

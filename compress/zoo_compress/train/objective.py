@@ -107,7 +107,7 @@ def _shared(
 
     Tables of one tokenizer may be padded to two lengths; the rows beyond the shorter stand for no token.
     """
-    if teacher_NV is None or not loss.needs_teacher:
+    if teacher_NV is None or not loss.needs_teacher or not loss.padded:
         return student_NV, teacher_NV
     common = min(student_NV.shape[-1], teacher_NV.shape[-1])
     return student_NV[..., :common], teacher_NV[..., :common]
