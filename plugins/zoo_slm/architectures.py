@@ -12,6 +12,7 @@ from zoo.family.text.causal import CausalLM
 from zoo.family.text.masked import MaskedLM
 from zoo.family.text.seq2seq import Seq2Seq
 from zoo.family.text.tasks import TASKS
+from zoo_slm.sentence_encoder import ENCODERS
 
 # What the classes of other mappings are. The first ones win over our tasks: their text classes read more than text.
 MORE_THAN_TEXT = {
@@ -35,7 +36,7 @@ OTHERS = {
 UNREPEATABLE = {
     "reformer": "which draws the hashes of its attention anew at every pass, so that no result of it comes again"
 }
-READS = "text models need a causal, masked or seq2seq LM head"
+READS = "text models need a causal, masked or seq2seq LM head, or are encoders without one"
 
 
 @cache
@@ -65,7 +66,7 @@ def task_of(config: Mapping[str, Any], path: Path) -> str:
     if kind in UNREPEATABLE:
         raise RequestError(f"{path} holds a model of type {kind}, {UNREPEATABLE[kind]}; such models are not read.")
     for name in names:
-        task = _named_task(name)
+        task = _named_task(name) or ("embedding" if _is_headless(name, config) else "")
         if not task:
             what = _kind_of_class(name)
             raise RequestError(f"{path} holds a {name} ({kind}){f', {what}' if what else ''}; {READS}.")
@@ -107,6 +108,19 @@ def _named_task(name: str) -> str:
     if any(name in _classes(mapping) for mapping in OTHERS):
         return ""
     return next((task.name for task in TASKS.values() if name.endswith(task.endings)), "")
+
+
+def _is_headless(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a class is a text model up to its head: one of an encoder or of a decoder alone."""
+    from transformers.models.auto import modeling_auto
+
+    kind = config.get("model_type")
+    if name == ENCODERS.get(str(kind)):
+        return True
+    texts = any(kind in _classes(mapping).values() for mapping in ("CAUSAL_LM", "MASKED_LM"))
+    others = any(kind in _classes(mapping).values() for mapping in MORE_THAN_TEXT)
+    whole = bool(config.get("is_encoder_decoder"))
+    return texts and not others and not whole and name == modeling_auto.MODEL_MAPPING_NAMES.get(str(kind))
 
 
 def _kind_of_class(name: str) -> str:

@@ -23,9 +23,10 @@ from zoo.loading.load import DTYPES
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
 from zoo.tensors import safetensors
-from zoo_slm import architectures, models, quantized
+from zoo_slm import architectures, models, quantized, sentence_files
 from zoo_slm.configs import UNFIT, asks_untied, auto_class, parsed, tied, unfit, untie, why
 from zoo_slm.quiet import quiet
+from zoo_slm.sentence_encoder import KEY, SentenceEncoder, backbone_class, plain, pooler_of, require_masked
 
 # tables that old checkpoints store
 FIXED = (".version", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias", ".attention.bias")
@@ -82,7 +83,7 @@ class Checkpoint:
         Raises:
             ArtifactError: there are no safetensors, or they are not those of the config.
         """
-        module, report = self._load(dtype)
+        module, report = self._load(dtype, auto_class(self.task))
         require_complete(self.path, report, module)
         if not self.config.get("architectures") and tied(module):  # then no tensor tells that there is a head
             _require_used(self.path, report, module)
@@ -95,9 +96,36 @@ class Checkpoint:
         evaluated: nn.Module = module.eval()
         return evaluated
 
-    def _load(self, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
-        """What transformers makes of the files, and its report on their tensors."""
+    def encoder(self, dtype: torch.dtype | None) -> nn.Module:
+        """Load a transformer without its head, and what follows it.
 
+        Raises:
+            ArtifactError: as `module`.
+        """
+        about = self.config[KEY]
+        backbone, report = self._load(dtype, backbone_class(self.config), **pooler_of(self.config))
+        require_masked(backbone, self.config)
+        require_complete(self.path, report, backbone)
+        encoder = SentenceEncoder(backbone, about)
+        sentence_files.fill_head(encoder, about, self.path)
+        return encoder.eval()
+
+    def _load(self, dtype: torch.dtype | None, cls: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
+        """What a class of transformers makes of the files, and its report on their tensors."""
+
+        Raises:
+            ArtifactError: as `module`.
+        """
+        about = self.config[KEY]
+        backbone, report = self._load(dtype, backbone_class(self.config), **pooler_of(self.config))
+        require_masked(backbone, self.config)
+        require_complete(self.path, report, backbone)
+        encoder = SentenceEncoder(backbone, about)
+        sentence_files.fill_head(encoder, about, self.path)
+        return encoder.eval()
+
+    def _load(self, dtype: torch.dtype | None, cls: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
+        """What a class of transformers makes of the files, and its report on their tensors."""
         files = safetensors.files_of(self.path)
         if not files:
             raise ArtifactError(f"{self.path} holds no .safetensors file; other weight formats are not read.")
@@ -109,7 +137,7 @@ class Checkpoint:
                 config = parsed(self.config) if self.own is None else self.own
                 if self.quantizer is not None:
                     config.quantization_config = dict(self.quantizer)
-                module, report = auto_class(self.task).from_pretrained(
+                module, report = cls.from_pretrained(
                     folder,
                     config=config,
                     dtype=dtype,
@@ -119,6 +147,7 @@ class Checkpoint:
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **quantized.settings(self.quantizer),
+                    **given,
                 )
                 if self.quantizer is not None:
                     module = quantized.widened(module, self.quantizer, dtype)
@@ -153,7 +182,13 @@ def _read_config(path: Path, *, dequantize: bool) -> tuple[dict[str, Any], str, 
     check_config(config, str(file))
     if ends := _ends(path):
         config["eos_token_id"] = ends
-    return config, architectures.task_of(config, path), quantizer
+    about = sentence_files.describe(path)
+    task = architectures.task_of(config, path) if about is None else "embedding"
+    if task == "embedding":
+        stored = {name for file in safetensors.files_of(path) for name in safetensors.read_header(file)}
+        # without weights, as a plan may come, the class's own is supposed
+        config[KEY] = {**(about or plain()), "pooler": not stored or any("pooler." in name for name in stored)}
+    return config, task, quantizer
 
 
 def _ends(path: Path) -> int | list[int] | None:

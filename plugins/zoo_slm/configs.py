@@ -15,6 +15,7 @@ from zoo.errors import RequestError, ZooError, reason
 from zoo.family.text.tasks import TASKS
 from zoo.loading.directory import without_code
 from zoo_slm import models
+from zoo_slm.sentence_encoder import KEY
 
 # What a config class or a model class raises for values that do not go together; the last is no ValueError.
 UNFIT = (
@@ -68,7 +69,7 @@ def _of_the_model(values: dict[str, Any]) -> dict[str, Any]:
         key: _of_the_model(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if not (
-            key in ("return_dict", "torchscript")
+            key in ("return_dict", "torchscript", KEY)
             or (str(key).endswith("attn_implementation") and value not in ("eager", "sdpa"))
             or (key in ("dtype", "torch_dtype") and isinstance(value, str) and not hasattr(torch, value))
         )

@@ -7,7 +7,7 @@ is never run, and only safetensors are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from zoo.anatomy.parts import Anatomy
+from zoo.artifact.manifest import WEIGHTS
 from zoo.catalog import ModelSpec
 from zoo.errors import RequestError
 from zoo.family.text.causal import CausalLM
@@ -26,11 +27,12 @@ from zoo.family.text.task import WritingTask
 from zoo.family.text.tasks import TASKS
 from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
-from zoo_slm import heads, tokenizer_files
+from zoo_slm import heads, sentence_files, tokenizer_files
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import UNFIT, asks_untied, auto_class, parsed, tied, unfit, untie, why
 from zoo_slm.gguf import GGUF
+from zoo_slm.sentence_encoder import BACKBONE, KEY, SentenceEncoder, build_backbone, pooler_of
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
 
@@ -55,7 +57,7 @@ COPIED = 2**30  # bytes of weights in half precision that are copied in float32 
 class TransformersText(TextFamily):
     """Text models built from a transformers config."""
 
-    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
+    tasks: ClassVar[tuple[str, ...]] = (*TASKS, "embedding")
 
     def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
         from zoo_slm.scale import tiny
@@ -90,7 +92,9 @@ class TransformersText(TextFamily):
         for part in reversed(list(module.modules())):
             owners[part]._init_weights(part)
         config: Any = module.config
-        if "T5" in type(config).__name__ and not tied(module):  # its class takes the head for the table, see untie
+        if (
+            "T5" in type(config).__name__ and not isinstance(module, SentenceEncoder) and not tied(module)
+        ):  # its class takes the head for the table, see untie
             nn.init.normal_(module.lm_head.weight, std=config.initializer_factor)  # type: ignore[union-attr, arg-type]
 
     def anatomy(self, module: nn.Module) -> Anatomy:
@@ -159,31 +163,52 @@ class TransformersText(TextFamily):
             except RequestError as error:
                 raise RequestError(f"{path if path.is_file() else path / 'config.json'}: {error}") from None
         else:
-            module = checkpoint.module(dtype).to(device or "cpu")
+            read = (
+                checkpoint.encoder if task == "embedding" and isinstance(checkpoint, Checkpoint) else checkpoint.module
+            )
+            module = read(dtype).to(device or "cpu")
             stored = str(module.dtype).removeprefix("torch.")
         own = checkpoint if isinstance(checkpoint, GGUF) else None
         processor = own.processor() if own else self.load_processor(path)
+        if processor is not None and KEY in config:
+            sentence_files.adapt_tokenizer(
+                processor, config[KEY], getattr(module.config, "max_position_embeddings", None)
+            )
         notes = own.notes() if own else {}
         return Model(module, self, spec, processor, dtype=stored, stored=stored, origin=str(path), notes=notes)
 
+    def weight_files(self, config: Mapping[str, Any]) -> dict[str, str]:
+        if KEY not in config:
+            return super().weight_files(config)
+        return {BACKBONE: WEIGHTS, **dict(sentence_files.weight_files(config[KEY]))}
+
     def write_foreign(self, model: Model, path: Path) -> str:
-        """Write `config.json` when a plain transformers class of that config has exactly the model's tensors."""
-        config: Any = model.module.config
+        """Write `config.json` when a plain transformers class of that config has exactly the model's tensors.
+
+        Beside that of a sentence encoder go the files by which sentence-transformers loads what follows it.
+        """
+        encoder = model.module if isinstance(model.module, SentenceEncoder) else None
+        module: Any = encoder.backbone if encoder else model.module
+        config: Any = module.config
+        given = pooler_of(model.spec.config) if encoder else {}
         with torch.device("meta"):
             try:
-                plain = type(model.module)(type(config)(**config.to_diff_dict()))
-                untie(plain, model.spec.config)
+                plain = type(module)(type(config)(**config.to_diff_dict()), **given)
+                if encoder is None:
+                    untie(plain, model.spec.config)
             except UNFIT as error:
                 return f"no plain config describes it: {why(error)}"
-        difference = _first_difference(model.module, plain)
-        if difference:
+        difference = _first_difference(module, plain)
+        if difference or (difference := sentence_files.why_unwritable(encoder) if encoder else ""):
             return difference
-        values = {**config.to_dict(), "architectures": [type(model.module).__name__], "dtype": model.stored}
+        values = {**config.to_dict(), "architectures": [type(module).__name__], "dtype": model.stored}
         for key in ("transformers_version", "_name_or_path"):
             values.pop(key, None)
         if asks_untied(model.spec.config):
             values["tie_word_embeddings"] = False
         (path / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if encoder:
+            sentence_files.write(encoder, model.spec.config[KEY], path)
         return ""
 
     # --- tokenizer ----------------------------------------------------------------------------------------------
@@ -203,6 +228,8 @@ def _built(config: dict[str, Any], task: str, **given: Any) -> nn.Module:
         for name in SIZES:
             if isinstance(size := getattr(values, name, 1), int) and size < 1:
                 raise ValueError(f"{name} is {size}")
+        if KEY in config:
+            return SentenceEncoder(build_backbone(config, values, **given), config[KEY]).eval()
         module: nn.Module = auto_class(task).from_config(values, **given)
     untie(module, config)
     return module.eval()
