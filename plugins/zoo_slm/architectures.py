@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.errors import RequestError
 from zoo.family.text.causal import CausalLM
+from zoo.family.text.embedding import TextEmbedding
 from zoo.family.text.masked import MaskedLM
 from zoo.family.text.seq2seq import Seq2Seq
 from zoo.family.text.tasks import TASKS
@@ -66,7 +67,7 @@ def task_of(config: Mapping[str, Any], path: Path) -> str:
     if kind in UNREPEATABLE:
         raise RequestError(f"{path} holds a model of type {kind}, {UNREPEATABLE[kind]}; such models are not read.")
     for name in names:
-        task = _named_task(name) or ("embedding" if _is_headless(name, config) else "")
+        task = _named_task(name) or (TextEmbedding.name if _is_headless(name, config) else "")
         if not task:
             what = _kind_of_class(name)
             raise RequestError(f"{path} holds a {name} ({kind}){f', {what}' if what else ''}; {READS}.")
@@ -117,7 +118,7 @@ def _is_headless(name: str, config: Mapping[str, Any]) -> bool:
     kind = config.get("model_type")
     if name == ENCODERS.get(str(kind)):
         return True
-    texts = any(kind in _classes(mapping).values() for mapping in ("CAUSAL_LM", "MASKED_LM"))
+    texts = any(kind in _classes(mapping).values() for mapping in (CausalLM.mapping, MaskedLM.mapping))
     others = any(kind in _classes(mapping).values() for mapping in MORE_THAN_TEXT)
     whole = bool(config.get("is_encoder_decoder"))
     return texts and not others and not whole and name == modeling_auto.MODEL_MAPPING_NAMES.get(str(kind))

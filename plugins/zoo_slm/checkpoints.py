@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from zoo.errors import ArtifactError
+from zoo.family.text.embedding import TextEmbedding
 from zoo.loading.codes import require_no_codes, without_codes
 from zoo.loading.contents import require_own_weights
 from zoo.loading.directory import check_config, without_code
@@ -112,20 +113,6 @@ class Checkpoint:
 
     def _load(self, dtype: torch.dtype | None, cls: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
         """What a class of transformers makes of the files, and its report on their tensors."""
-
-        Raises:
-            ArtifactError: as `module`.
-        """
-        about = self.config[KEY]
-        backbone, report = self._load(dtype, backbone_class(self.config), **pooler_of(self.config))
-        require_masked(backbone, self.config)
-        require_complete(self.path, report, backbone)
-        encoder = SentenceEncoder(backbone, about)
-        sentence_files.fill_head(encoder, about, self.path)
-        return encoder.eval()
-
-    def _load(self, dtype: torch.dtype | None, cls: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
-        """What a class of transformers makes of the files, and its report on their tensors."""
         files = safetensors.files_of(self.path)
         if not files:
             raise ArtifactError(f"{self.path} holds no .safetensors file; other weight formats are not read.")
@@ -183,8 +170,8 @@ def _read_config(path: Path, *, dequantize: bool) -> tuple[dict[str, Any], str, 
     if ends := _ends(path):
         config["eos_token_id"] = ends
     about = sentence_files.describe(path)
-    task = architectures.task_of(config, path) if about is None else "embedding"
-    if task == "embedding":
+    task = architectures.task_of(config, path) if about is None else TextEmbedding.name
+    if task == TextEmbedding.name:
         stored = {name for file in safetensors.files_of(path) for name in safetensors.read_header(file)}
         # without weights, as a plan may come, the class's own is supposed
         config[KEY] = {**(about or plain()), "pooler": not stored or any("pooler." in name for name in stored)}

@@ -57,7 +57,7 @@ COPIED = 2**30  # bytes of weights in half precision that are copied in float32 
 class TransformersText(TextFamily):
     """Text models built from a transformers config."""
 
-    tasks: ClassVar[tuple[str, ...]] = (*TASKS, "embedding")
+    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
 
     def shrunk(self, spec: ModelSpec) -> dict[str, Any]:
         from zoo_slm.scale import tiny
@@ -103,7 +103,11 @@ class TransformersText(TextFamily):
         return detect(module)
 
     def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]] | None:
-        return heads.body_and_head(module)
+        return None if isinstance(module, SentenceEncoder) else heads.body_and_head(module)
+
+    def sentence_prompt(self, model: Model) -> tuple[str, bool]:
+        module: Any = model.module
+        return str(model.spec.config[KEY].get("prompt") or ""), module.pooling.include_prompt
 
     def caches(self, model: Model) -> bool:
         return ask(model.module, _caches, of_twin=_caches_in_float32)
@@ -163,9 +167,7 @@ class TransformersText(TextFamily):
             except RequestError as error:
                 raise RequestError(f"{path if path.is_file() else path / 'config.json'}: {error}") from None
         else:
-            read = (
-                checkpoint.encoder if task == "embedding" and isinstance(checkpoint, Checkpoint) else checkpoint.module
-            )
+            read = checkpoint.encoder if KEY in config and isinstance(checkpoint, Checkpoint) else checkpoint.module
             module = read(dtype).to(device or "cpu")
             stored = str(module.dtype).removeprefix("torch.")
         own = checkpoint if isinstance(checkpoint, GGUF) else None

@@ -120,6 +120,7 @@ class SentenceEncoder(nn.Module):
                 for place, one in enumerate(others, 1)
             }
         )
+        _require_chained(backbone.config.hidden_size, self.pooling, others)
         self.names = set(signature(backbone.forward).parameters)
 
     @property
@@ -218,11 +219,16 @@ def require_modules(modules: Any, where: str) -> None:
             )
 
 
-def width_of(about: Mapping[str, Any], width: int) -> int:
-    """The width of a sentence's vector, of tokens of `width`."""
-    pooling, *others = about["modules"]
-    made = width * len(Pooling.of(pooling.get("config", {}), _where(pooling)).modes)
-    return int(next((one["config"]["out_features"] for one in reversed(others) if one["type"] == "Dense"), made))
+def _require_chained(width: int, pooling: Pooling, others: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a Dense that reads vectors of another width than those before it have."""
+    width *= len(pooling.modes)
+    for one in others:
+        if one["type"] == "Dense":
+            if (read := one["config"]["in_features"]) != width:
+                raise RequestError(
+                    f"{_where(one)}: in_features is {read}, and the vectors before it have {width} numbers."
+                )
+            width = one["config"]["out_features"]
 
 
 def _where(module: Mapping[str, Any]) -> str:

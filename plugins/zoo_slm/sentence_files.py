@@ -182,8 +182,8 @@ def write(encoder: SentenceEncoder, about: Mapping[str, Any], path: Path) -> Non
         elif module["type"] == "Dense":
             linear: Any = encoder.head[str(place)].linear
             config |= {"in_features": linear.in_features, "out_features": linear.out_features}
-        (path / folder).mkdir(parents=True, exist_ok=True)
         if config:
+            (path / folder).mkdir(parents=True, exist_ok=True)
             _write_json(path / folder / CONFIG, config)
         listed.append(_entry(place + 1, folder, f"models.{module['type']}"))
     _write_json(path / MODULES, listed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from zoo.data.dataset import Dataset
@@ -27,6 +27,26 @@ class Task(ABC):
         Args:
             prefill, decode: tokens of the prompt and tokens generated, for models that read and write tokens.
         """
+
+    def kinds(self, model: Model) -> tuple[str, ...]:
+        """Name the kinds of rows that losses can compare."""
+        return model.family.kinds
+
+    def losses(self, model: Model) -> tuple[Mapping[str, Any], ...]:
+        """Say what `train` minimises unless a recipe says otherwise; nothing where no data says what is right."""
+        return model.family.losses
+
+    def distillation(self, model: Model) -> tuple[Mapping[str, Any], ...]:
+        """Say what `distill` minimises unless a recipe says otherwise."""
+        return model.family.distillation
+
+    def makes(self, model: Model) -> str:
+        """Say what `generate` returns: "text", "images" or "vectors"."""
+        return model.family.makes
+
+    def usual_data(self, model: Model) -> str:
+        """Name the data for `zoo eval` where nothing else is asked for; "" where there is none."""
+        return model.family.evaluation[1]
 
     def usual_evaluator(self, model: Model, data: Dataset | None) -> str:
         """Name the evaluator for `data` where a recipe or `zoo eval` names none."""

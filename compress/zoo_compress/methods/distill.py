@@ -6,6 +6,7 @@ from pydantic import Field
 
 from zoo.compressor import Compressor
 from zoo.errors import Refused, RequestError
+from zoo.family.task import task_of
 from zoo.model.context import Context
 from zoo.model.health import require_finite
 from zoo.model.lineage import Record, State
@@ -41,7 +42,7 @@ class Distill(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        rows, features = resolve_losses(options.loss or model.family.distillation)
+        rows, features = resolve_losses(options.loss or task_of(model).distillation(model))
         check_training(model, state, options, rows, stage=self.name, does="trains")
         for _, _, own in features:
             model.anatomy.stack(own.target)
@@ -58,7 +59,7 @@ class Distill(Compressor):
         from zoo_compress.train.footprint import training_bytes
 
         teacher = context.load(options.teacher) if context.load else None
-        rows, features = resolve_losses(options.loss or model.family.distillation)
+        rows, features = resolve_losses(options.loss or task_of(model).distillation(model))
         return training_bytes(model, teacher, rows, features, data=options.data, options=options, context=context)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
@@ -70,7 +71,7 @@ class Distill(Compressor):
         self.check_teacher(model, teacher)
         require_finite(teacher, what=f"{self.name}: the teacher {teacher.spec.name}")
         teacher.module.to(model.device)
-        rows, features = resolve_losses(options.loss or model.family.distillation)
+        rows, features = resolve_losses(options.loss or task_of(model).distillation(model))
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
         objective = Objective(model, teacher, rows, features, seed=context.seed)
         fit(model, objective, windows, options=options, context=context, label=self.name)

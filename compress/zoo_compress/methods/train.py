@@ -6,6 +6,7 @@ from pydantic import Field
 
 from zoo.compressor import Compressor
 from zoo.errors import Refused
+from zoo.family.task import task_of
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
@@ -34,7 +35,12 @@ class Train(Compressor):
         return (options.data,)
 
     def check(self, model: Model, state: State, options: Options) -> None:
-        rows, features = resolve_losses(options.loss or model.family.losses)
+        rows, features = resolve_losses(options.loss or task_of(model).losses(model))
+        if not rows and not features:
+            raise Refused(
+                f"{self.name} has no loss of its own for {task_of(model).name} models, since no data says what is right: "
+                'use = "distill" learns from a teacher\'s vectors.'
+            )
         taught = [name for name, loss, _ in rows if loss.needs_teacher] + [name for name, _, _ in features]
         if taught:
             raise Refused(f'{self.name} has no teacher for the loss {taught[0]!r}; use = "distill" has one.')
@@ -46,12 +52,12 @@ class Train(Compressor):
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
         from zoo_compress.train.footprint import training_bytes
 
-        rows, _ = resolve_losses(options.loss or model.family.losses)
+        rows, _ = resolve_losses(options.loss or task_of(model).losses(model))
         return training_bytes(model, None, rows, data=options.data, options=options, context=context)
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         windows = model.family.windows(model, context.dataset(options.data, self.name), length=options.length)
-        rows, _ = resolve_losses(options.loss or model.family.losses)
+        rows, _ = resolve_losses(options.loss or task_of(model).losses(model))
         fit(model, Objective(model, None, rows), windows, options=options, context=context, label=self.name)
         return {}
 

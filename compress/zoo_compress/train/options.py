@@ -72,10 +72,10 @@ def check_training(
     require_dense(state, packed, stage=stage, does=does, allow=("sparse", "shared", "factored"))
     require_parts(model, options, stage=stage)
     for name, loss, _ in rows:
-        if loss.kind not in model.family.kinds:
+        if loss.kind not in (kinds := task_of(model).kinds(model)):
             raise Refused(
-                f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models do not have; "
-                f"theirs are {', '.join(model.family.kinds)}."
+                f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models of this task do not have; "
+                f"theirs are {', '.join(kinds)}."
             )
         if loss.needs_target and task_of(model).masks and getattr(model.processor, "mask_token_id", 0) is None:
             raise Refused(

@@ -91,6 +91,10 @@ class TextFamily(Family):
         body, head = split
         return body(**without_labels(batch), use_cache=False).last_hidden_state, head
 
+    def sentence_prompt(self, model: Model) -> tuple[str, bool]:
+        """What an embedding model puts before every sentence, and whether its tokens count in the vector."""
+        return "", True
+
     def text_config(self, model: Model) -> Mapping[str, Any]:
         """The config of the language model, where a config holds several."""
         return model.spec.config

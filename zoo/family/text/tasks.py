@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from zoo.family.text.causal import CausalLM
+from zoo.family.text.embedding import TextEmbedding
 from zoo.family.text.masked import MaskedLM
 from zoo.family.text.seq2seq import Seq2Seq
 from zoo.family.text.task import TextTask
 
-ALL: tuple[TextTask, ...] = (Seq2Seq(), CausalLM(), MaskedLM())
+ALL: tuple[TextTask, ...] = (Seq2Seq(), CausalLM(), MaskedLM(), TextEmbedding())
 TASKS: dict[str, TextTask] = {task.name: task for task in ALL}
 
 

@@ -53,13 +53,19 @@ def answer(family: TextFamily, model: Model, prompt: str, text: str) -> tuple[li
     return family.tokens(model, text)
 
 
-def differing_vocabulary(student: Model, teacher: Model, tables: tuple[int, int]) -> str:
+def differing_vocabulary(
+    student: Model,
+    teacher: Model,
+    tables: tuple[int, int],
+    *,
+    begin: str = "distill compares distributions over one vocabulary",
+) -> str:
     """Say which tokens a student and its teacher do not share; "" where none, or where a tokenizer is not known yet.
 
     One tokenizer may have tables of two lengths, since publishers pad them (Qwen2.5: 151,936 rows, from 7B on 152,064).
     """
     names = (student.spec.name, f"the teacher {teacher.spec.name}")
-    begin, remedy = "distill compares distributions over one vocabulary", "Choose a teacher with the same tokenizer."
+    remedy = "Choose a teacher with the same tokenizer."
     both = [model.processor for model in (student, teacher)]
     if not all(hasattr(processor, "get_vocab") for processor in both):
         if abs(tables[0] - tables[1]) < PADDING:
