@@ -246,7 +246,7 @@ def test_what_is_not_computed_here_is_refused_by_name(reason, device, tmp_path):
 
 def test_a_transformer_that_reads_no_mask_is_refused(tmp_path):
     folder = plain_folder(tmp_path / "fnet", transformer("fnet"))
-    with pytest.raises(RequestError, match="FNetModel .fnet. takes no attention_mask"):
+    with pytest.raises(RequestError, match=r"FNetModel \(fnet\) takes no attention_mask"):
         zoo.load(folder)
 
 
@@ -257,7 +257,7 @@ def test_models_that_are_no_encoders_of_text_are_still_refused(name, tmp_path):
         {"model_type": name.removesuffix("Model").lower(), "architectures": [name]}
         | ({"is_encoder_decoder": True} if name == "BartModel" else {}),
     )
-    with pytest.raises(RequestError, match=f"holds a {name}"):
+    with pytest.raises(RequestError, match=f"holds a {name} "):
         zoo.load(tmp_path, device="meta")
 
 
