@@ -31,6 +31,7 @@ def register_losses(register: Register) -> None:
 @hookimpl
 def register_evaluators(register: Register) -> None:
     register("speed", "zoo_compress.measure:Speed")
+    register("similarity", "zoo_compress.similarity:Similarity")
 
 
 @hookimpl

@@ -38,6 +38,7 @@ class Accuracy:
         """
         if not isinstance(model.family, VisionFamily):
             raise RequestError(f"accuracy is for image classifiers; {model.spec.name} is {model.spec.modality}.")
+        model.family.labels(model)  # says what to do where there are none
         model.family.check_data(model, data, length=1)
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ from zoo.artifact.weights import fill, require_described
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError, UnknownName, nearest, reason
 from zoo.family.vision.classifier import VisionFamily
+from zoo.family.vision.embedding import ImageEmbedding
 from zoo.family.vision.labels import plain_name
 from zoo.loading.codes import require_no_codes
 from zoo.model.model import Model
@@ -50,7 +51,7 @@ LONGEST = 4  # an image is first cut to this many times its shorter side: only t
 class TimmVision(VisionFamily):
     """Models built by `timm.create_model`."""
 
-    tasks: ClassVar[tuple[str, ...]] = (TASK,)
+    tasks: ClassVar[tuple[str, ...]] = (TASK, ImageEmbedding.name)
     library: ClassVar[str] = "timm"
 
     def complete(self, spec: ModelSpec) -> ModelSpec:
@@ -68,7 +69,9 @@ class TimmVision(VisionFamily):
             "pretrained_cfg": _json(known.to_dict(remove_source=True)),
         }
         hub = known.hf_hub_id or ""
-        return replace(spec, config=config, license=known.license or "", hub=hub if self._fits(config) else "")
+        return replace(
+            spec, config=config, task=_task(config), license=known.license or "", hub=hub if self._fits(config) else ""
+        )
 
     def _fits(self, config: Mapping[str, Any]) -> bool:
         """Whether the published weights, of the architecture without arguments, have the shapes that a config asks for."""
@@ -207,7 +210,7 @@ class TimmVision(VisionFamily):
             path.name,
             "timm",
             self.modality,
-            TASK,
+            _task(config),
             plugin="zoo_timm",
             config=config,
             license=str(config["pretrained_cfg"].get("license") or ""),
@@ -255,6 +258,25 @@ class TimmVision(VisionFamily):
         }
         (path / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return ""
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    """What a model is for, by its number of classes; one of none gives what its head would read.
+
+    Raises:
+        RequestError: that would be no vector.
+    """
+    given = [
+        table["num_classes"] for table in (config["model_args"], config["pretrained_cfg"]) if "num_classes" in table
+    ]
+    if given[:1] != [0]:
+        return TASK
+    if "global_pool" in config["model_args"] and not config["model_args"]["global_pool"]:
+        raise RequestError(
+            f"{config['architecture']} without classes and without global_pool gives a map of features, and no vector of an "
+            "image: leave global_pool out."
+        )
+    return ImageEmbedding.name
 
 
 # --- names and configs ------------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
-from zoo.family.task import Task
-from zoo.family.vision.classification import ImageClassification
-from zoo.family.vision.labels import label_of
+from zoo.family.vision.classification import ImageClassification, ImageTask, image_task
+from zoo.family.vision.embedding import ImageEmbedding
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -21,10 +20,13 @@ if TYPE_CHECKING:
     from zoo.model.model import Model
 
 
+TASKS: dict[str, ImageTask] = {task.name: task for task in (ImageClassification(), ImageEmbedding())}
+
+
 class VisionFamily(Family):
     """What image classifiers share: labelled images, class logits, the likeliest classes as the answer.
 
-    The module takes images (B, C, H, W) and returns logits (B, V).
+    The module takes images (B, C, H, W) and returns logits (B, V); one of the task "embedding" returns vectors (B, D).
     """
 
     modality: ClassVar[str] = "vision"
@@ -36,8 +38,8 @@ class VisionFamily(Family):
     takes: ClassVar[tuple[str, ...]] = ("images", "count")
     needs_processor: ClassVar[bool] = False
 
-    def task(self, name: str) -> Task:
-        return ImageClassification()
+    def task(self, name: str) -> ImageTask:
+        return TASKS.get(name, TASKS[ImageClassification.name])
 
     @abstractmethod
     def input_size(self, model: Model) -> tuple[int, int, int]:
@@ -67,7 +69,7 @@ class VisionFamily(Family):
         return {"images": torch.randn(batch, *self.input_size(model), generator=generator).to(model.device)}
 
     def forward(self, model: Model, batch: Batch) -> torch.Tensor:
-        """Return logits (B, V)."""
+        """Return logits (B, V), or vectors."""
         import torch
 
         # training widens all parameters; else batch norms may be wider than the model
@@ -77,23 +79,14 @@ class VisionFamily(Family):
         return logits
 
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
-        """One item a record: its "image", and its "label" (a number or a name; without it, its text)."""
-        return LabelledImages(self, model, data)
+        """One item a record: its "image", and, where classes are learnt, its "label" (a number or a name; without it, its text)."""
+        return image_task(model).windows(model, data)
 
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
-        """Return the rows of kind "label", one an image; the logits stand in for the hidden state."""
-        import torch
-
-        logits_BV = self.forward(model, batch)
-        sample_B = torch.arange(len(logits_BV), device=logits_BV.device)
-        return {"label": Rows(logits_BV, lambda logits: logits, sample_B, batch.get("labels"))}
+        return image_task(model).rows(model, batch)
 
     def comparable(self, student: Model, teacher: Model) -> str:
-        mine, theirs = (list(m.family.labels(m)) for m in (student, teacher) if isinstance(m.family, VisionFamily))
-        if mine == theirs:
-            return ""
-        what = f"{len(mine)} classes and {len(theirs)}" if len(mine) != len(theirs) else "other classes"
-        return f"distill compares distributions over the same classes; {student.spec.name} and {teacher.spec.name} have {what}."
+        return image_task(student).comparable(student, teacher)
 
     def classify(self, model: Model, images: Sequence[Any], *, count: int = 5) -> list[list[tuple[str, float]]]:
         """Return the likeliest classes of each image, each with its probability; images are whatever `read_image` takes."""
@@ -116,11 +109,14 @@ class VisionFamily(Family):
             likeliest.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
         return likeliest
 
+    def taken(self, model: Model) -> tuple[str, ...]:
+        return image_task(model).takes
+
     def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
         """Refuse an unknown option, or a count out of range."""
         from zoo.errors import RequestError, nearest
 
-        known = (*self.takes, "stream")
+        known = (*self.taken(model), "stream")
         for name in options.keys() - set(known):
             raise RequestError(
                 f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}."
@@ -130,7 +126,7 @@ class VisionFamily(Family):
             raise RequestError(f"count = {count!r} is not a number of classes from 1.")
 
     def generate(self, model: Model, prompt: Any = None, **options: Any) -> Any:
-        """Name the likeliest classes of images, one a line.
+        """Name the likeliest classes of images, one a line; of a model without classes return its vector, of several (N, D).
 
         Args:
             prompt: an image or a list of them, instead of `images`.
@@ -144,11 +140,18 @@ class VisionFamily(Family):
 
         self.check_options(model, options)
         images = options.get("images") or prompt
+        several = isinstance(images, list | tuple)
         images = list(images) if isinstance(images, list | tuple) else [images]
         if not images or images[0] is None:
             raise RequestError(
-                f"{model.spec.name} classifies images, and there is none. Give one with {spelled('images=[...]', '--image PATH')}."
+                f"{model.spec.name} {image_task(model).does} images, and there is none. Give one with {spelled('images=[...]', '--image PATH')}."
             )
+        task = image_task(model)
+        if isinstance(task, ImageEmbedding):
+            if options.get("stream"):
+                return task.pieces(model, images)
+            vectors = task.vectors(model, images)
+            return vectors if several else vectors[0]
         count = options.get("count", 5)
 
         def answers() -> Iterator[str]:
@@ -157,36 +160,3 @@ class VisionFamily(Family):
                 yield ("\n\n" if number else "") + "\n".join(lines)
 
         return answers() if options.get("stream") else "".join(answers())
-
-
-class LabelledImages(Sequence[Batch]):
-    """Records as images (C, H, W) with their label, read when they are asked for; labels are checked at once."""
-
-    def __init__(self, family: VisionFamily, model: Model, data: Dataset) -> None:
-        from zoo.errors import DataError
-
-        self.family, self.model, self.data = family, model, data
-        names, aliases = family.labels(model), family.aliases(model)
-        for sample in data:
-            if "image" not in sample.fields:
-                raise DataError(f"{sample.where}: no field 'image'; {model.spec.name} classifies images.")
-        self.targets = [label_of(sample, names, aliases) for sample in data]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: Any) -> Any:
-        import torch
-
-        from zoo.data.dataset import naming_record
-        from zoo.family.vision.images import read_image
-
-        with naming_record(self.data[index]):
-            image = read_image(self.data[index].fields["image"])
-        return {"images": self.family.preprocess(self.model, image), "labels": torch.tensor(self.targets[index])}
-
-    def where(self, index: int) -> str:
-        return self.data[index].where
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[i] for i in range(len(self)))
