@@ -164,7 +164,7 @@ def _original(model: Model) -> Model:
         raise RequestError(f"similarity compares with the original, {name}, which cannot be loaded: {error}") from None
     if source["sha256"] and weights_digest(Path(original.origin)) != source["sha256"]:
         raise RequestError(
-            f"similarity compares with the original, {name}, whose files are no longer those that {model.spec.name} was made of."
+            f"similarity compares with the original, {name}, whose files are no longer those that this model was made of."
         )
     if source["rounded"]:
         original.stored = source["rounded"]

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError, spelled
+from zoo.family.embedding import is_embedding
 from zoo.family.text.family import TextFamily
 from zoo.family.text.task import text_task
 from zoo.family.text.tokens import answer
@@ -62,6 +63,10 @@ class Perplexity:
         if not isinstance(model.family, TextFamily):
             raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
         task = text_task(model)
+        if is_embedding(model):
+            raise RequestError(
+                f"perplexity is of models that predict tokens; {model.spec.name} makes vectors: measure similarity."
+            )
         task.require_texts(model, data)
         if seen := next((sample for sample in data if "image" in sample.fields), None):
             raise DataError(

@@ -39,12 +39,7 @@ def evaluate(
         declaration("evaluator", name)  # a wrong name is known before anything is loaded
     from zoo.loading.locate import locate
 
-    located = locate(model, weights)
-    family = located.family
-    reference = data or family.evaluation[1]
-    if not reference:
-        raise RequestError(f"{model} comes without data to measure on; name some with --data.")
-    _measure(located, reference, task or [], json=json)
+    _measure(locate(model, weights), data or "", task or [], json=json)
 
 
 def bench(model: output.ModelArgument, weights: output.WeightsOption = "auto", json: output.JsonOption = False) -> None:
@@ -64,8 +59,12 @@ def _measure(located: Located, reference: str | None, tasks: Sequence[str], *, j
         from zoo.system.memory import peak_bytes, reset_peak
         from zoo.system.quantities import counted
 
-        data = None if reference is None else open_data(reference)
         skeleton = zoo.load(located, device="meta")  # what is imported for it is nobody's memory
+        if reference is not None:
+            reference = reference or task_of(skeleton).usual_data(skeleton)
+            if not reference:
+                raise RequestError(f"{name} comes without data to measure on; name some with --data.")
+        data = None if reference is None else open_data(reference)
         tasks = tasks or [task_of(skeleton).usual_evaluator(skeleton, data)]
         if skeleton.processor is not None or not skeleton.family.needs_processor:
             for task in tasks:

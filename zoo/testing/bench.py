@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from zoo.plugins.installed import Plugin
     from zoo.tensors.batch import Batch
 
-# One of each modality, small enough to be compressed in a second: what the tables call it -> what `zoo.load` takes.
+# One of each modality and sort of answer, small enough to be compressed in a second: what the tables call it -> what `zoo.load` takes.
 TINY = {
     "tiny-code": "tiny-code",
     "tiny-vlm": "tiny-vlm",
     "tiny-t2i": "tiny-t2i",
     "tiny-vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
+    "tiny-vectors": "timm:vit_tiny_patch16_224?num_classes=0&img_size=32&depth=2",
 }
 LARGEST = 50_000_000  # parameters of a model that is built with weights; larger ones are built on the meta device alone
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError, one_line
+from zoo.family.task import task_of
 from zoo.testing.bench import Bench, other_chance, thing
 from zoo.testing.check import Check, Once, Skipped, require
 from zoo.testing.computed import hash_of_tensors, left_behind
@@ -155,7 +156,7 @@ class _Evaluator:
         from zoo.data.open import open_data
 
         own = [f"{self.bench.plugin.name}:{name}" for name in self.bench.plugin.declares("data")]
-        usual = [model.family.evaluation[1]] if model is not None and model.family.evaluation[1] else []
+        usual = [] if model is None else [task_of(model).usual_data(model)]
         if model is None:
             usual = list(dict.fromkeys(self._usual()))
         for reference in (*own, *filter(None, usual)):

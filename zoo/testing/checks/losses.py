@@ -247,11 +247,13 @@ class _Subject:
 
     def _fitting(self) -> Iterator[str]:
         """The bases with rows of its kind."""
-        from zoo.loading.locate import locate
+        from zoo.family.task import task_of
+        from zoo.loading.load import load
 
         for base, name in self.bench.bases.items():
             with contextlib.suppress(ZooError):  # of a plugin that is not in use
-                if self.on_blocks or self.loss.kind in locate(name).family.kinds:
+                skeleton = None if self.on_blocks else load(name, device="meta")
+                if skeleton is None or self.loss.kind in task_of(skeleton).kinds(skeleton):
                     yield base
 
     def _cases(self) -> list[_Case]:
