@@ -17,7 +17,6 @@ from zoo.errors import DataError, RequestError, ZooError, spelled
 from zoo.evaluation.ranks import spearman, with_interval
 from zoo.family.base import window_origin
 from zoo.family.embedding import is_embedding, unit, vectors_of
-from zoo.family.text.sentences import PAIR
 from zoo.model.model import Model
 from zoo.model.provenance import weights_digest
 from zoo.options import CompressorOptions
@@ -132,18 +131,26 @@ def _scores(data: Dataset) -> list[float]:
     Raises:
         DataError: names the first record that is none where others are, or whose score is no number.
     """
-    labelled = [sample for sample in data if SCORE in sample.fields and PAIR[0] in sample.fields]
-    if not labelled:
+    if not any(sample.is_pair and SCORE in sample.fields for sample in data):
         return []
+    scores = []
     for sample in data:
-        score = sample.fields.get(SCORE)
-        whole = all(name in sample.fields for name in PAIR)
-        if not whole or isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        score = _number(sample.fields.get(SCORE))
+        if not sample.is_pair or not math.isfinite(score):
             raise DataError(
                 f"{sample.where}: no pair with a score, and other records are: write 'sentence1', 'sentence2' and a "
                 "number as 'score'."
             )
-    return [float(sample.fields[SCORE]) for sample in data]
+        scores.append(score)
+    return scores
+
+
+def _number(value: Any) -> float:
+    """A number, also one written in a table of texts; nan for anything else."""
+    try:
+        return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return math.nan
 
 
 def _original(model: Model) -> Model:

@@ -14,6 +14,8 @@ from zoo.errors import DataError, RequestError
 from zoo.system.unicode import require_unicode
 from zoo.system.writing import sha256_of
 
+PAIR = ("sentence1", "sentence2")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -31,6 +33,20 @@ class Sample:
         if "text" not in self.fields:
             raise DataError(f"{self.where}: no field 'text'. Fields: {', '.join(map(str, self.fields)) or 'none'}.")
         return str(self.fields["text"])
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the record is of two sentences, "sentence1" and "sentence2", as the STS benchmark calls them."""
+        return all(name in self.fields for name in PAIR)
+
+    @property
+    def sentences(self) -> list[str]:
+        """The two sentences of a pair, else the text.
+
+        Raises:
+            DataError: the record has none.
+        """
+        return [str(self.fields[name]) for name in PAIR] if self.is_pair else [self.text]
 
     @property
     def prompt(self) -> str:
@@ -108,9 +124,16 @@ class Dataset(Sequence[Sample]):
 
 
 def _require_unicode(sample: Sample) -> None:
-    for name in ("text", "prompt"):
-        if isinstance(text := sample.fields.get(name), str):
-            require_unicode(text, f"{sample.where}: the {name}", error=DataError)
+    """Refuse half characters (lone surrogates), which JSON can hold and no tokenizer reads."""
+    for name in ("text", "prompt", *PAIR):
+        text = sample.fields.get(name)
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{sample.where}: the {name} holds half a character at position {error.start}, which is not Unicode text."
+                ) from None
 
 
 def content_hash(value: Any) -> str:

@@ -70,12 +70,14 @@ def records_of(path: Path) -> Places:
 def sample_of(record: dict[str, Any], where: str, field: str) -> Sample:
     """A record whose `field` is its text; a picture without text is called what its label says.
 
-    Without a field the record stays as it is, for what reads fields of its own.
+    A pair of sentences needs no text. Without a field the record stays as it is, for what reads fields of its own.
     """
     if not field:
         return Sample(record, where)
     if field == "text" and "text" not in record and "image" in record and isinstance(record.get("label"), int | str):
         return Sample({**record, "text": str(record["label"])}, where)
+    if field == "text" and "text" not in record and Sample(record, where).is_pair:
+        return Sample(record, where)
     if field not in record:
         raise DataError(
             f"{where}: no field {field!r}.{nearest(field, record)} Fields: {', '.join(map(str, record)) or 'none'}; "

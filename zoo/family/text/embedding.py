@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import DataError
 from zoo.family.embedding import Embedding, is_embedding, nearest_samples, shown, vector_rows, vectors_of
-from zoo.family.text.sentences import PAIR, Sentences, longest_text, padded, sentences_of, texts_of
+from zoo.family.text.sentences import Sentences, longest_text, padded, sentences_of
 from zoo.family.text.task import TextTask, text_family, without_labels
 from zoo.family.text.tokens import differing_vocabulary, require_text
 from zoo.tensors.batch import Batch, Rows
@@ -59,7 +59,7 @@ class TextEmbedding(Embedding, TextTask):
 
     def require_texts(self, model: Model, data: Dataset) -> None:
         for sample in data:
-            if all(name in sample.fields for name in PAIR):
+            if sample.is_pair:
                 continue
             _, prompt = sample.text, sample.prompt  # both say what is wrong with them
             if prompt:
@@ -91,7 +91,7 @@ class TextEmbedding(Embedding, TextTask):
     def samples(self, model: Model, prompts: Sequence[str], data: Dataset | None) -> list[dict[str, str]]:
         """Name the sentences of the data that are nearest to each prompt, or, without data, the other prompts."""
         records = data[:: max(1, len(data) // COMPARED)] if data else ()
-        texts = list(dict.fromkeys(text for sample in records for text in texts_of(sample))) or list(prompts)
+        texts = list(dict.fromkeys(text for sample in records for text in sample.sentences)) or list(prompts)
         if not prompts or len(texts) < 2:
             return []
         others_ND = model.family.generate(model, texts)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from zoo.tensors.batch import Batch
 
 if TYPE_CHECKING:
-    from zoo.data.dataset import Dataset, Sample
+    from zoo.data.dataset import Dataset
     from zoo.family.text.family import TextFamily
     from zoo.model.model import Model
 
-PAIR = ("sentence1", "sentence2")  # what a record of two sentences calls them, as the STS benchmark does
 TOGETHER = 1024  # texts tokenised at once
 
 
@@ -69,14 +68,9 @@ class Sentences(Sequence[Batch]):
         return (self[i] for i in range(len(self)))
 
 
-def texts_of(sample: Sample) -> list[str]:
-    """The sentences of a record: two of a pair, else its text."""
-    return [str(sample.fields[name]) for name in PAIR] if all(name in sample.fields for name in PAIR) else [sample.text]
-
-
 def sentences_of(family: TextFamily, model: Model, data: Dataset, *, length: int) -> Sentences:
     """The sentences of all records, in their order."""
-    pairs = [(text, sample.where) for sample in data for text in texts_of(sample)]
+    pairs = [(text, sample.where) for sample in data for text in sample.sentences]
     return Sentences(family, model, [text for text, _ in pairs], [where for _, where in pairs], length)
 
 
@@ -106,7 +100,10 @@ def _warn_of_cuts(tokenizer: Any, filled: list[str], longest: int) -> None:
     """Say how many of the texts that fill all places have more tokens than that."""
     from zoo.errors import ZooWarning
 
-    cut = sum(len(ids) > longest for ids in tokenizer(filled, verbose=False)["input_ids"]) if filled else 0
+    lengths = [len(ids) for ids in tokenizer(filled, verbose=False)["input_ids"]] if filled else []
+    cut = [text for text, tokens in zip(filled, lengths, strict=True) if tokens > longest]
     if cut:
-        some = "1 sentence is" if cut == 1 else f"{cut:,} sentences are"
-        warnings.warn(f"{some} longer than {longest} tokens, and cut there.", ZooWarning, stacklevel=2)
+        some = "1 sentence is" if len(cut) == 1 else f"{len(cut):,} sentences are"
+        lines = any("\n" in text.strip() for text in cut)
+        hint = " Of a text of several lines each may be a record of its own, as in a .jsonl file." if lines else ""
+        warnings.warn(f"{some} longer than {longest} tokens, and cut there.{hint}", ZooWarning, stacklevel=2)
