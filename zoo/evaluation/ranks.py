@@ -15,7 +15,7 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
 
     if len(x_N) < 2 or np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return float("nan")
-    return float(np.corrcoef(_ranks(x_N), _ranks(y_N))[0, 1])
+    return round(float(np.corrcoef(_ranks(x_N), _ranks(y_N))[0, 1]), 12)  # of equal ranks 1, not 1 + 2e-16
 
 
 def _ranks(values_N: np.ndarray) -> np.ndarray:
