@@ -19,6 +19,12 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 40,
 }
+DENSE: dict[str, Any] = {
+    "in_features": WIDTH,
+    "out_features": 16,
+    "bias": True,
+    "activation_function": "torch.nn.modules.activation.Tanh",
+}
 SENTENCES = ("w5 w6 w7", "w8", "w9 w10 w11 w12 w13 w14 w15", "W5 w6 w9 w90", "w20 w21 w5")
 CONFIG = "sentence_bert_config.json"
 

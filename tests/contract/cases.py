@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sentences import DENSE, plain_folder, sentence_folder
 from snapgen.pipelines import awake, stable_diffusion
 from stages import tokenizer
 from twins import VOCABULARY, twin
@@ -67,11 +69,18 @@ IMAGES: dict[str, str] = {
     "stable-diffusion": "",
     "vit": "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&depth=4",
     "resnet": "timm:resnet10t?num_classes=10",
+    "vit, vectors": "timm:vit_tiny_patch16_224?num_classes=0&img_size=32&depth=4",
 }
+# Encoders of sentences, as sentence-transformers and transformers save them: name -> what makes the folder.
+SENTENCES: dict[str, Any] = {
+    "sentence encoder": partial(sentence_folder, after=[DENSE, None]),
+    "bert, vectors": plain_folder,
+}
+VECTORS = (*SENTENCES, "vit, vectors")
 RANDOM = "tiny-code, random"  # what a tokenizer may still be trained for
-BASES = (TINY, *TWINS, *SHRUNK, *IMAGES)
+BASES = (TINY, *TWINS, *SHRUNK, *IMAGES, *SENTENCES)
 # Where a stage aims in a model that has no language, and sizes that fit it.
-TARGETS = {"tiny-t2i": "unet", "stable-diffusion": "unet", "vit": "vision", "resnet": "all"}
+TARGETS = {"tiny-t2i": "unet", "stable-diffusion": "unet", "vit": "vision", "resnet": "all", "vit, vectors": "vision"}
 
 # What every compressor is run with; a compressor without a row fails a test.
 TRAINING: dict[str, Any] = {"steps": 2, "batch": 2, "length": 16, "warmup": 1}
@@ -129,6 +138,8 @@ REFUSED: dict[tuple[str, str], str] = {
     },
     **{(name, "vocabulary.bpe"): rf"{name} has 96 tokens.* choose a model with a larger vocab_size" for name in TWINS},
     **{(name, "vocabulary.bpe"): "has no token vocabulary that could be learnt anew" for name in IMAGES},
+    **{(name, "train"): r"has no loss of its own for embedding models.* use = \"distill\"" for name in VECTORS},
+    **{(name, "vocabulary.bpe"): r"has 96 tokens.* choose a model with a larger vocab_size" for name in SENTENCES},
     ("stable-diffusion", "share.ffn"): "'unet' is 4 stacks of one block, and sharing takes two of one stack",
     ("resnet", "inherit"): "inherit keeps or drops blocks, and 'all' has none",
     ("resnet", "share.ffn"): "'all' has no block, and sharing takes two of one stack",
@@ -289,6 +300,21 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
         [("prune.structured", {"ratio": 0.25, "target": "vision"}), stage("share.ffn", target="vision"), DISTILL],
     ),
     (("resnet",), [("prune.structured", {"ratio": 0.25, "target": "all"}), DISTILL, INT8]),
+    # vectors: calibrated and taught without labels, also to a student of another width
+    (
+        tuple(SENTENCES),
+        [
+            stage("inherit", layers="influence:3", **CALIBRATION),
+            ("prune.structured", {"ffn": 0.25, "heads": 0.5, "importance": "activation", **CALIBRATION}),
+            DISTILL,
+            INT8,
+        ],
+    ),
+    (("bert, vectors",), [WIDTH, stage("distill", loss=[{"use": "rkd"}, {"use": "hidden"}]), stage("quantize.nf4")]),
+    (
+        ("vit, vectors",),
+        [("prune.structured", {"width": 96, "target": "vision"}), stage("distill", loss=[{"use": "rkd"}]), INT8],
+    ),
 ]
 
 # case id -> (base, stages)
@@ -315,6 +341,9 @@ def base(name: str, folder: Path) -> Model:
         return zoo.load(TINY, weights="random")
     if name == "stable-diffusion":
         return zoo.load(stable_diffusion(folder / name))
+    if name in SENTENCES:
+        place = folder / name
+        return zoo.load(place if place.exists() else SENTENCES[name](place))
     known, scale = IMAGES.get(name, name), "tiny" if name.endswith(", tiny") else None
     packaged = not scale and weights.packaged_at(zoo.info(known))
     return zoo.load(known) if packaged else awake(zoo.load(known, weights="random", scale=scale))
@@ -347,6 +376,9 @@ def words(*, count: int = 1500, seed: int = 0) -> str:
 def context(original: Model) -> Context:
     """What stages may use: a little text, or pictures with texts, and the model they began with as the teacher."""
     data = Dataset("words", [Sample({"text": words(seed=seed)}, f"words:{seed}") for seed in range(2)])
+    if original.spec.task == "embedding":
+        short = [words(count=3 + i, seed=i) for i in range(8)]
+        data = Dataset("sentences", [Sample({"text": text}, f"sentences:{i}") for i, text in enumerate(short)])
     if original.spec.modality != "text":
         draw = np.random.default_rng(0)
         pictures = [draw.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(8)]

@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sentences import CONFIG, SENTENCES, WIDTH, dense, plain_folder, sentence_folder, tokenizer, transformer, write
+from sentences import (
+    CONFIG,
+    DENSE,
+    SENTENCES,
+    WIDTH,
+    dense,
+    plain_folder,
+    sentence_folder,
+    tokenizer,
+    transformer,
+    write,
+)
 from torch import nn
 
 import zoo
 from zoo.errors import ArtifactError, RequestError, ZooWarning
 
 LEGACY = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-TANH = {
-    "in_features": WIDTH,
-    "out_features": 16,
-    "bias": True,
-    "activation_function": "torch.nn.modules.activation.Tanh",
-}
-AROUND = {**TANH, "bias": False, "activation_function": "torch.nn.modules.linear.Identity", "use_residual": True}
+AROUND = {**DENSE, "bias": False, "activation_function": "torch.nn.modules.linear.Identity", "use_residual": True}
 QUERY = {"prompts": {"query": "w30 w31 ", "document": ""}, "default_prompt_name": "query"}
 # What a folder says beside the transformer, and what is expected of it: (arguments of sentence_folder, of reference)
 FOLDERS = {
@@ -34,7 +39,7 @@ FOLDERS = {
         {"pooling": {"embedding_dimension": WIDTH, "pooling_mode": ["mean", "cls"]}},
         {"modes": ["mean_tokens", "cls_token"]},
     ),
-    "dense": ({"after": [TANH, None]}, {"dense": TANH}),
+    "dense": ({"after": [DENSE, None]}, {"dense": DENSE}),
     "dense with a way around": ({"after": [AROUND]}, {"dense": AROUND, "norm": False}),
     "small letters": (
         {"transformer_config": {"max_seq_length": 6, "do_lower_case": True}},
@@ -236,7 +241,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_is_not_computed_here_is_refused_by_name(reason, device, tmp_path):
-    folder = sentence_folder(tmp_path / "encoder", after=[TANH, None])
+    folder = sentence_folder(tmp_path / "encoder", after=[DENSE, None])
     REFUSED[reason](folder)
     if device == "meta" and ("has shape" in reason or "is missing" in reason):
         pytest.skip("a skeleton reads no weights of a head")
@@ -262,6 +267,6 @@ def test_models_that_are_no_encoders_of_text_are_still_refused(name, tmp_path):
 
 
 def test_layers_that_were_changed_are_told_from_those_of_a_plain_folder(tmp_path):
-    model = zoo.load(sentence_folder(tmp_path / "encoder", after=[TANH]))
+    model = zoo.load(sentence_folder(tmp_path / "encoder", after=[DENSE]))
     model.module.head["1"].linear = nn.Sequential(model.module.head["1"].linear)
     assert "head.1.linear is of class Sequential" in model.family.write_foreign(model, tmp_path)

@@ -1,7 +1,7 @@
 """`zoo run`: generate from a model.
 
 What a model takes and makes is its family's to say (`takes`, `makes`): options that were given go to its `generate`,
-text goes to stdout as it comes, images go to files.
+text goes to stdout as it comes, images go to files, vectors to either (`zoo.cli.vectors`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli import output
+from zoo.cli.vectors import embed, makes_vectors, prompts_of, require_writable
 from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ CountOption = Annotated[
 SeedOption = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE.png", help="Where images go; several become FILE-0.png, FILE-1.png, ..."),
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE.png",
+        help="Where images go, of which several become FILE-0.png, FILE-1.png, ...; vectors: FILE.npy.",
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 
@@ -86,7 +92,7 @@ def run(
     weights: output.WeightsOption = "auto",
     json: output.JsonOption = False,
 ) -> None:
-    """Generate from a model: text is printed as it comes, images are written to --out."""
+    """Generate from a model: text and vectors are printed, images are written to --out."""
     asked: dict[str, Any] = {
         "prompt": prompt,
         "images": image or None,
@@ -120,10 +126,11 @@ class Request:
     """What is asked of a model, and where its images go; checked before the model is loaded."""
 
     model: str
-    prompt: str | None
+    prompt: Any  # a text; several of a model that makes vectors
     options: Mapping[str, Any]  # of its `generate`
-    files: Sequence[Path]  # of the images, one each; none for text
+    files: Sequence[Path]  # of the images, one each, or of all vectors; none for text
     converses: bool  # with whoever sits at the terminal
+    vectors: bool = False  # whether it makes these
 
     @classmethod
     def checked(
@@ -139,11 +146,17 @@ class Request:
         """Take what was given for the model, and what is piped in; refuse what its family does not take."""
         model, family = located.asked, located.family
         _require_taken(model, family, given)
+        if makes_vectors(located):
+            require_writable(out, force=force)
+            _require_sound(located, given)
+            prompt = prompts_of(given) if "prompt" in family.takes else None
+            given.pop("prompt", None)
+            return cls(model, prompt, given, [out] if out else [], converses=False, vectors=True)
         converses = "messages" in given and "prompt" not in given and sys.stdin.isatty() and not json
         if converses and "count" in given:
             raise RequestError("A conversation takes one answer at a time: leave out --count, or give a --prompt.")
         if "prompt" in family.takes and "prompt" not in given and not converses:
-            given["prompt"] = _piped_prompt()
+            given["prompt"] = piped_prompt()
         files = _files(model, family, given, out=out, force=force)
         _require_sound(located, given)
         if "files" in given:
@@ -158,7 +171,9 @@ class Request:
 
     def answer(self, model: Model, *, json: bool) -> None:
         """Generate what is asked for: as it comes, or, in files and for JSON, as a whole."""
-        if self.converses:
+        if self.vectors:
+            embed(model, self.model, self.prompt, self.options, out=next(iter(self.files), None), json=json)
+        elif self.converses:
             _converse(model, **self.options)
         elif json or self.files or "count" in self.options:
             self._make(model, json=json)
@@ -239,7 +254,7 @@ def _flag(name: str) -> str:
     return FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
-def _piped_prompt() -> str:
+def piped_prompt() -> str:
     prompt = "" if sys.stdin.isatty() else sys.stdin.read()
     if not prompt:
         raise RequestError("There is no prompt. Give one with --prompt TEXT, or pipe text in.")
