@@ -47,7 +47,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "zoo_compress": (
         ("dryrun", "losses", "numbering"),
-        ("calibrate", "measure"),
+        ("calibrate", "measure", "similarity"),
         ("train",),
         ("methods", "report"),
         ("recipe",),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli import output
-from zoo.cli.vectors import embed, makes_vectors, prompts_of, require_writable
+from zoo.cli.vectors import embed, lines_of, makes_vectors, require_writable
 from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -149,8 +149,9 @@ class Request:
         if makes_vectors(located):
             require_writable(out, force=force)
             _require_sound(located, given)
-            prompt = prompts_of(given) if "prompt" in family.takes else None
-            given.pop("prompt", None)
+            prompt = given.pop("prompt", None)
+            if prompt is None and "prompt" in family.takes:
+                prompt = lines_of(piped_prompt())
             return cls(model, prompt, given, [out] if out else [], converses=False, vectors=True)
         converses = "messages" in given and "prompt" not in given and sys.stdin.isatty() and not json
         if converses and "count" in given:

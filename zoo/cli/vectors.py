@@ -33,13 +33,9 @@ def makes_vectors(located: Located) -> bool:
     return isinstance(located.family.task(spec.task), Embedding)
 
 
-def prompts_of(given: Mapping[str, Any]) -> Any:
-    """One prompt, or, of a text that is piped in, each of its lines."""
-    from zoo.cli.run import piped_prompt
-
-    if "prompt" in given:
-        return given["prompt"]
-    return [line for line in piped_prompt().splitlines() if line.strip()]
+def lines_of(text: str) -> list[str]:
+    """The sentences of a text that is piped in, one a line."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def require_writable(out: Path | None, *, force: bool) -> None:
