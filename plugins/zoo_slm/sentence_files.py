@@ -118,7 +118,7 @@ def adapt_tokenizer(tokenizer: Any, about: Mapping[str, Any], positions: int | N
         tokenizer.model_max_length = longest
     elif positions is not None and positions > 0:
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    before = tokenizer.backend_tokenizer.normalizer
+    before: Any = tokenizer.backend_tokenizer.normalizer
     parts = list(before) if isinstance(before, normalizers.Sequence) else [] if before is None else [before]
     if transformer.get("do_lower_case") and not any(isinstance(part, normalizers.Lowercase) for part in parts):
         tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
