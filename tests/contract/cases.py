@@ -111,22 +111,10 @@ DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
     ("resnet", "prune.structured"): {"ratio": 0.25},
     # what a head sees, or how far, is fixed by its number
     **{(f"{name}, tiny", "prune.structured"): {"ffn": 0.25} for name in ("phi-3-small-8k-instruct", "flan-t5-small")},
-    # T5's code asks for the weight of the last matrix of each FFN
-    **{("flan-t5-small, tiny", use): {"skip": ["*.wo"]} for use in ("quantize.int8", "quantize.nf4")},
-    ("flan-t5-small, tiny", "lowrank.svd"): {**OPTIONS["lowrank.svd"], "target": "language.attention"},
 }
 
 # (base, compressor) -> the sentence with which it refuses. Everything else applies.
 REFUSED: dict[tuple[str, str], str] = {
-    **{
-        (name, use): r"holds 4 experts in one tensor.* skip = \['\*\.experts\.\*'\]"
-        for name in ("mixtral", "minicpm-moe-8x2b, tiny")
-        for use in ("quantize.int8", "quantize.nf4")
-    },
-    **{
-        (name, "lowrank.svd"): r"holds 4 experts in one tensor.* aim at the attention alone"
-        for name in ("mixtral", "minicpm-moe-8x2b, tiny")
-    },
     **{
         (name, "share.ffn"): r"holds 4 experts .* experts are not shared between blocks"
         for name in ("mixtral", "minicpm-moe-8x2b, tiny")

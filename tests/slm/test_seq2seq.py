@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_training_windows_are_those_transformers_makes_of_the_labels(name: str):
         ("train", {"steps": 2, "batch": 2, "length": 16}),
         ("prune.structured", {"ffn": 0.5}),
         ("prune.structured", {"ffn": 0.5, "importance": "activation"}),
-        ("quantize.int8", {"skip": ["*.wo"]}),
+        ("quantize.int8", {}),
         ("lowrank.svd", {"rank": 4, "target": "language.attention"}),
         ("prune.magnitude", {"sparsity": 0.5}),
         ("inherit", {"layers": "first:1"}),
@@ -176,8 +177,6 @@ def test_training_windows_are_those_transformers_makes_of_the_labels(name: str):
 )
 def test_stages_apply_and_survive_a_reload(name: str, use: str, options: dict[str, Any], tmp_path: Path):
     model = small(name)
-    if name == "bart" and "skip" in options:
-        options = {}
     apply(model, use, options, words(model))
     batch = model.family.example(model)
     loaded = zoo.load(model.save(tmp_path / "model"))
@@ -258,45 +257,49 @@ def test_what_a_seq2seq_model_is_not_asked():
             model.generate(None if "messages" in options else "w5", **options)
 
 
-def test_packed_layers_that_the_architecture_reads_itself_are_refused_by_name():
-    sentence = r"quantize.int8 does not fit {}: the model it leaves does not run \({}: .*no attribute 'weight'.*skip = \['\*\.{}'\]"
-    with pytest.raises(Refused, match=sentence.format("T5ForConditionalGeneration", r"\S*\.wo", "wo")):
-        apply(small("t5"), "quantize.int8")
-    with pytest.raises(
-        Refused, match=r'lowrank.svd does not fit T5.*no attribute \'weight\'\)\. Aim at .*"language.attention"'
-    ):
-        apply(small("t5"), "lowrank.svd", {"rank": 4, "whiten": False})
-
-
 @pytest.mark.parametrize(
-    ("use", "options", "says"),
-    [
-        ("quantize.int8", {}, r"\S*\.wo: .*no attribute 'weight'\)\. Leave it out with skip = \['\*\.wo'\]\.$"),
-        ("quantize.nf4", {}, r"\S*\.wo: .*no attribute 'weight'\)\. Leave it out with skip = \['\*\.wo'\]\.$"),
-        (
-            "lowrank.svd",
-            {"rank": 4, "whiten": False},
-            r"\S*\.wo: .*no attribute 'weight'\)\. Aim at the attention alone",
-        ),
-    ],
+    ("use", "options"),
+    [("quantize.int8", {}), ("quantize.nf4", {}), ("lowrank.svd", {"rank": 4, "whiten": False, "target": "all"})],
 )
-def test_what_would_not_run_is_refused_by_the_plan(tmp_path: Path, use: str, options: dict[str, Any], says: str):
-    """As the run refuses it, from shapes alone."""
-    model = small("t5").save(tmp_path / "t5")
+def test_the_plan_takes_layers_that_the_architecture_reads_itself(tmp_path: Path, use: str, options: dict[str, Any]):
+    """T5 asks each FFN's last matrix for its dtype."""
     recipe = {
         "recipe": {"name": "r"},
-        "model": {"name": str(model)},
+        "model": {"name": str(small("t5").save(tmp_path / "t5"))},
         "stage": [{"use": use, **options}],
         "evaluate": {"tasks": [], "speed": False},
     }
-    with pytest.raises(
-        Refused, match=rf"stage 1 \({use}\): {use} does not fit T5ForCond.*: the model it leaves does not run \({says}"
-    ):
-        plan(Recipe.parse(recipe))
-    recipe["stage"] = [
-        {"use": use, **options, **({"skip": ["*.wo"]} if "quantize" in use else {"target": "language.attention"})}
-    ]  # type: ignore[dict-item]
-    assert not plan(Recipe.parse(recipe)).stages[1].untried
+    planned = plan(Recipe.parse(recipe)).stages[1]
+    model = small("t5")
+    apply(model, use, options)
+    assert not planned.untried and planned.params == model.params
+    assert use in {
+        f"{trait.stage.split('(')[-1].rstrip(')')}"
+        for trait in model.state()["decoder.block.1.layer.2.DenseReluDense.wo"]
+    }
+
+
+@pytest.mark.parametrize("use", ["quantize.int8", "quantize.nf4"])
+def test_a_packed_weight_that_the_code_around_it_reads_is_widened_for_it(use: str, tmp_path: Path):
+    model = small("t5")
+    apply(model, use)
+    packed = model.module.encoder.block[0].layer[-1].DenseReluDense.wo
+    assert torch.equal(packed.weight, packed.dequantize())
+    assert not hasattr(model.module.encoder.block[0].layer[-1].DenseReluDense.wi, "weight")
+    half = copy.deepcopy(packed).to(torch.bfloat16)
+    assert half.weight.dtype == torch.bfloat16 and packed.weight.dtype == torch.float32
+    batch = model.family.example(model)
+    saved = zoo.load(model.save(tmp_path / "saved"))
+    assert torch.equal(model.family.forward(model, batch), saved.family.forward(saved, batch))
+
+
+def test_a_factored_weight_that_the_code_around_it_reads_is_multiplied_out():
+    model = small("t5")
+    apply(model, "lowrank.svd", {"rank": 4, "whiten": False})
+    factored = model.module.decoder.block[0].layer[-1].DenseReluDense.wo
+    assert torch.equal(factored.weight, factored.up.weight @ factored.down.weight)
+    apply(model, "quantize.int8")  # the factors, whose weights it reads in its turn
+    model.family.forward(model, model.family.example(model))
 
 
 @pytest.mark.parametrize("depths", [(4, 2), (2, 4), (3, 3)])

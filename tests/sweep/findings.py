@@ -12,6 +12,7 @@ from typing import Any
 from zoo.errors import ZooError, one_line
 
 WORKS, REFUSED, FAILED, NOT_BUILT, DOES_NOT_APPLY = "works", "refused", "failed", "not built", "does not apply"
+COUNTED = "counted"  # the sentence is the count
 HOME = Path(__file__).parents[2]
 DTYPES = ("float32", "bfloat16")
 

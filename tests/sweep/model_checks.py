@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from findings import DoesNotApply, Finding, attempt, must
+from findings import COUNTED, DoesNotApply, Finding, attempt, must
 from torch import nn
 from zoo_compress.report.inspection import describe
 
@@ -19,7 +18,6 @@ import zoo
 from zoo.anatomy.coverage import said
 from zoo.anatomy.modules import features
 from zoo.anatomy.parts import Anatomy
-from zoo.errors import RequestError
 from zoo.family.text.generate import next_tokens, reads_apart
 from zoo.model.model import Model
 from zoo.testing.computed import difference, outputs
@@ -45,6 +43,7 @@ def check_model(
         yield must("length", "", partial(whole_length, model), why="it is to read as much")
         yield attempt("cached", "", partial(cached_as_uncached, model))
         yield attempt("all", "", partial(nothing_left_out, model))
+        yield reached(model)
 
 
 def inspected(model: Model, reference: str | Path) -> None:
@@ -143,14 +142,23 @@ def _start(model: Model, prompt: torch.Tensor) -> torch.Tensor:
 
 def nothing_left_out(model: Model) -> None:
     """Every linear layer, convolution or table of experts is in the target "all", or it is said how many are not."""
-    anatomy = model.anatomy
-    inside = set(_named(anatomy))
-    outside = [path for path in _layers(model) if path not in inside]
+    layers, outside = list(_layers(model)), outside_all(model)
     require(
-        not outside or re.search(rf"\b{len(outside)} of {len(list(_layers(model)))} ", _said(model)) is not None,
-        f"{len(outside)} of {len(list(_layers(model)))} layers are outside the target 'all' without a word, "
+        not outside or re.search(rf"\b{len(outside)} of {len(layers)} ", _said(model)) is not None,
+        f"{len(outside)} of {len(layers)} layers are outside the target 'all' without a word, "
         f"such as {outside[0] if outside else ''}",
     )
+
+
+def reached(model: Model) -> Finding:
+    """How many of its layers the target "all" takes in."""
+    count = len(list(_layers(model)))
+    return Finding("layers", "", COUNTED, f"{count - len(outside_all(model))} of {count}")
+
+
+def outside_all(model: Model) -> list[str]:
+    inside = set(_named(model.anatomy))
+    return [path for path in _layers(model) if path not in inside]
 
 
 def _said(model: Model) -> str:
@@ -158,20 +166,19 @@ def _said(model: Model) -> str:
     from zoo import registry
 
     compressor = registry.compressor("quantize.int8")
-    for skip in ((), ("*.experts.*",)):
-        with contextlib.suppress(RequestError):  # experts in one tensor are refused by name
-            return said(compressor.outline(model, compressor.Options(skip=skip)))
-    return ""
+    return said(compressor.outline(model, compressor.Options()))
 
 
 def _named(anatomy: Anatomy) -> Iterator[str]:
     """Everything that an anatomy names."""
-    target = anatomy.select("all")
-    yield from (*target.projections(), *target.layers)
+    yield from (path for paths in anatomy.layers.values() for path in paths)
     yield from filter(None, (anatomy.embedding, anatomy.head))
-    for stack, _ in target.picks:
+    for stack in anatomy.stacks.values():
         yield from (*stack.readers, *stack.writers, *stack.embeddings, *filter(None, [stack.head]))
-        yield from (block.ffn.router for block in stack.blocks if block.ffn and block.ffn.router)
+        for block in stack.blocks:
+            layers = [layer for layer in (block.attention, block.cross, block.ffn, *block.linears) if layer]
+            yield from (path for layer in layers for path in layer.projections)
+            yield from (*block.routers, *filter(None, [block.ffn and block.ffn.router]))
 
 
 def _layers(model: Model) -> Iterator[str]:
@@ -183,9 +190,11 @@ def _layers(model: Model) -> Iterator[str]:
             and _is_layer(module, text=model.spec.modality == "text")
         ):
             yield path
-    for name, parameter in model.module.named_parameters():
-        if parameter.dim() == 3 and name.rpartition(".")[2] != "weight" and "expert" in name:
-            yield name
+    for path, module in model.module.named_modules():
+        experts = "expert" in f"{path}{type(module).__name__}".lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            if experts and parameter.dim() == 3 and not hasattr(module, "kernel_size") and "bias" not in name:
+                yield f"{path}.{name}"
 
 
 def _is_layer(module: nn.Module, *, text: bool) -> bool:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from findings import DOES_NOT_APPLY, DTYPES, FAILED, NOT_BUILT, REFUSED, WORKS
+from findings import COUNTED, DOES_NOT_APPLY, DTYPES, FAILED, NOT_BUILT, REFUSED, WORKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "sweep.md"
 PARTS = ("transformers", "timm", "diffusers")
-MODEL_COLUMNS = ("load", "inspect", "reload", "logits", "rows", "length", "cached", "all")
+MODEL_COLUMNS = ("load", "inspect", "reload", "logits", "rows", "length", "cached", "all", "layers")
 STAGE_COLUMNS = (
     "inherit",
     "prune.magnitude",
@@ -52,8 +52,9 @@ built at test size by its own library with random weights, saved as that library
 
 `load`, `inspect`: `zoo.load` and `zoo inspect`. `reload`: saved as loaded, and back. `logits`: equal to those of the library.
 `rows`: what losses compare are the model's own logits. `length`: it reads as many tokens as it is said to take. `cached`: text
-with a cache is that without. `all`: every layer is in the target "all", or it is said how many are not. `process`: it crashed
-or took too long. The rest are stages.
+with a cache is that without. `all`: every layer is in the target "all", or it is said how many are not. `layers`: how many linear
+layers (of images also convolutions) and tables of experts that target takes in, of how many there are. `process`: it crashed or
+took too long. The rest are stages.
 """
 
 Cell = tuple[tuple[str, str], ...]  # (verdict, sentence), one of both precisions or one of each
@@ -68,18 +69,22 @@ class Page:
     absent: dict[str, dict[str, str]] = field(default_factory=dict)  # what is not built, and why
 
     def take(self, line: Mapping[str, Any]) -> None:
-        """Replace the row of an architecture by what a sweep found."""
+        """Replace the row of an architecture by what a sweep found; stages that it did not ask stay."""
         part, name, kind = line["part"], line["name"], line["kind"]
         self.versions[part] = ", ".join(f"{library} {line['versions'][library]}" for library in ("torch", part))
         rows, absent = self.rows.setdefault(part, {}), self.absent.setdefault(part, {})
-        rows.pop(name, None), absent.pop(name, None)
+        _, former = rows.pop(name, ("", {}))
+        absent.pop(name, None)
         findings = [
             finding for finding in line["findings"] if finding["check"] != "build" or finding["verdict"] != WORKS
         ]
         if findings and findings[0]["verdict"] == NOT_BUILT:
             absent[name] = _one_line(findings[0]["sentence"])
         else:
-            rows[name] = kind, {column: _cell(findings, column, kind) for column in COLUMNS}
+            cells = {column: _cell(findings, column, kind) for column in COLUMNS}
+            if not cells["process"] and all(verdict == WORKS for verdict, _ in cells["load"]):
+                cells |= {stage: former.get(stage, ()) for stage in STAGE_COLUMNS if not cells[stage]}
+            rows[name] = kind, cells
 
     def text(self) -> str:
         """The page."""
@@ -96,6 +101,14 @@ class Page:
         return "\n".join(lines).rstrip() + "\n"
 
     def _table(self, part: str, sentences: dict[str, list[str]]) -> Iterator[str]:
+        counts = [
+            re.findall(r"\d+", sentence) for _, cells in self.rows[part].values() for _, sentence in cells["layers"]
+        ]
+        if counts:
+            whole = sum(count == of for count, of in counts)
+            there, found = (sum(int(count[i]) for count in counts) for i in (1, 0))
+            yield f"Layers reached: {found:,} of {there:,}; all of them in {whole} of {len(counts)} architectures."
+            yield ""
         yield _line(["architecture", "class", *COLUMNS])
         yield _line(["---", "---", *[":-:"] * len(COLUMNS)])
         for name, (kind, cells) in sorted(self.rows[part].items()):
@@ -112,7 +125,7 @@ class Page:
 
 def read(text: str) -> Page:
     """The page that a text is of."""
-    page, part = Page(), ""
+    page, part, columns = Page(), "", list[str]()
     known = dict(re.findall(r"^- ([r✗]\d+): (.*)$", text, flags=re.MULTILINE))
     for line in text.splitlines():
         if match := re.fullmatch(r"## (.*)", line):
@@ -126,15 +139,17 @@ def read(text: str) -> Page:
         elif line.startswith("- "):
             name, _, why = line[2:].partition(": ")
             absent[name] = why
-        elif len(cells) == len(COLUMNS) + 2 and cells[0] not in ("architecture", "---"):
+        elif cells and cells[0] == "architecture":
+            columns = cells[2:]
+        elif cells and cells[0] != "---":
             marks = (tuple(_verdict(mark, known) for mark in cell.split("/") if mark) for cell in cells[2:])
-            rows[cells[0]] = cells[1], dict(zip(COLUMNS, marks, strict=True))
+            rows[cells[0]] = cells[1], dict.fromkeys(COLUMNS, ()) | dict(zip(columns, marks, strict=True))
     return page
 
 
 def _cell(findings: Iterable[Mapping[str, str]], column: str, kind: str) -> Cell:
     by_dtype = {
-        finding["dtype"]: (finding["verdict"], general(finding["sentence"], kind))
+        finding["dtype"]: (finding["verdict"], _said(finding, kind))
         for finding in findings
         if finding["check"] == column
     }
@@ -142,6 +157,10 @@ def _cell(findings: Iterable[Mapping[str, str]], column: str, kind: str) -> Cell
         return ()
     both = [by_dtype.get(dtype, by_dtype.get("", (DOES_NOT_APPLY, ""))) for dtype in DTYPES]
     return (both[0],) if both[0] == both[1] else tuple(both)
+
+
+def _said(finding: Mapping[str, str], kind: str) -> str:
+    return finding["sentence"] if finding["verdict"] == COUNTED else general(finding["sentence"], kind)
 
 
 def general(sentence: str, kind: str) -> str:
@@ -162,6 +181,8 @@ def _one_line(text: str) -> str:
 
 
 def _mark(verdict: str, sentence: str, sentences: dict[str, list[str]]) -> str:
+    if verdict == COUNTED:
+        return sentence
     if verdict not in sentences:
         return MARKS[verdict]
     if sentence not in sentences[verdict]:
@@ -170,7 +191,7 @@ def _mark(verdict: str, sentence: str, sentences: dict[str, list[str]]) -> str:
 
 
 def _verdict(mark: str, known: Mapping[str, str]) -> tuple[str, str]:
-    return VERDICTS[mark[0]], known.get(mark, "")
+    return (COUNTED, mark) if mark[0].isdecimal() else (VERDICTS[mark[0]], known.get(mark, ""))
 
 
 def _line(cells: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import page
 import pytest
 from architectures import architectures
-from findings import DOES_NOT_APPLY, FAILED, REFUSED, WORKS
+from findings import COUNTED, DOES_NOT_APPLY, FAILED, REFUSED, WORKS
 
 SWEEP = Path(__file__).parent / "sweep.py"
 # part -> an architecture of each kind
@@ -91,6 +91,7 @@ def test_a_page_is_read_as_it_was_written() -> None:
     ]
     verdicts += [
         ("all", "", DOES_NOT_APPLY, ""),
+        ("layers", "", COUNTED, "23 of 24"),
         ("train", "", REFUSED, "recipe, stage 1 (train): it has 12 | 13 layers"),
     ]
     findings = [dict(zip(("check", "dtype", "verdict", "sentence"), found, strict=True)) for found in verdicts]
@@ -107,4 +108,22 @@ def test_a_page_is_read_as_it_was_written() -> None:
     text = made.text()
     assert "| resnet |  | ✓/✗1 |" in text and "- vgg: too large" in text
     assert "- ✗1: the model breaks at PATH (zoo/x.py)" in text and "- r1: it has N / N layers" in text
+    assert "Layers reached: 23 of 24; all of them in 0 of 1 architectures." in text
     assert page.read(text) == made
+
+
+def test_a_row_keeps_the_stages_that_a_later_sweep_did_not_ask() -> None:
+    about = {"part": "timm", "kind": "", "versions": {"torch": "1", "timm": "2"}, "name": "resnet"}
+    load = {"check": "load", "dtype": "", "verdict": WORKS, "sentence": ""}
+    made = page.Page()
+    made.take({**about, "findings": [load, {**load, "check": "train"}]})
+    made.take({**about, "findings": [load, {**load, "check": "layers", "verdict": COUNTED, "sentence": "3 of 3"}]})
+    cells = made.rows["timm"]["resnet"][1]
+    assert cells["train"] == ((WORKS, ""),) and cells["layers"] == ((COUNTED, "3 of 3"),)
+    made.take({**about, "findings": [{**load, "verdict": REFUSED, "sentence": "no"}]})
+    assert not made.rows["timm"]["resnet"][1]["train"]
+
+
+def test_a_page_written_before_a_column_was_is_read() -> None:
+    old = "## timm\n\n| architecture | class | load |\n| --- | --- | :-: |\n| resnet |  | ✓ |\n"
+    assert page.read(old).rows["timm"]["resnet"] == ("", {**dict.fromkeys(page.COLUMNS, ()), "load": ((WORKS, ""),)})

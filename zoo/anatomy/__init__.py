@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from zoo.anatomy.parts import Anatomy as Anatomy
     from zoo.anatomy.parts import Attention as Attention
     from zoo.anatomy.parts import Block as Block
+    from zoo.anatomy.parts import Linears as Linears
     from zoo.anatomy.parts import Part as Part
     from zoo.anatomy.parts import Stack as Stack
     from zoo.anatomy.parts import Target as Target
 
 HOMES = {
-    "zoo.anatomy.parts": ("Anatomy", "Attention", "Block", "FFN", "Part", "Stack", "Target"),
+    "zoo.anatomy.parts": ("Anatomy", "Attention", "Block", "FFN", "Linears", "Part", "Stack", "Target"),
 }
 __getattr__, __dir__ = face(__name__, HOMES)

@@ -1,8 +1,9 @@
 """Anatomy by detection, for any transformers-style module.
 
-The decoder's list of same-class blocks, else the longest, is the "language" stack. Projections are found by name and believed only when
-their shapes agree with one another; head counts follow from shapes and the head size. Whatever is not understood is
-left out (None, or an empty tuple), so that a compressor refuses with a sentence instead of cutting in the wrong place.
+The decoder's list of blocks, else the longest, is the "language" stack. Projections are found by name and believed only when
+their shapes agree with one another; head counts follow from shapes and the head size. Whatever is not understood so is
+named matrix by matrix (`Block.linears`, the region "other"), so that a stage that cuts refuses with a sentence instead of
+cutting in the wrong place, and one that treats matrices reaches it.
 
 Only shapes are read: the module may be on the meta device, and a projection may be any module with `in_features` and
 `out_features` (packed, low-rank) or a GPT-2 `Conv1D`.
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from zoo.anatomy.attention import is_head_norm, read_attention
 from zoo.anatomy.feedforward import read_experts, read_ffn
+from zoo.anatomy.linears import read_linears, read_routers
 from zoo.anatomy.modules import (
     Owner,
+    computes_as_named,
     config_of,
     container,
     depths_of,
@@ -28,6 +31,7 @@ from zoo.anatomy.modules import (
     is_embedding,
     is_norm,
     looks_like_norm,
+    resolve,
     sides,
     sizes_of,
 )
@@ -53,9 +57,13 @@ def detect(module: nn.Module) -> Anatomy:
         for name, path in stack_paths.items()
     }
     projector = next((path for path in paths.values() if path.rpartition(".")[2] in PROJECTORS), None)
+    layers = {"projector": plain_layers(module, projector)} if projector and len(stacks) > 1 else {}
+    named = [path for stack in stacks.values() for path in (stack.path, *stack.readers, *stack.writers)]
+    named += [*filter(None, (embedding, head)), *(path for paths in layers.values() for path in paths)]
+    other = _linears_outside(module, named)
     return Anatomy(
         stacks=stacks,
-        layers={"projector": plain_layers(module, projector)} if projector and len(stacks) > 1 else {},
+        layers={**layers, "other": other} if other else layers,
         embedding=embedding,
         head=head,
         tied=embedding is not None and head is not None and _same_weight(module, embedding, head),
@@ -73,26 +81,41 @@ def plain_layers(module: nn.Module, path: str, *, skip: Iterable[str] = ()) -> t
     )
 
 
+def _linears_outside(module: nn.Module, named: Sequence[str]) -> tuple[str, ...]:
+    """Linear layers that neither a stack nor a region has."""
+    linears = [name for name, part in module.named_modules() if features(part) and computes_as_named(part)]
+    outside = [name for name in linears if not any(inside(name, outer) for outer in named)]
+    return tuple(name for name in outside if not any(name.startswith(f"{outer}.") for outer in outside))
+
+
 # --- stacks ---------------------------------------------------------------------------------------------------------
 
 
 def _stack_lists(module: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequential]]:
-    """Every outermost list of same-class blocks that the config counts or in which something is recognised."""
+    """Every outermost list of blocks that the config counts, or of one class in which something is recognised."""
     lists: list[tuple[str, nn.ModuleList | nn.Sequential]] = []
     for path, part in module.named_modules():
         if not isinstance(part, nn.ModuleList | nn.Sequential) or any(inside(path, outer) for outer, _ in lists):
             continue
-        if len(part) == 0 or len({type(block) for block in part}) > 1:
+        if len(part) == 0:
             continue
         config = config_of(module, path)
         if isinstance(part, nn.ModuleList) and not looks_like_norm(part[0]) and _counted(path, len(part), config):
-            lists.append((path, part))  # the config says what it is, whatever is recognised inside
+            if _alike(part) or any(features(layer) for layer in part.modules()):
+                lists.append((path, part))  # the config says what it is, whatever is recognised inside
+            continue
+        if not _alike(part):
             continue
         blocks = [_block(block, "", config) for block in part]
         attends = any(block.attention for block in blocks)
         if attends or (isinstance(part, nn.ModuleList) and any(block.ffn for block in blocks)):
             lists.append((path, part))
     return lists
+
+
+def _alike(blocks: Iterable[nn.Module]) -> bool:
+    """Whether all blocks are of one class; those of Jamba and Zamba are of two."""
+    return len({type(block) for block in blocks}) == 1
 
 
 def _counted(path: str, length: int, config: Any) -> bool:
@@ -150,6 +173,7 @@ def _stack(module: nn.Module, name: str, path: str, others: Sequence[str], head:
     config = config_of(module, path)
     assert isinstance(listed, nn.ModuleList | nn.Sequential)
     blocks = tuple(_block(block, f"{path}.{index}", config) for index, block in enumerate(listed))
+    blocks = tuple(_with_linears(module, block) for block in blocks)
     width = _width(module, blocks)
     if not width:
         return Stack(name, path, blocks)
@@ -162,14 +186,27 @@ def _stack(module: nn.Module, name: str, path: str, others: Sequence[str], head:
 
 
 def _width(module: nn.Module, blocks: Sequence[Block]) -> int:
-    """The residual width on which every recognised projection of every block agrees, or 0."""
+    """The residual width on which every recognised projection of every block agrees, or 0.
+
+    Where heads and channels are recognised in no block, it is the token table's, if each block reads and writes vectors of that width.
+    """
     widths: set[int] = set()
     for block in blocks:
         if block.attention:
             widths |= {sizes_of(module, block.attention.q)[0], sizes_of(module, block.attention.o)[1]}
         if block.ffn:
             widths |= {sizes_of(module, block.ffn.up)[0], sizes_of(module, block.ffn.down)[1]}
-    return widths.pop() if len(widths) == 1 else 0
+    if widths:
+        return widths.pop() if len(widths) == 1 else 0
+    table = next((part for part in module.modules() if is_embedding(part)), None)
+    width = getattr(table, "embedding_dim", 0)
+    sizes = [[features(module.get_submodule(path)) for path in _linear_paths(module, block)] for block in blocks]
+    agrees = all(all(any(size and size[end] == width for size in block) for end in (0, 1)) for block in sizes)
+    return width if sizes and agrees else 0
+
+
+def _linear_paths(module: nn.Module, block: Block) -> list[str]:
+    return [path for path in block.projections() if isinstance(resolve(module, path), nn.Module)]
 
 
 def _outside(module: nn.Module, scope: str, path: str, width: int, head: str | None) -> dict[str, Any]:
@@ -237,6 +274,13 @@ def _block(block: nn.Module, path: str, config: Any) -> Block:
         ffn=ffns[0] if len(ffns) == 1 else None,
         cross=crosses[0] if len(crosses) == 1 else None,
     )
+
+
+def _with_linears(module: nn.Module, block: Block) -> Block:
+    within = module.get_submodule(block.path)
+    routers = tuple(path for path in read_routers(within, block.path) if path not in block.all_routers)
+    known = {*block.projections(), *block.all_routers, *routers}
+    return replace(block, linears=read_linears(within, block.path, known), routers=routers)
 
 
 def _with_norms(module: nn.Module, block: Block, width: int) -> Block:

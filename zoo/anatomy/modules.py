@@ -21,6 +21,13 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def computes_as_named(module: nn.Module) -> bool:
+    """Whether a linear layer does nothing more, so that another may stand for it: BitNet's and timm's padded ones do."""
+    if hasattr(module, "parametrizations"):  # its weight is computed at each call
+        return False
+    return not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward
+
+
 def output_axis(module: nn.Module) -> int:
     """The axis of `module.weight` along which its outputs lie: 1 for a GPT-2 `Conv1D`, otherwise 0."""
     return 1 if hasattr(module, "nf") and not hasattr(module, "out_features") else 0

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 
+PARTS = ("attention", "ffn", "mixer")  # of a block, as a target calls them
+
+
 @dataclass(frozen=True)
 class Part:
     """The units of one projection along one axis of one parameter.
@@ -90,6 +93,21 @@ class FFN:
 
 
 @dataclass(frozen=True)
+class Linears:
+    """Layers of a block that are named matrix by matrix, without heads or channels: a recurrent mixer (Mamba, RWKV, minGRU),
+    latent attention (DeepSeek), shared experts, experts in a list, adapters.
+
+    What treats matrices one by one (quantize, prune.magnitude, lowrank) reaches them; what removes heads or channels does not.
+    """
+
+    part: str  # the word of a target that takes them in: "mixer", "attention", "ffn"; "": whole blocks alone
+    path: str
+    projections: tuple[str, ...]  # linear layers, and parameters with a matrix for each expert
+    reads: tuple[str, ...] = ()  # those that read the residual and those that write it, where that is known of all:
+    writes: tuple[str, ...] = ()  # then the residual may become narrower
+
+
+@dataclass(frozen=True)
 class Block:
     """One repeated block."""
 
@@ -98,6 +116,22 @@ class Block:
     ffn: FFN | None = None
     norms: tuple[str, ...] = ()
     cross: Attention | None = None  # attention to another sequence, whose k and v read its width
+    linears: tuple[Linears, ...] = ()  # every other layer of the block
+    routers: tuple[str, ...] = ()  # what chooses between experts beside the FFN's own: every stage leaves it as it is
+
+    @property
+    def all_routers(self) -> tuple[str, ...]:
+        """What chooses between experts, the FFN's own first."""
+        own = (self.ffn.router,) if self.ffn and self.ffn.router else ()
+        return tuple(dict.fromkeys((*own, *self.routers)))
+
+    def projections(self, part: str | None = None) -> tuple[str, ...]:
+        """The modules and parameters that hold its matrices, routers apart; of one part ("attention", "ffn", "mixer") or all."""
+        described = {"attention": (self.attention, self.cross), "ffn": (self.ffn,)}
+        chosen = described.values() if part is None else [described.get(part, ())]
+        paths = [path for layers in chosen for layer in layers if layer for path in layer.projections]
+        paths += [path for layer in self.linears if part in (None, layer.part) for path in layer.projections]
+        return tuple(dict.fromkeys(paths))
 
 
 @dataclass(frozen=True)
@@ -157,14 +191,14 @@ class Anatomy:
         return {name: size for name, size in sizes.items() if size}
 
     def select(self, text: str) -> Target:
-        """Resolve a target: "language", "language.blocks[4:]", "language.ffn", "projector", "unet.down", or "all".
+        """Resolve a target: "language", "language.blocks[4:]", "language.ffn", "language.mixer", "projector", "unet.down", or "all".
 
         A name also stands for everything below it: "unet" for "unet.down.0", "unet.mid", and so on.
 
         Raises:
             UnknownName: no such stack or region; the message lists what there is.
         """
-        match = re.fullmatch(r"([\w.-]+?)(?:\.blocks\[(-?\d*)(?:(:)(-?\d*))?\])?(?:\.(attention|ffn))?", text)
+        match = re.fullmatch(rf"([\w.-]+?)(?:\.blocks\[(-?\d*)(?:(:)(-?\d*))?\])?(?:\.({'|'.join(PARTS)}))?", text)
         name = match[1] if match else ""
         stacks = [stack for key, stack in self.stacks.items() if _below(key, name)]
         layers = [path for key, paths in self.layers.items() if _below(key, name) for path in paths]
@@ -194,7 +228,7 @@ class Anatomy:
 
     def _parts(self) -> str:
         named = ", ".join(dict.fromkeys((*self.stacks, *self.layers))) or "none found"
-        return f"{named}; stacks also with .blocks[start:stop], .attention or .ffn."
+        return f"{named}; stacks also with .blocks[start:stop], .attention, .ffn or .mixer."
 
 
 @dataclass(frozen=True)
@@ -234,19 +268,11 @@ class Target:
 
     def projections(self) -> Iterator[str]:
         """Yield the path of every projection in the selected blocks, each once."""
-        seen: set[str] = set()
-        for block in self.blocks:
-            parts: list[Attention | FFN] = []
-            if block.attention and self.part != "ffn":
-                parts.append(block.attention)
-            if block.cross and self.part != "ffn":
-                parts.append(block.cross)
-            if block.ffn and self.part != "attention":
-                parts.append(block.ffn)
-            for path in (path for part in parts for path in part.projections):
-                if path not in seen:
-                    seen.add(path)
-                    yield path
+        yield from dict.fromkeys(path for block in self.blocks for path in block.projections(self.part))
+
+    def routers(self) -> tuple[str, ...]:
+        """What chooses between experts in the selected blocks, each once."""
+        return tuple(dict.fromkeys(path for block in self.blocks for path in block.all_routers))
 
 
 def _below(key: str, name: str) -> bool:

@@ -16,15 +16,16 @@ Grams X^T X are float64 and `in` x `in`, so blocks are watched a few at a time: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from zoo.anatomy.coverage import left_out, said
-from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
+from zoo.anatomy.coverage import TABLES, left_out, said, tables_of
+from zoo.anatomy.direct_reads import read_directly
+from zoo.anatomy.modules import grouped_by_module, require_sharers, resolve, weight_out_in
 from zoo.anatomy.parts import Target
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
@@ -34,6 +35,7 @@ from zoo.model.model import Model
 from zoo.tensors.batch import Batch
 from zoo_compress.calibrate.watch import CalibrationOptions, Watcher, batches, watch
 
+TOO_SMALL = "matrices too small for that rank"
 GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -69,11 +71,24 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
+class ReadLowRankLinear(LowRankLinear):
+    """One whose weight the code around it reads itself: multiplied out at each read."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.up.weight @ self.down.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.up.bias
+
+
 class LowRankSVD(Compressor):
     """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
 
     name = "lowrank.svd"
-    version = 2  # since text begins with <bos>, padding takes no part, and cross-attention does
+    # 2: text begins with <bos>, padding takes no part, and cross-attention does; 3: so do mixers, latent attention, shared experts
+    version = 3
     accepts = ("shared",)
     leaves = "factored"
 
@@ -98,16 +113,17 @@ class LowRankSVD(Compressor):
         target = model.anatomy.select(options.target)
         paths = list(_projections(model.module, target))
         require_dense(state, paths, stage=self.name, does="factors", allow=self.accepts, leaves=self.leaves)
-        if not _ranks(model.module, target, options):
+        ranks = _ranks(model.module, target, options)
+        if not ranks:
             raise Refused(
-                f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be factored. "
-                f"{said(left_out(model, options.target))}".strip()
+                f"{self.name}: no projection or linear layer in {options.target!r} can be factored. "
+                f"{said(_left_out(model, options, ranks))}".strip()
             )
-        require_sharers(model.module, paths, stage=self.name)
+        require_sharers(model.module, ranks, stage=self.name)
 
     def outline(self, model: Model, options: Options) -> Record:
         ranks = _ranks(model.module, model.anatomy.select(options.target), options)
-        return {"ranks": ranks, **left_out(model, options.target)}
+        return {"ranks": ranks, **_left_out(model, options, ranks)}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
@@ -172,7 +188,10 @@ class LowRankSVD(Compressor):
     def _install(self, model: Model, record: Record, factors: dict[str, Factors]) -> None:
         """Swap the layers in; one that sits at several places stays one."""
         for group in grouped_by_module(model.module, record["ranks"]):
-            layer = LowRankLinear.like(model.module.get_submodule(group[0]), record["ranks"][group[0]])
+            dense = model.module.get_submodule(group[0])
+            # a Conv1D's weight is the other way round
+            read = isinstance(dense, nn.Linear) and any(read_directly(model.module, path) for path in group)
+            layer = (ReadLowRankLinear if read else LowRankLinear).like(dense, record["ranks"][group[0]])
             if group[0] in factors:
                 _fill(layer, *factors[group[0]])
             for path in group:
@@ -236,12 +255,18 @@ def _empty_linear(inputs: int, outputs: int, *, device: Any, dtype: Any) -> nn.L
 
 
 def _ranks(module: nn.Module, target: Target, options: LowRankSVD.Options) -> dict[str, int]:
-    """The rank of every projection; refuses those that have no place for a factor, or save nothing."""
+    """The rank of every projection; refuses those that have no place for a factor, or save nothing.
+
+    Where no heads or channels are described (gates, adapters), a matrix too small to save anything stays as it is.
+    """
+    may_stay = {path for block in target.blocks for layer in block.linears for path in layer.projections}
     ranks = {}
     for path in _projections(module, target):
         out, inputs = _shape(module, path)
         rank = options.rank if options.rank is not None else math.floor(options.ratio * out * inputs / (out + inputs))  # type: ignore[operator]
         largest = (out * inputs - 1) // (out + inputs)
+        if path in may_stay and not 1 <= rank <= largest:
+            continue
         if rank < 1:
             raise Refused(
                 f"lowrank.svd: ratio = {options.ratio} leaves {path} ({out}, {inputs}) no rank at all; "
@@ -257,20 +282,21 @@ def _ranks(module: nn.Module, target: Target, options: LowRankSVD.Options) -> di
 
 
 def _projections(module: nn.Module, target: Target) -> Iterator[str]:
-    """Yield the projections in blocks, and the linear layers beside them."""
-    yield from target.projections()
+    """Yield the projections in blocks that are modules, and the linear layers beside them."""
+    yield from (path for path in target.projections() if isinstance(resolve(module, path), nn.Module))
     yield from (path for path in target.layers if isinstance(module.get_submodule(path), nn.Linear))
 
 
-def _shape(module: nn.Module, path: str) -> tuple[int, int]:
-    from zoo.anatomy.modules import resolve
+def _left_out(model: Model, options: LowRankSVD.Options, ranks: Mapping[str, int]) -> Record:
+    """What is not factored, for the record: what the anatomy does not name, routers, experts in one tensor, small matrices."""
+    target = model.anatomy.select(options.target)
+    small = [path for path in _projections(model.module, target) if path not in ranks]
+    kept = {TABLES: tables_of(model.module, target.projections()), TOO_SMALL: small}
+    return left_out(model, options.target, kept=kept)
 
-    projection: Any = resolve(module, path)
-    if isinstance(projection, torch.Tensor):
-        raise Refused(
-            f"lowrank.svd: {path} holds {projection.shape[0]} experts in one tensor, which is not factored; "
-            "aim at the attention alone, such as target = 'language.attention'."
-        )
+
+def _shape(module: nn.Module, path: str) -> tuple[int, int]:
+    projection = module.get_submodule(path)
     try:
         out, inputs = weight_out_in(projection).shape
     except (ValueError, AttributeError):
@@ -307,10 +333,8 @@ def _last_blocks(module: nn.Module, target: Target) -> dict[int, str]:
     last: dict[int, str] = {}
     blocks = target.stack.blocks if len(target.picks) == 1 else ()
     for block in blocks:
-        for part in (block.attention, block.cross, block.ffn):
-            for path in part.projections if part else ():
-                if part is not None and not getattr(part, "experts", 0):
-                    last[id(module.get_submodule(path))] = block.path
+        for path in block.projections():
+            last[id(resolve(module, path))] = block.path
     return last
 
 

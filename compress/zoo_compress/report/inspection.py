@@ -55,12 +55,16 @@ def _naming(anatomy: Anatomy) -> str | None:
 
 def _block(index: int, block: Block, state: State) -> dict[str, Any]:
     attention, ffn = block.attention, block.ffn
-    paths = [path for part in (attention, block.cross, ffn) if part for path in part.projections]
-    facts: dict[str, Any] = {"block": index, "traits": _traits(paths, state)}
+    facts: dict[str, Any] = {"block": index, "traits": _traits(block.projections(), state)}
     if attention:
         facts |= {"heads": attention.heads, "kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
     if ffn:
         facts["ffn"] = ffn.width
+    for layer in block.linears:  # named, but not divided into heads or channels
+        kind = layer.part or "other"
+        facts.setdefault("linears", {})[kind] = facts.get("linears", {}).get(kind, 0) + len(layer.projections)
+    if block.all_routers:
+        facts["routers"] = len(block.all_routers)
     return facts
 
 

@@ -160,10 +160,7 @@ def matrices(module: nn.Module, anatomy: Anatomy | None = None) -> set[int]:
     weights: list[torch.Tensor | None]
     weights = [part._parameters.get("weight") for part in parts if features(part) or isinstance(part, _ConvNd)]
     for block in (block for stack in anatomy.stacks.values() for block in stack.blocks) if anatomy else ():
-        layers = [layer for layer in (block.attention, block.cross, block.ffn) if layer]
-        paths = [path for layer in layers for path in layer.projections]
-        paths += [block.ffn.router] if block.ffn and block.ffn.router else []
-        holders = [resolve(module, path) for path in paths]
+        holders = [resolve(module, path) for path in (*block.projections(), *block.all_routers)]
         weights += [h._parameters.get("weight") if isinstance(h, nn.Module) else h for h in holders]
     tables = {id(part._parameters.get("weight")) for part in parts if is_embedding(part)}
     return {id(weight) for weight in weights if weight is not None and weight.ndim >= 2} - tables

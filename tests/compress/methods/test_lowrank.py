@@ -8,7 +8,7 @@ import pytest
 import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small, tokenizer
 from torch import nn
-from twins import TWINS, tokens
+from twins import TWINS, WIDTH, tokens
 from zoo_compress.methods import lowrank
 from zoo_compress.methods.lowrank import LowRankLinear, LowRankSVD, factor
 
@@ -266,12 +266,25 @@ def test_a_ratio_that_leaves_no_rank_is_refused():
         check(small("llama"), "lowrank.svd", ratio=0.05)
 
 
-def test_stacked_experts_are_refused_and_their_attention_is_not(tmp_path):
+def test_stacked_experts_stay_and_their_attention_does_not(tmp_path):
     model = small("mixtral")
-    with pytest.raises(Refused, match="holds 4 experts in one tensor, which is not factored; aim at the attention"):
-        check(model, "lowrank.svd", ratio=0.5)
-    apply(model, "lowrank.svd", {"ratio": 0.5, "target": "language.attention", **QUICK}, context())
+    apply(model, "lowrank.svd", {"ratio": 0.5, **QUICK}, context())
+    record = model.lineage[-1].record
+    assert len(record["ranks"]) == 2 * 4 and [kept["layers"] for kept in record["left_as_is"]] == [2, 4]
     assert_replays(model, tokens(), tmp_path)
+    with pytest.raises(
+        Refused, match=r"no projection .* in .language.ffn. can be factored. It leaves .*experts in one"
+    ):
+        check(small("mixtral"), "lowrank.svd", ratio=0.5, target="language.ffn")
+
+
+def test_a_gate_too_small_for_the_rank_stays_and_the_record_says_so():
+    model = small("llama")
+    for layer in model.module.model.layers:
+        layer.gate = nn.Linear(WIDTH, 2)
+    apply(model, "lowrank.svd", {"rank": 4, "whiten": False}, context())
+    (kept,) = model.lineage[-1].record["left_as_is"]
+    assert kept["kind"] == "matrices too small for that rank" and kept["names"] == ["*.layers.*.gate"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from zoo.anatomy.coverage import left_out, said
+from zoo.anatomy.coverage import TABLES, left_out, said, tables_of
+from zoo.anatomy.modules import features, output_axis, resolve
 from zoo.anatomy.parts import Block, Part
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
@@ -31,7 +32,9 @@ class PruneMagnitude(Compressor):
     """Zero the smallest weights of every targeted projection (Han et al. 2015, section 3)."""
 
     name = "prune.magnitude"
-    version = 2  # 1 left cross-attention as it was
+    version = (
+        3  # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described
+    )
     accepts = ("sparse", "shared")
     leaves = "sparse"
     structural = False
@@ -77,13 +80,13 @@ class PruneMagnitude(Compressor):
         if not parts:
             raise Refused(
                 f"{self.name}: no projection or linear layer is recognised in {options.target!r}, so nothing can be pruned. "
-                f"{said(left_out(model, options.target))}".strip()
+                f"{said(_left_out(model, options))}".strip()
             )
 
     def outline(self, model: Model, options: Options) -> Record:
         paths = dict.fromkeys(part.path for part, _ in _parts(model, options))
         done = {"pattern": options.pattern, "sparsity": _sparsity(options), "paths": list(paths)}
-        return {**done, **left_out(model, options.target)}
+        return {**done, **_left_out(model, options)}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
@@ -175,24 +178,48 @@ def _sparsity(options: PruneMagnitude.Options) -> float:
 
 def _parts(model: Model, options: PruneMagnitude.Options) -> Iterator[tuple[Part, bool]]:
     """Yield every projection of the target, and whether its units lie along its input."""
-    target = model.anatomy.select(options.target)
+    target, unread = model.anatomy.select(options.target), set(_unread(model, options))
     for block in target.blocks:
-        yield from _block_parts(block, target.part)
+        yield from _described(block, target.part)
+        paths = [path for layer in block.linears if target.part in (None, layer.part) for path in layer.projections]
+        yield from ((_rows(model.module, path), False) for path in paths if path not in unread)
     for path in target.layers:
         part = model.module.get_submodule(path)
         if isinstance(part, nn.Linear):
             yield Part(path, 0, part.out_features), False
 
 
-def _block_parts(block: Block, which: str | None) -> Iterator[tuple[Part, bool]]:
+def _described(block: Block, which: str | None) -> Iterator[tuple[Part, bool]]:
     ffn = block.ffn
     for attention in (block.attention, block.cross):
-        if attention and which != "ffn":
+        if attention and which in (None, "attention"):
             yield from ((part, False) for part in (attention.q, attention.k, attention.v))
             yield attention.o, True
-    if ffn and which != "attention":
+    if ffn and which in (None, "ffn"):
         yield from ((part, False) for part in (ffn.gate, ffn.up) if part is not None)
         yield ffn.down, True
+
+
+def _rows(module: nn.Module, path: str) -> Part:
+    """A matrix that nothing more is known of, or one of each expert, as the units that it puts out."""
+    holder = resolve(module, path)
+    if isinstance(holder, torch.Tensor):
+        return Part(path, holder.dim() - 2, holder.shape[-2])
+    sizes = features(holder)
+    return Part(path, output_axis(holder), sizes[1] if sizes else len(holder.weight))  # type: ignore[arg-type]
+
+
+def _unread(model: Model, options: PruneMagnitude.Options) -> list[str]:
+    """Experts in one tensor that a pattern leaves: which of their axes is the inputs' is not known."""
+    target = model.anatomy.select(options.target)
+    if _groups(options.pattern) is None:
+        return []
+    layers = [layer for block in target.blocks for layer in block.linears if target.part in (None, layer.part)]
+    return tables_of(model.module, (path for layer in layers for path in layer.projections))
+
+
+def _left_out(model: Model, options: PruneMagnitude.Options) -> Record:
+    return left_out(model, options.target, kept={TABLES: _unread(model, options)})
 
 
 def _input_axis(part: Part, is_input: bool, weight: torch.Tensor) -> int:
@@ -201,8 +228,6 @@ def _input_axis(part: Part, is_input: bool, weight: torch.Tensor) -> int:
 
 
 def _weight(module: nn.Module, path: str) -> torch.Tensor:
-    from zoo.anatomy.modules import resolve
-
     projection: Any = resolve(module, path)
     weight: torch.Tensor = projection if isinstance(projection, torch.Tensor) else projection.weight
     return weight

@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.anatomy.coverage import left_out, said
-from zoo.anatomy.modules import grouped_by_module, require_sharers, weight_out_in
+from zoo.anatomy.coverage import TABLES, left_out, said, tables_of
+from zoo.anatomy.direct_reads import read_directly
+from zoo.anatomy.modules import grouped_by_module, require_sharers, resolve, weight_out_in
 from zoo.anatomy.parts import Anatomy, Stack
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import ArtifactError, Refused, UnknownName, ZooError, nearest
@@ -25,6 +26,7 @@ from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
+from zoo_compress.methods.quantize.formats.packed import with_weight
 
 LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
 BITS = {LINEAR: 0, CONVOLUTION: 8, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
@@ -53,7 +55,9 @@ class ScaledInt8Embedding(Int8Embedding):
 class Quantize(Compressor):
     """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
 
-    version = 2  # 1 left cross-attention as it was
+    version = (
+        3  # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described
+    )
     bits: ClassVar[int]
     convolutions: ClassVar[bool] = False  # whether convolutions are packed as well
     accepts = ("sparse", "shared", "factored")
@@ -78,7 +82,7 @@ class Quantize(Compressor):
         modules = self._modules(model, options)
         require_dense(state, modules, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
         if not modules:
-            left = said(left_out(model, options.target))
+            left = said(_left_out(model, options))
             raise Refused(
                 f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip. {left}".strip()
             )
@@ -95,7 +99,7 @@ class Quantize(Compressor):
         return {
             "modules": self._modules(model, options),
             **self.settings(options),
-            **left_out(model, options.target),
+            **_left_out(model, options),
         }
 
     def apply(self, model: Model, options: Any, context: Context) -> Record:
@@ -147,13 +151,16 @@ class Quantize(Compressor):
                 raise ZooError(f"{self.name}: {path}: {error}") from None
             if kinds[path] != EMBEDDING:
                 new.bias = old.bias  # the very parameter, which other modules may share
+                plain = isinstance(old, nn.Linear | nn.Conv2d)  # a Conv1D's weight is the other way round
+                if plain and any(read_directly(model.module, member) for member in group):
+                    new = with_weight(new, old.weight.dtype)
             new.train(old.training)
             for member in group:
                 model.module.set_submodule(member, new)
 
     def _modules(self, model: Model, options: Any) -> dict[str, str]:
         """What the stage packs, each path with its kind."""
-        modules = dict.fromkeys(_linears(model, options, stage=self.name), LINEAR)
+        modules = dict.fromkeys(_linears(model, options), LINEAR)
         if self.convolutions:
             layers = model.anatomy.select(options.target).layers
             modules |= {path: CONVOLUTION for path in layers if isinstance(model.module.get_submodule(path), nn.Conv2d)}
@@ -168,12 +175,12 @@ class Quantize(Compressor):
 # --- which modules --------------------------------------------------------------------------------------------------
 
 
-def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[str]:
+def _linears(model: Model, options: QuantizeOptions) -> Iterator[str]:
     """Yield the plain linear layers of the target; a factored projection yields its two factors."""
     anatomy = model.anatomy
     target = anatomy.select(options.target)
     for path in target.projections():
-        yield from _leaves(model.module, path, options.skip, stage=stage)
+        yield from _leaves(model.module, path, options.skip)
     beside = [*target.layers]
     if target.whole and not target.part:
         beside += [path for stack, _ in target.picks for path in (*stack.readers, *stack.writers)]
@@ -182,27 +189,27 @@ def _linears(model: Model, options: QuantizeOptions, *, stage: str) -> Iterator[
             yield path
 
 
-def _leaves(module: nn.Module, path: str, skip: Iterable[str], *, stage: str) -> Iterator[str]:
-    from zoo.anatomy.modules import resolve
-
-    projection: Any = resolve(module, path)
+def _leaves(module: nn.Module, path: str, skip: Iterable[str]) -> Iterator[str]:
+    projection = resolve(module, path)
     if isinstance(projection, nn.Module):
         leaves = [name for name, part in projection.named_modules(prefix=path) if _is_linear(part)]
         yield from leaves or [path]
-    elif not _matches(path, skip):
-        raise Refused(
-            f"{stage}: {path} holds {projection.shape[0]} experts in one tensor, which is not packed yet; leave it out with "
-            "skip = ['*.experts.*'], or aim at target = 'language.attention'."
-        )
-    else:
-        yield path  # so that the pattern is seen to match; it is skipped
+    elif _matches(path, skip):  # experts in one tensor are kept in any case; the pattern is to be seen to match
+        yield path
+
+
+def _left_out(model: Model, options: QuantizeOptions) -> Record:
+    """What is not packed, for the record: what the anatomy does not name, routers, and experts in one tensor."""
+    tables = tables_of(model.module, model.anatomy.select(options.target).projections())
+    return left_out(model, options.target, kept={TABLES: tables})
 
 
 def _tables(model: Model, target: str) -> dict[str, str]:
     """The token table and the head, where the target takes in the whole stack they belong to."""
     anatomy = model.anatomy
     chosen = anatomy.select(target)
-    if not chosen.whole or chosen.part or not any(_owns_tables(anatomy, stack) for stack, _ in chosen.picks):
+    whole = chosen.whole and not chosen.part
+    if not whole or not (target == "all" or any(_owns_tables(anatomy, stack) for stack, _ in chosen.picks)):
         return {}
     tables = {}
     if anatomy.embedding:

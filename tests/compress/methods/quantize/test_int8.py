@@ -189,14 +189,14 @@ def test_zeros_stay_zeros():
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_stacked_experts_are_refused_and_can_be_skipped(tmp_path):
+@pytest.mark.parametrize("skip", [[], ["*.experts.*"]])  # which recipes wrote when experts were refused
+def test_stacked_experts_and_routers_stay_and_the_record_says_so(skip, tmp_path):
     model, ids = small("mixtral"), tokens()
-    with pytest.raises(
-        Refused, match=r"experts.gate_up_proj holds 4 experts in one tensor.*skip = \['\*.experts.\*'\]"
-    ):
-        check(model, "quantize.int8")
-    apply(model, "quantize.int8", {"skip": ["*.experts.*"]})
+    apply(model, "quantize.int8", {"skip": skip})
     assert isinstance(model.module.lm_head, Int8Linear)
+    left = {kept["kind"]: kept["names"] for kept in model.lineage[-1].record["left_as_is"]}
+    experts = ["*.mlp.experts.gate_up_proj", "*.mlp.experts.down_proj"]
+    assert left == {"routers": ["*.mlp.gate"], "experts in one tensor": experts}
     assert_replays(model, ids, tmp_path)
 
 

@@ -125,11 +125,6 @@ def test_an_odd_number_of_inputs_is_refused():
         check(small("llama", intermediate_size=63), "quantize.nf4")
 
 
-def test_stacked_experts_are_refused():
-    with pytest.raises(Refused, match="holds 4 experts in one tensor"):
-        check(small("mixtral"), "quantize.nf4")
-
-
 def test_without_bitsandbytes_the_plan_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(

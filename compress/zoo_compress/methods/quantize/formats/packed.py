@@ -3,6 +3,7 @@
 # T rows (batch and sequence flattened), I in features, O out features, V vocabulary, D width, Z blocks of 4-bit codes
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -54,3 +55,32 @@ class Packed(nn.Module):
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.device.type == "cpu":
                 self._buffers[name] = aligned(buffer)
+
+
+class ReadWeight(nn.Module):
+    """A packed layer whose weight the code around it reads itself: widened at each read, in the dtype it had."""
+
+    read_dtype: torch.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        widened: Tensor = self.dequantize(self.read_dtype)  # type: ignore[operator]
+        return widened
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        probe = fn(torch.empty(0, dtype=self.read_dtype))
+        self.read_dtype = probe.dtype if probe.is_floating_point() else self.read_dtype
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def with_weight(packed: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Let the weight of a packed layer be read, where its format can widen it."""
+    if hasattr(packed, "dequantize"):
+        packed.__class__ = _with_weight(type(packed))
+        packed.read_dtype = dtype  # type: ignore[assignment]
+    return packed
+
+
+@lru_cache
+def _with_weight(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (ReadWeight, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
