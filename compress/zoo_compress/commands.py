@@ -118,15 +118,16 @@ def inspect(
         [
             (key.replace("_", " "), str(value))
             for key, value in found.items()
-            if value is not None and not isinstance(value, list)
+            if value is not None and not isinstance(value, list) and key != "left_out"
         ]
     )
-    columns = ("block", "heads", "kv heads", "head dim", "ffn", "traits")
     for stack in found["stacks"]:
+        other = ("other layers",) if any("other_layers" in block for block in stack["blocks"]) else ()
+        columns = ("block", "heads", "kv heads", "head dim", "ffn", *other, "traits")
         width = f" of width {stack['width']}" if stack["width"] else ""
         print(f"\n{stack['name']}: {len(stack['blocks'])} blocks{width} at {stack['path']}")
-        rows = [[str(block.get(c.replace(" ", "_"), "")) for c in columns] for block in stack["blocks"]]
-        output.print_table(columns, rows, right=columns[:-1])
+        rows = [[_cell(block.get(c.replace(" ", "_"), "")) for c in columns] for block in stack["blocks"]]
+        output.print_table(columns, rows, right=columns[:5])
     if found["layers"]:
         print("\nlayers outside blocks, by the name a target may have")
         output.print_table(
@@ -134,8 +135,15 @@ def inspect(
             [[one["name"], str(one["count"]), one["traits"]] for one in found["layers"]],
             right=("layers",),
         )
+    if found["left_out"]:
+        print(f"\n{found['left_out']}")
     for number, stage in enumerate(found["lineage"], 1):
         print(f"{number}. {stage['use']}  {stage['options']}")
+
+
+def _cell(value: Any) -> str:
+    """A fact of a block, or how many layers it has of each kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in value.items()) if isinstance(value, dict) else str(value)
 
 
 def reproduce(

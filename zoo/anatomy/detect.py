@@ -173,7 +173,7 @@ def _stack(module: nn.Module, name: str, path: str, others: Sequence[str], head:
     config = config_of(module, path)
     assert isinstance(listed, nn.ModuleList | nn.Sequential)
     blocks = tuple(_block(block, f"{path}.{index}", config) for index, block in enumerate(listed))
-    blocks = tuple(_with_linears(module, block) for block in blocks)
+    blocks = tuple(with_linears(module, block) for block in blocks)
     width = _width(module, blocks)
     if not width:
         return Stack(name, path, blocks)
@@ -276,7 +276,8 @@ def _block(block: nn.Module, path: str, config: Any) -> Block:
     )
 
 
-def _with_linears(module: nn.Module, block: Block) -> Block:
+def with_linears(module: nn.Module, block: Block) -> Block:
+    """The block with every layer that its parts do not describe, sorted by name."""
     within = module.get_submodule(block.path)
     routers = tuple(path for path in read_routers(within, block.path) if path not in block.all_routers)
     known = {*block.projections(), *block.all_routers, *routers}

@@ -21,7 +21,7 @@ ELSEWHERE = ("__init__", "_init", "init_", "reset", "tie_", "get_", "set_", "loa
 def read_directly(module: nn.Module, path: str) -> bool:
     """Whether the class that holds the layer at `path` reads its weight."""
     owner, _, name = path.rpartition(".")
-    return name in _read_by(type(module.get_submodule(owner)))
+    return name in _read_by(type(module.get_submodule(owner)))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)

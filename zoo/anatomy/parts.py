@@ -130,8 +130,11 @@ class Block:
         described = {"attention": (self.attention, self.cross), "ffn": (self.ffn,)}
         chosen = described.values() if part is None else [described.get(part, ())]
         paths = [path for layers in chosen for layer in layers if layer for path in layer.projections]
-        paths += [path for layer in self.linears if part in (None, layer.part) for path in layer.projections]
-        return tuple(dict.fromkeys(paths))
+        return tuple(dict.fromkeys((*paths, *self.undivided(part))))
+
+    def undivided(self, part: str | None = None) -> tuple[str, ...]:
+        """Those of its matrices, of one part or all, that are named without heads or channels."""
+        return tuple(path for layer in self.linears if part in (None, layer.part) for path in layer.projections)
 
 
 @dataclass(frozen=True)

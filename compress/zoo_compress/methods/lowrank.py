@@ -259,7 +259,7 @@ def _ranks(module: nn.Module, target: Target, options: LowRankSVD.Options) -> di
 
     Where no heads or channels are described (gates, adapters), a matrix too small to save anything stays as it is.
     """
-    may_stay = {path for block in target.blocks for layer in block.linears for path in layer.projections}
+    may_stay = {path for block in target.blocks for path in block.undivided()}
     ranks = {}
     for path in _projections(module, target):
         out, inputs = _shape(module, path)

@@ -99,9 +99,12 @@ def _groups(target: Target) -> list[list[str]]:
     if target.part == "attention":
         name = target.text.removesuffix(".attention")
         raise Refused(f"share.ffn shares feed-forward layers, not {target.text!r}. Write {name!r}.")
-    without = [block.path for block in target.blocks if block.ffn is None]
+    without = [block for block in target.blocks if block.ffn is None]
     if without:
-        raise Refused(f"share.ffn: no feed-forward layer is recognised in {without[0]}; choose a target without it.")
+        whole = " as one of plain channels" if without[0].undivided("ffn") else ""
+        raise Refused(
+            f"share.ffn: no feed-forward layer is recognised{whole} in {without[0].path}; choose a target without it."
+        )
     several = [[stack.blocks[i].ffn for i in indices] for stack, indices in target.picks if len(indices) > 1]
     if not several:
         what = (

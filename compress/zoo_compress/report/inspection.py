@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.parts import Anatomy, Block
 from zoo.loading.load import load
 from zoo.model.lineage import State
@@ -39,6 +41,7 @@ def describe(name_or_path: str, *, weights: str = "auto") -> dict[str, Any]:
             {"name": name, "count": len(paths), "traits": _traits(paths, state)}
             for name, paths in anatomy.layers.items()
         ],
+        "left_out": said(left_out(model, "all")) if anatomy.stacks or anatomy.layers else "",
         "lineage": [{"use": stage.use, "options": stage.options} for stage in model.lineage],
     }
 
@@ -60,11 +63,9 @@ def _block(index: int, block: Block, state: State) -> dict[str, Any]:
         facts |= {"heads": attention.heads, "kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
     if ffn:
         facts["ffn"] = ffn.width
-    for layer in block.linears:  # named, but not divided into heads or channels
-        kind = layer.part or "other"
-        facts.setdefault("linears", {})[kind] = facts.get("linears", {}).get(kind, 0) + len(layer.projections)
-    if block.all_routers:
-        facts["routers"] = len(block.all_routers)
+    undivided = Counter(layer.part or "other" for layer in block.linears for _ in layer.projections)
+    if undivided or block.all_routers:  # named, but without heads or channels
+        facts["other_layers"] = {**undivided, **({"router": len(block.all_routers)} if block.all_routers else {})}
     return facts
 
 

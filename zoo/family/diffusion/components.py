@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from zoo.anatomy.detect import detect, plain_layers
+from zoo.anatomy.detect import detect, plain_layers, with_linears
 from zoo.anatomy.modules import features, output_axis
 from zoo.anatomy.parts import Anatomy, Attention, Block, Part, Stack
 from zoo.family.diffusion.latents import AUTOENCODERS
@@ -68,7 +68,8 @@ def _blocks(unet: nn.Module, path: str) -> tuple[Block, ...]:
     around = unet.get_submodule(parent)
     stack = next((stack for stack in detect(around).stacks.values() if stack.path == name), None)
     blocks = stack.blocks if stack else tuple(Block(f"{name}.{i}") for i in range(len(unet.get_submodule(path))))  # type: ignore[arg-type]
-    return tuple(replace(_below(block, parent), cross=_cross(unet, _join(parent, block.path))) for block in blocks)
+    crossed = (replace(_below(block, parent), cross=_cross(unet, _join(parent, block.path))) for block in blocks)
+    return tuple(with_linears(unet, block) for block in crossed)
 
 
 def _cross(unet: nn.Module, path: str) -> Attention | None:

@@ -112,6 +112,7 @@ def _stack_faults(module: nn.Module, stack: Stack) -> Iterator[str]:
                 yield f"{path} is a {kind} of the residual of width {stack.width}, but its weight is {tuple(weight.shape)}"
     for block in stack.blocks:
         yield from _block_faults(module, block)
+        yield from _linears_faults(module, block, stack.width)
 
 
 def _block_faults(module: nn.Module, block: Block) -> Iterator[str]:
@@ -122,6 +123,34 @@ def _block_faults(module: nn.Module, block: Block) -> Iterator[str]:
         yield from _attention_faults(module, attention)
     if block.ffn:
         yield from _ffn_faults(module, block.ffn)
+
+
+def _linears_faults(module: nn.Module, block: Block, width: int) -> Iterator[str]:
+    """What is wrong with the layers that are named as whole matrices, and which the block has and names nowhere."""
+    from zoo.anatomy.modules import computes_as_named, features, resolve
+    from zoo.anatomy.parts import PARTS
+
+    for layer in block.linears:
+        if layer.part not in (*PARTS, ""):
+            yield f"the layers at {layer.path} are its {layer.part!r}, which is none of {', '.join(PARTS)}"
+        if not _inside(layer.path, block.path):
+            yield f"{layer.path} is a part of the block at {block.path}, which it is not below"
+        for end, paths in ((0, layer.reads), (1, layer.writes)):
+            for path in paths:
+                if path not in layer.projections:
+                    yield f"{path} {('reads', 'writes')[end]} the residual, but is not among the layers at {layer.path}"
+                elif (sizes := features(module.get_submodule(path))) and sizes[end] != width:
+                    yield f"{path} {('reads', 'writes')[end]} the residual of width {width}, but is {sizes[0]} to {sizes[1]}"
+    described = [layer for layer in (block.attention, block.cross, block.ffn) if layer]
+    named = [path for layer in (*described, *block.linears) for path in layer.projections]
+    named += block.all_routers
+    yield from (f"there is a weight at {path}, but there is none" for path in named if _tensor(module, path) is None)
+    yield from (f"{path} is two things in the block at {block.path}" for path in set(named) if named.count(path) > 1)
+    known = {id(resolve(module, path)) for path in named if _exists(module, path)}
+    for path, part in module.get_submodule(block.path).named_modules(prefix=block.path):
+        inner = any(_inside(path, outer) for outer in named)
+        if features(part) and computes_as_named(part) and not inner and id(part) not in known:
+            yield f"the block at {block.path} has no linear layer {path}; name it in a part, in linears or in routers"
 
 
 def _attention_faults(module: nn.Module, attention: Attention) -> Iterator[str]:

@@ -136,6 +136,9 @@ def residual_parts(module: nn.Module, anatomy: Anatomy, stack: Stack, *, stage: 
             reads += [part.path for part in (block.ffn.gate, block.ffn.up) if part]
             reads += [block.ffn.router] if block.ffn.router else []
             writes.append(block.ffn.down.path)
+        for layer in block.linears:
+            reads += layer.reads
+            writes += layer.writes
     parts = [Part(path, _input_axis(module, path), stack.width) for path in dict.fromkeys(reads)]
     parts += [Part(path, _output_axis(module, path), stack.width) for path in dict.fromkeys(writes)]
     parts += [Part(path, 0, stack.width) for path in dict.fromkeys(norms)]

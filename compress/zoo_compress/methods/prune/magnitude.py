@@ -181,8 +181,8 @@ def _parts(model: Model, options: PruneMagnitude.Options) -> Iterator[tuple[Part
     target, unread = model.anatomy.select(options.target), set(_unread(model, options))
     for block in target.blocks:
         yield from _described(block, target.part)
-        paths = [path for layer in block.linears if target.part in (None, layer.part) for path in layer.projections]
-        yield from ((_rows(model.module, path), False) for path in paths if path not in unread)
+        undivided = (path for path in block.undivided(target.part) if path not in unread)
+        yield from ((_rows(model.module, path), False) for path in undivided)
     for path in target.layers:
         part = model.module.get_submodule(path)
         if isinstance(part, nn.Linear):
@@ -214,8 +214,7 @@ def _unread(model: Model, options: PruneMagnitude.Options) -> list[str]:
     target = model.anatomy.select(options.target)
     if _groups(options.pattern) is None:
         return []
-    layers = [layer for block in target.blocks for layer in block.linears if target.part in (None, layer.part)]
-    return tables_of(model.module, (path for layer in layers for path in layer.projections))
+    return tables_of(model.module, (path for block in target.blocks for path in block.undivided(target.part)))
 
 
 def _left_out(model: Model, options: PruneMagnitude.Options) -> Record:

@@ -120,8 +120,10 @@ def require_parts(target: Target, part: str, *, stage: str) -> list[Any]:
     layers = [getattr(block, part) for block in target.blocks]
     for block, layer in zip(target.blocks, layers, strict=True):
         if layer is None:
+            names = dict.fromkeys(path.rpartition(".")[2] for path in block.undivided(part))
+            whole = f", whose layers ({', '.join(names)}) are known as whole matrices alone" if names else ""
             raise Refused(
-                f"{stage}: no {part} that can be cut was recognised in {block.path}; choose blocks that have one, "
+                f"{stage}: no {part} that can be cut was recognised in {block.path}{whole}; choose blocks that have one, "
                 "or leave this part as it is."
             )
     return layers

@@ -153,7 +153,7 @@ class Quantize(Compressor):
                 new.bias = old.bias  # the very parameter, which other modules may share
                 plain = isinstance(old, nn.Linear | nn.Conv2d)  # a Conv1D's weight is the other way round
                 if plain and any(read_directly(model.module, member) for member in group):
-                    new = with_weight(new, old.weight.dtype)
+                    new = with_weight(new, old.weight.dtype)  # type: ignore[arg-type]
             new.train(old.training)
             for member in group:
                 model.module.set_submodule(member, new)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
-from zoo.anatomy import Anatomy
+from zoo.anatomy import Anatomy, Linears
 from zoo.anatomy.detect import detect
 from zoo.family import TextFamily
 
@@ -39,15 +39,17 @@ class MinGRUFamily(TextFamily):
                 nn.init.uniform_(part.gate.bias, -5, 2)
 
     def anatomy(self, module: nn.Module) -> Anatomy:
-        """`detect` finds blocks, feed-forward layers, norms, table and head; the recurrence's projections are ours to name."""
+        """`detect` finds everything; which of the recurrence's layers read and write the residual is ours to say."""
         found = detect(module)
         stack = found.stack()
-        paths = {
-            name: tuple(f"{block.path}.mixer.{name}" for block in stack.blocks) for name in ("gate", "candidate", "out")
-        }
-        readers, writers = (*paths["gate"], *paths["candidate"]), paths["out"]
-        stack = replace(stack, readers=readers, writers=writers)  # so that the residual can become narrower
-        return replace(found, stacks={"language": stack}, layers={"language.mixer": (*readers, *writers)})
+        blocks = []
+        for block in stack.blocks:
+            gate, candidate, out = (f"{block.path}.mixer.{name}" for name in ("gate", "candidate", "out"))
+            recurrence = Linears(
+                "mixer", f"{block.path}.mixer", (gate, candidate, out), reads=(gate, candidate), writes=(out,)
+            )
+            blocks.append(replace(block, linears=(recurrence,)))
+        return replace(found, stacks={"language": replace(stack, blocks=tuple(blocks))})
 
     def body_and_head(self, module: nn.Module) -> tuple[Any, Any]:
         assert isinstance(module, MinGRULM)

@@ -76,7 +76,7 @@ class ReadWeight(nn.Module):
 def with_weight(packed: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Let the weight of a packed layer be read, where its format can widen it."""
     if hasattr(packed, "dequantize"):
-        packed.__class__ = _with_weight(type(packed))
+        packed.__class__ = _with_weight(type(packed))  # type: ignore[arg-type]
         packed.read_dtype = dtype  # type: ignore[assignment]
     return packed
 
