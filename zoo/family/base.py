@@ -74,7 +74,7 @@ class Family(ABC):
 
     @abstractmethod
     def anatomy(self, module: nn.Module) -> Anatomy:
-        """Say where the stacks, projections, norms, embeddings and head are."""
+        """Say where the stacks, attention, feed-forward layers, mixers, routers, norms, embeddings and head are."""
 
     # --- foreign checkpoints ------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Train(Compressor):
     """
 
     name = "train"
-    version = 2  # since text begins with <bos>, every step trains, and matrices alone decay
+    version = 3  # 2: text begins with <bos>, every step trains, matrices alone decay; 3: all experts do
     trains = True
     structural = False
 
