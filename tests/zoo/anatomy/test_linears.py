@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from stages import small
 from torch import nn
 
 from zoo.anatomy.coverage import unnamed
 from zoo.anatomy.detect import detect
 from zoo.anatomy.direct_reads import read_directly
 from zoo.anatomy.modules import features
-from zoo.anatomy.parts import Block, Linears
+from zoo.anatomy.parts import Anatomy, Block, Linears
 from zoo.errors import UnknownName
+from zoo.testing.checks.anatomies import _faults
 
 pytestmark = pytest.mark.quick
 
@@ -126,3 +129,48 @@ def test_what_the_code_around_a_layer_reads_is_told_from_the_code() -> None:
     assert read_directly(module, "backbone.layers.0.mixer.dt_proj")
     assert not read_directly(module, "backbone.layers.0.mixer.in_proj")
     assert not read_directly(nn.ModuleDict({"layer": nn.Linear(2, 2)}), "layer")
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+GATES = tuple(f"model.layers.{i}.gate" for i in range(2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"linears": ()},
+            r"the block at model\.layers\.0 has no linear layer model\.layers\.0\.gate; name it in a part",
+        ),
+        (
+            {"linears": (Linears("gate", "model.layers.0", GATES[:1]),)},
+            r"its 'gate', which is none of attention, ffn, mixer",
+        ),
+        (
+            {"linears": (Linears("mixer", "model.norm", GATES[:1]),)},
+            r"model\.norm is a part of the block at model\.layers\.0",
+        ),
+        (
+            {"linears": (Linears("", "model.layers.0", GATES[:1], reads=GATES[1:]),)},
+            "layers.1.gate reads the residual, but",
+        ),
+        ({"linears": (Linears("", "model.layers.0", GATES[:1], writes=GATES[:1]),)}, "of width 32, but is 32 to 4"),
+        ({"routers": GATES[:1]}, r"model\.layers\.0\.gate is two things in the block at model\.layers\.0"),
+        ({"routers": ("model.layers.0.router",)}, r"there is a weight at model\.layers\.0\.router, but there is none"),
+    ],
+)
+def test_the_contract_looks_at_every_layer_that_is_named_or_should_be(changes: dict[str, Any], sentence: str) -> None:
+    model = small("llama")
+    for layer in model.module.model.layers:  # type: ignore[union-attr]
+        layer.gate = nn.Linear(32, 4)
+    check_paths(model.module, detect(model.module))
+    stack = detect(model.module).stacks["language"]
+    blocks = (replace(stack.blocks[0], **changes), *stack.blocks[1:])
+    with pytest.raises(AssertionError, match=sentence):
+        check_paths(model.module, Anatomy(stacks={"language": replace(stack, blocks=blocks)}))
+
+
+def check_paths(module: nn.Module, anatomy: Anatomy) -> None:
+    faults = list(_faults(module, anatomy))
+    assert not faults, faults
