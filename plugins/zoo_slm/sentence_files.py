@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -118,8 +118,10 @@ def adapt_tokenizer(tokenizer: Any, about: Mapping[str, Any], positions: int | N
         tokenizer.model_max_length = longest
     elif positions is not None and positions > 0:
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    before: Any = tokenizer.backend_tokenizer.normalizer
-    parts = list(before) if isinstance(before, normalizers.Sequence) else [] if before is None else [before]
+    before = tokenizer.backend_tokenizer.normalizer
+    parts = (
+        list(cast("Any", before)) if isinstance(before, normalizers.Sequence) else [] if before is None else [before]
+    )
     if transformer.get("do_lower_case") and not any(isinstance(part, normalizers.Lowercase) for part in parts):
         tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
