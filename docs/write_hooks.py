@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.plugins import declarations, manager
-from zoo.plugins.declarations import API, Declared, ModelSpec, keys_of
+from zoo.plugins.declarations import API, Declared, DeclaredOption, ModelSpec, keys_of
 from zoo.plugins.kinds import KINDS, Kind
 from zoo.plugins.names import object_of, of_kind
 
@@ -49,7 +49,7 @@ package's own dependencies: using the thing says what to install.
 
 def reference() -> str:
     """Return docs/hooks.md: every hook, what is registered with it, what is declared of it, and who uses it."""
-    sections = [INTRODUCTION, *(_hook(kind) for kind in KINDS.values()), _models()]
+    sections = [INTRODUCTION, *(_hook(kind) for kind in KINDS.values()), _models(), _options()]
     return "\n".join(sections)
 
 
@@ -97,6 +97,24 @@ def _models() -> str:
             "### `[[model]]` in registry.toml",
             "",
             *_keys("model"),
+            "",
+        ]
+    )
+
+
+def _options() -> str:
+    return "\n".join(
+        [
+            "## Options",
+            "",
+            "What `generate` takes is a class of the family, `Options`, in a file that imports no torch; its fields are checked with",
+            "pydantic, in Python and by `zoo run` alike. A field that some plugin declares here has a flag: `zoo run --help` lists what is",
+            "declared, `zoo run MODEL --help` what that model takes. The options of zoo's own families are declared already:",
+            f"{', '.join(f'`{option.name}`' for option in manager.find(manager.CORE).options)}.",
+            "",
+            "### `[[option]]` in registry.toml",
+            "",
+            *_keys("option"),
             "",
         ]
     )
@@ -208,7 +226,7 @@ def _comment(node: ast.stmt, lines: list[str]) -> str:
 
 def _keys(kind: str) -> Iterator[str]:
     """The keys of a table: what each has to be, and what it means."""
-    record = ModelSpec if kind == "model" else Declared
+    record = {"model": ModelSpec, "option": DeclaredOption}.get(kind, Declared)
     lines, body = inspect.getsource(record).splitlines(), _source(record).body[0]
     assert isinstance(body, ast.ClassDef)
     said = {

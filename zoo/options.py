@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,7 @@ class CompressorOptions(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+Spelling = Callable[[str, Any], str]  # how a value is written in a sentence, from its key and itself
 
 
 def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any = None) -> M:
@@ -25,29 +26,35 @@ def validated(kind: type[M], values: Mapping[str, Any], *, what: str, place: Any
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        problems = error.errors()  # a misspelt key before the key it leaves missing
-        problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        where = f"{place(key)}, {what}" if place else what
-        if problem["type"] == "extra_forbidden":
-            raise RecipeError(
-                f"{where}: {key!r} is not an option.{nearest(key, kind.model_fields)} Options: {', '.join(kind.model_fields) or 'none'}."
-            ) from None
-        if problem["type"] == "missing":
-            raise RecipeError(f"{where}: {key!r} is missing ({kind.model_fields[key].description}).") from None
-        if not key:
-            raise RecipeError(f"{where}: {_plainly(problem['msg'])}.") from None
-        value = values.get(key)
-        message = ", or ".join(
-            dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0])
-        )
-        message = message.replace(", or input should be ", ", or ")
-        near = (
-            nearest(value, re.findall(r"'([^']*)'", message))
-            if isinstance(value, str) and "literal_error" in {p["type"] for p in problems}
-            else ""
-        )
-        raise RecipeError(f"{where}: {key} = {_short(value)}: {message}.{near}") from None
+        key, problem = problem_of(kind, values, error)
+        raise RecipeError(f"{f'{place(key)}, {what}' if place else what}: {problem}") from None
+
+
+def problem_of(
+    kind: type[BaseModel], values: Mapping[str, Any], error: ValidationError, *, spell: Spelling | None = None
+) -> tuple[str, str]:
+    """The key of the first problem, and a sentence that says it; a misspelt key comes before the key it leaves missing."""
+    problems = error.errors()
+    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    key = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        known = kind.model_fields
+        return key, f"{key!r} is not an option.{nearest(key, known)} Options: {', '.join(known) or 'none'}."
+    if problem["type"] == "missing":
+        return key, f"{key!r} is missing ({kind.model_fields[key].description})."
+    if not key:
+        return key, f"{_plainly(problem['msg'])}."
+    value = values.get(key)
+    message = ", or ".join(
+        dict.fromkeys(_plainly(p["msg"]) for p in problems if p["loc"] and p["loc"][0] == problem["loc"][0])
+    )
+    message = message.replace(", or input should be ", ", or ")
+    near = (
+        nearest(value, re.findall(r"'([^']*)'", message))
+        if isinstance(value, str) and "literal_error" in {p["type"] for p in problems}
+        else ""
+    )
+    return key, f"{spell(key, value) if spell else f'{key} = {_short(value)}'}: {message}.{near}"
 
 
 PLAIN = {

@@ -9,7 +9,7 @@ from zoo.hooks import Register, hookimpl
 def register_commands(register: Register) -> None:
     register("list", "zoo.cli.models:list_models")
     register("info", "zoo.cli.info:info")
-    register("run", "zoo.cli.run:run")
+    register("run", "zoo.cli.run:app")
     register("eval", "zoo.cli.evaluate:evaluate")
     register("bench", "zoo.cli.evaluate:bench")
     register("verify", "zoo.cli.verify:verify")

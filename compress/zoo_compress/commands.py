@@ -256,14 +256,15 @@ def _example(results: dict[str, Any], folder: Path) -> str:
 
     from zoo.loading.locate import locate
 
-    family = locate(folder).family
+    located = locate(folder)
+    family, takes = located.family, located.family.options_of(located.task).names()
     if not family.task(results["model"]["task"]).takes_any_prompt:
         return ""
     samples = results["stages"][-1].get("samples") or [{}]
     prompt = str(samples[0].get("prompt") or "def ").splitlines()[0][:60]
     prompt = shlex.quote(prompt) if set(prompt) & set('"$`!\\') else f'"{prompt}"'
     words = ["zoo run", shlex.quote(str(folder))]
-    words += ["--image image.png"] if "images" in family.takes else []
-    words += [f"--prompt {prompt}"] if "prompt" in family.takes else []
+    words += ["--image image.png"] if "images" in takes else []
+    words += [f"--prompt {prompt}"] if "prompt" in takes else []
     words += ["--out image.png"] if family.makes == "images" else []
     return " ".join(words)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.family.text.task import SAMPLING
+from zoo.family.options import GenerateOptions
+from zoo.family.text.options import ContinuationOptions
 from zoo.family.text.tokens import require_text
 from zoo.family.text.windows import TokenWindows
 from zoo.tensors.batch import Batch
@@ -27,7 +28,7 @@ class ByteText(TransformersText):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm",)
-    takes: ClassVar[tuple[str, ...]] = ("prompt", *SAMPLING)
+    Options: ClassVar[type[GenerateOptions] | None] = ContinuationOptions
 
     def tokenizer(self, model: Model) -> ByteTokenizer:
         return ByteTokenizer(super().tokenizer(model), slots=slots(model))

@@ -235,7 +235,7 @@ def test_no_plugins_leaves_the_shell():
 
 # --- wrong requests ---------------------------------------------------------------------------------------------------
 
-TOO_MUCH = "top_p = 3.0 is not a share above 0, and at most 1."
+TOO_MUCH = "--top-p 3: input should be less than or equal to 1."
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,20 @@ TOO_MUCH = "top_p = 3.0 is not a share above 0, and at most 1."
         ),
         (["info", "mistral"], "No model named 'mistral'. `zoo list` shows all {models}."),
         (["run", "smollm2-360m", "-p", "x", "--top-p", "3"], TOO_MUCH),  # its weights are not here: nothing was loaded
-        (["run", "smollm2-360m", "-p", "x", "--seed", "-1"], "seed -1 is not between 0 and 2**63."),
+        (["run", "smollm2-360m", "-p", "x", "--seed", "-1"], "--seed -1: input should be greater than or equal to 0."),
+        (
+            ["run", "smollm2-360m", "-p", "x", "--temperature", "-1"],
+            "--temperature -1: input should be greater than or equal to 0.",
+        ),
+        (["run", "smollm2-360m", "-p", "x", "--temperature", "hot"], "--temperature hot: input should be a number."),
+        (
+            ["run", "smollm2-360m", "-p", "x", "--max-new-tokens", "1.5"],
+            "--max-new-tokens 1.5: input should be a whole number.",
+        ),
+        (
+            ["run", "smollm2-360m", "-p", "x", "--count", "2"],
+            "count = 2: at temperature 0 all texts are the likeliest one; set a temperature, such as 1.",
+        ),
         (["run", "timm:resnet18", "--image", "none.png"], "none.png does not exist."),
         (
             ["plugins", "info", "zoo_sl"],
@@ -291,9 +304,8 @@ def test_a_wrong_request_is_one_sentence(tmp_path: Path, args: list[str], senten
         (["list", "--modalty", "x"], "--modality"),
         (["info"], "MODEL"),
         (["plugins", "inf"], "'info'"),
-        (["run", "x", "--temperature", "-1"], "--temperature"),
         (["--nope"], "--nope"),
-        (["run", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["run", "x", "--max-new-token", "0"], "--max-new-tokens"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(args: list[str], says: str):

@@ -55,6 +55,7 @@ def modules_of(*args: str, **options) -> list[str]:
         "plugins info zoo_compress",
         "--version",
         "list --max-params 1B --modality text",
+        "run --help",
     ],
 )
 def test_light_commands_import_nothing_heavy(command: str):
@@ -66,6 +67,34 @@ def test_light_commands_import_nothing_heavy(command: str):
 def test_help_imports_no_plugin():
     tops = {name.partition(".")[0] for name in modules_of("--help")}
     assert not {"zoo_compress", "zoo_slm", "pluggy", "rich"} & tops
+
+
+def test_help_on_what_can_be_asked_imports_no_plugin_and_no_family():
+    modules = modules_of("run", "--help")
+    assert not {"zoo_compress", "zoo_slm", "rich"} & {name.partition(".")[0] for name in modules}
+    assert not [name for name in modules if name.startswith("zoo.family.")]
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("tiny-code", {"text"}),
+        ("tiny-vlm", {"text", "vision"}),
+        ("tiny-t2i", {"diffusion"}),
+        ("timm:resnet18", {"text", "vision"}),
+        ("bebeshka", {"text"}),
+    ],
+)
+def test_help_on_a_model_imports_the_file_of_its_options_alone(model: str, options: set[str]):
+    """That of images builds on that of text."""
+    modules = modules_of("run", model, "--help")
+    tops = {name.partition(".")[0] for name in modules}
+    assert not (HEAVY - {"pydantic"}) & tops
+    assert not {"zoo_compress", "zoo_slm", "zoo_h2ovl", "zoo_snapgen", "zoo_timm"} & tops
+    files = {name for name in modules if name.startswith("zoo.family.")}
+    assert files == {"zoo.family.options"} | {
+        f"zoo.family.{room}{file}" for room in options for file in ("", ".options")
+    }
 
 
 def test_import_zoo_is_light():

@@ -175,9 +175,9 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
         ),
         (
             ["run", "tiny-code", "-p", "x", "--stop", ""],
-            "A stop string is some text; an empty one would stop before the first character.",
+            "--stop '': a stop string is some text; an empty one would stop before the first character.",
         ),
-        (["run", "tiny-code", "-p", "x", "--seed", "-1"], "seed -1 is not between 0 and 2**63."),
+        (["run", "tiny-code", "-p", "x", "--seed", "-1"], "--seed -1: input should be greater than or equal to 0."),
         (["run", "tiny-code", "-p", "import os\n" * 600], "The prompt has"),
         (
             ["eval", "tiny-code", "--data", "txts"],

@@ -97,8 +97,8 @@ def test_each_mask_gets_its_likeliest_words(masked: zoo.Model):
         (5, {}, "The prompt is of type int: pass some text, or a list of texts."),
         ("\ud800", {}, "The prompt holds half a character at position 0, which is not Unicode text."),
         ("<mask>" + " a" * 70, {}, "The prompt has 73 tokens; bert takes 64 in all."),
-        ("<mask>", {"count": 0}, "count = 0 is not a number of words from 1."),
-        ("<mask>", {"count": True}, "count = True is not a number of words from 1."),
+        ("<mask>", {"count": 0}, "count = 0: input should be greater than or equal to 1."),
+        ("<mask>", {"count": True}, "count = True: input should be a whole number."),
         (
             "<mask>",
             {"temperature": 1.0},

@@ -357,19 +357,19 @@ def odd_requests(name: str, folder: Path) -> Iterator[Outcome]:
     ]
     few = (
         {"max_new_tokens": 2}
-        if "max_new_tokens" in base.family.takes
+        if "max_new_tokens" in base.family.taken(base)
         else {"steps": 1}
-        if "steps" in base.family.takes
+        if "steps" in base.family.taken(base)
         else {}
     )
     beside = {"images": [picture()]} if base.spec.modality == "vision-language" else {}
-    for prompt in prompts if "prompt" in base.family.takes else []:
+    for prompt in prompts if "prompt" in base.family.taken(base) else []:
         yield attempt(
             f"{name}: prompt {str(prompt)[:12]!r}",
             lambda prompt=prompt: base.generate(prompt, **few, **beside),
             right=True,
         )
-    for option in base.family.takes:
+    for option in base.family.taken(base):
         for value in (-1, 0, math.nan, math.inf, -math.inf, 1e300, 10**30, "x", None, [], True):
             if option not in ("prompt", "images", "count", "steps"):
                 asked = {**few, **beside, option: value}

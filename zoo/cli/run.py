@@ -1,6 +1,6 @@
 """`zoo run`: generate from a model.
 
-What a model takes and makes is its family's to say (`takes`, `makes`): options that were given go to its `generate`,
+What a model takes and makes is its family's to say (`Options`, `makes`): options that were given go to its `generate`,
 text goes to stdout as it comes, images go to files, vectors to either (`zoo.cli.vectors`).
 """
 
@@ -15,48 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from zoo.cli import output
+from zoo.cli import flags, output
+from zoo.cli.flags import flag
 from zoo.cli.vectors import embed, lines_of, makes_vectors, require_writable
 from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
-    from zoo.family.base import Family
     from zoo.loading.locate import Located
     from zoo.model.model import Model
 
-# What `generate` calls an option, where the command line calls it something else.
-FLAGS = {"images": "--image", "messages": "--chat", "files": "--file"}
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", "-p", help="The text to continue, to answer or to draw; default: stdin.")
-]
-ChatOption = Annotated[
-    bool, typer.Option("--chat", help="Ask in the model's chat format; without a prompt on a terminal, converse.")
-]
+GIVEN = "zoo.run.given"  # of a context: the options of `generate` that its command line names
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before a chat.")]
-SuffixOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Code after the gap that follows the prompt.")]
-FileOption = Annotated[
-    list[Path] | None, typer.Option(help="Another file of the code's repository; may be given several times.")
-]
-RepoOption = Annotated[str | None, typer.Option(metavar="NAME", help="The name of the code's repository.")]
-PathOption = Annotated[str | None, typer.Option(metavar="PATH", help="The path in it of the code itself.")]
-ImageOption = Annotated[list[Path] | None, typer.Option(help="An image to look at; may be given several times.")]
-LengthOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: 128]")]
-TemperatureOption = Annotated[
-    float | None, typer.Option(min=0.0, help="0 takes the likeliest token each time.  [default: 0]")
-]
-TopPOption = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share.  [default: 1]")]
-StopOption = Annotated[list[str] | None, typer.Option(help="Stop before this text; may be given several times.")]
-StepsOption = Annotated[
-    int | None, typer.Option(min=1, help="Steps in which an image is made.  [default: the model's]")
-]
-GuidanceOption = Annotated[
-    float | None, typer.Option(help="How far the prompt pulls an image.  [default: the model's]")
-]
-CountOption = Annotated[
-    int | None, typer.Option(min=1, help="How many images, texts, classes or words for a mask.  [default: the model's]")
-]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.  [default: 0]")]
 OutOption = Annotated[
     Path | None,
     typer.Option(
@@ -69,48 +40,61 @@ OutOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 
 
+class RunCommand(TyperCommand):
+    """The command with a flag for every option that is declared; asked for help on a model, with those of that model alone."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.options = flags.declared()
+        self._take(flags.parameters(self.options.values()))
+
+    def _take(self, params: Sequence[Any]) -> None:
+        """Put flags between the model and what the command has of its own, of which --system goes with --chat."""
+        model, system, *own = (param for param in self.params if param.name not in self.options)
+        at = next((number for number, param in enumerate(params, 1) if param.name == "messages"), len(params))
+        self.params = [model, *params[:at], system, *params[at:], *own]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        opts, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if opts.get("help") is True and isinstance(opts.get("model"), str):
+            self._show_only(opts["model"])
+        return super().parse_args(ctx, args)
+
+    def _show_only(self, model: str) -> None:
+        from zoo.loading.locate import locate
+
+        options = flags.options_of(locate(model))
+        self._take(flags.parameters(flags.of_model(options)))
+        idle = set() if "messages" in options.names() else {"system"}
+        idle |= {"out", "force"} if options.makes == "text" else set()
+        self.params = [param for param in self.params if param.name not in idle]
+
+    def invoke(self, ctx: Any) -> Any:
+        given = {name: ctx.params.pop(name) for name in self.options}
+        ctx.meta[GIVEN] = {name: value for name, value in given.items() if value or value == ""}
+        return super().invoke(ctx)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("run", cls=RunCommand)
 def run(
+    ctx: typer.Context,
     model: output.ModelArgument,
-    prompt: PromptOption = None,
-    chat: ChatOption = False,
     system: SystemOption = None,
-    suffix: SuffixOption = None,
-    file: FileOption = None,
-    repo: RepoOption = None,
-    path: PathOption = None,
-    image: ImageOption = None,
-    max_new_tokens: LengthOption = None,
-    temperature: TemperatureOption = None,
-    top_p: TopPOption = None,
-    stop: StopOption = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = None,
-    count: CountOption = None,
-    seed: SeedOption = None,
     out: OutOption = None,
     force: ForceOption = False,
     weights: output.WeightsOption = "auto",
     json: output.JsonOption = False,
 ) -> None:
-    """Generate from a model: text and vectors are printed, images are written to --out."""
-    asked: dict[str, Any] = {
-        "prompt": prompt,
-        "images": image or None,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "stop": stop or None,
-        "steps": steps,
-        "guidance": guidance,
-        "count": count,
-        "seed": seed,
-        "messages": [] if chat or system is not None else None,
-        "suffix": suffix,
-        "files": file or None,
-        "repo": repo,
-        "path": path,
-    }
-    given = {name: value for name, value in asked.items() if value is not None}
+    """Generate from a model: text and vectors are printed, images are written to --out.
+
+    `zoo run MODEL --help` shows the options that a model takes, with their ranges and defaults.
+    """
+    given = dict(ctx.meta[GIVEN])
+    if system is not None:
+        given["messages"] = True
     with output.status(f"Loading {model}"):
         from zoo.loading.load import load
         from zoo.loading.locate import locate
@@ -145,21 +129,18 @@ class Request:
     ) -> Request:
         """Take what was given for the model, and what is piped in; refuse what its family does not take."""
         model, family = located.asked, located.family
-        _require_taken(model, family, given)
-        if makes_vectors(located):
-            require_writable(out, force=force)
-            _require_sound(located, given)
-            prompt = given.pop("prompt", None)
-            if prompt is None and "prompt" in family.takes:
-                prompt = lines_of(piped_prompt())
-            return cls(model, prompt, given, [out] if out else [], converses=False, vectors=True)
+        taken, vectors = _require_taken(located, given), makes_vectors(located)
         converses = "messages" in given and "prompt" not in given and sys.stdin.isatty() and not json
         if converses and "count" in given:
             raise RequestError("A conversation takes one answer at a time: leave out --count, or give a --prompt.")
-        if "prompt" in family.takes and "prompt" not in given and not converses:
-            given["prompt"] = piped_prompt()
-        files = _files(model, family, given, out=out, force=force)
-        _require_sound(located, given)
+        if vectors:
+            require_writable(out, force=force)
+        if "prompt" in taken and "prompt" not in given and not converses:
+            given["prompt"] = lines_of(piped_prompt()) if vectors else piped_prompt()
+        given = _sound(located, given)
+        if vectors:
+            return cls(model, given.pop("prompt", None), given, [out] if out else [], converses=False, vectors=True)
+        files = _files(model, family.makes, given, out=out, force=force)
         if "files" in given:
             given["files"] = {str(path): _text(path) for path in given["files"]}
         prompt = given.pop("prompt", None)
@@ -232,27 +213,40 @@ def _text(path: Path) -> str:
     return text_of(path, error=DataError)
 
 
-def _require_taken(model: str, family: Family, given: Mapping[str, Any]) -> None:
+def _require_taken(located: Located, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Refuse what the model's family never takes; return what it does."""
+    family = located.family
+    names, declared = family.options_of("").names(), flags.declared()
     for name in given:
-        if name not in family.takes:
-            known = ", ".join(map(_flag, family.takes))
-            raise RequestError(f"{model} is a {family.modality} model and takes no {_flag(name)}. It takes: {known}.")
+        if name not in names:
+            known = ", ".join(flag(known) for known in names if known in declared)
+            raise RequestError(
+                f"{located.asked} is a {family.modality} model and takes no {flag(name)}. It takes: {known}."
+            )
+    return names
 
 
-def _require_sound(located: Located, given: Mapping[str, Any]) -> None:
-    """Refuse images that cannot be read and options that do not fit, while no weight is loaded yet."""
+def _sound(located: Located, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given as `generate` takes it; refuse what does not fit, while no weight is loaded yet."""
+    from zoo.family.options import checked
     from zoo.family.vision.images import read_image
     from zoo.loading.load import load
 
     for path in given.get("images", ()):
         read_image(path)
-    options = {name: value for name, value in given.items() if name not in ("prompt", "images")}
-    if options:
-        located.family.check_options(load(located, device="meta"), options)
+    if given.keys() <= {"prompt", "images"}:
+        return dict(given)
+    skeleton = load(located, device="meta")  # of a foreign checkpoint only this knows the task
+    values = checked(skeleton.family, skeleton.spec, given, written=True, spell=_written)
+    options = {name: value for name, value in values.items() if name not in ("prompt", "images")}
+    skeleton.family.check_options(skeleton, options)
+    return values
 
 
-def _flag(name: str) -> str:
-    return FLAGS.get(name, f"--{name.replace('_', '-')}")
+def _written(name: str, value: Any) -> str:
+    """An option as it is written on the command line."""
+    words = [str(word) for word in (value if isinstance(value, list | tuple) else [value])]
+    return shlex.join([flag(name), *words])
 
 
 def piped_prompt() -> str:
@@ -262,11 +256,11 @@ def piped_prompt() -> str:
     return prompt
 
 
-def _files(model: str, family: Family, given: Mapping[str, Any], *, out: Path | None, force: bool) -> list[Path]:
+def _files(model: str, makes: str, given: Mapping[str, Any], *, out: Path | None, force: bool) -> list[Path]:
     """Where the images will go, one each; refused before any work where they cannot."""
     from zoo.system.writing import why_unwritable
 
-    if family.makes != "images":
+    if makes != "images":
         if out is not None:
             raise RequestError(f"{model} makes text, which goes to stdout; leave out --out, or redirect it: > {out}")
         return []

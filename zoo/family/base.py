@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoo.anatomy.parts import Anatomy
     from zoo.catalog import ModelSpec
     from zoo.data.dataset import Dataset
+    from zoo.family.options import GenerateOptions
     from zoo.family.task import Task
     from zoo.model.model import Model
     from zoo.tensors.batch import Batch, Rows
@@ -34,7 +35,10 @@ class Family(ABC):
     losses: ClassVar[tuple[Mapping[str, Any], ...]]  # what `train` minimises unless a recipe says otherwise
     distillation: ClassVar[tuple[Mapping[str, Any], ...]]  # what `distill` minimises unless a recipe says otherwise
     evaluation: ClassVar[tuple[str, str]]  # the evaluator, and the data for `zoo eval`, where nothing else is asked for
-    takes: ClassVar[tuple[str, ...]] = ("prompt",)  # what `generate` takes: "prompt", "images", names of options
+    # what `generate` takes, a class of a file that imports no torch; registry.toml names it too
+    Options: ClassVar[type[GenerateOptions] | None] = None
+    # in place of it: names of options that zoo itself declares, or of those of its base class
+    takes: ClassVar[tuple[str, ...]] = ("prompt",)
     makes: ClassVar[str] = "text"  # what `generate` returns: "text" or "images"
     library: ClassVar[str] = "transformers"  # the ecosystem's own, whose files `write_foreign` writes
     # whether a model of random weights waits for a stage that makes its tokenizer
@@ -173,14 +177,26 @@ class Family(ABC):
 
     def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
         """Refuse options that `generate` would refuse, from the model's structure: `zoo run` asks before it loads weights."""
+        from zoo.family.options import checked
+
+        if self.Options is not None:  # else its `generate` knows
+            checked(self, model.spec, options)
 
     @abstractmethod
     def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
         """Generate from a prompt: text (with `stream`, an iterator over its pieces), or a list of images."""
 
+    def options_of(self, task: str) -> type[GenerateOptions]:
+        """The class of what `generate` takes of a model of that task; of "", of all that it takes of any."""
+        from zoo.family.known import KnownOptions
+
+        options = (self.Options or KnownOptions).of(task)
+        said = next(vars(kind) for kind in type(self).__mro__ if not vars(kind).keys().isdisjoint(("Options", "takes")))
+        return options.only(self.takes) if said.get("Options") is None else options
+
     def taken(self, model: Model) -> tuple[str, ...]:
-        """Say what `generate` takes of this model: all of `takes`, or less where its task takes only some."""
-        return self.takes
+        """Say what `generate` takes of this model."""
+        return self.options_of(model.spec.task).names()
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
         """Refuse data of which no training window can be cut, where that is told quickly: a plan asks.

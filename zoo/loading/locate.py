@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from zoo import catalog
 from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
 from zoo.catalog import ModelSpec
 from zoo.errors import RequestError, UnknownName, nearest
 from zoo.loading import weights
-from zoo.plugins.names import recognise
+from zoo.plugins.names import Declared, declaration, family_declaration, object_of, recognise
 from zoo.system.writing import not_a_directory
 from zoo.tensors import safetensors
 
@@ -73,23 +73,43 @@ class Located:
         """
         return read_manifest(self.here) if self.here and (self.here / MANIFEST).exists() else None
 
-    @cached_property
+    @property
     def family(self) -> Family:
         """The family of what would be loaded, before anything is.
 
         Raises:
             RequestError, ArtifactError: the path holds no model, or one whose plugins cannot be used.
         """
-        from zoo import registry
+        return cast("Family", object_of(self.family_entry))
+
+    @cached_property
+    def family_entry(self) -> Declared:
+        """What declares that family, which is not imported for it.
+
+        Raises:
+            RequestError, ArtifactError: as `family`.
+        """
         from zoo.loading.directory import recognised_family, require_plugins
 
         if self.path is None:
-            return registry.family_of(self._of_catalogue)
-        if (self.path / MANIFEST).exists():
-            manifest = self.manifest or read_manifest(self.path)
-            require_plugins(manifest, self.path)
-            return registry.family_of(manifest.spec, plugin=manifest.family_plugin)
-        return registry.family(recognised_family(self.path))
+            return family_declaration(self._of_catalogue)
+        if self._own is not None:
+            require_plugins(self._own, self.path)
+            return family_declaration(self._own.spec, plugin=self._own.family_plugin)
+        return declaration("family", recognised_family(self.path))
+
+    @cached_property
+    def task(self) -> str:
+        """The task of the model; "" where only whoever loads it knows."""
+        spec = self.spec or (self._own.spec if self._own else None)
+        return spec.task if spec else ""
+
+    @cached_property
+    def _own(self) -> Manifest | None:
+        """The manifest in the path, wherever the weights are."""
+        if self.path is None or not (self.path / MANIFEST).exists():
+            return None
+        return self.manifest or read_manifest(self.path)
 
     @cached_property
     def stored(self) -> str:

@@ -7,6 +7,7 @@ than one line of plain characters.
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 import re
@@ -55,6 +56,17 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class DeclaredOption:
+    """One [[option]]: what `zoo run` has a flag for, without importing the family whose `generate` takes it."""
+
+    name: str  # as `generate` calls it; max_new_tokens is --max-new-tokens
+    summary: str  # its help, where the class that has it says nothing closer
+    plugin: str
+    value: str = ""  # what stands after its flag, such as NUMBER or FILE; empty for a switch
+    several: bool = False  # whether it may be given several times
+
+
+@dataclass(frozen=True)
 class Declared:
     """One name a plugin declares, and what may be said of it without importing the plugin."""
 
@@ -68,6 +80,8 @@ class Declared:
     recognises: tuple[str, ...] = ()
     prefix: str = ""  # families only: "timm:NAME" is a model of theirs, whatever NAME is
     task: str = ""  # families only: of the models so named
+    # families only: its `Options`, in a file that imports no torch, so that `zoo run MODEL --help` need not import the family
+    options: str = ""
     license: str = ""  # of a data source's records, such as "CC-BY-4.0"
     more: Mapping[str, Any] = field(default_factory=dict, hash=False)  # values of keys that only its kind has
 
@@ -79,6 +93,7 @@ class Declarations:
     api: str = ""  # the range of plugin API versions it is made for, ">=1,<2"
     models: tuple[ModelSpec, ...] = ()
     names: tuple[Declared, ...] = ()
+    options: tuple[DeclaredOption, ...] = ()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -136,6 +151,25 @@ def _full_name(value: Any) -> str:
     """A name, or "plugin:name"."""
     fits = isinstance(value, str) and value.count(":") <= 1 and all(map(is_name, value.split(":")))
     return "" if fits else f"a name or 'plugin:name': {NAME}"
+
+
+def _target(value: Any) -> str:
+    fits = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value)
+    return "" if fits and len(value) <= LONGEST else "'package.module:Class'"
+
+
+def _argument(value: Any) -> str:
+    fits = isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,39}", value) and not keyword.iskeyword(value)
+    return "" if fits else "the name of an argument: lower-case letters, digits and '_', such as 'top_p'"
+
+
+def _metavar(value: Any) -> str:
+    fits = isinstance(value, str) and re.fullmatch(r"[A-Z][A-Z_-]{0,19}", value)
+    return "" if fits else "a word in capitals, such as NUMBER"
+
+
+def _truth(value: Any) -> str:
+    return "" if isinstance(value, bool) else "true or false"
 
 
 def _count(value: Any) -> str:
@@ -226,10 +260,18 @@ _MODEL: dict[str, Check] = {
     "missing": _text,
 }
 _MODEL_NEEDED = ("name", "family", "modality", "task", "params", "license", "summary")
+_OPTION: dict[str, Check] = {"name": _argument, "summary": _text, "value": _metavar, "several": _truth}
 _ANY: dict[str, Check] = {"name": _name, "summary": _text, "needs": _texts}
 _ANY_NEEDED = ("name", "summary")
 # What a row of `kinds` calls the values of its own keys.
-_VALUES: dict[str, Check] = {"name": _name, "text": _text, "texts": _texts, "marks": _marks, "count": _count}
+_VALUES: dict[str, Check] = {
+    "name": _name,
+    "text": _text,
+    "texts": _texts,
+    "marks": _marks,
+    "count": _count,
+    "target": _target,
+}
 
 
 def keys_of(kind: str) -> dict[str, tuple[bool, str]]:
@@ -241,6 +283,8 @@ def keys_of(kind: str) -> dict[str, tuple[bool, str]]:
 def _keys_of(kind: str) -> tuple[Mapping[str, Check], tuple[str, ...]]:
     if kind == kinds.MODEL:
         return _MODEL, _MODEL_NEEDED
+    if kind == kinds.OPTION:
+        return _OPTION, _ANY_NEEDED
     row = kinds.KINDS[kind]
     return {**_ANY, **{key: _VALUES[value] for key, value in row.keys.items()}}, (*_ANY_NEEDED, *row.needed)
 
@@ -266,7 +310,8 @@ def read(path: Path, *, plugin: str, distribution: str = "") -> Declarations:
     names: list[Declared] = []
     for kind in kinds.KINDS:
         names += [_declaration(kind, table, plugin=plugin) for table in _tables(tables, kind, path=path)]
-    return Declarations(api, models, tuple(names))
+    options = tuple(DeclaredOption(**table, plugin=plugin) for table in _tables(tables, kinds.OPTION, path=path))
+    return Declarations(api, models, tuple(names), options)
 
 
 def _declaration(kind: str, table: Mapping[str, Any], *, plugin: str) -> Declared:

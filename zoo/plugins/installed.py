@@ -10,7 +10,8 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 from zoo.errors import PluginError, one_line
-from zoo.plugins.declarations import Declared, ModelSpec, read
+from zoo.plugins import kinds
+from zoo.plugins.declarations import Declared, DeclaredOption, ModelSpec, read
 from zoo.plugins.distributions import CORE as CORE
 from zoo.plugins.distributions import DISTRIBUTION as DISTRIBUTION
 from zoo.plugins.distributions import Entry, entries, origin_of
@@ -29,6 +30,7 @@ class Plugin:
     api: str = ""  # the range of plugin API versions it is made for
     models: tuple[ModelSpec, ...] = ()
     names: tuple[Declared, ...] = field(default=(), repr=False)
+    options: tuple[DeclaredOption, ...] = field(default=(), repr=False)
     fault: str = ""
     notes: tuple[str, ...] = ()  # worth knowing, but nothing is broken
     disabled: bool = False
@@ -50,9 +52,11 @@ class Plugin:
         return origin_of(self.source) if self.source else ""
 
     def declares(self, kind: str) -> tuple[str, ...]:
-        """The names it declares of one kind: "model", the kinds in `KINDS`, and the "prefix" of a family's models."""
-        if kind == "model":
+        """The names it declares of one kind: those of its tables, and the "prefix" of a family's models."""
+        if kind == kinds.MODEL:
             return tuple(spec.name for spec in self.models)
+        if kind == kinds.OPTION:
+            return tuple(option.name for option in self.options)
         if kind == "prefix":
             return tuple(declaration.prefix for declaration in self.names if declaration.prefix)
         return tuple(declaration.name for declaration in self.names if declaration.kind == kind)
@@ -82,7 +86,13 @@ def read_plugin(entry: Entry) -> Plugin:
         return replace(plugin, fault=one_line(error))
     except Exception as error:  # a broken import finder, unreadable metadata: this plugin's, not everybody's
         return replace(plugin, fault=f"cannot be read: {one_line(error)}")
-    return replace(plugin, api=declarations.api, models=declarations.models, names=declarations.names)
+    return replace(
+        plugin,
+        api=declarations.api,
+        models=declarations.models,
+        names=declarations.names,
+        options=declarations.options,
+    )
 
 
 def _require_module(entry: Entry) -> None:

@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
             ("zoo.family.base:Family",),
             "an architecture with a model",
             strict=True,
-            keys={"modality": "name", "recognises": "marks", "prefix": "name", "task": "name"},
+            keys={"modality": "name", "recognises": "marks", "prefix": "name", "task": "name", "options": "target"},
             needed=("modality",),
             checks=f"{CHECKS}.plugins:checks_of_family",
         ),
@@ -110,12 +110,13 @@ KINDS: dict[str, Kind] = {
         ),
     )
 }
-MODEL = "model"  # declared in tables as well, but built by a family instead of being registered
+# Declared in tables as well, but not registered: a family builds a model, and an option is a field of a family's `Options`.
+MODEL, OPTION = "model", "option"
 
 
 def tables() -> tuple[str, ...]:
     """The tables that a registry.toml may have."""
-    return (MODEL, *KINDS)
+    return (MODEL, OPTION, *KINDS)
 
 
 def label(name: str) -> str:

@@ -182,8 +182,12 @@ def _without_clashes(plugins: list[Plugin]) -> _Used:
 
 
 def _keys(plugin: Plugin) -> list[tuple[str, str]]:
-    """Every (kind, name) of a plugin; what its families put before the names of their models is a kind as well."""
-    return [(kind, name) for kind in (*kinds.tables(), "prefix") for name in plugin.declares(kind)]
+    """Every (kind, name) of a plugin; what its families put before the names of their models is a kind as well.
+
+    Several may have an option of one name: each is asked of its own models.
+    """
+    told_apart = (*(kind for kind in kinds.tables() if kind != kinds.OPTION), "prefix")
+    return [(kind, name) for kind in told_apart for name in plugin.declares(kind)]
 
 
 def _told(plugin: Plugin, shared: list[tuple[str, str]], owner_names: dict[tuple[str, str], tuple[str, ...]]) -> Plugin:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import PluginError, RequestError, UnknownName, ZooError, nearest, one_line
 from zoo.plugins import kinds, manager
 from zoo.plugins.declarations import Declared as Declared
+from zoo.plugins.declarations import DeclaredOption
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.signals import handlers_kept
 
@@ -25,6 +26,15 @@ def of_kind(kind: str) -> dict[str, Declared]:
     """Return everything declared of a kind by the name to write: short where that is enough, else "plugin:name"."""
     everything = (entry for plugin in manager.plugins_in_use() for entry in plugin.names)
     return {name_to_write(entry): entry for entry in everything if entry.kind == kind}
+
+
+def options_declared() -> dict[str, DeclaredOption]:
+    """Return every option that `zoo run` has a flag for, by name; of several of one name the first, which is zoo's own where it has it."""
+    declared: dict[str, DeclaredOption] = {}
+    for plugin in manager.plugins_in_use():
+        for option in plugin.options:
+            declared.setdefault(option.name, option)
+    return declared
 
 
 def name_to_write(entry: Declared) -> str:
@@ -221,13 +231,28 @@ def _imported(entry: Declared) -> Any:
     if missing := [need for need in entry.needs if not is_present(need)]:
         raise PluginError(f"{what} needs {missing[0]}: pip install {' '.join(map(_quoted, missing))}")
     target = manager.load(entry.plugin)[entry.kind][entry.name]
+    return _at(target, what, made=True)
+
+
+def options_at(entry: Declared) -> Any:
+    """The `Options` that a family's declaration names, imported without the family; None where it names none.
+
+    Raises:
+        PluginError: it cannot be imported.
+    """
+    what = f"The options of family {entry.name!r} of plugin {entry.plugin}"
+    return _at(entry.options, what, made=False) if entry.options else None
+
+
+def _at(target: str, what: str, *, made: bool) -> Any:
+    """What stands at "module:attribute"; with `made`, of a class an instance."""
     module, _, attribute = target.partition(":")
     try:
         with contextlib.redirect_stdout(sys.stderr), handlers_kept():
             thing: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 thing = getattr(thing, part)
-            return thing() if isinstance(thing, type) else thing
+            return thing() if made and isinstance(thing, type) else thing
     except KeyboardInterrupt:
         raise
     except ModuleNotFoundError as error:

@@ -281,6 +281,7 @@ def _print_info(plugin: Plugin, loaded: Mapping[str, Any]) -> None:
     )
     lacking = missing(plugin)
     entries = [(f"model {spec.name}", spec.summary) for spec in plugin.models]
+    entries += [(f"option {option.name}", option.summary) for option in plugin.options]
     for declaration in plugin.names:
         needs = f" (needs {', '.join(declaration.needs)})" if declaration.needs else ""
         gone = lacking.get(f"{declaration.kind} {declaration.name}")
@@ -326,6 +327,7 @@ def _about(plugin: Plugin) -> dict[str, Any]:
         "needs": {f"{d.kind} {d.name}": list(d.needs) for d in plugin.names if d.needs},
         "missing": missing(plugin),
         "summaries": {f"model {spec.name}": spec.summary for spec in plugin.models}
+        | {f"option {option.name}": option.summary for option in plugin.options}
         | {f"{d.kind} {d.name}": d.summary for d in plugin.names},
     }
 

@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
+from zoo.family.diffusion.options import TextToImageOptions
 from zoo.family.diffusion.task import TextToImage
+from zoo.family.options import GenerateOptions
 from zoo.family.task import Task
 from zoo.tensors.batch import Batch, Rows
 
@@ -36,8 +38,8 @@ class TextToImageFamily(Family):
     losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "velocity"}, {"use": "reconstruction"})
     distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "timestep-aware"},)
     evaluation: ClassVar[tuple[str, str]] = ("prompt-agreement", "digits-captions:test")
-    takes: ClassVar[tuple[str, ...]] = ("prompt", "steps", "guidance", "count", "seed")
-    makes: ClassVar[str] = "images"
+    Options: ClassVar[type[GenerateOptions] | None] = TextToImageOptions
+    makes: ClassVar[str] = TextToImageOptions.makes
     library: ClassVar[str] = "diffusers"
 
     def task(self, name: str) -> Task:
@@ -256,20 +258,6 @@ class TextToImageFamily(Family):
             out = mine.target(theirs.latent(seen, out, other), theirs.noise(seen, out, other), level)
         each_B = torch.arange(len(out), device=out.device)
         return rows | {"velocity": Rows(out.flatten(1), _unchanged, each_B, time=batch["time"])}
-
-    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
-        """Refuse steps, a count, a seed or a guidance out of range."""
-        from zoo.errors import RequestError
-        from zoo.family.text.sampling import require_seed
-
-        for name in ("steps", "count"):
-            value = 1 if options.get(name) is None else options[name]
-            if not isinstance(value, int) or not 1 <= value <= 1000:
-                raise RequestError(f"{name} must be a whole number from 1 to 1000, not {value!r}.")
-        require_seed(options.get("seed", 0))
-        pull = options.get("guidance")
-        if pull is not None and (isinstance(pull, bool) or not isinstance(pull, int | float) or not abs(pull) < 1e6):
-            raise RequestError(f"guidance = {pull!r} is not a number that images can be made with, such as 2 or 7.5.")
 
     def generate(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import RequestError
-from zoo.family.text.task import SAMPLING, WritingTask, fitting, text_family
+from zoo.family.text.task import WritingTask, fitting, text_family
 from zoo.family.text.tokens import LONGEST_TOKEN
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ class CausalLM(WritingTask):
     """A token sees those before it, and the next one is predicted."""
 
     name: ClassVar[str] = "causal-lm"
-    takes: ClassVar[tuple[str, ...]] = (*SAMPLING, "messages", "suffix", "files", "repo", "path")
     causal: ClassVar[bool] = True
     continues: ClassVar[bool] = True
     auto_class: ClassVar[str] = "AutoModelForCausalLM"

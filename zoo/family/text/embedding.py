@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import DataError
@@ -25,7 +25,6 @@ COMPARED = 256  # sentences of the data that a report looks for the nearest amon
 class TextEmbedding(Embedding, TextTask):
     """The module takes `input_ids` and `attention_mask` (B, T), where a prompt does not count a `pooling_mask`, and returns vectors (B, D)."""
 
-    takes: ClassVar[tuple[str, ...]] = ()
     auto_class: ClassVar[str] = "AutoModel"
     mapping: ClassVar[str] = ""  # no head, and so none of the tables of heads
     endings: ClassVar[tuple[str, ...]] = ()
@@ -67,9 +66,6 @@ class TextEmbedding(Embedding, TextTask):
                     f"{sample.where}: the record has a 'prompt', which is no part of a sentence; write it into the 'text', "
                     "or leave it out."
                 )
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """There is none to check."""
 
     def generate(self, model: Model, prompt: Any, *, several: bool, stream: bool, **options: Any) -> Any:
         """Return the vector (D,) of a text, of several (N, D), as float32; with `stream`, the text of one."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
-from zoo.family.text.task import SAMPLING, TextTask, text_task, without_labels
+from zoo.family.options import GenerateOptions
+from zoo.family.text.options import TextOptions
+from zoo.family.text.task import TextTask, text_task, without_labels
 from zoo.family.text.tasks import task_named
 from zoo.family.text.tokens import require_text, spoken
 from zoo.tensors.batch import Batch, Rows
@@ -43,7 +45,7 @@ class TextFamily(Family):
     losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "cross-entropy"},)
     distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "kl"},)
     evaluation: ClassVar[tuple[str, str]] = ("perplexity", "stdlib:test")
-    takes: ClassVar[tuple[str, ...]] = ("prompt", *SAMPLING, "messages", "suffix", "files", "repo", "path")
+    Options: ClassVar[type[GenerateOptions] | None] = TextOptions
 
     def body_and_head(self, module: nn.Module) -> tuple[nn.Module, Any] | None:
         """Split a causal model into body (ids -> hidden (B, T, D)) and head (hidden -> logits), or None if it does not split."""
@@ -222,29 +224,12 @@ class TextFamily(Family):
         """
         from zoo.errors import RequestError
 
-        stream = options.pop("stream", False)
         self.check_options(model, options)
+        stream = options.pop("stream", False)
         several = isinstance(prompt, list) and bool(prompt)
         if several and stream:
             raise RequestError("stream=True gives the pieces of one text; pass one prompt, or leave it out.")
         return text_task(model).generate(model, prompt, several=several, stream=stream, **options)
-
-    def taken(self, model: Model) -> tuple[str, ...]:
-        inputs = ("prompt", "images")
-        return tuple(name for name in self.takes if name in (*inputs, *text_task(model).takes))
-
-    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
-        """Refuse an option that is unknown, does not fit the task, or is out of range."""
-        from zoo.errors import RequestError, nearest
-
-        known = [name for name in self.taken(model) if name not in ("prompt", "images")]
-        for name in options.keys() - known:
-            of = f" for {model.spec.name}, a {model.spec.task} model" if name in self.takes else ""
-            near = "" if of else nearest(name, known)
-            raise RequestError(
-                f"{name!r} is not an option of generate{of}.{near} Options: {', '.join([*known, 'stream'])}."
-            )
-        text_task(model).check_options(options)
 
     def fill(self, model: Model, prompt: str, *, count: int = 5) -> list[list[tuple[str, float]]]:
         """Return the likeliest words for each mask of a text, each with its probability.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, ZooError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.family.text.family import TextFamily
-    from zoo.family.text.sampling import Sampling
+    from zoo.family.text.options import Sampling
     from zoo.model.model import Model
     from zoo.tensors.batch import Batch
 
@@ -46,7 +45,7 @@ def write_texts(family: TextFamily, model: Model, prompts: Sequence[Any], how: S
     read = [ids for ids, _ in inputs]
     counts = [min(how.max_new_tokens, _room(family, model, ids)) for ids in read]
     if any(beside for _, beside in inputs) or not _together(family, model, read, max(counts)):
-        seeded = [replace(how, seed=seed_of(how.seed, i)) for i in range(len(prompts))]
+        seeded = [how.model_copy(update={"seed": seed_of(how.seed, i)}) for i in range(len(prompts))]
         return ["".join(stream_text(family, model, prompt, own)) for prompt, own in zip(prompts, seeded, strict=True)]
     texts = [_Text(family, model, ids, how.stop) for ids in read]
     last = [_ends(family, model, prompt) for prompt in prompts]

@@ -5,7 +5,7 @@ Legend: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import RequestError
@@ -26,7 +26,6 @@ class MaskedLM(TextTask):
     """A token sees all others, and those that are hidden are predicted."""
 
     name: ClassVar[str] = "masked-lm"
-    takes: ClassVar[tuple[str, ...]] = ("count",)
     masks: ClassVar[bool] = True
     takes_any_prompt: ClassVar[bool] = False  # it has to hold a mask
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
@@ -42,9 +41,6 @@ class MaskedLM(TextTask):
     def shared_batch(self, student: Model, teacher: Model, batch: Batch) -> Batch:
         """Some tokens are drawn from the student's whole table: bring those beyond the teacher's into it."""
         return batch | {"input_ids": batch["input_ids"] % text_family(student).vocabulary(teacher)}
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        _require_count(options.get("count", 1))
 
     def generate(self, model: Model, prompt: Any, *, several: bool, stream: bool, **options: Any) -> Any:
         count = options.pop("count", 5)

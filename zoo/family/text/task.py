@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
     from zoo.family.text.family import TextFamily
     from zoo.model.model import Model
 
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "stop", "count")
-
 
 class TextTask(Task):
     """What language models are for. A new task is a subclass in a file of its own, and a row in `tasks.py`."""
 
-    takes: ClassVar[tuple[str, ...]]  # what `generate` takes beside a prompt
     inputs: ClassVar[tuple[str, ...]] = ("input_ids",)  # the token ids that the module takes
     text_only: ClassVar[bool] = True  # whether a prompt is tokens alone, so that several are read together
     continues: ClassVar[bool] = False  # whether what it writes goes on from the prompt
@@ -138,10 +135,6 @@ class TextTask(Task):
         return begun(family.special_tokens(model)[0], bare) if bare else []
 
     @abstractmethod
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse a value of an option that is out of range."""
-
-    @abstractmethod
     def generate(self, model: Model, prompt: Any, *, several: bool, stream: bool, **options: Any) -> Any:
         """Answer a prompt, or each of several; with `stream`, return an iterator over the pieces of the answer."""
 
@@ -181,7 +174,6 @@ class TextTask(Task):
 class WritingTask(TextTask):
     """A task of models that write token after token."""
 
-    takes: ClassVar[tuple[str, ...]] = SAMPLING
     writes: ClassVar[bool] = True
 
     def trial(self, model: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,18 +181,13 @@ class WritingTask(TextTask):
 
         return two_ways(model, batch)
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        from zoo.family.text.sampling import Sampling
-
-        Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
-
     def formatted(self, model: Model, prompt: Any) -> Any:
         """What is read for a prompt and the options that are not of sampling."""
         return prompt
 
     def generate(self, model: Model, prompt: Any, *, several: bool, stream: bool, **options: Any) -> Any:
         from zoo.family.text.generate import stream_text, write_texts
-        from zoo.family.text.sampling import Sampling
+        from zoo.family.text.options import SAMPLING, Sampling
 
         if stream and options.get("count", 1) > 1:
             raise RequestError("stream=True gives the pieces of one text; leave out count, or stream.")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 class ImageTask(Task):
     """What models that read images are for."""
 
-    takes: ClassVar[tuple[str, ...]] = ("images",)  # what `generate` takes
     does: ClassVar[str] = "reads"  # with images, in a sentence
 
     def windows(self, model: Model, data: Dataset) -> Sequence[Batch]:
@@ -51,7 +50,6 @@ class ImageClassification(ImageTask):
     """An image is of one of several classes."""
 
     name: ClassVar[str] = "image-classification"
-    takes: ClassVar[tuple[str, ...]] = ("images", "count")
     does: ClassVar[str] = "classifies"
 
     def windows(self, model: Model, data: Dataset) -> Sequence[Batch]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.family.base import Family
+from zoo.family.options import GenerateOptions
 from zoo.family.vision.classification import ImageClassification, ImageTask, image_task
 from zoo.family.vision.embedding import ImageEmbedding
+from zoo.family.vision.options import VisionOptions
 from zoo.tensors.batch import Batch, Rows
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class VisionFamily(Family):
     losses: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "cross-entropy"},)
     distillation: ClassVar[tuple[Mapping[str, Any], ...]] = ({"use": "kl"},)
     evaluation: ClassVar[tuple[str, str]] = ("accuracy", "")  # which images there are depends on the classes
-    takes: ClassVar[tuple[str, ...]] = ("images", "count")
+    Options: ClassVar[type[GenerateOptions] | None] = VisionOptions
     needs_processor: ClassVar[bool] = False
 
     def task(self, name: str) -> ImageTask:
@@ -108,22 +110,6 @@ class VisionFamily(Family):
             best = chances_V.topk(min(count, len(names)))
             likeliest.append([(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
         return likeliest
-
-    def taken(self, model: Model) -> tuple[str, ...]:
-        return image_task(model).takes
-
-    def check_options(self, model: Model, options: Mapping[str, Any]) -> None:
-        """Refuse an unknown option, or a count out of range."""
-        from zoo.errors import RequestError, nearest
-
-        known = (*self.taken(model), "stream")
-        for name in options.keys() - set(known):
-            raise RequestError(
-                f"{name!r} is not an option of generate.{nearest(name, known)} Options: {', '.join(known)}."
-            )
-        count = options.get("count", 5)
-        if not isinstance(count, int) or count < 1:
-            raise RequestError(f"count = {count!r} is not a number of classes from 1.")
 
     def generate(self, model: Model, prompt: Any = None, **options: Any) -> Any:
         """Name the likeliest classes of images, one a line; of a model without classes return its vector, of several (N, D).

@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.family.options import GenerateOptions
 from zoo.family.text.family import TextFamily
-from zoo.family.text.task import SAMPLING, TextTask
+from zoo.family.text.task import TextTask
+from zoo.family.vision.options import VisionLanguageOptions
 from zoo.family.vision.questions import ImageTextToText
 from zoo.system.unicode import require_unicode
 from zoo.tensors.batch import Batch, Rows
@@ -34,7 +36,7 @@ class VisionLanguageFamily(TextFamily):
     tasks: ClassVar[tuple[str, ...]] = ("image-text-to-text",)
     kinds: ClassVar[tuple[str, ...]] = ("label", "visual")
     evaluation: ClassVar[tuple[str, str]] = ("exact-match", "")
-    takes: ClassVar[tuple[str, ...]] = ("prompt", "images", *SAMPLING)
+    Options: ClassVar[type[GenerateOptions] | None] = VisionLanguageOptions
 
     def task(self, name: str) -> TextTask:
         return ImageTextToText()

@@ -42,6 +42,7 @@ class _Plugin:
             "declarations": self.declarations,
             "registrations": self.registrations,
             "import": self.imports,
+            "options": self.options,
             "docs": self.docs,
         }
 
@@ -80,6 +81,30 @@ class _Plugin:
             not heavy[0],
             f"{self.plugin.module} imports {heavy[0]} at once; register names as texts, and import inside what they name",
         )
+
+    def options(self, folder: Path) -> None:
+        """Each option it declares is one that some family of it takes, under a flag that is free."""
+        if not self.plugin.options:
+            raise Skipped("it declares no options")
+        from zoo.cli.flags import OWN
+        from zoo.family.known import KnownOptions
+
+        fields = dict(KnownOptions.model_fields) if self.plugin.name == manager.CORE else {}
+        for declaration in self.plugin.names:
+            if declaration.kind == "family":
+                fields |= thing("family", f"{self.plugin.name}:{declaration.name}").options_of("").model_fields
+        for option in self.plugin.options:
+            name = option.name
+            require(
+                name in fields, f"no family of it has option {name}; add it to the `Options` of the one that takes it"
+            )
+            require(
+                name not in OWN, f"option {name} cannot be set, since `zoo run` has --{name} itself; call it otherwise"
+            )
+            require(
+                option.value != "" or fields[name].annotation is bool or name == "messages",
+                f'option {name} is declared as a switch, but its field is no bool; add value = "NUMBER" or the like',
+            )
 
     def docs(self, folder: Path) -> None:
         """Its distribution says what it is, under which licence, and has a readme."""
@@ -144,6 +169,50 @@ def checks_of_family(bench: Bench, declaration: Declared) -> Iterator[Check]:
             raise Skipped("no model of it is declared, so there is none to test; add a [[model]], however small")
 
     yield Check("family", bench.label(declaration.name), "family", run, bench.plugin.path)
+    yield Check(
+        "family",
+        bench.label(declaration.name),
+        "options",
+        partial(_check_declared_options, bench, declaration),
+        bench.plugin.path,
+    )
+
+
+def _check_declared_options(bench: Bench, declaration: Declared, folder: Path) -> None:
+    """`zoo run MODEL --help` reads the family's own `Options`, which takes no torch, and every field there says what it is."""
+    from zoo.plugins.names import options_at, options_declared
+
+    name = declaration.name
+    options = thing("family", bench.label(name)).Options
+    if options is None:
+        raise Skipped("it has no `Options`; `takes` says which of zoo's own options it takes")
+    require(
+        options_at(declaration) is options,
+        f"family {name} is declared with options = {declaration.options!r}, but its class has {options.__name__} of "
+        f'{options.__module__}; write options = "{options.__module__}:{options.__qualname__}"',
+    )
+    silent = [
+        field
+        for field, info in options.model_fields.items()
+        if not (info.description or "").strip() and field not in options_declared()
+    ]
+    require(
+        not silent,
+        f'family {name}: option {", ".join(silent[:3])} has no description; write Field(..., description="...")',
+    )
+    bare = [field for field, info in options.model_fields.items() if info.is_required()]
+    require(not bare, f"family {name}: option {', '.join(bare[:3])} has no default; whoever generates may leave it out")
+    code = "import sys; from zoo.plugins.names import declaration, options_at; "
+    code += (
+        f"options_at(declaration('family', {bench.label(name)!r})); print(*sorted(set(sys.modules) & set({HEAVY!r})))"
+    )
+    done = _run(sys.executable, "-c", code)
+    require(done.returncode == 0, f"{declaration.options} cannot be imported: {_last_line(done.stderr)}")
+    heavy = (done.stdout.strip().splitlines() or [""])[-1]
+    require(
+        not heavy,
+        f"{declaration.options} imports {heavy}, and `zoo run MODEL --help` waits for it; keep options in a file of their own",
+    )
 
 
 def _check_model_words(spec: ModelSpec, folder: Path) -> None:
@@ -167,7 +236,7 @@ def _check_class(registered: Any, name: str, *, kind_of: str) -> None:
         f"{name}: class {kind.__name__} has no docstring, which is what the reference shows",
     )
     chosen = getattr(registered, "Options", None)
-    if chosen is None:
+    if chosen is None or kind_of == "family":
         return
     fields: dict[str, Any] = getattr(chosen, "model_fields", {})
     require(
