@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_images_are_written_where_they_were_asked_for(site: Path):
     assert (done.returncode, done.stdout) == (0, "out.png\n"), done.stderr
     with Image.open(site / "out.png") as image:
         assert image.size == (6, 4) and image.getpixel((0, 0)) == (3, 7, 9)
+
+
+def test_help_shows_what_a_family_takes_that_has_no_options_of_its_own(site: Path):
+    done = zoo("run", "painted", "--help", site=site)
+    shown = re.findall(r"^  (?:-\w, )?(--\S+)", done.stdout.partition("Options:")[2], re.MULTILINE)
+    assert shown[:6] == ["--prompt", "--steps", "--count", "--seed", "--out", "--force"], done.stderr
 
 
 def test_several_images_are_numbered_and_json_says_what_they_are(site: Path):

@@ -193,6 +193,32 @@ def test_a_flag_is_shown_where_the_model_takes_it(model: str, some: list[str], n
     assert set(some) <= set(shown) and not set(none) & set(shown)
 
 
+def test_options_that_are_none_are_one_sentence(tmp_path: Path):
+    for number, (target, sentence) in enumerate(
+        {
+            "os:path": "Plugin out_{}: the options of family 'echo' (os:path) are no GenerateOptions.",
+            "out_nowhere:Options": "`Options` of family 'echo' of plugin out_{} needs out_nowhere: pip install out_nowhere",
+        }.items()
+    ):
+        registry = REGISTRY.replace("out_echo.options:EchoOptions", target).replace("out_echo", f"out_{number}")
+        install(tmp_path / str(number), f"out_{number}", registry=registry, code=CODE)
+        done = zoo("run", "echo", "--help", site=tmp_path / str(number))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"error: {sentence.format(number)}\n"
+
+
+def test_completion_knows_the_options_and_the_models(site: Path):
+    words = {
+        "zoo run tiny-c": "tiny-code",
+        "zoo run saved --str": "--strength",
+        "zoo run --help tiny-cod --max": "--max-new-tokens",
+    }
+    for line, word in words.items():
+        env = {"_ZOO_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        done = zoo(site=site, **env)
+        assert done.stdout.split() == [word], done.stderr
+
+
 def test_help_on_no_model_is_one_sentence():
     done = zoo("run", "tiny-cod", "--help")
     assert (done.returncode, done.stdout) == (2, "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from zoo.errors import PluginError
 from zoo.plugins.declarations import DeclaredOption
 from zoo.plugins.names import options_at, options_declared
 
@@ -64,8 +65,17 @@ def _parameter(option: DeclaredOption) -> Parameter:
 
 def options_of(located: Located) -> type[GenerateOptions]:
     """What a model takes, as far as it is known before it is loaded; its family is imported only where nothing else says it."""
-    options = options_at(located.family_entry)
-    return options.of(located.task) if options else located.family.options_of(located.task)
+    entry = located.family_entry
+    options = options_at(entry)
+    if options is None:
+        return located.family.options_of(located.task)
+    from zoo.family.options import GenerateOptions
+
+    if not (isinstance(options, type) and issubclass(options, GenerateOptions)):
+        raise PluginError(
+            f"Plugin {entry.plugin}: the options of family {entry.name!r} ({entry.options}) are no GenerateOptions."
+        )
+    return options.of(located.task)
 
 
 def of_model(options: type[GenerateOptions]) -> list[DeclaredOption]:

@@ -55,9 +55,10 @@ class RunCommand(TyperCommand):
         self.params = [model, *params[:at], system, *params[at:], *own]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        opts, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        if opts.get("help") is True and isinstance(opts.get("model"), str):
-            self._show_only(opts["model"])
+        if not ctx.resilient_parsing:  # as it is while completing
+            asked, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            if asked.get("help") is True and isinstance(asked.get("model"), str):
+                self._show_only(asked["model"])
         return super().parse_args(ctx, args)
 
     def _show_only(self, model: str) -> None:

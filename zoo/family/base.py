@@ -192,7 +192,7 @@ class Family(ABC):
 
         options = (self.Options or KnownOptions).of(task)
         said = next(vars(kind) for kind in type(self).__mro__ if not vars(kind).keys().isdisjoint(("Options", "takes")))
-        return options.only(self.takes) if said.get("Options") is None else options
+        return options.only(self.takes, makes=self.makes) if said.get("Options") is None else options
 
     def taken(self, model: Model) -> tuple[str, ...]:
         """Say what `generate` takes of this model."""

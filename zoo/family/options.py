@@ -43,7 +43,7 @@ class GenerateOptions(BaseModel):
         return tuple(cls.model_fields) if cls.left is None else cls.left
 
     @classmethod
-    def only(cls, names: Iterable[str]) -> type[GenerateOptions]:
+    def only(cls, names: Iterable[str], *, makes: str) -> type[GenerateOptions]:
         """The same options, but for those that are not named; whether an answer is streamed is no matter of the model's."""
         fields = cls.names()
         kept = tuple(name for name in dict.fromkeys((*names, "stream")) if name in fields)
@@ -51,6 +51,7 @@ class GenerateOptions(BaseModel):
         class Only(cls):  # type: ignore[valid-type, misc]
             left: ClassVar[tuple[str, ...] | None] = kept
 
+        Only.makes = makes
         return Only
 
 

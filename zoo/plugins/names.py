@@ -240,7 +240,7 @@ def options_at(entry: Declared) -> Any:
     Raises:
         PluginError: it cannot be imported.
     """
-    what = f"The options of family {entry.name!r} of plugin {entry.plugin}"
+    what = f"`Options` of family {entry.name!r} of plugin {entry.plugin}"
     return _at(entry.options, what, made=False) if entry.options else None
 
 

@@ -266,7 +266,7 @@ KEYS = "name, family, modality, task, params, license, summary, plugin, hub, rev
 NAME = "at most 200 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 LINE = "one line of 1 to 500 printable characters"
 RANGE = 'the range of plugin API versions it is made for, such as ">=1,<2"'
-TABLES = "Tables: model, family, compressor, loss, evaluator, data, command."
+TABLES = "Tables: model, option, family, compressor, loss, evaluator, data, command."
 ENDLESS = '[[family]]\nname = "endless"\nsummary = "x"\nmodality = "text"\nrecognises = ["/dev/zero:x"]\n'
 
 DECLARED = [
@@ -286,6 +286,21 @@ DECLARED = [
         "older-api",
         'api = "<1"\n',
         "needs plugin API <1, and this zoo {version} has 1: install a newer version of older-api, or an older zoo.",
+    ),
+    declares(
+        "odd-option",
+        API + '[[option]]\nname = "top-p"\nsummary = "x"\n',
+        "{file}, [[option]] 1 (top-p): name must be the name of an argument: lower-case letters, digits and '_', such as 'top_p', not 'top-p'.",
+    ),
+    declares(
+        "odd-value",
+        API + '[[option]]\nname = "p"\nsummary = "x"\nvalue = "a number"\n',
+        "{file}, [[option]] 1 (p): value must be a word in capitals, such as NUMBER, not 'a number'.",
+    ),
+    declares(
+        "odd-target",
+        API + '[[family]]\nname = "f"\nsummary = "x"\nmodality = "text"\noptions = "os"\n',
+        "{file}, [[family]] 1 (f): options must be 'package.module:Class', not 'os'.",
     ),
     declares("no-table", API + "name = 1\n", f"{{file}}: 'name' is not a table. {TABLES}"),
     declares(

@@ -191,6 +191,10 @@ def _check_declared_options(bench: Bench, declaration: Declared, folder: Path) -
         f"family {name} is declared with options = {declaration.options!r}, but its class has {options.__name__} of "
         f'{options.__module__}; write options = "{options.__module__}:{options.__qualname__}"',
     )
+    require(
+        options.makes == thing("family", bench.label(name)).makes,
+        f"family {name} makes {thing('family', bench.label(name)).makes}, but its `Options` says {options.makes}",
+    )
     silent = [
         field
         for field, info in options.model_fields.items()
