@@ -197,7 +197,7 @@ def test_options_that_are_none_are_one_sentence(tmp_path: Path):
     for number, (target, sentence) in enumerate(
         {
             "os:path": "Plugin out_{}: the options of family 'echo' (os:path) are no GenerateOptions.",
-            "out_nowhere:Options": "`Options` of family 'echo' of plugin out_{} needs out_nowhere: pip install out_nowhere",
+            "out_nowhere:Options": "`Options` of family 'echo' of plugin out_{} cannot be loaded from out_nowhere:Options: ModuleNotFoundError: No module named 'out_nowhere'",
         }.items()
     ):
         registry = REGISTRY.replace("out_echo.options:EchoOptions", target).replace("out_echo", f"out_{number}")

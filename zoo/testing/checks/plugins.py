@@ -42,9 +42,10 @@ class _Plugin:
             "declarations": self.declarations,
             "registrations": self.registrations,
             "import": self.imports,
-            "options": self.options,
             "docs": self.docs,
         }
+        if self.plugin.options:
+            self.questions["options"] = self.options
 
     def declarations(self, folder: Path) -> None:
         """Its registry.toml can be read, and says for which plugin API it is made."""
@@ -84,8 +85,6 @@ class _Plugin:
 
     def options(self, folder: Path) -> None:
         """Each option it declares is one that some family of it takes, under a flag that is free."""
-        if not self.plugin.options:
-            raise Skipped("it declares no options")
         from zoo.cli.flags import OWN
         from zoo.family.known import KnownOptions
 
@@ -184,8 +183,12 @@ def _check_declared_options(bench: Bench, declaration: Declared, folder: Path) -
 
     name = declaration.name
     options = thing("family", bench.label(name)).Options
-    if options is None:
-        raise Skipped("it has no `Options`; `takes` says which of zoo's own options it takes")
+    if not declaration.options and (options is None or options.__module__.startswith("zoo.")):
+        return  # `takes`, or its base class, names what zoo itself declares
+    require(
+        options is not None,
+        f"family {name} is declared with options = {declaration.options!r}; its class has no `Options`",
+    )
     require(
         options_at(declaration) is options,
         f"family {name} is declared with options = {declaration.options!r}, but its class has {options.__name__} of "
