@@ -271,3 +271,52 @@ for options in ({"strength": 2}, {"strength": "1"}, {"tone": "wam"}, {"strenth":
         "tone = 'wam': input should be 'warm' or 'cold'. Did you mean 'warm'?",
         "'strenth' is not an option of generate. Did you mean 'strength'? Options: strength, layers, tone, loud, seed, force, stream.",
     ]
+
+
+def test_the_contract_holds_options_to_what_they_say(tmp_path: Path):
+    """As declared there is one flag too many; then everything is wrong that can be."""
+    fine = REGISTRY.partition('[[option]]\nname = "force"')[0]
+    heavy = OPTIONS.replace("from typing", "import torch\nfrom typing")
+    silent = OPTIONS.replace("seed: int = 0", "volume: int = 0")
+    said = {
+        "free": (fine, OPTIONS, ""),
+        "taken": (
+            REGISTRY,
+            OPTIONS,
+            "option force cannot be set, since `zoo run` has --force itself; call it otherwise",
+        ),
+        "gone": (
+            fine + '[[option]]\nname = "pitch"\nsummary = "x"\n',
+            OPTIONS,
+            "no family of it has option pitch; add it",
+        ),
+        "switch": (
+            fine.replace('value = "NUMBER"\n', ""),
+            OPTIONS,
+            "option strength is declared as a switch, but its field",
+        ),
+        "heavy": (
+            fine,
+            heavy,
+            ":EchoOptions imports torch, and `zoo run MODEL --help` waits for it; keep options in a",
+        ),
+        "silent": (fine, silent, "option volume has no description; write Field("),
+        "other": (
+            fine.replace("out_echo.options:Echo", "zoo.family:Text"),
+            OPTIONS,
+            "but its class has EchoOptions of",
+        ),
+    }
+    for name, (registry, options, _) in said.items():
+        package = install(tmp_path, f"out_{name}", registry=registry.replace("out_echo", f"out_{name}"), code=CODE)
+        for file, text in {"plugin": CODE, "family": FAMILY, "options": options}.items():
+            (package / f"{file}.py").write_text(text.replace("out_echo", f"out_{name}"))
+    code = """
+import json, sys
+from zoo.testing.contract import checks, only, perform
+print(json.dumps({name: [result.reason for check in only(checks("out_" + name), "options") for result in [perform(check, None)] if result.outcome == "failed"] for name in sys.argv[1:]}))
+"""
+    done = python("-c", code, *said, site=tmp_path)
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, (_, _, sentence) in said.items():
+        assert len(found[name]) == bool(sentence) and all(sentence in failure for failure in found[name]), found
