@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from outsiders import zoo as run
 from PIL import Image
 from sentences import DENSE, plain_folder, sentence_folder
+from zygote import Zygote
 
 import zoo
 
@@ -52,12 +53,10 @@ speed = false
 """
 
 
-def command(*words: object, text: str = "", fails: bool = False) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo", *map(str, words)], input=text, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode != 0) == fails, done.stderr
-    return done.stderr if fails else done.stdout
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote("timm", "zoo_timm.family", "zoo_timm.evaluators", "zoo_compress.similarity") as started:
+        yield started
 
 
 def sentence(draw: random.Random) -> str:
@@ -82,7 +81,12 @@ def pictures(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["sentence-transformers", "transformers", "timm"])
-def test_an_encoder_goes_all_the_way(kind: str, tmp_path: Path) -> None:
+def test_an_encoder_goes_all_the_way(kind: str, zygote: Zygote, tmp_path: Path) -> None:
+    def command(*words: object) -> str:
+        done = zygote.run(*map(str, words), cwd=tmp_path)
+        assert done.code == 0, done.err
+        return done.out
+
     if kind == "timm":
         data, about = pictures(tmp_path), {"model": VIT, "weights": "random", "target": "vision", "prompts": ""}
         asked = ["--image", tmp_path / "pictures/0.png"]
@@ -111,15 +115,22 @@ def test_an_encoder_goes_all_the_way(kind: str, tmp_path: Path) -> None:
 
 def test_lines_that_are_piped_in_become_one_array(tmp_path: Path) -> None:
     folder, file = plain_folder(tmp_path / "encoder"), tmp_path / "vectors.npy"
-    lines = command("run", folder, text="w5 w6\n\nw7\n").splitlines()
-    command("run", folder, "--out", file, text="w5 w6\n\nw7\n")
+    done = run("run", str(folder), "--out", str(file), stdin="w5 w6\n\nw7\n")
+    assert done.returncode == 0, done.stderr
     vectors = np.load(file, allow_pickle=False)
     assert vectors.shape == (2, 32) and vectors.dtype == np.float32
-    np.testing.assert_array_equal(vectors, np.array([json.loads(line) for line in lines], np.float32))
     np.testing.assert_allclose(vectors, zoo.load(folder).generate(["w5 w6", "w7"]), atol=1e-6)
 
 
-def test_wrong_requests_are_one_sentence(tmp_path: Path) -> None:
-    folder = plain_folder(tmp_path / "encoder")
-    assert "vectors are written as NumPy's .npy" in command("run", folder, "-p", "w5", "-o", "v.txt", fails=True)
-    assert "comes without data to measure on" in command("eval", folder, fails=True)
+def test_wrong_requests_are_one_sentence(zygote: Zygote, tmp_path: Path) -> None:
+    folder = str(plain_folder(tmp_path / "encoder"))
+    (tmp_path / "there.npy").touch()
+    for words, sentence in (
+        (("run", folder, "-p", "w5", "-o", "v.txt"), "vectors are written as NumPy's .npy; name it v.npy"),
+        (("run", folder, "-p", "w5", "-o", "there.npy"), "there.npy is there already"),
+        (("run", folder, "-p", "w5", "--temperature", "1"), "'temperature' is not an option of generate"),
+        (("eval", folder), "comes without data to measure on"),
+        (("eval", folder, "--data", "stdlib:test[:2]", "--task", "perplexity"), "makes vectors: measure similarity"),
+    ):
+        done = zygote.run(*words, cwd=tmp_path)
+        assert done.code != 0 and sentence in done.err, done.err

@@ -49,7 +49,7 @@ class TextEmbedding(Embedding, TextTask):
 
     def comparable(self, student: Model, teacher: Model) -> str:
         if not is_embedding(teacher):
-            return f"distill compares vectors, and the teacher {teacher.spec.name} is a {teacher.spec.task} model."
+            return f"distill compares vectors, and the teacher {teacher.spec.name} is of task {teacher.spec.task}."
         tables = (text_family(student).vocabulary(student), text_family(student).vocabulary(teacher))
         return differing_vocabulary(student, teacher, tables, begin="distill gives both models the same tokens")
 

@@ -31,7 +31,7 @@ class ImageEmbedding(Embedding, ImageTask):
         return (
             ""
             if is_embedding(teacher)
-            else f"distill compares vectors, and the teacher {teacher.spec.name} is a {teacher.spec.task} model."
+            else f"distill compares vectors, and the teacher {teacher.spec.name} is of task {teacher.spec.task}."
         )
 
     def vectors(self, model: Model, images: Sequence[Any]) -> np.ndarray:
