@@ -160,7 +160,7 @@ API = 'api = ">=1,<2"\n'
         (GOOD + GOOD, "registry.toml, [[model]] 2 (m): [[model]] 1 has the same name 'm'; a name occurs once."),
         (
             GOOD.replace("[[model]]", "[[modle]]"),
-            "registry.toml: 'modle' is not a table. Did you mean 'model'? Tables: model, family, compressor, loss, "
+            "registry.toml: 'modle' is not a table. Did you mean 'model'? Tables: model, option, family, compressor, loss, "
             "evaluator, data, command.",
         ),
         ("[model]\nname = 'm'\n", "registry.toml: 'model' must be written as [[model]], one for each model."),
@@ -214,7 +214,7 @@ FAMILY = "[[family]]\nname = 'f'\nsummary = 's'\nmodality = 'text'\n"
         ("[model]\n[[model]]\n", "registry.toml is not valid TOML: Cannot overwrite a value (at line 3, column 8)."),
         (
             '"\\u001b[2J" = 1',
-            r"registry.toml: '\x1b[2J' is not a table. Tables: model, family, compressor, loss, evaluator, data, command.",
+            r"registry.toml: '\x1b[2J' is not a table. Tables: model, option, family, compressor, loss, evaluator, data, command.",
         ),
         (
             GOOD.replace("Made up for a test", r"\u001b[31mred"),

@@ -313,11 +313,8 @@ def test_a_tokenizer_of_another_model_is_found_before_it_reads_beyond_the_table(
         {"seed": 0.5},
     ],
 )
-def test_options_beyond_any_number_are_refused_or_taken(options: dict[str, Any]):
+def test_options_beyond_any_number_are_refused(options: dict[str, Any]):
     model = small("llama")
-    if options == {"temperature": 10**400}:
-        assert model.generate("w5 w6", max_new_tokens=2, **options)
-        return
     with pytest.raises(RequestError):
         model.generate("w5 w6", **options)
 

@@ -116,7 +116,7 @@ def test_one_bad_plugin_is_one_fault_and_the_rest_goes_on(site: Path):
     install(site, "out_good", registry=MODEL.format(name="good", params=1))
     assert manager.find("out_bad").fault == (
         f"{package / 'registry.toml'}: 'name' is not a table. "
-        "Tables: model, family, compressor, loss, evaluator, data, command."
+        "Tables: model, option, family, compressor, loss, evaluator, data, command."
     )
     assert manager.find("out_good").declares("model") == ("good",)
     with pytest.raises(UnknownName, match=r"Plugin out_bad cannot be used; `zoo plugins` says why\.$"):

@@ -63,6 +63,7 @@ def test_every_task_has_a_class_under_its_name_and_every_text_family_of_ours_doe
         ("causal-lm", {"writes", "causal", "continues", "takes_any_prompt"}),
         ("seq2seq", {"writes"}),
         ("masked-lm", {"masks"}),
+        ("embedding", {"takes_any_prompt"}),
     ],
 )
 def test_what_others_may_ask_of_a_task(name: str, facts: set[str]):
@@ -70,7 +71,7 @@ def test_what_others_may_ask_of_a_task(name: str, facts: set[str]):
     assert {fact for fact in asked if getattr(TASKS[name], fact)} == facts
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", ["causal-lm", "seq2seq", "masked-lm"])  # a vector is no prediction of tokens
 def test_a_batch_is_run_and_learnt_from(name: str, models: dict[str, Model]):
     model = models[name]
     task = text_task(model)
