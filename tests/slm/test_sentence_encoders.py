@@ -145,6 +145,8 @@ def test_a_transformer_alone_gives_the_mean_of_its_tokens_and_comes_back_as_one(
     ("kind", "changes"),
     [
         ("roberta", {"pad_token_id": 0}),
+        ("xlm-roberta", {"pad_token_id": 0}),
+        ("nomic_bert", {"pad_token_id": 0}),
         ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}),
         ("mpnet", {"pad_token_id": 0}),
         ("modernbert", {"pad_token_id": 0, "global_attn_every_n_layers": 2}),
