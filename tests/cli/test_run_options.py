@@ -80,9 +80,18 @@ class EchoOptions(GenerateOptions):
 
 FAMILY = """
 from zoo.anatomy import Anatomy
-from zoo.family import Family
+from zoo.family import Family, Task
 
 from out_echo.options import EchoOptions
+
+
+class Echoing(Task):
+    "An echo answers."
+
+    name = "echoing"
+
+    def speeds(self, model, *, prefill, decode):
+        return {}
 
 
 class Echo(Family):
@@ -91,6 +100,9 @@ class Echo(Family):
     evaluation = ("perplexity", "stdlib:test")
     Options = EchoOptions
     needs_processor = False
+
+    def task(self, name):
+        return Echoing()
 
     def build(self, config, task):
         from torch import nn
@@ -103,7 +115,7 @@ class Echo(Family):
     def anatomy(self, module):
         return Anatomy()
 
-    example = forward = windows = rows = speeds = None
+    example = forward = windows = rows = None
 
     def generate(self, model, prompt=None, **options):
         self.check_options(model, options)
