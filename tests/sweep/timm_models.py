@@ -29,11 +29,13 @@ SMALL_WORDS = (
     "b0",
     "_0",
 )
-# Tried in turn: sizes of Swin, ViT and ConvNeXt, which many take; then that of the picture alone, or nothing.
+# Tried in turn: sizes of Swin, ViT and ConvNeXt, which many take, and of Hiera, whose picture is large; then that of the
+# picture alone, or nothing.
 ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"num_classes": 10, "img_size": 64, "embed_dim": 24, "depths": [2, 2, 2, 2]},
     {"num_classes": 10, "img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3},
     {"num_classes": 10, "depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+    {"num_classes": 10, "embed_dim": 24, "stages": [1, 2, 2, 1], "global_att_blocks": []},
     {"num_classes": 10, "img_size": 64},
     {"num_classes": 10, "img_size": 224},
     {"num_classes": 10},
