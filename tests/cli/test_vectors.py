@@ -134,3 +134,10 @@ def test_wrong_requests_are_one_sentence(zygote: Zygote, tmp_path: Path) -> None
     ):
         done = zygote.run(*words, cwd=tmp_path)
         assert done.code != 0 and sentence in done.err, done.err
+
+
+def test_a_folder_of_sentence_transformers_is_no_writer_whatever_class_it_names(zygote: Zygote, tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    assert "task      embedding" in zygote.run("info", str(folder), cwd=tmp_path).out

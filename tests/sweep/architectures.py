@@ -20,6 +20,9 @@ MAPPINGS = {
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
 }
 
+# Transformers without a head that sentences are encoded with; of others the heads are what there is to sweep.
+ENCODERS = ("bert", "distilbert", "modernbert", "mpnet", "nomic_bert", "qwen3", "roberta", "t5", "xlm-roberta")
+
 
 class NotBuilt(Exception):
     """The library itself does not make a small model of this; the message says why."""
@@ -51,11 +54,13 @@ def architectures(part: str) -> list[Architecture]:
 def _of_transformers() -> list[Architecture]:
     from transformers.models.auto import modeling_auto
 
-    return [
+    heads = [
         Architecture("transformers", f"{name} {task}", kind, task)
         for task, mapping in MAPPINGS.items()
         for name, kind in getattr(modeling_auto, mapping).items()
     ]
+    plain = {**modeling_auto.MODEL_MAPPING_NAMES, "t5": "T5EncoderModel"}
+    return heads + [Architecture("transformers", f"{name} embedding", plain[name], "embedding") for name in ENCODERS]
 
 
 def library_model(architecture: Architecture) -> Any:
@@ -96,8 +101,8 @@ def _built(build: Any, config: Any, task: str) -> Any:
         module = build(config).eval()
         shake(module)
         # on a copy, since RWKV's forward changes its own weights
-        logits = copy.deepcopy(module)(**inputs(module, task)).logits
-    if not torch.isfinite(logits).all():
+        outputs = copy.deepcopy(module)(**inputs(module, task))
+    if not torch.isfinite(outputs.last_hidden_state if task == "embedding" else outputs.logits).all():
         raise NotBuilt("random weights give values that are not finite")
     return module
 

@@ -18,6 +18,8 @@ import zoo
 from zoo.anatomy.coverage import said
 from zoo.anatomy.modules import features
 from zoo.anatomy.parts import Anatomy
+from zoo.family.embedding import is_embedding
+from zoo.family.task import task_of
 from zoo.family.text.generate import next_tokens, reads_apart
 from zoo.model.model import Model
 from zoo.testing.computed import difference, outputs
@@ -72,14 +74,18 @@ def same_logits(model: Model, library: Any) -> None:
     cacheless = (
         {"use_cache": False} if "use_cache" in signature(getattr(library, "forward", library)).parameters else {}
     )
-    _near(mine, library(**batch, **cacheless).logits, "the model's logits and its library's")
-    require(torch.equal(mine, model.family.forward(model, batch)), "a second forward pass gives other logits")
+    theirs = library(**batch, **cacheless)
+    if is_embedding(model):  # of a transformer alone, the mean of its tokens
+        _near(mine, theirs.last_hidden_state.mean(1), "the model's vectors and the means of its library's tokens")
+    else:
+        _near(mine, theirs.logits, "the model's logits and its library's")
+    require(torch.equal(mine, model.family.forward(model, batch)), "a second forward pass gives others")
 
 
 @torch.no_grad()
 def own_rows(model: Model) -> None:
     """What losses compare are the logits of the model, with the head as it is and forty times as large."""
-    if model.spec.modality != "text":
+    if model.spec.modality != "text" or is_embedding(model):
         raise DoesNotApply
     for scale in (1.0, 40.0):
         copy = model.copy()
@@ -116,7 +122,7 @@ def whole_length(model: Model) -> None:
 @torch.no_grad()
 def cached_as_uncached(model: Model) -> None:
     """Greedy text with a cache is that of whole passes; where two tokens are as likely, either."""
-    if model.spec.modality != "text" or model.spec.task == "masked-lm":
+    if model.spec.modality != "text" or not task_of(model).writes:
         raise DoesNotApply
     prompt = model.family.example(model, batch=1, size=PROMPT, seed=3)["input_ids"]
     tokens = list(next_tokens(model, prompt[0].tolist(), TOKENS))

@@ -27,6 +27,7 @@ CHOSEN = {
         "roberta masked-lm",
         "t5 seq2seq",
         "bart seq2seq",
+        "modernbert embedding",
     ),
     "timm": ("resnet", "swin_transformer"),
     "diffusers": ("UNet2DConditionModel", "DiTTransformer2DModel"),

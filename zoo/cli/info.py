@@ -196,7 +196,8 @@ def _task(located: Located, config: Mapping[str, Any]) -> str:
     """The task of a family of several: what the class is called tells most; else what loading would make of it does."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    if config.get("is_decoder") is not False:
+    # a folder of sentence-transformers names the class that was trained, head and all
+    if config.get("is_decoder") is not False and not (located.path and (located.path / "modules.json").exists()):
         for task in TASKS.values():
             if task.own_ending and name.endswith(task.own_ending):
                 return task.name
