@@ -93,9 +93,9 @@ def untie(module: Any, config: Mapping[str, Any]) -> None:
 
     T5's class ties head and table always, and reads tie_word_embeddings = false, which T5 1.1 has, only as "the decoder's
     output is not scaled". Checkpoints hold both tensors; transformers leaves them apart when it reads them, and not when
-    it builds from a config.
+    it builds from a config. FSMT has no head but the decoder's table.
     """
-    if asks_untied(config) and tied(module):
+    if asks_untied(config) and tied(module) and hasattr(module, "lm_head"):
         module.lm_head.weight = nn.Parameter(module.lm_head.weight.detach().clone())
         for known in ("_tied_weights_keys", "all_tied_weights_keys"):
             setattr(

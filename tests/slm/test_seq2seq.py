@@ -338,6 +338,20 @@ def test_an_encoder_reads_from_the_start_of_a_text():
     assert all(window["decoder_input_ids"][0] == start_token(model) for window in windows)
 
 
+def test_fsmt_whose_config_unties_has_no_head_to_untie(tmp_path: Path):
+    """wmt19's configs say tie_word_embeddings = false, and the decoder's table is the head all the same."""
+    model = small("fsmt", tie_word_embeddings=False)
+    model.module.save_pretrained(tmp_path)
+    ids_BT = torch.randint(5, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(0))
+    loaded = zoo.load(tmp_path).module
+    with torch.no_grad():
+        found, expected = (
+            module(input_ids=ids_BT, decoder_input_ids=ids_BT).logits
+            for module in (loaded, type(model.module).from_pretrained(tmp_path))
+        )
+    assert torch.equal(found, expected)
+
+
 def test_tokens_of_fsmt_see_none_after_them():
     model = lively("fsmt")
     batch = model.family.example(model, batch=1, size=8)
