@@ -42,7 +42,8 @@ class RelationalKD(RowLoss):
 
     Relations are the distance of two, over the mean distance of the batch, and the angle at one between two others; so
     neither the width of the vectors nor their length matters. Each is a mean over all of them, and angles weigh twice as
-    much as distances, the paper's ratio. One vector alone has no relations.
+    much as distances, the paper's ratio. One vector alone has no
+    relations, and two are always the mean distance apart: there is something to learn in batches of three or more.
     """
 
     kind: ClassVar[str] = "embedding"
