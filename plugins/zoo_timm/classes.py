@@ -1,10 +1,15 @@
-"""The classes of timm's models: what a config says of them, or the names of ImageNet's, which timm ships."""
+"""The classes of timm's models: whether there are any, what a config says of them, or the names of ImageNet's, which timm ships."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from zoo.errors import RequestError
+from zoo.family.vision.embedding import ImageEmbedding
+
+TASK = "image-classification"
 
 
 def classes_of(about: Mapping[str, Any], architecture: str, count: int) -> list[tuple[str, str]]:
@@ -37,3 +42,22 @@ def _imagenet(tag: str, architecture: str, count: int) -> tuple[tuple[str, str],
     if not info or info.num_classes() != count:
         return ()
     return tuple((info.index_to_label_name(i), info.index_to_description(i)) for i in range(count))
+
+
+def task_named_by(config: Mapping[str, Any]) -> str:
+    """What a model is for, by its number of classes; one of none gives what its head would read.
+
+    Raises:
+        RequestError: that would be no vector.
+    """
+    given = [
+        table["num_classes"] for table in (config["model_args"], config["pretrained_cfg"]) if "num_classes" in table
+    ]
+    if given[:1] != [0]:
+        return TASK
+    if "global_pool" in config["model_args"] and not config["model_args"]["global_pool"]:
+        raise RequestError(
+            f"{config['architecture']} without classes and without global_pool gives a map of features, and no vector of an "
+            "image: leave global_pool out."
+        )
+    return ImageEmbedding.name

@@ -34,7 +34,7 @@ from zoo.loading.codes import require_no_codes
 from zoo.model.model import Model
 from zoo.tensors import safetensors
 from zoo_timm import caches
-from zoo_timm.classes import classes_of
+from zoo_timm.classes import TASK, classes_of, task_named_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from zoo.tensors.batch import Batch
 
-TASK = "image-classification"
 DTYPES = {"BF16": "bfloat16", "F16": "float16"}
 LONGEST = 4  # an image is first cut to this many times its shorter side: only the middle is looked at
 
@@ -70,7 +69,11 @@ class TimmVision(VisionFamily):
         }
         hub = known.hf_hub_id or ""
         return replace(
-            spec, config=config, task=_task(config), license=known.license or "", hub=hub if self._fits(config) else ""
+            spec,
+            config=config,
+            task=task_named_by(config),
+            license=known.license or "",
+            hub=hub if self._fits(config) else "",
         )
 
     def _fits(self, config: Mapping[str, Any]) -> bool:
@@ -210,7 +213,7 @@ class TimmVision(VisionFamily):
             path.name,
             "timm",
             self.modality,
-            _task(config),
+            task_named_by(config),
             plugin="zoo_timm",
             config=config,
             license=str(config["pretrained_cfg"].get("license") or ""),
@@ -258,25 +261,6 @@ class TimmVision(VisionFamily):
         }
         (path / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return ""
-
-
-def _task(config: Mapping[str, Any]) -> str:
-    """What a model is for, by its number of classes; one of none gives what its head would read.
-
-    Raises:
-        RequestError: that would be no vector.
-    """
-    given = [
-        table["num_classes"] for table in (config["model_args"], config["pretrained_cfg"]) if "num_classes" in table
-    ]
-    if given[:1] != [0]:
-        return TASK
-    if "global_pool" in config["model_args"] and not config["model_args"]["global_pool"]:
-        raise RequestError(
-            f"{config['architecture']} without classes and without global_pool gives a map of features, and no vector of an "
-            "image: leave global_pool out."
-        )
-    return ImageEmbedding.name
 
 
 # --- names and configs ------------------------------------------------------------------------------------------------
