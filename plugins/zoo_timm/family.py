@@ -35,6 +35,7 @@ from zoo.model.model import Model
 from zoo.tensors import safetensors
 from zoo_timm import caches
 from zoo_timm.classes import TASK, classes_of, task_named_by
+from zoo_timm.differences import first_difference, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +84,7 @@ class TimmVision(VisionFamily):
         with torch.device("meta"):
             asked = self.build(dict(config), TASK)
             published = self.build({**config, "model_args": {}}, TASK)
-        shapes, others = ({name: t.shape for name, t in _tensors(module).items()} for module in (asked, published))
+        shapes, others = ({name: t.shape for name, t in tensors_of(module).items()} for module in (asked, published))
         return shapes == others
 
     def build(self, config: dict[str, Any], task: str) -> nn.Module:
@@ -127,12 +128,12 @@ class TimmVision(VisionFamily):
 
         What the plain architecture does not have (factors, packed layers) draws its own.
         """
-        own = _tensors(self.build(module.zoo_config, TASK))  # type: ignore[arg-type]
+        own = tensors_of(self.build(module.zoo_config, TASK))  # type: ignore[arg-type]
         for part in module.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
         with torch.no_grad():
-            for name, tensor in _tensors(module).items():
+            for name, tensor in tensors_of(module).items():
                 fresh = own.get(name)
                 if (
                     fresh is not None
@@ -248,7 +249,7 @@ class TimmVision(VisionFamily):
                 plain = self.build(config, TASK)
         except RequestError as error:
             return f"no arguments of timm describe it ({error})"
-        if found := _first_difference(module, plain):
+        if found := first_difference(module, plain):
             return found
         about: Any = plain
         prepared = {**about.pretrained_cfg, "num_classes": about.num_classes, "custom_load": False}
@@ -348,43 +349,12 @@ def _arguments_now(model: Model) -> dict[str, Any]:
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
 def _computes_as_named(part: nn.Module) -> bool:
     """Whether a convolution or linear layer does nothing more: timm's padded and standardised ones do."""
     from timm.layers.linear import Linear  # the same for the scripting of half precision
 
     plain = (nn.Conv2d.forward, nn.Linear.forward, Linear.forward)
     return not isinstance(part, nn.Conv2d | nn.Linear) or type(part).forward in plain
-
-
-def _first_difference(module: nn.Module, plain: nn.Module) -> str:
-    """Say where `module` differs from the plain architecture in classes, shapes, sharing or whole numbers; "" where nowhere."""
-    mine, theirs = dict(module.named_modules(remove_duplicate=False)), dict(plain.named_modules(remove_duplicate=False))
-    for name in [*mine, *theirs]:
-        ours, other = mine.get(name), theirs.get(name)
-        if ours is None or other is None or type(ours) is not type(other):
-            return f"{name} is {type(ours).__name__ if ours else 'absent'}, in timm {type(other).__name__ if other else 'absent'}"
-        if _numbers(ours) != _numbers(other):
-            return f"{name} runs with {_numbers(ours)}, in timm with {_numbers(other)}"
-    for (name, one), (_, two) in zip(sorted(_shapes(module).items()), sorted(_shapes(plain).items()), strict=True):
-        if one != two:
-            return f"{name} is {one}, in timm {two}"
-    return ""
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape of every tensor, and the first name of the same one."""
-    first: dict[int, str] = {}
-    return {
-        name: (tuple(t.shape), first.setdefault(id(t), name)) for name, t in module.state_dict(keep_vars=True).items()
-    }
-
-
-def _numbers(part: nn.Module) -> dict[str, int]:
-    return {name: value for name, value in vars(part).items() if type(value) is int and not name.startswith("_")}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,17 +142,8 @@ def problem_of(data: Mapping[str, Any]) -> str:
     }.items():
         if not all(type(count) is int and 0 <= count < MOST for count in counts):
             return f"{key!r} is not a count that a model can have"
-    for number, stage in enumerate(data.get("lineage", []), 1):
-        kinds = {"use": str, "version": int, "options": dict, "record": dict}
-        wrong = [
-            key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)
-        ]
-        if wrong:
-            return f"stage {number} of the lineage has no {wrong[0]}"
-        if not isinstance(stage.get("plugin", ""), str) or not isinstance(stage.get("seed", 0), int):
-            return f"stage {number} of the lineage has a plugin or a seed that is none"
-        if problem := problem_of_made(stage.get("made", {})):
-            return f"stage {number} of the lineage: {problem}"
+    if problem := _problem_of_lineage(data.get("lineage", [])):
+        return problem
     if problem := problem_of_source(data.get("source", {})):
         return problem
     for name, about in data.get("files", {}).items():
@@ -164,6 +155,21 @@ def problem_of(data: Mapping[str, Any]) -> str:
             return f"file {name!r} has no size and hash"
     if "files" in data and not any(name.endswith(".safetensors") for name in data["files"]):
         return "it lists no weight file"
+    return ""
+
+
+def _problem_of_lineage(stages: Sequence[Any]) -> str:
+    for number, stage in enumerate(stages, 1):
+        kinds = {"use": str, "version": int, "options": dict, "record": dict}
+        wrong = [
+            key for key, kind in kinds.items() if not isinstance(stage, dict) or not isinstance(stage.get(key), kind)
+        ]
+        if wrong:
+            return f"stage {number} of the lineage has no {wrong[0]}"
+        if not isinstance(stage.get("plugin", ""), str) or not isinstance(stage.get("seed", 0), int):
+            return f"stage {number} of the lineage has a plugin or a seed that is none"
+        if problem := problem_of_made(stage.get("made", {})):
+            return f"stage {number} of the lineage: {problem}"
     return ""
 
 

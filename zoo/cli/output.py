@@ -114,21 +114,17 @@ def print_table(
         if sum(widths.values()) + ENOUGH > console.width:
             del widths[name]
     shown = [i for i, name in enumerate(columns) if name in widths or name == cut]
-    least = {
-        i: _narrowest([columns[i], *(row[i] for row in rows)], number=columns[i] in right, name=not i) for i in shown
-    }
+    texts = {i: [columns[i], *(row[i] for row in rows)] for i in shown}
+    least = {i: _narrowest(texts[i], number=columns[i] in right, name=not i) for i in shown}
     if sum(least.values()) + 3 * len(shown) - 1 > console.width:
         for row in rows:
             print_facts((columns[i], row[i]) for i in shown)
             print()
         return
     for i in shown:
+        width, number = None if columns[i] == cut else least[i], columns[i] in right
         table.add_column(
-            columns[i],
-            justify="right" if columns[i] in right else "left",
-            overflow="fold",
-            min_width=None if columns[i] == cut else least[i],
-            no_wrap=columns[i] in right,
+            columns[i], justify="right" if number else "left", overflow="fold", min_width=width, no_wrap=number
         )
     for row in rows:
         table.add_row(

@@ -40,10 +40,7 @@ def samples_of_folder(folder: Path, reference: Reference) -> Iterable[Sample]:
     Raises:
         DataError: it holds nothing that is read, several kinds of it, or no such split.
     """
-    if model := next((file for pattern in MODELS for file in folder.glob(pattern)), None):
-        raise DataError(
-            f"{folder} holds a model ({model.relative_to(folder)}), not records; name a file or folder of data."
-        )
+    _require_no_model(folder)
     files = [
         file
         for file in sorted(folder.rglob("*"))
@@ -82,6 +79,13 @@ def samples_of_folder(folder: Path, reference: Reference) -> Iterable[Sample]:
         )
     inner = [file for file in about if file.suffix.lower() in TEXT_SUFFIXES and file.parent != folder]
     return texts_of(sorted([*texts, *inner]), reference, folder)
+
+
+def _require_no_model(folder: Path) -> None:
+    if model := next((file for pattern in MODELS for file in folder.glob(pattern)), None):
+        raise DataError(
+            f"{folder} holds a model ({model.relative_to(folder)}), not records; name a file or folder of data."
+        )
 
 
 def texts_of(files: Sequence[Path], reference: Reference, path: Path) -> Iterator[Sample]:

@@ -62,6 +62,11 @@ def resolve(spec: ModelSpec) -> Path:
             f"{spec.name}: zoo cannot use the weights of {spec.hub} yet (`zoo info {spec.name}` says what is missing): "
             f"{spelled(*OTHERS)}."
         )
+    return _from_hub(spec)
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    """The folder of the pinned revision in the local cache, where it is downloaded to when it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -67,7 +67,6 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         stages.append(_foreseen(recipe, request, model, state, in_memory, context))
         in_memory = in_memory.after(request)
     base = _base_bytes(recipe)
-    folder = next(p for p in ((out or Path()).absolute(), *(out or Path()).absolute().parents) if p.exists())
     import psutil
 
     return Plan(
@@ -78,18 +77,20 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         model.stored,
         tuple(replace(stage, peak_bytes=base + stage.peak_bytes) for stage in stages),
         data,
-        licenses={
-            model.spec.name: model.spec.license or "unknown",
-            **{t.spec.name: t.spec.license or "unknown" for t in teachers.values()},
-        },
+        licenses={m.spec.name: m.spec.license or "unknown" for m in (model, *teachers.values())},
         inherits=_inherits(recipe, licences, teachers, data),
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
-        free_disk_bytes=shutil.disk_usage(folder).free,
+        free_disk_bytes=_free_disk((out or Path()).absolute()),
         free_memory_bytes=psutil.virtual_memory().available,
         base_bytes=base,
         control=control and replace(control, peak_bytes=base + control.peak_bytes),
         overlaps=overlaps(data),
     )
+
+
+def _free_disk(out: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    return shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
 
 
 def _inherits(
