@@ -143,14 +143,17 @@ class TimmVision(VisionFamily):
                     tensor.copy_(fresh[tuple(slice(size) for size in tensor.shape)])
 
     def anatomy(self, module: nn.Module) -> Anatomy:
-        """Detected stacks ("vision"), and all other layers by the top part they belong to ("stem", "layer1.0", "head")."""
+        """Detected stacks ("vision"), and all other layers, the convolutions of blocks included, by the top part that they
+        belong to ("stem", "layer1.0", "head").
+        """
         from zoo.anatomy.detect import detect, plain_layers
 
         found = detect(module)
-        blocks = [stack.path for stack in found.stacks.values()]
+        blocks = [block for stack in found.stacks.values() for block in stack.blocks]
+        named = {path for block in blocks for path in (*block.projections(), *block.all_routers)}
         regions: dict[str, tuple[str, ...]] = {}
         for top, _ in module.named_children():
-            for path in plain_layers(module, top, skip=blocks):
+            for path in plain_layers(module, top, skip=named):
                 region = re.match(r"[^.]+(\.\d+)?", path)
                 if region and _computes_as_named(module.get_submodule(path)):
                     regions[region[0]] = (*regions.get(region[0], ()), path)
