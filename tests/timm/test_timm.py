@@ -160,6 +160,14 @@ def test_detected_heads_are_timms_own(name: str):
         assert offsets == [0, stack.width, 2 * stack.width]  # timm reshapes to (3, heads, head_dim)
 
 
+def test_convolutions_inside_blocks_are_in_a_region():
+    """Twins' attention reads what a convolution made smaller."""
+    anatomy = zoo.load("timm:twins_svt_small?num_classes=10", device="meta").anatomy
+    paths = list(anatomy.select("all").layers)
+    assert "blocks.0.1.attn.sr" in anatomy.layers["blocks.0"] and len(paths) == len(set(paths))
+    assert not set(paths) & {path for block in anatomy.stack().blocks for path in block.projections()}
+
+
 def test_every_other_layer_is_in_a_region():
     resnet = zoo.load(RESNET, device="meta")
     layers = resnet.anatomy.layers
