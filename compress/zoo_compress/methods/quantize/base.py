@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo.anatomy.coverage import TABLES, left_out, said, tables_of
 from zoo.anatomy.direct_reads import read_directly
-from zoo.anatomy.modules import grouped_by_module, require_sharers, resolve, weight_out_in
+from zoo.anatomy.modules import grouped_by_module, is_embedding, require_sharers, resolve, weight_out_in
 from zoo.anatomy.parts import Anatomy, Stack
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import ArtifactError, Refused, UnknownName, ZooError, nearest
@@ -212,7 +212,7 @@ def _tables(model: Model, target: str) -> dict[str, str]:
     if not whole or not (target == "all" or any(_owns_tables(anatomy, stack) for stack, _ in chosen.picks)):
         return {}
     tables = {}
-    if anatomy.embedding:
+    if anatomy.embedding and is_embedding(model.module.get_submodule(anatomy.embedding)):  # and no network of bytes
         tables[anatomy.embedding] = EMBEDDING
     if anatomy.head:
         tables[anatomy.head] = TABLE_HEAD
