@@ -97,6 +97,7 @@ def test_the_wheels_hold_what_a_plugin_needs(user: User):
     assert [found[name]["fault"] for name in NAMES] == [None, None]
     everything = {
         "model": ["tiny-mingru"],
+        "option": [],
         "family": ["mingru"],
         "compressor": ["palette.kmeans"],
         "loss": ["reverse-kl"],
