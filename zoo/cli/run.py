@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from zoo.cli import flags, output
 from zoo.cli.flags import flag
-from zoo.cli.vectors import embed, lines_of, makes_vectors, require_writable
+from zoo.cli.vectors import embed, lines_of, makes_vectors, require_free, require_writable
 from zoo.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -259,8 +259,6 @@ def piped_prompt() -> str:
 
 def _files(model: str, makes: str, given: Mapping[str, Any], *, out: Path | None, force: bool) -> list[Path]:
     """Where the images will go, one each; refused before any work where they cannot."""
-    from zoo.system.writing import why_unwritable
-
     if makes != "images":
         if out is not None:
             raise RequestError(f"{model} makes text, which goes to stdout; leave out --out, or redirect it: > {out}")
@@ -276,13 +274,7 @@ def _files(model: str, makes: str, given: Mapping[str, Any], *, out: Path | None
         )
     count = given.get("count", 1)
     files = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
-    for path in files:
-        if path.is_dir():
-            raise OutputError(f"{path} is a directory; name a file.")
-        if path.exists() and not force:
-            raise OutputError(f"{path} is there already; choose another --out, or pass --force to replace it.")
-    if reason := why_unwritable(out.absolute().parent):
-        raise OutputError(f"{out} cannot be written: {reason}.")
+    require_free(files, force=force)
     return files
 
 

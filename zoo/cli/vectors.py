@@ -6,7 +6,7 @@ The file is NumPy's own .npy: one array of float32 (N, D), which every tool for 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,6 @@ def lines_of(text: str) -> list[str]:
 
 def require_writable(out: Path | None, *, force: bool) -> None:
     """Refuse a file that vectors cannot go to, before any work."""
-    from zoo.system.writing import why_unwritable
-
     if out is None:
         return
     if out.suffix.lower() != SUFFIX:
@@ -49,12 +47,20 @@ def require_writable(out: Path | None, *, force: bool) -> None:
         raise OutputError(
             f"{out}: vectors are written as NumPy's {SUFFIX}; name it {named}, or print them with --json."
         )
-    if out.is_dir():
-        raise OutputError(f"{out} is a directory; name a file.")
-    if out.exists() and not force:
-        raise OutputError(f"{out} is there already; choose another --out, or pass --force to replace it.")
-    if reason := why_unwritable(out.absolute().parent):
-        raise OutputError(f"{out} cannot be written: {reason}.")
+    require_free([out], force=force)
+
+
+def require_free(files: Sequence[Path], *, force: bool) -> None:
+    """Refuse files, all of one folder, that are there already or cannot be written."""
+    from zoo.system.writing import why_unwritable
+
+    for path in files:
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; name a file.")
+        if path.exists() and not force:
+            raise OutputError(f"{path} is there already; choose another --out, or pass --force to replace it.")
+    if reason := why_unwritable(files[0].absolute().parent):
+        raise OutputError(f"{files[0]} cannot be written: {reason}.")
 
 
 def embed(model: Model, asked: str, prompt: Any, options: Mapping[str, Any], *, out: Path | None, json: bool) -> None:
