@@ -99,7 +99,6 @@ def watch(
     Raises:
         ZooError: a watched module reads or writes nan or infinity; names it and the samples.
     """
-    origins = getattr(data, "origins", [])
     sound: list[tuple[str, torch.Tensor]] = []  # of the batch that runs: what was looked at, and whether it is finite
     kept: list[torch.Tensor | None] = [None]  # of the batch that runs: which places are no padding
     hooks = []
@@ -116,14 +115,20 @@ def watch(
             kept[0] = unpadded(batch)
             with torch.no_grad(), suppress(_Enough):
                 run(model, batch)
-            _require_sound(model, batch, sound, origins[number] if origins else f"calibration batch {number}")
+            require_sound(model, batch, sound, samples_of(data, number))
     finally:
         for handle in hooks:
             handle.remove()
 
 
-def _require_sound(model: Model, batch: Batch, sound: list[tuple[str, torch.Tensor]], samples: str) -> None:
-    """Refuse what a batch led to, in one wait for the device."""
+def samples_of(data: Sequence[Batch], number: int) -> str:
+    """Which samples are in a batch."""
+    origins = getattr(data, "origins", [])
+    return origins[number] if origins else f"calibration batch {number}"
+
+
+def require_sound(model: Model, batch: Batch, sound: Sequence[tuple[str, torch.Tensor]], samples: str) -> None:
+    """Refuse what a batch led to, in one wait for the device; `sound` says what was looked at, and whether it was finite."""
     if not sound or bool(torch.stack([fine for _, fine in sound]).all()):
         return
     what = next(what for what, fine in sound if not fine)
@@ -138,16 +143,21 @@ def _hook(
     path: str, watcher: Watcher, sound: list[tuple[str, torch.Tensor]], kept: list[torch.Tensor | None]
 ) -> Callable[..., None]:
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        read = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-        wrote = written(output)
+        read, wrote = input_of(args, kwargs), written(output)
         read, wrote = (without_padding(tensor, kept[0]) for tensor in (read, wrote))
-        sound.extend((f"{path} {verb}", _finite(tensor)) for verb, tensor in (("reads", read), ("gives", wrote)))
+        sound.extend((f"{path} {verb}", finite_yet(tensor)) for verb, tensor in (("reads", read), ("gives", wrote)))
         watcher(read, wrote, *args[1:])
 
     return call
 
 
-def _finite(tensor: torch.Tensor) -> torch.Tensor:
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """The tensor that a module reads first."""
+    read: torch.Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+    return read
+
+
+def finite_yet(tensor: torch.Tensor) -> torch.Tensor:
     """Whether all entries are finite, as a tensor that nobody waits for yet."""
     if not tensor.is_floating_point() or not tensor.numel():
         return torch.ones((), dtype=torch.bool, device=tensor.device)
