@@ -14,7 +14,8 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset
 from zoo.errors import DataError, RequestError, ZooError, spelled
-from zoo.evaluation.ranks import spearman, with_interval
+from zoo.evaluation.intervals import bootstrap
+from zoo.evaluation.ranks import spearman
 from zoo.family.base import window_origin
 from zoo.family.embedding import is_embedding, unit, vectors_of
 from zoo.model.model import Model
@@ -23,6 +24,7 @@ from zoo.options import CompressorOptions
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 Metric = dict[str, Any]
 SCORE = "score"  # what a record calls how alike its two sentences are
@@ -49,6 +51,7 @@ class Similarity:
     """
 
     Options = SimilarityOptions
+    version = 2  # 1: the bootstrap drew from another generator
 
     def check(self, model: Model, data: Dataset) -> None:
         """Refuse what `measure` would refuse, from the model's structure and the records.
@@ -97,18 +100,19 @@ def _to_original(mine_ND: np.ndarray, theirs_ND: np.ndarray) -> dict[str, Metric
     figures: dict[str, Metric] = {}
     if mine_ND.shape == theirs_ND.shape:
         cosine_N = (mine_ND * theirs_ND).sum(-1)
-        mean = with_interval(lambda places: float(cosine_N[places].mean()), len(cosine_N))
+        mean = bootstrap(lambda places: float(cosine_N[places.numpy()].mean()), len(cosine_N))
         figures["cosine_to_original"] = {**mean, "better": "higher"}
     step = max(1, math.ceil(len(mine_ND) / RELATED))
     (mine_NN, theirs_NN), count = (v[::step] @ v[::step].T for v in (mine_ND, theirs_ND)), len(mine_ND[::step])
     if count > 2:
         upper = np.triu(np.ones((count, count), dtype=bool), 1)
 
-        def correlation(places: np.ndarray) -> float:
+        def correlation(drawn: torch.Tensor) -> float:
+            places = drawn.numpy()
             apart = upper & (places[:, None] != places[None])  # a sample that was drawn twice is no pair
             return spearman(mine_NN[np.ix_(places, places)][apart], theirs_NN[np.ix_(places, places)][apart])
 
-        value = with_interval(correlation, count, draws=100)
+        value = bootstrap(correlation, count, draws=100)
         if math.isfinite(value["value"]):
             figures["rank_correlation_to_original"] = {**value, "better": "higher"}
     return figures
@@ -119,7 +123,7 @@ def _to_labels(vectors_ND: np.ndarray, scores: Sequence[float]) -> Metric:
     import numpy as np
 
     cosine_P, score_P = (vectors_ND[0::2] * vectors_ND[1::2]).sum(-1), np.array(scores)
-    value = with_interval(lambda places: spearman(cosine_P[places], score_P[places]), len(scores))
+    value = bootstrap(lambda places: spearman(cosine_P[places.numpy()], score_P[places.numpy()]), len(scores))
     if not math.isfinite(value["value"]):
         raise DataError("similarity: all scores, or all similarities, are equal, and nothing correlates with that.")
     return {**value, "of": "pairs", "better": "higher"}

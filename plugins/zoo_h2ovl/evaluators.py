@@ -11,6 +11,7 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset, Sample, naming_record
 from zoo.errors import DataError, RequestError, spelled
+from zoo.evaluation.intervals import delta_method
 from zoo.evaluation.shares import accuracy
 from zoo.family.text.generate import greedy
 from zoo.family.vision.language import VisionLanguageFamily, asked
@@ -81,10 +82,11 @@ class ExactMatch:
 class AnswerLoss:
     """Negative log likelihood of the right answers in nats a token: finer than exact match, since every token counts.
 
-    The interval is 1.96 standard errors over the records, each weighed by its tokens.
+    The interval is 95% by the standard error over the records, each weighed by its tokens.
     """
 
     Options = QuestionOptions
+    version = 2  # 1: an interval of 1.96, not 1.959964, standard errors
 
     def check(self, model: Model, data: Dataset) -> None:
         """Refuse another kind of model, and a record without an image or a question; no image is read."""
@@ -112,12 +114,7 @@ class AnswerLoss:
                 require_finite_outputs(model, loss_N, batch, of=[picked[start + i].where for i in rows.sample.tolist()])
                 nats.index_add_(0, start + rows.sample.cpu(), loss_N)
                 tokens.index_add_(0, start + rows.sample.cpu(), torch.ones_like(loss_N))
-        value = float(nats.sum() / tokens.sum())
-        half = (
-            float(1.96 * (nats - value * tokens).std() * len(picked) ** 0.5 / tokens.sum()) if len(picked) > 1 else None
-        )
-        interval = {} if half is None else {"low": value - half, "high": value + half}  # of one record there is none
-        return {"answer_loss": {"value": value, **interval, "n": len(picked), "unit": "nat", "better": "lower"}}
+        return {"answer_loss": {**delta_method(nats, tokens), "unit": "nat", "better": "lower"}}
 
 
 def _picked(model: Model, data: Dataset | None, most: int, *, task: str) -> list[Sample]:

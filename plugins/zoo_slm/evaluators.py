@@ -17,6 +17,7 @@ from pydantic import Field
 
 from zoo.data.dataset import Dataset, naming_record
 from zoo.errors import DataError, RequestError, spelled
+from zoo.evaluation.intervals import bootstrap
 from zoo.family.embedding import is_embedding
 from zoo.family.text.family import TextFamily
 from zoo.family.text.task import text_task
@@ -247,19 +248,10 @@ def _masked(family: TextFamily, model: Model, windows: list[Window]) -> dict[str
     return {"masked_token_loss": {**loss, "unit": "nat", "better": "lower"}}
 
 
-def _ratio(over: torch.Tensor, under: torch.Tensor, *, draws: int = 1000) -> Metric:
-    """sum(over) / sum(under) of windows, with a 95% percentile bootstrap over them (Efron 1979), seed 0, where there are two."""
-    metric = {"value": float(over.sum() / under.sum()), "n": len(over), "of": "windows"}
-    if len(over) < 2:
-        return metric
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(0, len(over), (draws, len(over)), generator=generator)
-    sizes = under[picks].sum(1)
-    ratios = (
-        (over[picks].sum(1) / sizes)[sizes > 0].sort().values
-    )  # a window may hold no byte: tokens that stand for none
-    low, high = ratios[int(0.025 * len(ratios))], ratios[max(0, int(0.975 * len(ratios)) - 1)]
-    return {**metric, "low": float(low), "high": float(high)}
+def _ratio(over: torch.Tensor, under: torch.Tensor) -> Metric:
+    """sum(over) / sum(under) of windows; draws in which no window holds a byte, only tokens that stand for none, are left out."""
+    metric = bootstrap(lambda places: float(over[places].sum() / under[places].sum()), len(over))
+    return {**metric, "of": "windows"}
 
 
 class Xz:

@@ -19,6 +19,7 @@ from pydantic import Field
 from zoo.data.dataset import Dataset, Sample
 from zoo.data.open import open_data
 from zoo.errors import DataError, RequestError, spelled
+from zoo.evaluation.intervals import bootstrap_error, delta_method, normal
 from zoo.evaluation.shares import accuracy
 from zoo.family.diffusion.family import TextToImageFamily
 from zoo.model.health import require_finite_outputs
@@ -29,7 +30,6 @@ from zoo_snapgen.judge import look
 
 Metric = dict[str, Any]
 TASKS = "prompt-agreement and frechet"
-DRAWS = 200  # of the bootstrap
 
 
 class ImageOptions(CompressorOptions):
@@ -76,11 +76,13 @@ class PromptAgreement:
 class Frechet:
     """Fréchet distance of generated images from real held-out ones, in the judge's features (FID, 1706.08500, appendix A).
 
-    The interval is 1.96 bootstrap standard errors over the generated images of each digit, or of all where one is alone. Both clouds being finite, the
-    distance of one real split from the other is not 0; it is given as "real", for as many images.
+    The interval is 95% by the bootstrap's standard error over the generated images of each digit, since the prompts fix how
+    many there are of each, or of all where one is alone. Both clouds being finite, the distance of one real split from the
+    other is not 0; it is given as "real", for as many images.
     """
 
     Options = ImageOptions
+    version = 2  # 1: an interval of 1.96, not 1.959964, standard errors
 
     def check(self, model: Model, data: Dataset) -> None:
         """Refuse a model that makes no image of a prompt, and records that name no digit.
@@ -105,8 +107,9 @@ class Frechet:
         groups = [sample.fields["digit"] for sample in picked]
         if min(Counter(groups).values()) < 2:  # alone in its group, an image would not vary
             groups = [""] * len(picked)
-        error = bootstrap_error(made_NF, real_NF, groups=groups, seed=asked.seed)
-        around = {"low": max(0.0, value - 1.96 * error), "high": value + 1.96 * error}
+        error = bootstrap_error(lambda places: frechet(made_NF[places], real_NF), groups, seed=asked.seed)
+        around = normal(value, error)
+        around["low"] = max(0.0, around["low"])  # no distance is less
         metric = {"value": value, **around, "n": len(picked), "of": "images", "better": "lower"}
         return {"frechet": {**metric, "real": _real_distance(real_NF, asked.images)}}
 
@@ -115,10 +118,12 @@ class VelocityError:
     """What training minimises, on held-out images: the squared error of the predicted velocity, at logit-normal times.
 
     Noise and times are drawn from a seed, the same for every model; no caption is left out. Models compare only where
-    they have one autoencoder. The interval is 1.96 standard errors over the images.
+    they have one autoencoder. The interval is 95% by the standard error over the images.
     """
 
-    version = 2  # 1: what a scheduler predicts that is neither noise nor v was taken for a velocity
+    version = (
+        3  # 1: what a scheduler predicts that is neither noise nor v was taken for a velocity; 2: 1.96 standard errors
+    )
 
     class Options(CompressorOptions):
         draws: int = Field(4, ge=1, examples=[2], description="draws of noise and time for each image")
@@ -162,11 +167,8 @@ class VelocityError:
                     )
                     errors_DN[draw, start : start + len(picked)] = error_N.cpu()
         each_N = errors_DN.mean(0)
-        value, interval = float(each_N.mean()), {}
-        if len(each_N) > 1:  # of one image there is none
-            half = float(1.96 * each_N.std() / len(each_N) ** 0.5)
-            interval = {"low": value - half, "high": value + half}
-        return {"velocity_error": {"value": value, **interval, "n": len(each_N), "of": "images", "better": "lower"}}
+        mean = delta_method(each_N, torch.ones_like(each_N))
+        return {"velocity_error": {**mean, "of": "images", "better": "lower"}}
 
 
 class RealImages:
@@ -211,20 +213,6 @@ def frechet(one_NF: torch.Tensor, other_NF: torch.Tensor) -> float:
     root = _root(cov)
     cross = torch.linalg.eigvalsh(root @ other_cov @ root).clamp_min(0).sqrt().sum()
     return float((mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * cross)
-
-
-def bootstrap_error(made_NF: torch.Tensor, real_NF: torch.Tensor, *, groups: Sequence[str], seed: int) -> float:
-    """Standard error of the distance over generated images resampled within their group (Efron 1979).
-
-    The prompts fix how many images there are of each digit; resampling over all would count that as chance.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    members = [torch.tensor([i for i, one in enumerate(groups) if one == name]) for name in dict.fromkeys(groups)]
-    distances = []
-    for _ in range(DRAWS):
-        pick = torch.cat([part[torch.randint(0, len(part), (len(part),), generator=generator)] for part in members])
-        distances.append(frechet(made_NF[pick], real_NF))
-    return float(torch.tensor(distances).std())
 
 
 def _root(matrix: torch.Tensor) -> torch.Tensor:

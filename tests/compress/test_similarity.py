@@ -15,7 +15,7 @@ from zoo import registry
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
 from zoo.evaluation.figures import measure
-from zoo.evaluation.ranks import spearman, with_interval
+from zoo.evaluation.ranks import spearman
 from zoo.model.context import Context
 
 TEXTS = Dataset("texts", [Sample({"text": text}, f"texts:{i}") for i, text in enumerate(SENTENCES)])
@@ -52,13 +52,6 @@ def test_rank_correlation_is_that_of_ranks_with_ties():
         1 / 3
     )  # 1 2.5 2.5 4, 1 3.5 3.5 2
     assert math.isnan(spearman(x, np.ones(50)))
-
-
-def test_an_interval_holds_the_figure_and_is_the_same_twice():
-    values = np.random.default_rng(0).normal(size=40)
-    first, second = (with_interval(lambda places: float(values[places].mean()), 40) for _ in range(2))
-    assert first == second and first["low"] < first["value"] == values.mean() < first["high"]
-    assert with_interval(lambda places: 1.0, 1) == {"value": 1.0, "n": 1}
 
 
 @pytest.mark.parametrize("make", [plain_folder, sentence_folder])

@@ -10,18 +10,9 @@ import zoo
 from zoo import registry
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError
-from zoo.evaluation.shares import accuracy, wilson
+from zoo.evaluation.shares import accuracy
 
 pytestmark = pytest.mark.quick
-
-
-@pytest.mark.parametrize(
-    ("hits", "count", "low", "high"),
-    # from the closed formula evaluated by hand with z = 1.959964, and Newcombe (1998), table I, case 81 of 263
-    [(81, 263, 0.2553, 0.3662), (8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (0, 0, 0.0, 1.0)],
-)
-def test_wilson_intervals_are_the_published_ones(hits: int, count: int, low: float, high: float):
-    assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_groups_and_confusions_are_counted():

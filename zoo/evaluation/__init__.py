@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from zoo.faces import face
 
 if TYPE_CHECKING:
+    from zoo.evaluation.intervals import wilson as wilson
     from zoo.evaluation.shares import accuracy as accuracy
-    from zoo.evaluation.shares import wilson as wilson
 
 HOMES = {
-    "zoo.evaluation.shares": ("accuracy", "wilson"),
+    "zoo.evaluation.intervals": ("wilson",),
+    "zoo.evaluation.shares": ("accuracy",),
 }
 __getattr__, __dir__ = face(__name__, HOMES)

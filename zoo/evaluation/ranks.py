@@ -1,9 +1,8 @@
-"""Rank correlation, and the interval of a figure of samples."""
+"""Rank correlation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,23 +24,3 @@ def _ranks(values_N: np.ndarray) -> np.ndarray:
     last = np.cumsum(counts)
     ranks: np.ndarray = (last - (counts - 1) / 2)[places]
     return ranks
-
-
-def with_interval(figure: Callable[[np.ndarray], float], count: int, *, draws: int = 1000) -> dict[str, Any]:
-    """A figure of `count` samples with its 95% percentile bootstrap (Efron 1979), seed 0, where there are two or more.
-
-    Args:
-        figure: of the samples at some places; draws for which it is nan are left out.
-    """
-    import numpy as np
-
-    metric: dict[str, Any] = {"value": figure(np.arange(count)), "n": count}
-    if count < 2:
-        return metric
-    generator = np.random.default_rng(0)
-    drawn = np.array([figure(generator.integers(0, count, count)) for _ in range(draws)])
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return metric
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return {**metric, "low": min(float(low), metric["value"]), "high": max(float(high), metric["value"])}

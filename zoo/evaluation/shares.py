@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+from zoo.evaluation.intervals import wilson
 
 LARGEST = 40  # labels of a confusion matrix, and groups listed; more would not be read
 
@@ -32,16 +33,6 @@ def accuracy(
         members = {name: [hit for hit, group in zip(hits, groups, strict=True) if group == name] for name in named}
         metric["by"] = {name: _share(part) for name, part in members.items()}
     return metric
-
-
-def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95% interval of a share (Wilson 1927): never below 0 or above 1, and sensible at both ends."""
-    if not count:
-        return 0.0, 1.0
-    share, spread = hits / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _share(hits: Sequence[bool]) -> dict[str, float]:
