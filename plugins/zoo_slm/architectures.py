@@ -12,8 +12,8 @@ from zoo.family.text.causal import CausalLM
 from zoo.family.text.embedding import TextEmbedding
 from zoo.family.text.masked import MaskedLM
 from zoo.family.text.seq2seq import Seq2Seq
-from zoo.family.text.tasks import TASKS
-from zoo_slm.sentence_encoder import ENCODERS
+from zoo.family.text.tasks import TASKS, named_after
+from zoo_slm.model_types import EITHER_SIDE, ENCODERS, SEES_LATER, UNREPEATABLE
 
 # What the classes of other mappings are. The first ones win over our tasks: their text classes read more than text.
 MORE_THAN_TEXT = {
@@ -32,10 +32,6 @@ OTHERS = {
     "AUDIO_CLASSIFICATION": "an audio classifier",
     "CTC": "a speech recognition model",
     "TEXT_TO_WAVEFORM": "a speech synthesis model",
-}
-# Types whose forward draws random numbers outside training too: no two passes agree.
-UNREPEATABLE = {
-    "reformer": "which draws the hashes of its attention anew at every pass, so that no result of it comes again"
 }
 READS = "text models need a causal, masked or seq2seq LM head, or are encoders without one"
 
@@ -108,7 +104,7 @@ def _named_task(name: str) -> str:
             return task.name
     if any(name in _classes(mapping) for mapping in OTHERS):
         return ""
-    return next((task.name for task in TASKS.values() if name.endswith(task.endings)), "")
+    return named_after(name)
 
 
 def _is_headless(name: str, config: Mapping[str, Any]) -> bool:
@@ -130,11 +126,13 @@ def _kind_of_class(name: str) -> str:
 
 def _sees_later_tokens(config: Mapping[str, Any]) -> bool:
     """Whether a model of a type that is both an encoder and a decoder is the encoder, as its class is by default."""
-    both = set(_classes(CausalLM.mapping).values()) & set(_classes(MaskedLM.mapping).values()) | {"bert-generation"}
-    if config.get("model_type") == "xlnet":
-        return bool(config.get("attn_type", "bi") == "bi")
+    kind = str(config.get("model_type"))
+    if kind in SEES_LATER:
+        field, later = SEES_LATER[kind]
+        return bool(config.get(field, later) == later)
+    both = set(_classes(CausalLM.mapping).values()) & set(_classes(MaskedLM.mapping).values())
     return (
-        config.get("model_type") in both
+        kind in both | EITHER_SIDE
         and not config.get("is_encoder_decoder")
         and not config.get("is_decoder")
         and not config.get("causal")

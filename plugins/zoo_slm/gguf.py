@@ -26,6 +26,7 @@ from zoo.tensors.gguf import Header, read_header
 from zoo_slm import architectures
 from zoo_slm.checkpoints import require_complete
 from zoo_slm.configs import UNFIT, auto_class, parsed, unfit, why
+from zoo_slm.model_types import LAYERS_OF_LARGEST
 from zoo_slm.quiet import quiet
 
 ENDING = ".gguf"
@@ -54,9 +55,6 @@ SETTINGS = {
     "attention.scale": ("attention_multiplier",),
     "attention.clamp_kqv": ("clip_qkv",),
 }
-# Gemma's largest models scale scores by the width of the model over its heads, the others by that of a head; a file only
-# tells them by the number of layers, as llama.cpp does.
-LAYERS_OF_LARGEST = {"gemma2": 46, "gemma3": 62}
 ROPE_SCALINGS = {"linear", "yarn", "longrope", "none"}
 # Tensors that are settings: divisors of the rotary frequencies.
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

@@ -32,6 +32,7 @@ from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
 from zoo_slm.configs import UNFIT, asks_untied, auto_class, parsed, tied, unfit, untie, why
 from zoo_slm.gguf import GGUF
+from zoo_slm.model_types import FLOAT32_ONLY, TABLE_AS_HEAD
 from zoo_slm.sentence_encoder import BACKBONE, KEY, SentenceEncoder, build_backbone, pooler_of
 
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
@@ -47,9 +48,6 @@ POSITIONS = (
     "max_decoder_position_embeddings",
     "max_target_positions",
 )
-# Model types whose classes run rightly in float32 alone: they mix it in whatever they are built in, have no Fourier
-# transform in half precision, or widen a router of theirs for good at the first pass.
-FLOAT32_ONLY = ("deberta", "fnet", "mra", "nllb-moe", "switch_transformers")
 HALF = (torch.float16, torch.bfloat16)
 COPIED = 2**30  # bytes of weights in half precision that are copied in float32 to be asked
 
@@ -93,8 +91,8 @@ class TransformersText(TextFamily):
             owners[part]._init_weights(part)
         config: Any = module.config
         if (
-            "T5" in type(config).__name__ and not isinstance(module, SentenceEncoder) and not tied(module)
-        ):  # its class takes the head for the table, see untie
+            config.model_type in TABLE_AS_HEAD and not isinstance(module, SentenceEncoder) and not tied(module)
+        ):  # see untie
             nn.init.normal_(module.lm_head.weight, std=config.initializer_factor)  # type: ignore[union-attr, arg-type]
 
     def anatomy(self, module: nn.Module) -> Anatomy:

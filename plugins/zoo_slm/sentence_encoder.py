@@ -20,17 +20,10 @@ from torch import nn
 
 from zoo.errors import RequestError
 from zoo.family.text.pooling import POOLS, pooled
+from zoo_slm.model_types import ENCODERS
 
 KEY = "sentence_encoder"
 BACKBONE = "backbone."  # what the names of the transformer's tensors begin with
-# Model types of which the encoder alone is taken, and its class.
-ENCODERS = {
-    "t5": "T5EncoderModel",
-    "mt5": "MT5EncoderModel",
-    "umt5": "UMT5EncoderModel",
-    "longt5": "LongT5EncoderModel",
-    "switch_transformers": "SwitchTransformersEncoderModel",
-}
 LEGACY = {  # what older configs call each mode
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",

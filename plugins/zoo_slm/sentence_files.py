@@ -22,6 +22,7 @@ from zoo_slm.sentence_encoder import SentenceEncoder, require_modules
 MODULES, SETTINGS, CONFIG = "modules.json", "config_sentence_transformers.json", "config.json"
 # The settings of a Transformer module; older releases named the file after the model's type.
 TRANSFORMER = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json")
+READ = "SentenceTransformer"  # the kind of folder, of several, which is no model type of transformers
 OWN = "sentence_transformers."  # what the classes of the library begin with
 TASK, OUTPUT = "feature-extraction", "token_embeddings"
 TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}  # the one modality that is read
@@ -51,10 +52,8 @@ def describe(path: Path) -> dict[str, Any] | None:
         )
     require_modules(modules[1:], str(path / MODULES))
     settings = _optional(path / SETTINGS)
-    if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        raise RequestError(
-            f"{path / SETTINGS} is of a {settings['model_type']}; of such folders SentenceTransformer is read."
-        )
+    if settings.get("model_type", READ) != READ:
+        raise RequestError(f"{path / SETTINGS} is of a {settings['model_type']}; of such folders {READ} is read.")
     prompts, name = settings.get("prompts") or {}, settings.get("default_prompt_name")
     if not isinstance(prompts, dict) or (name is not None and not isinstance(prompts.get(name), str)):
         raise ArtifactError(f"{path / SETTINGS}: the default prompt {name!r} is none of its prompts.")

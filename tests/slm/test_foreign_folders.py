@@ -353,3 +353,23 @@ def test_a_head_that_is_the_decoders_own_table_stays_it(tmp_path: Path) -> None:
     model = zoo.load(tmp_path / "model")
     model.save(tmp_path / "saved")
     assert model.aliases() == zoo.load(tmp_path / "saved").aliases() != {}
+
+
+def test_an_untied_head_that_is_no_plain_layer_is_drawn_too(tmp_path: Path) -> None:
+    """T5Gemma's is a module of its own, which T5's, of a class with a like name, is not."""
+    side = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 32,
+    }
+    config = transformers.T5GemmaConfig(
+        encoder=dict(side), decoder=dict(side), vocab_size=32, tie_word_embeddings=False
+    )
+    transformers.T5GemmaForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    module: Any = zoo.load(tmp_path / "model", weights="random").module
+    head, table = module.lm_head.out_proj.weight, module.get_decoder().embed_tokens.weight
+    assert head is not table and 0 < float(head.detach().std()) < 0.1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from zoo.anatomy.model_types import UNREADABLE_QKV, type_of
 from zoo.anatomy.modules import features, inside, is_embedding, is_norm, output_axis, value_of
 from zoo.anatomy.parts import Attention, Part
 
@@ -31,8 +32,6 @@ QUERY_NORMS = ("q_norm", "q_layernorm", "q_ln", "query_layernorm", "norm_q")
 KEY_NORMS = ("k_norm", "k_layernorm", "k_ln", "key_layernorm", "norm_k")
 HEAD_SIZE = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_head", "dim_per_head")
 HEAD_COUNT = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-# Fused attention whose rows are in an order no `Part` describes (four tensor-parallel shards; [q, v, k]).
-UNREADABLE = ("codegen",)
 
 
 def read_attention(owner: Owner, owners: Sequence[Owner], config: Any) -> Attention | None:
@@ -119,11 +118,11 @@ def _fused(owner: Owner, heads: int, head_dim: int, config: Any) -> tuple[Part, 
     name = next((name for name in FUSED_QKV if owner.child(name) is not None), "")
     part = owner.child(name) if name else None
     sizes = features(part) if part is not None else None
-    if part is None or sizes is None or getattr(config, "model_type", None) in UNREADABLE:
+    if part is None or sizes is None:
         return None
     units, rest = divmod(sizes[1], head_dim)
     kv_heads, odd = divmod(units - heads, 2)
-    if rest or odd or kv_heads < 1 or heads % kv_heads:
+    if rest or odd or kv_heads < 1 or heads % kv_heads or (kv_heads > 1 and type_of(config) in UNREADABLE_QKV):
         return None
     path, axis, size = owner.at(name), output_axis(part), head_dim
     if name == "query_key_value":
@@ -139,8 +138,6 @@ def _fused(owner: Owner, heads: int, head_dim: int, config: Any) -> tuple[Part, 
                 Part(path, axis, kv_heads, size, offset=shared * size, stride=leap),
                 Part(path, axis, kv_heads, size, offset=(shared + 1) * size, stride=leap),
             )
-    if getattr(config, "model_type", None) == "gpt_bigcode" and kv_heads > 1:  # without multi-query it interleaves
-        return None
     k_start = heads * size
     return (
         Part(path, axis, heads, size, stride=size),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.anatomy.modules import computes_as_named, features
 from zoo.anatomy.parts import Linears
@@ -20,6 +20,7 @@ WORDS = (
     ("attention", re.compile(r"attn|attention|self_att")),
     ("ffn", re.compile(r"mlp|ffn|feed_?forward|expert|moe|intermediate|^ff$")),
 )
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 VAGUE = re.compile(r"mixer|temporal_block")
 
 
@@ -45,17 +46,21 @@ def read_routers(block: nn.Module, path: str) -> tuple[str, ...]:
 def expert_tables(module: nn.Module, path: str, known: Collection[str] = ()) -> Iterator[str]:
     """Parameters that hold the matrices of all experts, stacked (experts, ...) or one below the other (DBRX)."""
     for name, part in module.named_modules(prefix=path):
-        if features(part) or hasattr(part, "kernel_size") or not _holds_experts(name.removeprefix(path), part):
+        if features(part) or hasattr(part, "kernel_size"):
             continue
+        called = "expert" in name.removeprefix(path)
         for own, parameter in part._parameters.items():
-            if parameter is not None and _is_table(own, parameter.dim()):
+            if parameter is not None and (
+                _is_table(own, parameter.dim()) if called else _counts_experts(part, parameter)
+            ):
                 table = f"{name}.{own}".lstrip(".")
                 if table not in known:
                     yield table
 
 
-def _holds_experts(relative: str, part: nn.Module) -> bool:
-    return "expert" in relative or "expert" in type(part).__name__.lower()
+def _counts_experts(part: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter has a matrix for each of the experts that its module says it has (JetMoE's ParallelExperts)."""
+    return parameter.dim() == 3 and any(getattr(part, name, None) == len(parameter) for name in EXPERTS)
 
 
 def _is_table(name: str, axes: int) -> bool:

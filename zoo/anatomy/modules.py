@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from zoo.anatomy.parts import Part
 from zoo.errors import Refused
 
+EPSILONS = ("eps", "epsilon", "variance_epsilon", "norm_eps")  # what norms call what keeps them from dividing by 0
+
 
 def features(module: nn.Module) -> tuple[int, int] | None:
     """Return (in, out) of a projection, or None where `module` is not one."""
@@ -89,7 +91,17 @@ def is_embedding(module: nn.Module) -> bool:
 
 
 def looks_like_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
+    """Whether `module` normalises: beside its gain, where it has one, it keeps an epsilon; or it is a gain for each channel alone."""
+    if list(module.children()) or features(module) or hasattr(module, "kernel_size"):
+        return False  # convolutions that standardise their weights keep an epsilon too
+    own = {name: tuple(tensor.shape) for name, tensor in module._parameters.items() if tensor is not None}
+    if own and "weight" not in own:  # an activation with numbers of its own (Apertus)
+        return False
+    if any(hasattr(module, name) for name in (*EPSILONS, "normalized_shape")):
+        return True
+    return (
+        bool(own) and own.keys() <= {"weight", "bias"} and len(set(own.values())) == len(own["weight"]) == 1
+    )  # MobileBERT
 
 
 def is_norm(module: nn.Module, width: int) -> bool:

@@ -13,7 +13,7 @@ from zoo import catalog
 from zoo.cli import output
 from zoo.errors import ArtifactError, RequestError, UnknownName, ZooError
 from zoo.family.text.shape import BYTES_OF, Cache, cache_of, entries_of, shape_of
-from zoo.family.text.tasks import TASKS, task_named
+from zoo.family.text.tasks import named_after, task_named
 from zoo.loading import weights
 from zoo.loading.codes import QUANTIZED_KEYS, method_of
 from zoo.loading.locate import Located, locate
@@ -197,10 +197,9 @@ def _task(located: Located, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     # a folder of sentence-transformers names the class that was trained, head and all
-    if config.get("is_decoder") is not False and not (located.path and (located.path / "modules.json").exists()):
-        for task in TASKS.values():
-            if task.own_ending and name.endswith(task.own_ending):
-                return task.name
+    sentences = located.path is not None and (located.path / "modules.json").exists()
+    if config.get("is_decoder") is not False and not sentences and (task := named_after(name, alone=True)):
+        return task
     try:
         return _built(located).task
     except ZooError:

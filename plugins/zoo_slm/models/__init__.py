@@ -7,11 +7,12 @@ also has `translated(config)`, and `require_sound(path)` where they may contradi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from zoo.family.text.tasks import TASKS, named_after
 from zoo.loading.directory import without_code
 
 # model_type -> the file, its config class, its model class
@@ -33,8 +34,23 @@ PUBLISHED = {
     "PhoneLMForCausalLM": "phonelm",
     "TeleFLMForCausalLM": "teleflm",
     "Phi3SmallForCausalLM": "phi3small",
-    "MPTForCausalLM": "slimlm",  # where it has learned positions; with ALiBi it is transformers' own
-    "RobertaForMaskedLM": "bebeshka",  # where positions are relative_key_query, which transformers 5 no longer has
+    "MPTForCausalLM": "slimlm",
+    "RobertaForMaskedLM": "bebeshka",
+}
+
+
+def _has_learned_positions(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("learned_pos_emb")) and not (config.get("attn_config") or config).get("alibi")
+
+
+def _has_relative_queries(config: Mapping[str, Any]) -> bool:
+    return config.get("position_embedding_type") == "relative_key_query"
+
+
+# what tells ours apart from those of transformers that go by the same published class
+APART: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "slimlm": _has_learned_positions,  # transformers' own MPT has ALiBi
+    "bebeshka": _has_relative_queries,  # which the RoBERTa of transformers 5 no longer has
 }
 
 
@@ -47,11 +63,7 @@ def own_type(config: Mapping[str, Any]) -> str:
     kind = (
         next((PUBLISHED[name] for name in map(str, named) if name in PUBLISHED), "") if isinstance(named, list) else ""
     )
-    if kind == "slimlm" and (not config.get("learned_pos_emb") or (config.get("attn_config") or config).get("alibi")):
-        return ""
-    if kind == "bebeshka" and config.get("position_embedding_type") != "relative_key_query":
-        return ""
-    return kind
+    return "" if kind in APART and not APART[kind](config) else kind
 
 
 def adopted(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,10 +76,7 @@ def adopted(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = own_type(config)
     file, config_class, model_class = OWN[kind]
     module = import_module(f"{__name__}.{file}")
-    made, auto = (
-        getattr(module, config_class),
-        "AutoModelForMaskedLM" if model_class.endswith("MaskedLM") else "AutoModelForCausalLM",
-    )
+    made, auto = getattr(module, config_class), TASKS[named_after(model_class)].auto_class
     transformers.AutoConfig.register(kind, made, exist_ok=True)
     getattr(transformers, auto).register(made, getattr(module, model_class), exist_ok=True)
     values = without_code(config)

@@ -15,3 +15,18 @@ TASKS: dict[str, TextTask] = {task.name: task for task in ALL}
 def task_named(name: str) -> TextTask:
     """The task of a name; one that is not ours is taken to be that of a causal model."""
     return TASKS.get(name, TASKS[CausalLM.name])
+
+
+def named_after(class_name: str, *, alone: bool = False) -> str:
+    """The task that a class is named after, as transformers ends the names of its classes; "" where it is none's.
+
+    For classes that no table has; what a model is is asked of its structure.
+
+    Args:
+        alone: by ends that no class of another task has.
+    """
+    for name, task in TASKS.items():
+        ends = task.own_ending if alone else task.endings
+        if ends and class_name.endswith(ends):
+            return name
+    return ""

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from zoo.anatomy.model_types import NUMBERED_HEADS, type_of
 from zoo.anatomy.modules import config_of, resolve
 from zoo.anatomy.parts import Part
 from zoo.compressor import Compressor, require_dense
@@ -42,7 +43,6 @@ from zoo_compress.methods.prune.widths import (
 )
 
 Amount = Annotated[float, Field(strict=True, gt=0, lt=1)] | Annotated[int, Field(strict=True, ge=1)]
-PER_HEAD_SLOPES = ("bloom", "mpt")  # model types whose attention biases (ALiBi) are fixed by a head's number
 
 
 class PruneStructured(Compressor):
@@ -241,7 +241,7 @@ def _require_whole_rows(model: Model, plan: Plan, *, stage: str) -> None:
 def _require_movable_heads(module: nn.Module, path: str, *, stage: str) -> None:
     config, name = config_of(module, path), type(module).__name__
     fixed = ""
-    if getattr(config, "alibi", False) or getattr(config, "model_type", "") in PER_HEAD_SLOPES:
+    if getattr(config, "alibi", False) or type_of(config) in NUMBERED_HEADS:
         fixed = f"each head of {name} has a position slope fixed by its number (ALiBi)"
     elif getattr(config, "relative_attention_num_buckets", 0):
         fixed = f"each head of {name} has its own column in a table of relative positions, which all blocks read"
