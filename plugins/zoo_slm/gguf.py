@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.anatomy import names
 from zoo.errors import ArtifactError, RequestError
 from zoo.loading.directory import check_config
 from zoo.tensors.gguf import Header, read_header
@@ -34,21 +35,21 @@ FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # What a header calls a setting (after the name of its architecture), and what configs call it: the first one that a
 # config has is given the header's value, since transformers leaves some to the defaults of the class.
 SETTINGS = {
-    "embedding_length": ("hidden_size",),
-    "block_count": ("num_hidden_layers",),
-    "attention.head_count": ("num_attention_heads",),
-    "context_length": ("max_position_embeddings", "n_positions"),
-    "attention.key_length": ("head_dim", "d_kv"),
-    "attention.sliding_window": ("sliding_window",),
+    "embedding_length": names.WIDTH.configs,
+    "block_count": names.LAYERS.configs,
+    "attention.head_count": names.HEADS.configs,
+    "context_length": names.CONTEXT.configs,
+    "attention.key_length": names.HEAD_SIZE.configs,
+    "attention.sliding_window": names.WINDOW.configs,
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
     "attention.layer_norm_epsilon": ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon", "norm_eps"),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
-    "feed_forward_length": ("intermediate_size", "n_inner", "d_ff"),
-    "expert_count": ("num_experts", "num_local_experts", "n_routed_experts"),
-    "expert_used_count": ("num_experts_per_tok",),
-    "expert_feed_forward_length": ("moe_intermediate_size",),
-    "decoder_block_count": ("num_decoder_layers",),
+    "feed_forward_length": names.FFN_WIDTH.configs,
+    "expert_count": names.EXPERTS.configs,
+    "expert_used_count": names.EXPERTS_PER_TOKEN.configs,
+    "expert_feed_forward_length": names.EXPERT_WIDTH.configs,
+    "decoder_block_count": names.DECODER_LAYERS.configs,
     "logit_scale": ("logit_scale", "logits_scaling"),
     "embedding_scale": ("scale_emb", "embedding_multiplier"),
     "residual_scale": ("residual_multiplier",),
@@ -184,9 +185,9 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
             path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
         )
     settings = _settings(path, header)
-    for key, names in SETTINGS.items():
+    for key, called in SETTINGS.items():
         value = settings.get(key)
-        name = next((name for name in names if hasattr(config, name)), "")
+        name = next((name for name in called if hasattr(config, name)), "")
         if not value or isinstance(value, list) or getattr(config, name or " ", None) == value:  # 0: there is none
             continue
         if name:

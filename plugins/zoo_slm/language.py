@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from zoo.anatomy.names import CONTEXT, SIDES_CONTEXT
 from zoo.anatomy.parts import Anatomy
 from zoo.artifact.manifest import WEIGHTS
 from zoo.catalog import ModelSpec
@@ -38,16 +39,8 @@ from zoo_slm.sentence_encoder import BACKBONE, KEY, SentenceEncoder, build_backb
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")  # some classes build nothing of 0
 
 
-# what configs call the longest sequence, those of an encoder and a decoder apart too
-POSITIONS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_sequence_length",
-    "max_encoder_position_embeddings",
-    "max_decoder_position_embeddings",
-    "max_target_positions",
-)
+# the longest sequence, those of an encoder and a decoder apart too
+POSITIONS = (*CONTEXT.configs, *SIDES_CONTEXT.configs)
 HALF = (torch.float16, torch.bfloat16)
 COPIED = 2**30  # bytes of weights in half precision that are copied in float32 to be asked
 

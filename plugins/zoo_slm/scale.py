@@ -12,50 +12,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.anatomy.names import (
+    CONTEXT,
+    DECODER_LAYERS,
+    ENCODER_LAYERS,
+    EXPERT_WIDTH,
+    EXPERTS,
+    FFN_WIDTH,
+    HEAD_SIZE,
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    SHARED_EXPERT_WIDTH,
+    SIDES_FFN_WIDTH,
+    SIDES_HEADS,
+    TABLE_WIDTH,
+    WIDTH,
+    WINDOW,
+)
 from zoo.errors import RequestError
 
-LAYERS, HEADS, GROUPS, HEAD, WIDEST = 4, 4, 2, 8, 8  # above WIDEST heads, a head is half as wide
-VOCABULARY, CONTEXT, WINDOW, EXPERTS = 512, 64, 8, 4
+DEPTH, MANY, FEW, HEAD, WIDEST = 4, 4, 2, 8, 8  # above WIDEST heads, a head is half as wide
+WORDS, LONGEST, SHORT, POOL = 512, 64, 8, 4
 
-# What configs call each size, the usual name first.
-DEPTHS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-)
-WIDTHS = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
-QUERIES = (
-    "num_attention_heads",
-    "n_head",
-    "n_heads",
-    "num_heads",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-)
-KEYS = ("num_key_value_heads", "num_kv_heads")
-HEAD_WIDTHS = ("head_dim", "d_kv")
-INNER = (
-    "intermediate_size",
-    "ff_intermediate_size",
-    "n_inner",
-    "d_ff",
-    "ffn_dim",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "ffn_hidden_size",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-)
-CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-WINDOWS = ("sliding_window", "window_size")
-POOLS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Every name of each kind of size: those of the whole first, which all others follow.
+DEPTHS = (*LAYERS.configs, *ENCODER_LAYERS.configs, *DECODER_LAYERS.configs)
+WIDTHS = (*WIDTH.configs, *TABLE_WIDTH.configs)
+QUERIES = (*HEADS.configs, *SIDES_HEADS.configs)
+INNER = (*FFN_WIDTH.configs, *SIDES_FFN_WIDTH.configs, *EXPERT_WIDTH.configs, *SHARED_EXPERT_WIDTH.configs)
 # Sizes that stand for themselves: the most that a twin has of each.
 MOST = {
-    "vocab_size": VOCABULARY,
+    "vocab_size": WORDS,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
     "blocksparse_block_size": 4,
@@ -85,15 +72,17 @@ class Sizes:
     def of(cls, config: Mapping[str, Any]) -> Sizes:
         """Read them from a config."""
         width, heads, depth = _first(config, WIDTHS), _first(config, QUERIES), _first(config, DEPTHS)
-        head = _first(config, HEAD_WIDTHS) or (width // heads if heads else 0)
-        return cls(depth, width, heads, _first(config, KEYS) or heads, head, _first(config, CONTEXTS))
+        head = _first(config, HEAD_SIZE.configs) or (width // heads if heads else 0)
+        return cls(
+            depth, width, heads, _first(config, KV_HEADS.configs) or heads, head, _first(config, CONTEXT.configs)
+        )
 
     def shrunk(self, config: Mapping[str, Any], *, rotating: float) -> Sizes:
         """Those of the twin of a model, of whose heads this share rotates."""
         heads, groups = _heads(self.heads, self.groups)
         head = _head(heads, rotating)
         width = _width(heads, head, self.width / (self.heads * self.head))
-        return Sizes(_depth(config, self.depth), width, heads, groups, head, min(self.context, CONTEXT))
+        return Sizes(_depth(config, self.depth), width, heads, groups, head, min(self.context, LONGEST))
 
     def shares(self, full: Sizes) -> tuple[float, float]:
         """What is left of the width and of the context of the full model."""
@@ -144,13 +133,13 @@ def _resized(config: Mapping[str, Any], full: Sizes, small: Sizes) -> dict[str, 
         _set(config, DEPTHS, lambda size: min(size, small.depth))
         | _set(config, WIDTHS, lambda size: small.width if size == full.width else _even(size * share))
         | _set(config, QUERIES, lambda _: small.heads)
-        | _set(config, KEYS, lambda _: small.groups)
-        | _set(config, HEAD_WIDTHS, lambda _: small.head)
+        | _set(config, KV_HEADS.configs, lambda _: small.groups)
+        | _set(config, HEAD_SIZE.configs, lambda _: small.head)
         | _set(config, INNER, lambda size: max(8, round(size * share / 8) * 8))
-        | _set(config, CONTEXTS, lambda size: min(size, CONTEXT))
-        | _set(config, POOLS, lambda size: min(size, EXPERTS))
+        | _set(config, CONTEXT.configs, lambda size: min(size, LONGEST))
+        | _set(config, EXPERTS.configs, lambda size: min(size, POOL))
         | _set(config, MOST, None)
-        | _set(config, WINDOWS, lambda size: WINDOW if size < (full.context or size + 1) else 2 * CONTEXT)
+        | _set(config, WINDOW.configs, lambda size: SHORT if size < (full.context or size + 1) else 2 * LONGEST)
         | _set(config, ("original_max_position_embeddings",), lambda size: max(2, round(size * shorter)))
         | _set(config, ("max_window_layers",), lambda size: round(size * small.depth / full.depth))
         | _set(config, ("query_pre_attn_scalar",), lambda size: round(size * small.head / full.head))
@@ -171,8 +160,8 @@ def _set(config: Mapping[str, Any], names: Any, rule: Any) -> dict[str, int]:
 def _heads(heads: int, groups: int) -> tuple[int, int]:
     """Few heads, as many to a key/value head as before."""
     if groups == heads:
-        return min(heads, HEADS), min(heads, HEADS)
-    few = min(groups, GROUPS)
+        return min(heads, MANY), min(heads, MANY)
+    few = min(groups, FEW)
     return few * (heads // groups), few
 
 
@@ -198,8 +187,8 @@ def _depth(config: Mapping[str, Any], depth: int) -> int:
     if not isinstance(kinds, list) and (every := _first(config, ("dense_attention_every_n_layers",))):
         kinds = [(layer + 1) % every == 0 for layer in range(depth)]
     if not isinstance(kinds, list):
-        return min(depth, LAYERS)
-    enough = (n for n in range(min(LAYERS, depth), depth) if all(kinds[:n].count(kind) >= 2 for kind in kinds))
+        return min(depth, DEPTH)
+    enough = (n for n in range(min(DEPTH, depth), depth) if all(kinds[:n].count(kind) >= 2 for kind in kinds))
     return next(enough, depth)
 
 
@@ -222,14 +211,9 @@ def _ids(config: Mapping[str, Any]) -> dict[str, Any]:
     """Special tokens beyond the vocabulary, the last ones of it, those that were different still so."""
     named = {key: found for key, found in config.items() if key.endswith("token_id") and found is not None}
     beyond = sorted(
-        {
-            one
-            for found in named.values()
-            for one in (found if isinstance(found, list) else [found])
-            if one >= VOCABULARY
-        }
+        {one for found in named.values() for one in (found if isinstance(found, list) else [found]) if one >= WORDS}
     )
-    number = {one: VOCABULARY - 1 - place for place, one in enumerate(beyond)}
+    number = {one: WORDS - 1 - place for place, one in enumerate(beyond)}
     return {
         key: [number.get(one, one) for one in found] if isinstance(found, list) else number.get(found, found)
         for key, found in named.items()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from slm.models import checks
 from slm.test_catalogue import BUILT, SPECS
 from twins import twin
@@ -163,6 +164,23 @@ def test_any_checkpoint_directory_has_a_twin(tmp_path: Path) -> None:
         assert type(model.module).__name__ == type(twin(name, device="meta")).__name__
         assert len(model.anatomy.stack("language").blocks) == 4
         assert model.family.forward(model, model.family.example(model)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "sizes"),
+    [
+        ("DistilBert", "ForMaskedLM", {"dim": 32, "hidden_dim": 128, "n_heads": 4, "n_layers": 4}),
+        ("XGLM", "ForCausalLM", {"d_model": 32, "ffn_dim": 128, "attention_heads": 4, "num_layers": 4}),
+        ("Albert", "ForMaskedLM", {"hidden_size": 32, "embedding_size": 2, "num_hidden_layers": 4}),
+        ("ProphetNet", "ForConditionalGeneration", {"num_encoder_attention_heads": 4, "num_decoder_layers": 4}),
+    ],
+)
+def test_a_twin_is_small_in_sizes_of_any_name(tmp_path: Path, kind: str, head: str, sizes: dict[str, int]) -> None:
+    values = {**getattr(transformers, f"{kind}Config")().to_dict(), "architectures": [f"{kind}{head}"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    model = zoo.load(tmp_path, scale="tiny", weights="random")
+    assert {name: model.module.config.to_dict()[name] for name in sizes} == sizes  # type: ignore[union-attr, operator]
+    assert model.family.forward(model, model.family.example(model)).isfinite().all()
 
 
 def test_what_has_no_twin_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zoo_slm.scale import DEPTHS, KEYS, QUERIES, WIDTHS
+from zoo_slm.scale import DEPTHS, QUERIES, WIDTHS
+
+from zoo.anatomy.names import KV_HEADS
 
 VOCABULARY, LAYERS, DEEPEST, CONTEXT, WINDOW = 320, 4, 12, 64, 8
 
@@ -165,7 +167,7 @@ def _value(key: str, value: Any, config: Mapping[str, Any], size: Size, *, width
 def _number(key: str, value: int, config: Mapping[str, Any], size: Size, *, width: int, layers: int) -> int:
     if key in DEPTHS:
         return min(value, layers)
-    if key in KEYS or key in ("num_query_groups", "swa_num_key_value_heads"):
+    if key in KV_HEADS.configs or key in ("num_query_groups", "swa_num_key_value_heads"):
         return min(value, size.heads if value == _first(config, QUERIES) else 2)
     if key in ("image_size", "crop_size"):
         return 2 * int(config.get("patch_size") or 16) if isinstance(config.get("patch_size", 16), int) else value

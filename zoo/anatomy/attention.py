@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.anatomy.model_types import UNREADABLE_QKV, type_of
 from zoo.anatomy.modules import features, inside, is_embedding, is_norm, output_axis, value_of
+from zoo.anatomy.names import HEAD_SIZE, HEADS
 from zoo.anatomy.parts import Attention, Part
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ FUSED_QKV = ("qkv_proj", "query_key_value", "c_attn", "qkv", "Wqkv")
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "to_out.0", "wo", "Wo", "proj", "o")
 QUERY_NORMS = ("q_norm", "q_layernorm", "q_ln", "query_layernorm", "norm_q")
 KEY_NORMS = ("k_norm", "k_layernorm", "k_ln", "key_layernorm", "norm_k")
-HEAD_SIZE = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_head", "dim_per_head")
-HEAD_COUNT = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 
 
 def read_attention(owner: Owner, owners: Sequence[Owner], config: Any) -> Attention | None:
@@ -81,11 +80,14 @@ def _find_out(owner: Owner, owners: Sequence[Owner]) -> tuple[str, nn.Module] | 
 
 def _head_size(module: nn.Module, span: int, config: Any) -> int:
     """The width of one head: the module's own number, else the config's, else from a head count."""
-    for source in (module, config):
-        for name in HEAD_SIZE:
+    for source, sizes, counts in (
+        (module, HEAD_SIZE.modules, HEADS.modules),
+        (config, HEAD_SIZE.configs, HEADS.configs),
+    ):
+        for name in sizes:
             if isinstance(value := value_of(source, name), int) and value > 0:
                 return value
-        for name in HEAD_COUNT:
+        for name in counts:
             if isinstance(value := value_of(source, name), int) and value > 0 and span % value == 0:
                 return span // value
     return 0

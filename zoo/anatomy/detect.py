@@ -35,6 +35,7 @@ from zoo.anatomy.modules import (
     sides,
     sizes_of,
 )
+from zoo.anatomy.names import LAYERS
 from zoo.anatomy.parts import Anatomy, Attention, Block, Stack
 
 CROSS_ATTENTION = ("cross", "encdec", "encoder_attn", "attn2")
@@ -120,7 +121,7 @@ def _alike(blocks: Iterable[nn.Module]) -> bool:
 
 def _counted(path: str, length: int, config: Any) -> bool:
     """Whether a config says that a model, or this side of it, has as many blocks; one alone is to be called so too."""
-    names = ("num_hidden_layers", "num_layers", *depths_of(sides(path)[0]))
+    names = (*LAYERS.configs, *depths_of(sides(path)[0]))
     called = length > 1 or path.rpartition(".")[2] in LISTS
     return called and any(getattr(config, name, None) == length for name in names)
 

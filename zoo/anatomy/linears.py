@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from torch import Tensor, nn
 
 from zoo.anatomy.modules import computes_as_named, features
+from zoo.anatomy.names import EXPERTS
 from zoo.anatomy.parts import Linears
 
 # What a step of a path says of the layers below it; the first row that fits. "mixer" alone says it only where no other step does:
@@ -20,7 +21,6 @@ WORDS = (
     ("attention", re.compile(r"attn|attention|self_att")),
     ("ffn", re.compile(r"mlp|ffn|feed_?forward|expert|moe|intermediate|^ff$")),
 )
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 VAGUE = re.compile(r"mixer|temporal_block")
 
 
@@ -60,7 +60,7 @@ def expert_tables(module: nn.Module, path: str, known: Collection[str] = ()) -> 
 
 def _counts_experts(part: nn.Module, parameter: Tensor) -> bool:
     """Whether a parameter has a matrix for each of the experts that its module says it has (JetMoE's ParallelExperts)."""
-    return parameter.dim() == 3 and any(getattr(part, name, None) == len(parameter) for name in EXPERTS)
+    return parameter.dim() == 3 and any(getattr(part, name, None) == len(parameter) for name in EXPERTS.modules)
 
 
 def _is_table(name: str, axes: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo.anatomy.names import DECODER_LAYERS, ENCODER_LAYERS
 from zoo.anatomy.parts import Part
 from zoo.errors import Refused
 
@@ -138,9 +139,9 @@ def sides(path: str) -> tuple[str, str]:
     return ("decoder", "encoder") if "decoder" in path else ("encoder", "decoder")
 
 
-def depths_of(side: str) -> tuple[str, str]:
+def depths_of(side: str) -> tuple[str, ...]:
     """What configs of two sides call the depth of one."""
-    return f"{side}_layers", f"num_{side}_layers"
+    return (ENCODER_LAYERS if side == "encoder" else DECODER_LAYERS).configs
 
 
 def weight_out_in(module: nn.Module) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import registry
+from zoo.anatomy.names import FFN_WIDTH, WIDTH
 from zoo.artifact import store
 from zoo.artifact.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest
 from zoo.artifact.weights import fill, require_described
@@ -32,7 +33,7 @@ LARGEST_SIZES = {
     "layer": 10_000,
     "depth": 10_000,
     "expert": 10_000,
-    **dict.fromkeys(("dim", "size", "head", "channel", "n_embd", "n_inner", "d_model"), 2**24),
+    **dict.fromkeys(("dim", "size", "head", "channel", *WIDTH.configs, *FFN_WIDTH.configs), 2**24),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.anatomy.names import CONTEXT
 from zoo.family.base import Family
 from zoo.family.options import GenerateOptions
 from zoo.family.text.options import TextOptions
@@ -245,4 +246,4 @@ class TextFamily(Family):
     def context_length(self, model: Model) -> int:
         """Longest sequence the model takes, in tokens."""
         config = self.text_config(model)
-        return int(config.get("max_position_embeddings") or config.get("n_positions") or 1024)
+        return next((int(config[name]) for name in CONTEXT.configs if config.get(name)), 1024)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.anatomy import names
 from zoo.system import quantities
 
-# What a config calls each thing, most common first.
 _SHAPE = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-    "width": ("hidden_size", "n_embd", "d_model", "dim"),
-    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
-    "kv_heads": ("num_key_value_heads", "multi_query_group_num"),
-    "head_dim": ("head_dim", "d_kv"),
-    "ffn": ("intermediate_size", "ff_intermediate_size", "n_inner", "ffn_dim", "d_ff"),
-    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
-    "active_experts": ("num_experts_per_tok",),
-    "vocabulary": ("vocab_size",),
-    "context": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
-    "decoder_layers": ("num_decoder_layers", "decoder_layers"),
+    "layers": names.LAYERS,
+    "width": names.WIDTH,
+    "heads": names.HEADS,
+    "kv_heads": names.KV_HEADS,
+    "head_dim": names.HEAD_SIZE,
+    "ffn": names.FFN_WIDTH,
+    "experts": names.EXPERTS,
+    "active_experts": names.EXPERTS_PER_TOKEN,
+    "vocabulary": names.VOCABULARY,
+    "context": names.CONTEXT,
+    "decoder_layers": names.DECODER_LAYERS,
 }
 
 
@@ -71,11 +71,12 @@ def frequency_switches(module: Any) -> tuple[int, ...]:
 def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Read the sizes of a language model from its config, whatever the config calls them."""
     config = _text_part(config)
-    sizes = {
-        name: next((_count(config, key) for key in keys if _count(config, key)), 0) for name, keys in _SHAPE.items()
-    }
+    sizes = {name: _first(config, called.configs) for name, called in _SHAPE.items()}
     if sizes["heads"]:
-        sizes["kv_heads"] = sizes["kv_heads"] or (1 if config.get("multi_query") else sizes["heads"])
+        # Falcon's config counts key heads also where all queries share one; its later decoder means what it counts
+        if config.get("multi_query") and not config.get("new_decoder_architecture"):
+            sizes["kv_heads"] = 1
+        sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
         sizes["head_dim"] = sizes["head_dim"] or sizes["width"] // sizes["heads"]
     if "n_embd" in config or "expansion_ratio" in config:  # GPT-2 and MPT, whose FFN is a multiple of the width
         sizes["ffn"] = sizes["ffn"] or (_count(config, "expansion_ratio") or 4) * sizes["width"]
@@ -103,6 +104,11 @@ def cache_of(config: Mapping[str, Any], *, dtype: str) -> Cache:
     each = entries * BYTES_OF.get(dtype, 2)
     reads = bool(shape.get("decoder_layers"))
     return Cache(layers * each, windowed * each, window if windowed else 0, layers * each if reads else 0)
+
+
+def _first(config: Mapping[str, Any], called: Sequence[str]) -> int:
+    """The first size of these names that a config has, or 0."""
+    return next((size for name in called if (size := _count(config, name))), 0)
 
 
 def _count(config: Mapping[str, Any], key: str) -> int:

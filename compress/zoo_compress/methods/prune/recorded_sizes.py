@@ -13,33 +13,19 @@ from typing import Any
 from torch import nn
 
 from zoo.anatomy.modules import config_of, inside, value_of
+from zoo.anatomy.names import EXPERT_WIDTH, FFN_WIDTH, GROUPS, HEADS, KV_HEADS, SPAN, TABLE_WIDTH, WIDTH
 from zoo.anatomy.parts import FFN, Attention, Target
 
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
-GROUPS = ("num_key_value_groups", "n_rep")
-SPAN = ("embed_dim", "hidden_size", "split_size", "all_head_size", "inner_dim", "attn_dim")  # heads * head_dim
-CHANNELS = ("intermediate_size", "intermediate_dim", "ffn_dim", "ffn_hidden_size", "hidden_features", "inner_dim")
-RESIDUAL = ("hidden_size", "embed_dim", "hidden_dim", "d_model")
-# In configs; names that a config maps to its own (`attribute_map`) are reached through the common one.
-CONFIG_CHANNELS = (
-    "intermediate_size",
-    "ffn_dim",
-    "n_inner",
-    "ffn_hidden_size",
-    "moe_intermediate_size",
-    "d_ff",
-    "hidden_dim",
-)
-CONFIG_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-CONFIG_WIDTH = ("hidden_size", "word_embed_proj_dim", "embedding_size")
+# Names that a config maps to its own (`attribute_map`) are reached through the usual one too.
+CONFIG_CHANNELS = (*FFN_WIDTH.configs, *EXPERT_WIDTH.configs)
+CONFIG_WIDTH = (*WIDTH.configs, *TABLE_WIDTH.configs)
 
 
 def set_channels(module: nn.Module, target: Target, layers: Sequence[tuple[FFN, int]]) -> None:
     """Record the new FFN width of each layer, and of the config where one number says it all."""
     for ffn, size in layers:
         for part in module.get_submodule(ffn.path).modules():
-            _change(part, CHANNELS, ffn.width, size)
+            _change(part, FFN_WIDTH.modules, ffn.width, size)
     for stack, indices in target.picks:
         own = [(ffn, size) for ffn, size in layers if inside(ffn.path, stack.path)]
         if len(indices) < len(stack.blocks) or len({size for _, size in own}) > 1:
@@ -55,11 +41,11 @@ def set_heads(module: nn.Module, target: Target, layers: Sequence[tuple[Attentio
     """Record the new (heads, kv_heads) of each layer, and of the config where one pair says it all."""
     for layer, (heads, kv_heads) in layers:
         for part in module.get_submodule(layer.path).modules():
-            _change(part, HEADS, layer.heads, heads)
-            _change(part, KV_HEADS, layer.kv_heads, kv_heads)
-            _change(part, GROUPS, layer.heads // layer.kv_heads, heads // kv_heads)
+            _change(part, HEADS.modules, layer.heads, heads)
+            _change(part, KV_HEADS.modules, layer.kv_heads, kv_heads)
+            _change(part, GROUPS.modules, layer.heads // layer.kv_heads, heads // kv_heads)
             if not isinstance(getattr(part, "out_features", None), int):
-                _change(part, SPAN, layer.heads * layer.head_dim, heads * layer.head_dim)
+                _change(part, SPAN.modules, layer.heads * layer.head_dim, heads * layer.head_dim)
     for stack, indices in target.picks:
         config = config_of(module, stack.path)
         own = [(layer, sizes) for layer, sizes in layers if inside(layer.path, stack.path)]
@@ -79,9 +65,9 @@ def set_width(module: nn.Module, target: Target, towers: Sequence[str], new: int
     for path, part in module.named_modules():
         if any(inside(path, tower) for tower in towers):
             continue
-        names: tuple[str, ...] = RESIDUAL
+        names = WIDTH.modules
         if any(inside(path, span) for span in spans):  # there the same names mean all heads together
-            names = tuple(name for name in RESIDUAL if name not in SPAN)
+            names = tuple(name for name in WIDTH.modules if name not in SPAN.modules)
         _change(part, names, old, new)
     config = config_of(module, target.stack.path)
     if config is None:
@@ -94,8 +80,8 @@ def set_width(module: nn.Module, target: Target, towers: Sequence[str], new: int
 
 
 def _set_config_heads(config: Any, layer: Attention, heads: int, kv_heads: int) -> None:
-    _change(config, ("num_attention_heads",), layer.heads, heads)
-    _change(config, CONFIG_KV_HEADS, layer.kv_heads, kv_heads)
+    _change(config, HEADS.configs, layer.heads, heads)
+    _change(config, KV_HEADS.configs, layer.kv_heads, kv_heads)
     _say_head_size(config, layer.head_dim)
 
 
