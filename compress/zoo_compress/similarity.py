@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from zoo.data.dataset import Dataset
-from zoo.errors import DataError, RequestError, ZooError, spelled
+from zoo.errors import DataError, RequestError, spelled
 from zoo.evaluation.intervals import bootstrap
 from zoo.evaluation.ranks import spearman
 from zoo.family.base import window_origin
 from zoo.family.embedding import is_embedding, unit, vectors_of
+from zoo.loading.original import original_of
 from zoo.model.model import Model
-from zoo.model.provenance import weights_digest
 from zoo.options import CompressorOptions
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Similarity:
         self.check(model, data)
         count = SimilarityOptions(**options).samples or len(data)
         some = data if count >= len(data) else Dataset(data.name, [data[i * len(data) // count] for i in range(count)])
-        figures = _to_original(_vectors(model, some), _vectors(_original(model), some))
+        figures = _to_original(_vectors(model, some), _vectors(original_of(model, evaluator="similarity"), some))
         if scores := _scores(data):
             figures["spearman"] = _to_labels(_vectors(model, data), scores)
         return figures
@@ -155,29 +154,3 @@ def _number(value: Any) -> float:
         return float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except ValueError:
         return math.nan
-
-
-def _original(model: Model) -> Model:
-    """The model that the first stage began with.
-
-    Raises:
-        RequestError: it is not known, cannot be had, or has changed since.
-    """
-    from zoo.loading.load import load
-
-    source = model.source
-    if not source or len(model.lineage) <= source["stages"]:
-        return model
-    name = source["name"]
-    try:
-        original = load(name, weights=source["weights"], dtype=source["dtype"] or None, device=str(model.device))
-    except ZooError as error:
-        raise RequestError(f"similarity compares with the original, {name}, which cannot be loaded: {error}") from None
-    if source["sha256"] and weights_digest(Path(original.origin)) != source["sha256"]:
-        raise RequestError(
-            f"similarity compares with the original, {name}, whose files are no longer those that this model was made of."
-        )
-    if source["rounded"]:
-        original.stored = source["rounded"]
-        original.round()
-    return original

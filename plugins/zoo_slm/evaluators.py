@@ -20,7 +20,7 @@ from zoo.errors import DataError, RequestError, spelled
 from zoo.evaluation.intervals import bootstrap
 from zoo.family.embedding import is_embedding
 from zoo.family.text.family import TextFamily
-from zoo.family.text.task import text_task
+from zoo.family.text.task import text_family, text_task
 from zoo.family.text.tokens import answer
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
@@ -61,24 +61,7 @@ class Perplexity:
             DataError: a record has no text, none has any, or one has an image, which would not be looked at, or a prompt that
                 the model has no place for.
         """
-        if not isinstance(model.family, TextFamily):
-            raise RequestError(f"perplexity is for text models; {model.spec.name} is {model.spec.modality}.")
-        task = text_task(model)
-        if is_embedding(model):
-            raise RequestError(
-                f"perplexity is of models that predict tokens; {model.spec.name} makes vectors: measure similarity."
-            )
-        task.require_texts(model, data)
-        if seen := next((sample for sample in data if "image" in sample.fields), None):
-            raise DataError(
-                f"{seen.where}: the record has an image, which perplexity does not look at; name no task, and the model "
-                "is measured by what suits it, or give texts."
-            )
-        if not any(sample.text for sample in data):
-            raise DataError(f"{data.name!r} holds no text to predict.")
-        if task.masks:
-            _mask_token(model.family, model)
-        _lead(model)
+        require_predicting(model, data, evaluator="perplexity")
 
     def measure(self, model: Model, data: Dataset | None, *, options: Mapping[str, Any]) -> dict[str, Metric]:
         """Measure; `options` are those of `PerplexityOptions`.
@@ -91,20 +74,14 @@ class Perplexity:
                 f'perplexity needs test data: add `test = "..."` to [data], or pass {spelled("data", "--data")}.'
             )
         self.check(model, data)
-        family = model.family
-        assert isinstance(family, TextFamily)
-        asked = PerplexityOptions(**options)
-        windows = _windows(family, model, data, length=min(asked.length, family.context_length(model)))
-        if asked.max_tokens:
-            stride = max(1, math.ceil(sum(len(window.ids) for window in windows) / asked.max_tokens))
-            windows = windows[stride // 2 :: stride] or windows[:1]
+        windows = windows_of(model, data, PerplexityOptions(**options), evaluator="perplexity")
         if text_task(model).masks:
-            return _masked(family, model, windows)
+            return _masked(model, windows)
         nats, sizes, counts = [], [], []
         with torch.inference_mode():
             for window in windows:
                 nats.append(_nats(model, window))
-                _require_finite(model, nats[-1], window)
+                require_finite_window(model, nats[-1], window)
                 sizes.append(window.size)
                 counts.append(len(window.ids) - window.given)
         nats_W = torch.tensor(nats, dtype=torch.float64)
@@ -129,13 +106,47 @@ class Window(NamedTuple):
     where: str  # the record it is cut from
 
 
-def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int) -> list[Window]:
+def require_predicting(model: Model, data: Dataset, *, evaluator: str) -> None:
+    """Refuse models that predict no tokens, and records that hold none to predict; as `Perplexity.check`."""
+    if not isinstance(model.family, TextFamily):
+        raise RequestError(f"{evaluator} is for text models; {model.spec.name} is {model.spec.modality}.")
+    task = text_task(model)
+    if is_embedding(model):
+        raise RequestError(
+            f"{evaluator} is of models that predict tokens; {model.spec.name} makes vectors: measure similarity."
+        )
+    task.require_texts(model, data)
+    if seen := next((sample for sample in data if "image" in sample.fields), None):
+        raise DataError(
+            f"{seen.where}: the record has an image, which {evaluator} does not look at; name no task, and the model "
+            "is measured by what suits it, or give texts."
+        )
+    if not any(sample.text for sample in data):
+        raise DataError(f"{data.name!r} holds no text to predict.")
+    if task.masks:
+        mask_token(model, evaluator=evaluator)
+    _lead(model, evaluator=evaluator)
+
+
+def windows_of(model: Model, data: Dataset, options: PerplexityOptions, *, evaluator: str) -> list[Window]:
+    """The windows to measure: of all records, or spread evenly over them up to `max_tokens`."""
+    family = model.family
+    assert isinstance(family, TextFamily)
+    length = min(options.length, family.context_length(model))
+    windows = _windows(family, model, data, length=length, evaluator=evaluator)
+    if options.max_tokens:
+        stride = max(1, math.ceil(sum(len(window.ids) for window in windows) / options.max_tokens))
+        windows = windows[stride // 2 :: stride] or windows[:1]
+    return windows
+
+
+def _windows(family: TextFamily, model: Model, data: Dataset, *, length: int, evaluator: str) -> list[Window]:
     """Cut every record into windows, each begun as the tokenizer begins a text, or after an end-of-text token."""
-    task, prefix, lead = text_task(model), family.special_tokens(model)[0], _lead(model)
+    task, prefix, lead = text_task(model), family.special_tokens(model)[0], _lead(model, evaluator=evaluator)
     step = length - len(lead)
     if step < 1:
         raise RequestError(
-            f"perplexity needs windows of more than the {len(lead)} tokens that lead them; raise `length`."
+            f"{evaluator} needs windows of more than the {len(lead)} tokens that lead them; raise `length`."
         )
     windows = []
     for sample in data:
@@ -173,21 +184,22 @@ def _sizes(text: str, spans: Sequence[tuple[int, int]]) -> list[float]:
     return [math.fsum(shares[i] for i in places) for places in covered]
 
 
-def _lead(model: Model) -> list[Any]:
+def _lead(model: Model, *, evaluator: str) -> list[Any]:
     """The tokens that lead every window, or refuse a tokenizer that has none."""
     lead = text_task(model).lead(model)
     if not lead:
         raise RequestError(
-            f"perplexity starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none."
+            f"{evaluator} starts every window with an end-of-text token, and the tokenizer of {model.spec.name} has none."
         )
     return lead
 
 
-def _mask_token(family: TextFamily, model: Model) -> int:
-    mask = family.tokenizer(model).mask_token_id
+def mask_token(model: Model, *, evaluator: str) -> int:
+    """The token that hides another, or refuse a tokenizer that has none."""
+    mask = text_family(model).tokenizer(model).mask_token_id
     if mask is None:
         raise RequestError(
-            f"perplexity of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none."
+            f"{evaluator} of a masked-lm model needs a mask token, and the tokenizer of {model.spec.name} has none."
         )
     return int(mask)
 
@@ -200,7 +212,7 @@ def _nats(model: Model, window: Window) -> float:
     labels_T = ids_T[0, window.given :]
     split = family.body_and_head(model.module)
     if split is None:
-        logits = family.forward(model, _batch(model, window))[0, window.given - 1 : -1]
+        logits = family.forward(model, batch_of(model, window))[0, window.given - 1 : -1]
         return float(F.cross_entropy(logits.float().flatten(0, -2), labels_T.flatten(), reduction="sum"))
     body, head = split
     hidden_TD = body(input_ids=ids_T, use_cache=False).last_hidden_state[0, window.given - 1 : -1]
@@ -212,7 +224,8 @@ def _nats(model: Model, window: Window) -> float:
     )
 
 
-def _batch(model: Model, window: Window) -> dict[str, torch.Tensor]:
+def batch_of(model: Model, window: Window) -> dict[str, torch.Tensor]:
+    """A window as the model takes it."""
     ids_T = torch.tensor([window.ids], device=model.device)
     return (
         {"input_ids": ids_T.new_tensor([window.read]), "decoder_input_ids": ids_T}
@@ -221,31 +234,37 @@ def _batch(model: Model, window: Window) -> dict[str, torch.Tensor]:
     )
 
 
-def _require_finite(model: Model, nats: float, window: Window) -> None:
+def require_finite_window(model: Model, nats: float, window: Window) -> None:
     """Refuse a loss that is not a number, by the record."""
-    require_finite_outputs(model, torch.tensor([nats]), _batch(model, window), of=[window.where])
+    require_finite_outputs(model, torch.tensor([nats]), batch_of(model, window), of=[window.where])
 
 
-def _masked(family: TextFamily, model: Model, windows: list[Window]) -> dict[str, Metric]:
+def _masked(model: Model, windows: list[Window]) -> dict[str, Metric]:
     """Loss on 15% of the tokens, replaced by the mask token (Devlin et al. 2019, 1810.04805, section 3.1)."""
-    mask = _mask_token(family, model)
+    mask = mask_token(model, evaluator="perplexity")
     generator = torch.Generator().manual_seed(0)
     nats, counts = [], []
     with torch.inference_mode():
         for window in windows:
             ids_T = torch.tensor(window.ids, device=model.device)
-            hidden = (torch.rand(len(window.ids), generator=generator) < 0.15).to(model.device)
-            hidden[: window.given] = False
+            hidden = hidden_tokens(window, generator).to(model.device)
             if not hidden.any():
                 continue
             logits = model.module(input_ids=ids_T.masked_fill(hidden, mask)[None]).logits[0][hidden]
             nats.append(float(F.cross_entropy(logits.float(), ids_T[hidden], reduction="sum")))
-            _require_finite(model, nats[-1], window)
+            require_finite_window(model, nats[-1], window)
             counts.append(int(hidden.sum()))
     if not nats:
         raise DataError("The test data is too short: not one token was masked.")
     loss = _ratio(torch.tensor(nats, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64))
     return {"masked_token_loss": {**loss, "unit": "nat", "better": "lower"}}
+
+
+def hidden_tokens(window: Window, generator: torch.Generator) -> torch.Tensor:
+    """Which tokens of a window a masked model is asked for (T,)."""
+    hidden = torch.rand(len(window.ids), generator=generator) < 0.15
+    hidden[: window.given] = False
+    return hidden
 
 
 def _ratio(over: torch.Tensor, under: torch.Tensor) -> Metric:

@@ -20,4 +20,5 @@ def register_data(register: Register) -> None:
 @hookimpl
 def register_evaluators(register: Register) -> None:
     register("perplexity", "zoo_slm.evaluators:Perplexity")
+    register("divergence", "zoo_slm.divergence:Divergence")
     register("xz", "zoo_slm.evaluators:Xz")

@@ -59,13 +59,14 @@ def differing_vocabulary(
     tables: tuple[int, int],
     *,
     begin: str = "distill compares distributions over one vocabulary",
+    role: str = "the teacher",
+    remedy: str = "Choose a teacher with the same tokenizer.",
 ) -> str:
     """Say which tokens a student and its teacher do not share; "" where none, or where a tokenizer is not known yet.
 
     One tokenizer may have tables of two lengths, since publishers pad them (Qwen2.5: 151,936 rows, from 7B on 152,064).
     """
-    names = (student.spec.name, f"the teacher {teacher.spec.name}")
-    remedy = "Choose a teacher with the same tokenizer."
+    names = (student.spec.name, f"{role} {teacher.spec.name}")
     both = [model.processor for model in (student, teacher)]
     if not all(hasattr(processor, "get_vocab") for processor in both):
         if abs(tables[0] - tables[1]) < PADDING:
