@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import struct
@@ -16,6 +15,7 @@ from zoo_compress import apply
 
 import zoo
 from zoo.artifact.manifest import manifest_text
+from zoo.system.hashing import digests_of
 
 Commands = list[tuple[list[str], str]]
 
@@ -71,10 +71,7 @@ def seal(folder: Path, data: dict[str, Any] | None = None) -> None:
     for name in data["files"]:
         file = folder / name
         if file.is_file():
-            data["files"][name] = {
-                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                "bytes": file.stat().st_size,
-            }
+            data["files"][name] = digests_of(file)
     (folder / "zoo.json").write_text(manifest_text(data))
 
 

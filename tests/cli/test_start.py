@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from outsiders import MODEL, install, python
 
-HEAVY = {"torch", "transformers", "diffusers", "timm", "pydantic", "numpy", "huggingface_hub"}
+HEAVY = {"torch", "transformers", "diffusers", "timm", "pydantic", "numpy", "huggingface_hub", "xxhash"}
 BUDGET = 300  # modules, the interpreter's own included; 63 to 235 when this was written
 
 # Runs a command, then writes the names of all imported modules to stderr.

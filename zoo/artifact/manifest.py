@@ -15,6 +15,7 @@ from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, RequestError
 from zoo.model.provenance import problem_of_made, problem_of_source
 from zoo.plugins.distributions import DISTRIBUTION
+from zoo.system.hashing import CHUNK
 from zoo.system.reading import LARGEST_DATA, text_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MANIFEST = "zoo.json"
 WEIGHTS = "model.safetensors"
 # how DISTRIBUTION was called when it was first recorded; an unrelated project has that name on the index
 FORMER = "zoo"
-FORMAT = 2  # 1 had no seal; it is still read
+FORMAT = 3  # 1 had no seal, 2 no xxh3 of files; both are still read
 MOST = 10**15  # no model has so many parameters or bytes
 FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")  # that a tensor can have
 PRECISIONS = ("float32", "bfloat16", "float16")  # that models run in and are stored in
@@ -146,14 +147,21 @@ def problem_of(data: Mapping[str, Any]) -> str:
         return problem
     if problem := problem_of_source(data.get("source", {})):
         return problem
-    for name, about in data.get("files", {}).items():
+    return _problem_of_files(data.get("files"), chunked=data.get("format", FORMAT) > 2)
+
+
+def _problem_of_files(files: Mapping[str, Any] | None, *, chunked: bool) -> str:
+    for name, about in (files or {}).items():
         if (
             not isinstance(about, dict)
             or not isinstance(about.get("bytes"), int)
             or not isinstance(about.get("sha256"), str)
         ):
             return f"file {name!r} has no size and hash"
-    if "files" in data and not any(name.endswith(".safetensors") for name in data["files"]):
+        chunks = about.get("xxh3", [] if chunked else None)
+        if chunks is not None and not (isinstance(chunks, list) and len(chunks) == -(-about["bytes"] // CHUNK)):
+            return f"file {name!r} has not one xxh3 for each {CHUNK:,} bytes"
+    if files is not None and not any(name.endswith(".safetensors") for name in files):
         return "it lists no weight file"
     return ""
 

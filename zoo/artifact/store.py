@@ -1,6 +1,7 @@
 """Artifacts: a directory that holds a model exactly.
 
-    zoo.json            the manifest: spec, lineage of structural records, aliases, and the sha256 of every other file
+    zoo.json            the manifest: spec, lineage of structural records, aliases, and of every other file the sha256, which
+                        says what it is, and the xxh3 of its chunks, which are compared at every load
     model.safetensors   every distinct tensor once; a pipeline has a file for each of its parts, as its library lays them out
     config.json, ...    the ecosystem's own files, where it can represent the model
     README.md           the model card
@@ -14,6 +15,7 @@ import contextlib
 import errno
 import shutil
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from zoo.model.provenance import sealed
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_inside
 from zoo.plugins.names import declaration_of
+from zoo.system.hashing import chunks_of, digests_of
 from zoo.system.writing import inode, not_a_directory, sha256_of, sync, why_unwritable, writing
 
 if TYPE_CHECKING:
@@ -95,24 +98,56 @@ def verify(path: Path, manifest: Manifest | None = None) -> list[tuple[str, str]
     """
     problems = []
     for name, about in (manifest or read_manifest(path)).files.items():
-        file = path / name
-        if not is_inside(name):
-            problems.append((name, "is not a file of this directory"))
-        elif not file.is_file() or any(
-            step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(path) and step != path
-        ):
-            problems.append((name, "is missing"))
-        elif file.stat().st_size != about["bytes"]:
-            problems.append((name, f"has {file.stat().st_size} bytes, the manifest says {about['bytes']}"))
-        elif sha256_of(file) != about["sha256"]:
-            problems.append((name, "does not have the sha256 of the manifest"))
+        problem = _misplaced(path, name, about)
+        if not problem:
+            digests = digests_of(path / name)
+            differing = [kind for kind in ("sha256", "xxh3") if about.get(kind, digests[kind]) != digests[kind]]
+            problem = f"does not have the {differing[0]} of the manifest" if differing else ""
+        if problem:
+            problems.append((name, problem))
     return problems
 
 
+def _misplaced(path: Path, name: str, about: Mapping[str, Any]) -> str:
+    """Say that a file is not there, or not of the size that the manifest says, or return ""."""
+    file = path / name
+    if not is_inside(name):
+        return "is not a file of this directory"
+    if not file.is_file() or any(
+        step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(path) and step != path
+    ):
+        return "is missing"
+    if file.stat().st_size != about["bytes"]:
+        return f"has {file.stat().st_size} bytes, the manifest says {about['bytes']}"
+    return ""
+
+
 def require_intact(path: Path, manifest: Manifest | None = None) -> None:
-    """Raise `ArtifactError` naming the first damaged file, if there is one; `manifest` as for `verify`."""
+    """Raise `ArtifactError` naming the first file that `verify` finds, if there is one; `manifest` as for `verify`."""
     for name, problem in verify(path, manifest):
-        raise ArtifactError(f"{path / name} {problem}; the artifact is damaged, so nothing was loaded.")
+        raise _damaged(path / name, problem)
+
+
+def require_undamaged(path: Path, manifest: Manifest, *, read_later: Collection[str]) -> None:
+    """Raise `ArtifactError` naming the first file that was damaged, if there is one, before anything is loaded.
+
+    Files are compared by xxh3, which is quicker than they can be read; those that an older zoo wrote by sha256.
+
+    Args:
+        read_later: files whose bytes are compared with their xxh3 when they are read.
+    """
+    for name, about in manifest.files.items():
+        problem, file = _misplaced(path, name, about), path / name
+        if not problem and "xxh3" not in about and sha256_of(file) != about["sha256"]:
+            problem = "does not have the sha256 of the manifest"
+        if not problem and "xxh3" in about and name not in read_later and chunks_of(file) != about["xxh3"]:
+            problem = "does not have the xxh3 of the manifest"
+        if problem:
+            raise _damaged(file, problem)
+
+
+def _damaged(file: Path, problem: str) -> ArtifactError:
+    return ArtifactError(f"{file} {problem}; the artifact is damaged, so nothing was loaded.")
 
 
 def _write_files(model: Model, path: Path) -> None:
@@ -131,11 +166,7 @@ def _write_files(model: Model, path: Path) -> None:
     (path / "README.md").write_text(card(model, plain), encoding="utf-8")
     dtypes = proof.other_dtypes(model, fresh)
     proof.require_same(model, fresh, path, dtypes)
-    files = {
-        file.relative_to(path).as_posix(): {"sha256": sha256_of(file), "bytes": file.stat().st_size}
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-    }
+    files = {file.relative_to(path).as_posix(): digests_of(file) for file in sorted(path.rglob("*")) if file.is_file()}
     manifest = {
         "format": FORMAT,
         "spec": {

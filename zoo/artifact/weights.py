@@ -16,39 +16,52 @@ if TYPE_CHECKING:
 
     from zoo.model.model import Model
 
+PIECE = 2**20  # values looked at together
+Digests = Mapping[str, Mapping[str, Any]]  # by file
+
 
 def write(model: Model, folder: Path) -> None:
-    """Write every distinct tensor once, into the files that the family keeps them in."""
-    tensors, layout = _storable(model), model.family.weight_files(model.spec.config)
+    """Write every distinct tensor once, into the files that the family keeps them in; one at a time is copied."""
+    tensors, layout = model.tensors(), model.family.weight_files(model.spec.config)
+    dtypes = _written_dtypes(model)
     for prefix, names in _by_file(tensors, layout).items():
         file = folder / layout[prefix]
         file.parent.mkdir(parents=True, exist_ok=True)
+        ours = {name.removeprefix(prefix): tensors[name] for name in names}
+        kinds = {name.removeprefix(prefix): dtypes[name] for name in names}
         with file.open("wb") as out:
-            pieces = {name.removeprefix(prefix): tensors[name] for name in names}
-            out.writelines(pieces_of(pieces, {"format": "pt", "manifest": MANIFEST}))
+            out.writelines(pieces_of(ours, {"format": "pt", "manifest": MANIFEST}, dtypes=kinds))
 
 
-def _storable(model: Model) -> dict[str, Any]:
-    """The tensors as they go to disk: float parameters in the stored dtype where that loses nothing."""
+def _written_dtypes(model: Model) -> dict[str, torch.dtype]:
+    """The dtypes of the tensors on disk: of float parameters the stored one, where that loses nothing."""
+    stored = model.stored_dtypes()
+    return {
+        name: stored[name] if _fits(tensor.detach(), stored[name]) else tensor.dtype
+        for name, tensor in model.tensors().items()
+    }
+
+
+def _fits(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values of a tensor are values of `dtype`; looked at in pieces, so that it is not copied whole."""
     import torch
 
-    tensors, stored = {}, model.stored_dtypes()
-    for name, tensor in model.tensors().items():
-        values = tensor.detach()
-        if values.dtype != stored[name]:
-            narrow = values.to(stored[name])
-            values = narrow if torch.equal(narrow.to(values.dtype), values) else values
-        tensors[name] = values.cpu().contiguous()
-    return tensors
+    if tensor.dtype == dtype:
+        return True
+    pieces = torch.split(tensor.reshape(-1), PIECE)
+    return all(torch.equal(piece.to(dtype).to(piece.dtype), piece) for piece in pieces)
 
 
-def fill(model: Model, path: Path) -> None:
+def fill(model: Model, path: Path, *, digests: Digests | None = None) -> None:
     """Fill a model's empty module from the weight files in the directory `path`, or from one safetensors file.
 
     Tensors stay memory-mapped until they are cast or moved.
 
+    Args:
+        digests: what a manifest says of the files, where their bytes are to be compared with it while they are read.
+
     Raises:
-        ArtifactError: names the first missing, unexpected or misshapen tensor.
+        ArtifactError: names the first missing, unexpected or misshapen tensor, or a file that is not as its manifest says.
     """
     from torch import nn
 
@@ -58,29 +71,31 @@ def fill(model: Model, path: Path) -> None:
     for alias, name in model.aliases().items():
         aliases.setdefault(name, []).append(alias)
     empty = model.tensors()
-    for name, tensor in read(model, path):
+    for name, tensor in read(model, path, digests=digests):
         if isinstance(empty[name], nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         for destination in (name, *aliases.get(name, ())):
             assign(model.module, destination, tensor)
 
 
-def read(model: Model, path: Path, *, keep: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+def read(
+    model: Model, path: Path, *, keep: bool = True, digests: Digests | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a model by name, as they are in `path` and in the dtypes that an empty module gives them.
 
     Args:
         keep: whether a tensor is still used when the next one is asked for; otherwise it leaves memory.
+        digests: as for `fill`.
 
     Raises:
-        ArtifactError: names the first tensor that is missing, unexpected, misshapen, or whole numbers for floats.
+        ArtifactError: names the first tensor that is missing, unexpected, misshapen, or whole numbers for floats, or a file
+            that is not as its manifest says.
     """
-    files = (
-        {"": path} if path.is_file() else {p: path / f for p, f in model.family.weight_files(model.spec.config).items()}
-    )
-    tensors = model.tensors()
+    layout = {"": ""} if path.is_file() else model.family.weight_files(model.spec.config)
+    files, tensors = {prefix: path / file for prefix, file in layout.items()}, model.tensors()
     for prefix, names in _by_file(tensors, files).items():
         expected = {name.removeprefix(prefix): tensors[name] for name in names}
-        for name, tensor in _read_file(files[prefix], expected, keep=keep):
+        for name, tensor in _read_file(files[prefix], expected, keep=keep, digests=(digests or {}).get(layout[prefix])):
             yield prefix + name, tensor
 
 
@@ -119,29 +134,26 @@ def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, 
     return names
 
 
-def _read_file(path: Path, expected: Mapping[str, torch.Tensor], *, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read from one file what it is expected to hold: name in the file -> tensor of the shape and dtype."""
-    from safetensors import SafetensorError, safe_open
-
+def _read_file(
+    path: Path, expected: Mapping[str, torch.Tensor], *, keep: bool, digests: Mapping[str, Any] | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read from one file what it is expected to hold, as it lies there: name in the file -> tensor of the shape and dtype."""
     from zoo.system.memory import MappedFiles
     from zoo.tensors.alignment import aligned
+    from zoo.tensors.mapped import MappedTensors
 
-    mapped: MappedFiles | None = None
-    safetensors.require_whole(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
-            for name, empty in expected.items():
-                tensor = source = file.get_tensor(name)
-                if tensor.is_floating_point() != empty.is_floating_point():
-                    kinds = [str(one.dtype).removeprefix("torch.") for one in (tensor, empty)]
-                    raise ArtifactError(f"{path}: {name!r} is of {kinds[0]}, the model expects {kinds[1]}.")
-                mapped = mapped or MappedFiles()  # the file is mapped by now
-                if tensor.is_floating_point() and empty.is_floating_point():
-                    tensor = tensor.to(empty.dtype)
-                yield name, aligned(tensor, mapped)
-                if not keep or tensor is not source:
-                    mapped.let_go(source.data_ptr(), source.nbytes)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}.") from None
+    file = MappedTensors(path, digests)
+    shapes = {name: tuple(about["shape"]) for name, about in file.header.items()}
+    _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
+    mapped = MappedFiles()  # the file is mapped by now
+    for name in sorted(expected, key=lambda name: file.header[name]["data_offsets"]):
+        empty, tensor = expected[name], (source := file.tensor(name))
+        if tensor.is_floating_point() != empty.is_floating_point():
+            kinds = [str(one.dtype).removeprefix("torch.") for one in (tensor, empty)]
+            raise ArtifactError(f"{path}: {name!r} is of {kinds[0]}, the model expects {kinds[1]}.")
+        if tensor.is_floating_point():
+            tensor = tensor.to(empty.dtype)
+        yield name, aligned(tensor, mapped)
+        if not keep or tensor is not source:
+            mapped.let_go(source.data_ptr(), source.nbytes)
+    file.require_sound()

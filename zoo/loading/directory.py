@@ -148,12 +148,13 @@ def _from_artifact(path: Path, manifest: Manifest, *, device: str | None, dtype:
     require_plugins(manifest, path)
     family = registry.family_of(spec, plugin=manifest.family_plugin)
     with _readable(path / MANIFEST):
-        unlisted = [file for file in family.weight_files(spec.config).values() if file not in manifest.files]
-    if unlisted:
-        raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {unlisted[0]}.")
+        files = family.weight_files(spec.config).values()
+    for file in files:
+        if file not in manifest.files:
+            raise ArtifactError(f"{path / MANIFEST} is damaged: it does not list {file}.")
     check_config(spec.config, str(path / MANIFEST))
     if device != "meta":
-        store.require_intact(path, manifest)
+        store.require_undamaged(path, manifest, read_later=files)
     build = build_skeleton if device == "meta" else build_empty
     with _readable(path / MANIFEST):
         model = build(family, spec, lineage, dtype=run, stored=manifest.stored)
@@ -162,7 +163,7 @@ def _from_artifact(path: Path, manifest: Manifest, *, device: str | None, dtype:
     if device == "meta":
         require_described(model, path)
     else:
-        fill(model, path)
+        fill(model, path, digests={file: manifest.files[file] for file in files if "xxh3" in manifest.files[file]})
         if device:
             model.module.to(device)
     model.processor = family.load_processor(path)

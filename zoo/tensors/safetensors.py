@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zoo.errors import ArtifactError
 from zoo.system.reading import LARGEST_DATA, Kept, lfs_pointer, text_of
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     import torch
     from typing_extensions import Buffer
 
@@ -39,7 +41,11 @@ def read_metadata(path: Path) -> dict[str, str]:
 def require_whole(path: Path) -> None:
     """Raise `ArtifactError` naming the first tensor that lies beyond the end of the file."""
     start, tensors, _ = _parsed(path)
-    size = path.stat().st_size
+    require_within(path, start, tensors, path.stat().st_size)
+
+
+def require_within(path: Path, start: int, tensors: Mapping[str, Mapping[str, Any]], size: int) -> None:
+    """The same of a header that was read: the tensors begin at `start` of a file of `size` bytes."""
     for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"][1]):
         if start + about["data_offsets"][1] > size:
             raise ArtifactError(
@@ -94,11 +100,12 @@ def _parsed(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]
     try:
         start, header, metadata = _headers.of(path, lambda: _read(path))
     except OSError as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return start, dict(header), dict(metadata)
 
 
-def _damaged(path: Path, error: Exception) -> ArtifactError:
+def damaged(path: Path, error: Exception) -> ArtifactError:
+    """Say that the header of a file cannot be read."""
     reason = " ".join(str(error).split())[:100]
     return ArtifactError(f"{path} is damaged: its safetensors header cannot be read ({reason}).")
 
@@ -106,19 +113,33 @@ def _damaged(path: Path, error: Exception) -> ArtifactError:
 def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > LARGEST and (pointer := lfs_pointer(path)):
-                raise ArtifactError(f"{pointer}.")
-            if length > LARGEST:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
+            return parse_header(file, path)
+    except OSError as error:
+        raise damaged(path, error) from None
+
+
+def parse_header(file: BinaryIO | mmap, path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, str]]:
+    """Read where the tensors begin, the header, and its metadata, from the beginning of an open file; `path` is for the sentence.
+
+    Raises:
+        ArtifactError: it is not the beginning of a safetensors file.
+    """
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST and (pointer := lfs_pointer(path)):
+            raise ArtifactError(f"{pointer}.")
+        if length > LARGEST:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
         metadata = dict(header.pop("__metadata__", None) or {})  # the format takes null for none
         for about in header.values():
-            (first, last), shape, _ = about["data_offsets"], about["shape"], about["dtype"]
+            (first, last), shape, kind = about["data_offsets"], about["shape"], about["dtype"]
             if not all(type(number) is int and number >= 0 for number in (first, last, *shape)) or first > last:
                 raise ValueError("a shape or a range that is no numbers")
+            if not isinstance(kind, str):
+                raise ValueError("a dtype that is no text")
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return 8 + length, header, metadata
 
 
@@ -137,27 +158,44 @@ DTYPES = {
     "bool": "BOOL",
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "complex64": "C64",
 }  # as safetensors spells them
 
 
-def pieces_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[Buffer]:
+def pieces_of(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    *,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> Iterator[Buffer]:
     """Yield a safetensors file that can stay mapped: every tensor begins aligned, but for those after one of an odd size.
 
-    The format's own writer puts the tensors wherever the header ends; the odd ones are small, and come last.
+    The format's own writer puts the tensors wherever the header ends; the odd ones are small, and come last. One tensor
+    at a time is copied, where it lies elsewhere or is written in another dtype.
+
+    Args:
+        dtypes: those that some tensors are written in, by name.
     """
     import torch
 
     from zoo.tensors.alignment import BYTES
 
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % BYTES > 0, -tensors[name].itemsize, name))
+    kinds = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
+    sizes = {name: tensor.numel() * kinds[name].itemsize for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (sizes[name] % BYTES > 0, -kinds[name].itemsize, name))
     about: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in order:
-        start, end = end, end + tensors[name].nbytes
-        kind = DTYPES[str(tensors[name].dtype).removeprefix("torch.")]
+        start, end = end, end + sizes[name]
+        kind = DTYPES[str(kinds[name]).removeprefix("torch.")]
         about[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(about, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % BYTES)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        yield tensors[name].flatten().view(torch.uint8).numpy().data
+        written = tensors[name].detach().to(kinds[name]).cpu().contiguous()
+        yield written.flatten().view(torch.uint8).numpy().data

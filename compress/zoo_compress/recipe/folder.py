@@ -12,7 +12,6 @@ OUT/work/<fingerprint>/                checkpoints of an unfinished stage
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from zoo.artifact.card import card
 from zoo.artifact.manifest import MANIFEST, manifest_text
 from zoo.errors import ArtifactError, OutputError, spelled
 from zoo.loading.load import load
+from zoo.system.hashing import digests_of
 from zoo.system.writing import not_a_directory, replace_file, sync, why_unwritable, writing
 from zoo_compress.recipe.times import Times
 
@@ -207,9 +207,7 @@ class RunFolder:
             model = load(source, device="meta")
         model.notes = manifest["notes"] = notes
         made = {**extra, "README.md": card(model, manifest["plain"]).encode()}
-        manifest["files"] |= {
-            file: {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)} for file, held in made.items()
-        }
+        manifest["files"] |= {file: digests_of(held) for file, held in made.items()}
         final = manifest_text(manifest)
         self.require_there()
         if self._holds(final):

@@ -344,7 +344,8 @@ def test_a_damaged_artifact_is_named_by_its_file(place: Path):
     good = file.read_bytes()
     file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     assert refusal(ArtifactError, "./saved") == (
-        "saved/model.safetensors does not have the sha256 of the manifest; the artifact is damaged, so nothing was loaded."
+        f"saved/model.safetensors does not have the xxh3 of the manifest from byte 0 to {len(good):,}; the artifact is damaged, "
+        "so nothing was loaded."
     )
     file.write_bytes(good[:-1])
     assert refusal(ArtifactError, "./saved").startswith(
@@ -408,7 +409,7 @@ def registry_weights() -> Path:
         (lambda m: "{", "saved/zoo.json is damaged: "),
         (
             lambda m: json.dumps({**m, "format": 99}),
-            "saved/zoo.json has format 99; this zoo reads up to 2: pip install --upgrade zoo-compress.",
+            "saved/zoo.json has format 99; this zoo reads up to 3: pip install --upgrade zoo-compress.",
         ),
         (lambda m: manifest_text({k: v for k, v in m.items() if k != "spec"}), "saved/zoo.json is damaged: 'spec'."),
         (lambda m: "[]", "saved/zoo.json is damaged: no format version."),
@@ -433,8 +434,16 @@ def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sent
         ({"files": []}, r"saved/zoo.json is damaged: 'files' is list, not dict\."),
         ({"files": {}}, r"saved/zoo.json is damaged: it lists no weight file\."),
         (
-            {"files": {"other.safetensors": {"bytes": 1, "sha256": ""}}},
+            {"files": {"other.safetensors": {"bytes": 1, "sha256": "", "xxh3": [""]}}},
             r"saved/zoo.json is damaged: it does not list model.safetensors\.",
+        ),
+        (
+            {"files": {"model.safetensors": {"bytes": 2**26 + 1, "sha256": "", "xxh3": [""]}}},
+            r"saved/zoo.json is damaged: file 'model.safetensors' has not one xxh3 for each 67,108,864 bytes\.",
+        ),
+        (
+            {"files": {"model.safetensors": {"bytes": 1, "sha256": ""}}},
+            r"saved/zoo.json is damaged: file 'model.safetensors' has not one xxh3 for each 67,108,864 bytes\.",
         ),
         (
             {"files": {"model.safetensors": {"sha256": "0"}}},
@@ -442,7 +451,7 @@ def test_a_manifest_that_does_not_fit_is_named(place: Path, change: object, sent
         ),
         ({"dtype": "float7"}, r"saved/zoo.json is damaged: dtype 'float7' is none of float32, bfloat16, float16\."),
     ],
-    ids=["record", "stage", "list", "no files", "other files", "no size", "dtype"],
+    ids=["record", "stage", "list", "no files", "other files", "chunk", "no xxh3", "no size", "dtype"],
 )
 @pytest.mark.parametrize("device", [None, "meta"])
 def test_a_damaged_manifest_is_a_sentence(place: Path, change: dict[str, object], sentence: str, device: str | None):
