@@ -4,6 +4,9 @@
   norm and head are kept as well, so the kept blocks' outputs are bit-equal to the original's.
 - "influence:N" is ShortGPT (Men et al. 2024, arXiv:2403.03853, section 3.1): block influence BI = 1 - E cos(x_in,
   x_out) over the tokens of the calibration data; the blocks that turn the residual least go.
+- "greedy:N" drops one block after another, each time the one without which the loss on the calibration data is least
+  (SLEB, Song et al. 2024, arXiv:2402.09025, section 3); where no data says what is right (embeddings), the one without
+  which the outputs stay nearest to those of the whole model. Every trial is a model as it would be saved.
 - "auto:N" is "influence:N" where there is calibration data, else "first:N".
 
 Dropping a block moves those behind it. What is numbered by block follows (`zoo_compress.numbering`); where it cannot, the choice of
@@ -12,8 +15,10 @@ blocks is refused.
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,18 +29,23 @@ from zoo.anatomy.modules import config_of
 from zoo.anatomy.parts import Stack
 from zoo.compressor import Compressor
 from zoo.errors import DataError, Refused, RequestError, nearest
+from zoo.family.task import task_of
 from zoo.model.context import Context, Progress
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
+from zoo.model.trial import UNFIT
 from zoo.tensors.batch import Batch
 from zoo_compress.calibrate.watch import CalibrationOptions, batches, watch
+from zoo_compress.losses.resolve import resolve_losses
 from zoo_compress.numbering import keep_blocks, require_numbering
+from zoo_compress.train.objective import CHUNK_BYTES, Objective
 
-WAYS = ("first", "last", "every", "influence", "auto")
+WAYS = ("first", "last", "every", "influence", "greedy", "auto")
+BY_DATA = ("influence", "greedy")  # of which data decides
 
 
 class Inherit(Compressor):
-    """Keep some blocks of a stack: the first, the last, every K-th, a list, or the most influential.
+    """Keep some blocks of a stack: the first, the last, every K-th, a list, or those that data shows to matter most.
 
     A target of several stacks ("unet.down") has the choice made in each of them.
     """
@@ -46,12 +56,15 @@ class Inherit(Compressor):
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(
             description='blocks to keep: "auto:N" (by influence where there is calibration data, else the first), '
-            '"influence:N" (the N that turn the residual most on calibration data), "first:N", "last:N", "every:K" '
+            '"influence:N" (the N that turn the residual most on calibration data), "greedy:N" (drop the block whose removal '
+            'raises the loss on calibration data least, one after another), "first:N", "last:N", "every:K" '
             "(blocks 0, K, 2K, ...), or a rising list of indices such as [0, 1, 5]",
             examples=["every:2", "first:1"],
         )
         target: str = Field("language", description="the stack, or stacks, whose blocks are kept or dropped")
-        keep_ends: bool = Field(True, description='with "influence:N", keep the first and the last block in any case')
+        keep_ends: bool = Field(
+            True, description='with "influence:N" and "greedy:N", keep the first and the last block'
+        )
 
         @field_validator("layers")
         @classmethod
@@ -70,7 +83,7 @@ class Inherit(Compressor):
         return options.model_copy(update={"layers": f"{'influence' if looks else 'first'}:{number}"})
 
     def roles(self, options: Options) -> tuple[str, ...]:
-        return (options.data,) if _way(options) == "influence" else ()
+        return (options.data,) if _way(options) in BY_DATA else ()
 
     def check(self, model: Model, state: State, options: Options) -> None:
         self.outline(model, options)
@@ -82,7 +95,7 @@ class Inherit(Compressor):
             depth = len(stack.blocks)
             # data may choose any blocks: then whichever goes, the others must do
             without_one = [[i for i in range(depth) if i != gone] for gone in range(depth)]
-            for kept in [chosen, *(without_one if _way(options) == "influence" and len(chosen) < depth else [])]:
+            for kept in [chosen, *(without_one if _way(options) in BY_DATA and len(chosen) < depth else [])]:
                 require_numbering(model.module, stack.path, kept, depth=depth, stage=self.name)
         return {
             "stacks": [{"path": s.path, "of": len(s.blocks), "kept": k} for s, k in zip(stacks, indices, strict=True)]
@@ -90,12 +103,11 @@ class Inherit(Compressor):
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
-        if _way(options) == "influence":
+        if _way(options) in BY_DATA:
             data = batches(model, options, context, stage=self.name)
             for stack, cut in zip(_stacks(model, options), record["stacks"], strict=True):
-                influence = block_influence(model, stack, data, context.progress)
-                cut["kept"] = _most_influential(influence, len(cut["kept"]), keep_ends=options.keep_ends)
-                cut["influence"] = [round(value, 6) for value in influence]
+                choose = _by_influence if _way(options) == "influence" else _by_trial
+                cut |= choose(model, stack, data, len(cut["kept"]), options.keep_ends, context.progress)
         self.rebuild(model, record)
         return record
 
@@ -116,17 +128,25 @@ class Inherit(Compressor):
         return "Keep other blocks: of a model whose blocks are of several kinds some of each, or the first ones."
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
-        if _way(options) != "influence":
+        if _way(options) not in BY_DATA:
             return 0
         from zoo_compress.dryrun import calibration
 
         calibrated = calibration(model, options, context)
+        if _way(options) == "greedy":
+            return calibrated.bytes + 3 * CHUNK_BYTES  # logits, and what a loss makes of them
         widest = max(stack.width or 0 for stack in _stacks(model, options))
         return calibrated.bytes + 6 * 8 * calibrated.tokens * widest  # what a cosine takes in double
 
     def note(self, model: Model, options: Options) -> str:
         said = []
-        if _way(options) != "influence" and model.origin != "random":
+        if _way(options) == "greedy":
+            trials = sum(
+                _trials(len(s.blocks), len(_blocks_to_keep(options, s)), options.keep_ends)
+                for s in _stacks(model, options)
+            )
+            said.append(f"Tries {trials} removals, each with a pass over the calibration data.")
+        if _way(options) not in BY_DATA and model.origin != "random":
             said.append(
                 "Blocks are chosen without a look at what they do, which harms trained models far more than by influence: "
                 'name calibration data in [data] and write layers = "auto:N", or train or distil afterwards.'
@@ -172,6 +192,91 @@ def block_influence(model: Model, stack: Stack, data: Sequence[Batch], progress:
     return [total / count for total, count in zip(sums, tokens, strict=True)]
 
 
+# --- depth by trial --------------------------------------------------------------------------------------------------
+
+
+def _by_influence(
+    model: Model, stack: Stack, data: Sequence[Batch], count: int, keep_ends: bool, progress: Progress
+) -> Record:
+    influence = block_influence(model, stack, data, progress)
+    kept = _most_influential(influence, count, keep_ends=keep_ends)
+    return {"kept": kept, "influence": [round(value, 6) for value in influence]}
+
+
+@torch.no_grad()
+def _by_trial(
+    model: Model, stack: Stack, data: Sequence[Batch], count: int, keep_ends: bool, progress: Progress
+) -> Record:
+    """Drop blocks one after another; the record says what the model cost without each that went, in the order they did."""
+    block_influence(
+        model, stack, data, progress
+    )  # refuses data that does not reach a block: removal would seem to cost nothing
+    depth = len(stack.blocks)
+    kept, ends = list(range(depth)), {0, depth - 1} if keep_ends else set()
+    measure, cost = _measure(model, data)
+    whole = cost(model)
+    dropped: list[Record] = []
+    total = _trials(depth, count, keep_ends)
+    trials = progress.track(range(total), total=total, label=f"inherit: {stack.name} without a block")
+    while len(kept) > count:
+        costs = {}
+        for block in [block for block in kept if block not in ends]:
+            next(trials)
+            rest = [other for other in kept if other != block]
+            costs[block] = _cost_of(model, stack, rest, cost)
+        block = min(costs, key=lambda block: (costs[block], -block))  # of equals the later, as by influence
+        if costs[block] == float("inf"):
+            raise Refused(
+                f"inherit: without any more of the blocks {kept} of {stack.name!r} the model does not run, "
+                f"so {count} cannot be all that is kept."
+            )
+        kept.remove(block)
+        dropped.append({"block": block, measure: round(costs[block], 6)})
+    next(trials, None)
+    return {"kept": kept, measure: round(whole, 6), "dropped": dropped}
+
+
+def _trials(depth: int, count: int, keep_ends: bool) -> int:
+    """How many removals are tried until `count` blocks are left."""
+    return sum(left - 2 * keep_ends for left in range(count + 1, depth + 1))
+
+
+def _cost_of(model: Model, stack: Stack, kept: list[int], cost: Callable[[Model], float]) -> float:
+    """What a model with these blocks alone costs; infinitely much where it does not run."""
+    own = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
+    trial = replace(model, module=copy.deepcopy(model.module, own))  # modules of its own, the same tensors
+    try:
+        keep_blocks(trial.module, stack.path, kept, depth=len(stack.blocks))
+        value = cost(trial)
+    except UNFIT:
+        return float("inf")
+    return value if value == value else float("inf")
+
+
+def _measure(model: Model, data: Sequence[Batch]) -> tuple[str, Callable[[Model], float]]:
+    """What removal is judged by, and its name: the task's own loss, or how far outputs are from those of the whole model."""
+    sizes = [len(next(iter(batch.values()))) for batch in data]
+    losses, _ = resolve_losses(task_of(model).losses(model))
+    if losses:
+
+        def loss(trial: Model) -> float:
+            objective = Objective(trial, None, losses)
+            values = [float(objective(batch)["loss"]) for batch in data]
+            return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+        return "loss", loss
+    outputs = [model.family.forward(model, batch).double() for batch in data]
+
+    def error(trial: Model) -> float:
+        lost = sum(
+            float((trial.family.forward(trial, batch).double() - whole).square().sum())
+            for batch, whole in zip(data, outputs, strict=True)
+        )
+        return float((lost / sum(float(whole.square().sum()) for whole in outputs)) ** 0.5)
+
+    return "error", error
+
+
 # --- which blocks ---------------------------------------------------------------------------------------------------
 
 
@@ -180,19 +285,19 @@ def _parse(text: str) -> tuple[str, int]:
     if way not in WAYS:
         hint = nearest(way, WAYS)
         raise ValueError(
-            f"{text!r} is not a choice of blocks.{hint} Write auto:N, influence:N, first:N, last:N or every:K."
+            f"{text!r} is not a choice of blocks.{hint} Write auto:N, influence:N, greedy:N, first:N, last:N or every:K."
         )
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"{text!r} needs a number from 1 after the colon, such as '{way}:4'.")
     return way, int(number)
 
 
-def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influence", "auto", "list"]:
+def _way(options: Inherit.Options) -> Literal["first", "last", "every", "influence", "greedy", "auto", "list"]:
     return _parse(options.layers)[0] if isinstance(options.layers, str) else "list"  # type: ignore[return-value]
 
 
 def _blocks_to_keep(options: Inherit.Options, stack: Stack) -> list[int]:
-    """The indices to keep; for "influence", which only data decides, as many as will be kept."""
+    """The indices to keep; where only data decides, as many as will be kept."""
     depth = len(stack.blocks)
     if not isinstance(options.layers, str):
         return _listed(options.layers, depth)
@@ -203,7 +308,7 @@ def _blocks_to_keep(options: Inherit.Options, stack: Stack) -> list[int]:
         raise Refused(f"inherit: {options.layers!r} asks for {number} blocks, but {stack.name!r} has {depth}.")
     if way == "last":
         return list(range(depth - number, depth))
-    if way == "influence" and options.keep_ends:
+    if way in BY_DATA and options.keep_ends:
         if number < 2 <= depth:
             raise Refused(f"inherit: {options.layers!r} cannot keep both ends; ask for 2, or set keep_ends = false.")
         return [*range(number - 1), depth - 1]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from sentences import plain_folder
 from stages import (
     apply,
     assert_outline_foretells,
@@ -28,6 +29,7 @@ from zoo_slm.language import TransformersText
 
 import zoo
 from zoo.catalog import ModelSpec
+from zoo.data.dataset import Dataset, Sample
 from zoo.errors import ArtifactError, DataError, Refused, RequestError
 from zoo.model.context import Context
 from zoo.model.model import Model
@@ -244,6 +246,120 @@ def test_influence_needs_calibration_data():
         apply(deep("llama"), "inherit", {"layers": "influence:2"}, Context())
     assert Inherit().roles(options("inherit", layers="influence:2")) == ("calibration",)
     assert Inherit().roles(options("inherit", layers="first:2")) == ()
+
+
+# --- by trial --------------------------------------------------------------------------------------------------------
+
+
+def loss_of(model):
+    """Mean cross-entropy of the next token over the calibration windows, by its definition."""
+    nats = []
+    for batch in calibration(model):
+        rows = logits(model, batch["input_ids"]).double().log_softmax(-1)
+        nats.append(-rows.gather(-1, batch["labels"][..., None]).mean())
+    return float(torch.stack(nats).mean())
+
+
+GREEDY = {"length": 16, "samples": 8}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-neox"])
+def test_greedy_drops_what_the_loss_misses_least_one_after_another(name):
+    """The reference saves nothing and shares nothing: it makes every candidate anew and takes its loss."""
+    kept, order = [0, 1, 2, 3], []
+    while len(kept) > 2:
+        losses = {}
+        for block in kept:
+            other = deep(name)
+            apply(other, "inherit", {"layers": [i for i in kept if i != block]})
+            losses[block] = loss_of(other)
+        block = min(losses, key=losses.get)
+        kept.remove(block)
+        order.append((block, losses[block]))
+    model = deep(name)
+    whole, before = loss_of(model), {key: tensor.clone() for key, tensor in model.tensors().items()}
+    apply(model, "inherit", {"layers": "greedy:2", "keep_ends": False, **GREEDY}, context())
+    cut = model.lineage[-1].record["stacks"][0]
+    assert cut["kept"] == kept and [drop["block"] for drop in cut["dropped"]] == [block for block, _ in order]
+    assert [drop["loss"] for drop in cut["dropped"]] == pytest.approx([loss for _, loss in order], rel=1e-5)
+    assert cut["loss"] == pytest.approx(whole, rel=1e-5)
+    for key, tensor in model.tensors().items():  # a trial left nothing behind
+        head, dot, rest = key.partition("layers.")
+        number, _, name = rest.partition(".")
+        assert torch.equal(tensor, before[f"{head}{dot}{kept[int(number)]}.{name}" if dot else key])
+
+
+def test_greedy_keeps_the_ends_and_drops_identity_blocks_at_no_cost(tmp_path):
+    model = deep("llama")
+    silence(model, 1, 2)
+    apply(model, "inherit", {"layers": "greedy:2", **GREEDY}, context())
+    cut = model.lineage[-1].record["stacks"][0]
+    assert cut["kept"] == [0, 3] and [drop["block"] for drop in cut["dropped"]] == [2, 1]
+    assert {drop["loss"] for drop in cut["dropped"]} == {cut["loss"]}
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_greedy_compares_vectors_where_there_is_no_loss(tmp_path):
+    """The block whose removal turns a sentence's vector least, by the vectors themselves."""
+    folder = plain_folder(tmp_path / "encoder")
+    short = Dataset("short", [Sample({"text": f"w{i} w{i + 1} w{2 * i + 3}"}, f"short:{i}") for i in range(3, 11)])
+    model, given = zoo.load(folder), Context(data={"calibration": short})
+    depth = len(model.anatomy.stack("language").blocks)
+    (batch,) = batches(model, CalibrationOptions(length=16), given, stage="inherit")
+
+    def vectors(layers):
+        other = zoo.load(folder)
+        apply(other, "inherit", {"layers": layers})
+        with torch.no_grad():
+            return other.family.forward(other, batch).double()
+
+    whole = vectors(list(range(depth)))
+    errors = [
+        float((vectors([i for i in range(depth) if i != block]) - whole).norm() / whole.norm())
+        for block in range(depth)
+    ]
+    apply(model, "inherit", {"layers": f"greedy:{depth - 1}", "keep_ends": False, "length": 16}, given)
+    cut = model.lineage[-1].record["stacks"][0]
+    (drop,) = cut["dropped"]
+    assert (drop["block"], cut["error"]) == (errors.index(min(errors)), 0.0)
+    assert drop["error"] == pytest.approx(min(errors), rel=1e-4)
+
+
+def test_a_block_without_which_the_model_does_not_run_is_kept():
+    model = deep("llama")
+
+    class Needs(type(model.module.model)):
+        def forward(self, *args, **kwargs):
+            assert any(hasattr(layer, "needed") for layer in self.layers)
+            return super().forward(*args, **kwargs)
+
+    silence(model, 1)
+    model.module.model.layers[1].needed = True
+    model.module.model.__class__ = Needs
+    apply(model, "inherit", {"layers": "greedy:2", "keep_ends": False, **GREEDY}, context())
+    assert 1 in model.lineage[-1].record["stacks"][0]["kept"]
+
+
+def test_greedy_shows_how_far_it_is_and_is_foretold():
+    seen = []
+
+    class Steps:
+        def track(self, items, *, total, label):
+            for number, item in enumerate(items, 1):
+                yield item
+                seen.append((label, number, total))
+
+        def say(self, text):
+            pass
+
+    model = deep("llama")
+    foretold = Inherit().outline(model, options("inherit", layers="greedy:2"))["stacks"][0]
+    assert "Tries 3 removals" in Inherit().note(model, options("inherit", layers="greedy:2"))
+    apply(model, "inherit", {"layers": "greedy:2", **GREEDY}, context(progress=Steps()))
+    assert len(model.lineage[-1].record["stacks"][0]["kept"]) == len(foretold["kept"]) == 2
+    trials = [step for step in seen if "without a block" in step[0]]
+    assert [step[1:] for step in trials] == [(1, 3), (2, 3), (3, 3)]
+    assert Inherit().roles(options("inherit", layers="greedy:2")) == ("calibration",)
 
 
 # --- with other stages ----------------------------------------------------------------------------------------------
