@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from zoo_compress.methods.quantize.formats import int8_layers, packed
+from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear, pack_nibbles, unpack_nibbles
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear
 from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 
@@ -45,6 +46,33 @@ NF4_LEVELS = torch.tensor(
 def make_linear(in_features=64, out_features=48, *, bias=True, seed=0):
     torch.manual_seed(seed)
     return nn.Linear(in_features, out_features, bias=bias)
+
+
+def int4(in_features=64, out_features=48, *, group=32, zeros=True, bias=True, seed=0):
+    """A layer of random codes, scales of both signs and, where asked, zeros."""
+    draw = torch.Generator().manual_seed(seed)
+    codes_OI = torch.randint(0, 16, (out_features, in_features), generator=draw, dtype=torch.uint8)
+    groups = (out_features, in_features // group)
+    scale_OG = (torch.randn(groups, generator=draw) * 0.02).bfloat16()
+    zero_OG = torch.randint(0, 16, groups, generator=draw, dtype=torch.uint8) if zeros else None
+    layer = Int4Linear.of(codes_OI, scale_OG, zero_OG)
+    layer.bias = nn.Parameter(torch.randn(out_features, generator=draw)) if bias else None
+    return layer
+
+
+def int4_reference(layer):
+    """(code - zero) * scale from the bytes of a layer, one number at a time."""
+    rows, group = [], layer.group
+    for row, scales, zeros in zip(layer.weight_int4.tolist(), layer.scale.tolist(), zeros_of(layer), strict=True):
+        codes = [code for byte in row for code in (byte & 15, byte >> 4)]
+        rows.append([(code - zeros[i // group]) * scales[i // group] for i, code in enumerate(codes)])
+    return torch.tensor(rows)
+
+
+def zeros_of(layer):
+    if layer.zero is None:
+        return [[8] * layer.scale.shape[1]] * layer.out_features
+    return [[code for byte in row for code in (byte & 15, byte >> 4)] for row in layer.zero.tolist()]
 
 
 def int8_reference(weight_OI):
@@ -123,7 +151,11 @@ def test_widening_in_blocks_changes_nothing(monkeypatch):
     torch.testing.assert_close(int8(x_TI), whole_TO, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [Int8Linear.from_linear, NF4Linear.from_linear])
+def fixed_int4(linear):
+    return int4(linear.in_features, linear.out_features)
+
+
+@pytest.mark.parametrize("build", [Int8Linear.from_linear, NF4Linear.from_linear, fixed_int4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64), (5, 7, 64), (2, 1, 3, 64), (0, 64)])
 def test_output_has_the_shape_and_dtype_of_the_input(build, dtype, shape):
@@ -202,11 +234,15 @@ def test_conv1d_equals_its_linear(build):
 
 EMPTY = {
     "int8": lambda: Int8Linear(64, 48, bias=True, device="meta"),
+    "int4": lambda: Int4Linear(64, 48, bias=True, group=64, device="meta"),
+    "int4 with zeros": lambda: Int4Linear(64, 48, bias=True, group=32, zeros=True, device="meta"),
     "nf4": lambda: NF4Linear(64, 48, bias=True, device="meta"),
     "nf4 nested": lambda: NF4Linear(64, 48, bias=True, blocksize=128, nested=True, device="meta"),
 }
 FULL = {
     "int8": Int8Linear.from_linear,
+    "int4": lambda linear: int4(group=64, zeros=False),
+    "int4 with zeros": fixed_int4,
     "nf4": NF4Linear.from_linear,
     "nf4 nested": lambda linear: NF4Linear.from_linear(linear, blocksize=128, nested=True),
 }
@@ -236,12 +272,15 @@ def test_fresh_process_gives_the_same_bits(tmp_path):
 import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
+from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
 from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 torch.set_num_threads({torch.get_num_threads()})
 folder = Path({str(tmp_path)!r})
 empty = {{
     "int8": Int8Linear(64, 48, bias=True, device="meta"),
+    "int4": Int4Linear(64, 48, bias=True, group=64, device="meta"),
+    "int4 with zeros": Int4Linear(64, 48, bias=True, group=32, zeros=True, device="meta"),
     "nf4": NF4Linear(64, 48, bias=True, device="meta"),
     "nf4 nested": NF4Linear(64, 48, bias=True, blocksize=128, nested=True, device="meta"),
 }}
@@ -268,7 +307,7 @@ def test_scales_survive_half_precision(kind):
     assert layer.bias.dtype == torch.bfloat16
     for name, tensor in before.items():
         assert torch.equal(layer.state_dict()[name], tensor)
-    assert EMPTY[kind]().half().state_dict()["absmax" if kind != "int8" else "scale"].dtype != torch.float16
+    assert EMPTY[kind]().half().state_dict()["absmax" if "nf4" in kind else "scale"].dtype != torch.float16
 
 
 def test_loading_aligns_the_codes(tmp_path):
@@ -312,7 +351,8 @@ def test_a_convolution_padded_otherwise_than_with_zeros_is_refused():
 
 
 def test_bits_are_declared():
-    assert (Int8Linear.zoo_bits, Int8Embedding.zoo_bits, NF4Linear.zoo_bits) == (8, 8, 4)
+    kinds = (Int8Linear, Int8Embedding, NF4Linear, Int4Linear)
+    assert [kind.zoo_bits for kind in kinds] == [8, 8, 4, 4]
 
 
 def test_embedding_gathers_scaled_rows():
@@ -379,3 +419,75 @@ def test_nf4_refuses_sizes_it_cannot_pack():
         NF4Linear(7, 4, bias=False)
     with pytest.raises(ValueError, match="blocksize must be a power of two"):
         NF4Linear(64, 4, bias=False, blocksize=100)
+
+
+# --- int4 -----------------------------------------------------------------------------------------------------------
+
+# (in, out, group): what the kernel takes as it is, a row whose one scale it takes in pieces, outputs that are no multiple of
+# 16, and what is widened at each call
+INT4_SHAPES = [(256, 32, 128), (576, 32, 576), (64, 10, 32), (40, 12, 40), (30, 7, 10)]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("shape", INT4_SHAPES, ids=str)
+def test_int4_widens_to_its_formula_and_computes_with_it(shape, zeros):
+    inputs, outputs, group = shape
+    layer = int4(inputs, outputs, group=group, zeros=zeros)
+    assert torch.equal(layer.dequantize(), int4_reference(layer))
+    x_TI = torch.randn(5, inputs)
+    want_TO = F.linear(x_TI, layer.dequantize(), layer.bias)
+    # bf16 keeps 8 bits of inputs and outputs; a zero in bf16 is at most 1/64 of a step beside the exact one
+    size_TO = F.linear(x_TI.abs(), layer.dequantize().abs()) * 2**-8
+    step_TO = F.linear(x_TI.abs(), layer.scale.float().abs().repeat_interleave(group, 1)) / 64
+    assert ((layer(x_TI) - want_TO).abs() <= size_TO + step_TO * zeros + want_TO.abs() * 2**-8 + 1e-5).all()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("shape", INT4_SHAPES[:3], ids=str)
+def test_int4_gives_a_row_the_same_bits_alone_and_among_others(shape, zeros):
+    layer = int4(shape[0], shape[1], group=shape[2], zeros=zeros)
+    x_TI = torch.randn(97, shape[0])
+    whole = layer(x_TI)
+    for rows in (1, 2, 4, 5, 17, 64):
+        assert torch.equal(layer(x_TI[:rows]), whole[:rows]), rows
+        assert torch.equal(layer(x_TI[-rows:]), whole[-rows:]), rows
+
+
+def test_int4_keeps_the_layout_of_its_kernel_out_of_what_is_saved_and_copied():
+    layer = int4()
+    names = set(layer.state_dict())
+    layer(torch.randn(1, 64))
+    assert layer._kernel is not None and set(layer.state_dict()) == names == {"weight_int4", "scale", "zero", "bias"}
+    assert copy.deepcopy(layer)._kernel is None
+    stored = sum(tensor.nbytes for name, tensor in layer.state_dict().items() if name != "bias")
+    assert stored == 48 * 64 // 2 + 48 * 2 * 2 + 48
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_int4_computes_with_the_codes_that_were_loaded_last(assign):
+    layer, other = int4(seed=0), int4(seed=1)
+    x_TI = torch.randn(3, 64)
+    before = layer(x_TI)
+    layer.load_state_dict(other.state_dict(), assign=assign)
+    assert torch.equal(layer(x_TI), other(x_TI)) and not torch.equal(layer(x_TI), before)
+
+
+def test_int4_gradient_reaches_the_input():
+    layer = int4()
+    x_TI = torch.randn(2, 64, requires_grad=True)
+    layer(x_TI).sum().backward()
+    torch.testing.assert_close(x_TI.grad, layer.dequantize().sum(0).expand(2, 64), rtol=1e-4, atol=1e-5)
+
+
+@given(count=st.integers(1, 9), rows=st.integers(1, 4))
+def test_nibbles_come_back(count, rows):
+    codes = torch.randint(0, 16, (rows, count), dtype=torch.uint8)
+    assert torch.equal(unpack_nibbles(pack_nibbles(codes), count), codes)
+    assert pack_nibbles(torch.tensor([[1, 2]])).tolist() == [[0x21]]
+
+
+def test_int4_refuses_sizes_it_cannot_pack():
+    with pytest.raises(ValueError, match="in_features must be even, got 7"):
+        Int4Linear(7, 4, bias=False, group=7)
+    with pytest.raises(ValueError, match="group must divide in_features 96, got 64"):
+        Int4Linear(96, 4, bias=False, group=64)
