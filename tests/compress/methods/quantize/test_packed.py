@@ -117,6 +117,19 @@ def test_int8_forward_matches_dequantized(rows, in_features, out_features, bias,
     assert ((int8(x_TI) - want_TO).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_int8_by_group_computes_with_the_scale_of_each_group(groups):
+    codes_OI = torch.randint(-127, 128, (48, 64))
+    scale_OG = torch.rand(48, groups) * 0.01
+    layer = Int8Linear.of(codes_OI, scale_OG)
+    want_OI = codes_OI * scale_OG.repeat_interleave(64 // groups, 1)
+    assert torch.equal(layer.dequantize(), want_OI)
+    x_TI = torch.randn(17, 64)
+    torch.testing.assert_close(layer(x_TI), F.linear(x_TI, want_OI), rtol=1e-5, atol=1e-5)
+    empty = Int8Linear(64, 48, bias=False, groups=groups, device="meta")
+    assert {n: t.shape for n, t in empty.state_dict().items()} == {n: t.shape for n, t in layer.state_dict().items()}
+
+
 @settings(max_examples=40, deadline=None)
 @given(scale=st.floats(1e-30, 1e30), seed=st.integers(0, 99))
 def test_int8_error_is_at_most_half_a_step(scale, seed):
@@ -149,6 +162,14 @@ def test_widening_in_blocks_changes_nothing(monkeypatch):
     whole_TO = int8(x_TI)
     monkeypatch.setattr(int8_layers, "WIDEN_ELEMENTS", 64 * 7)  # 7 rows at a time, 48 is not a multiple
     torch.testing.assert_close(int8(x_TI), whole_TO, rtol=1e-5, atol=1e-5)
+
+
+def int8_by_group():
+    draw = torch.Generator().manual_seed(0)
+    codes_OI = torch.randint(-127, 128, (48, 64), generator=draw)
+    layer = Int8Linear.of(codes_OI, torch.rand(48, 2, generator=draw) * 0.01)
+    layer.bias = nn.Parameter(torch.randn(48, generator=draw))
+    return layer
 
 
 def fixed_int4(linear):
@@ -234,6 +255,7 @@ def test_conv1d_equals_its_linear(build):
 
 EMPTY = {
     "int8": lambda: Int8Linear(64, 48, bias=True, device="meta"),
+    "int8 by group": lambda: Int8Linear(64, 48, bias=True, groups=2, device="meta"),
     "int4": lambda: Int4Linear(64, 48, bias=True, group=64, device="meta"),
     "int4 with zeros": lambda: Int4Linear(64, 48, bias=True, group=32, zeros=True, device="meta"),
     "nf4": lambda: NF4Linear(64, 48, bias=True, device="meta"),
@@ -241,6 +263,7 @@ EMPTY = {
 }
 FULL = {
     "int8": Int8Linear.from_linear,
+    "int8 by group": lambda linear: int8_by_group(),
     "int4": lambda linear: int4(group=64, zeros=False),
     "int4 with zeros": fixed_int4,
     "nf4": NF4Linear.from_linear,
@@ -279,6 +302,7 @@ torch.set_num_threads({torch.get_num_threads()})
 folder = Path({str(tmp_path)!r})
 empty = {{
     "int8": Int8Linear(64, 48, bias=True, device="meta"),
+    "int8 by group": Int8Linear(64, 48, bias=True, groups=2, device="meta"),
     "int4": Int4Linear(64, 48, bias=True, group=64, device="meta"),
     "int4 with zeros": Int4Linear(64, 48, bias=True, group=32, zeros=True, device="meta"),
     "nf4": NF4Linear(64, 48, bias=True, device="meta"),

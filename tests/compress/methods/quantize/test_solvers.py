@@ -128,14 +128,20 @@ def test_packed_codes_widen_to_the_very_weight_that_was_solved_for(method: str, 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_what_is_zero_stays_zero(grid: Grid) -> None:
+    """Single entries, as pruning leaves them, and whole columns and rows."""
     weight_OI, x_NI, _ = small()
+    weight_OI[weight_OI.abs() < 0.01] = 0
     weight_OI[:, 5] = 0
     weight_OI[3] = 0
-    # GPTQ moves later columns to make up for others: only a column that no error reaches has to stay
-    alone_II = x_NI.T @ x_NI
-    alone_II[5] = alone_II[:, 5] = 0
-    for codes in (grid.nearest(weight_OI), hqq(weight_OI, grid), gptq(weight_OI, factored(alone_II), grid)):
-        assert (codes.weight()[:, 5] == 0).all() and (codes.weight()[3] == 0).all()
+    found = factored(x_NI.T @ x_NI)
+    columnwise = gptq(weight_OI, found, grid)
+    for codes in (
+        grid.nearest(weight_OI),
+        hqq(weight_OI, grid),
+        columnwise,
+        descend(weight_OI, columnwise, found, grid),
+    ):
+        assert (codes.weight()[weight_OI == 0] == 0).all()
 
 
 # --- GPTQ -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Layers whose weights are int8, one fp32 scale a row.
+"""Layers whose weights are int8, one fp32 scale a row, or where asked one for every group of neighbouring inputs.
 
 Symmetric, one scale per output channel, absmax / 127 (Krishnamoorthi 2018, arXiv:1806.08342, section 3).
 
@@ -9,7 +9,8 @@ Which kernel: time relative to an fp32 Linear, torch 2.15 on 2 AVX2 cores, same 
     int8 widened to fp32     2.01     1.30      1.02      0.93     exact to fp32 rounding
     fp32 rows, int8 kernel   2.32    11.2      19.6      29.2      not vectorised by torch, unused
 
-So a few rows (decoding) take the first, more rows (prompts, evaluation) the second.
+So a few rows (decoding) take the first, more rows (prompts, evaluation) the second. Scales by group have no kernel: such
+layers are widened at each call.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def int8_linear_widened(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor) -> Tenso
 
 
 class Int8Linear(Packed):
-    """A Linear whose weight is int8 with one fp32 scale per output channel."""
+    """A Linear whose weight is int8 with one fp32 scale per output channel, or several, of groups of neighbouring inputs."""
 
     zoo_bits: ClassVar[int] = 8
     zoo_packed: ClassVar[dict[str, int]] = {"weight_int8": 1}
@@ -78,16 +79,22 @@ class Int8Linear(Packed):
     decode_rows: ClassVar[int] = 16
 
     weight_int8: Tensor
-    scale: Tensor
+    scale: Tensor  # (out,), or (out, groups)
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, device: torch.device | str | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        groups: int = 1,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
-        self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32, device=device))
+        shape = (out_features,) if groups == 1 else (out_features, groups)
+        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
 
     @classmethod
@@ -101,11 +108,22 @@ class Int8Linear(Packed):
         packed.bias = copy_bias(linear)
         return packed
 
+    @classmethod
+    def of(cls, codes_OI: Tensor, scale_OG: Tensor) -> Self:
+        """Pack codes from -127 to 127 with their scales (out, groups), without a bias."""
+        outputs, inputs = codes_OI.shape
+        packed = cls(inputs, outputs, bias=False, groups=scale_OG.shape[1], device="meta")
+        packed.weight_int8 = codes_OI.to(torch.int8).contiguous()
+        packed.scale = scale_OG.reshape(packed.scale.shape).contiguous()
+        return packed
+
     def forward(self, x: Tensor) -> Tensor:
         # Tiny layers spend more time in Python than in the kernel, so this looks each attribute up once.
         int8_OI, scale_O, bias_O = self.weight_int8, self.scale, self.bias
         x_TI = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        if self._decoding(x_TI):
+        if scale_O.dim() > 1:
+            y_TO = F.linear(x_TI, self.dequantize(x.dtype))
+        elif self._decoding(x_TI):
             y_TO = int8_linear_bf16(x_TI, int8_OI, scale_O)
         elif x.is_cpu:
             # Half precision products are slow on most CPUs and int8 sums overflow fp16, so both are done in fp32.
@@ -131,7 +149,9 @@ class Int8Linear(Packed):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight (out, in) in floating point."""
-        return (self.weight_int8 * self.scale[:, None]).to(dtype)
+        scale_OG1 = self.scale.reshape(self.out_features, -1, 1)
+        weight_OGg: Tensor = self.weight_int8.reshape(self.out_features, scale_OG1.shape[1], -1) * scale_OG1
+        return weight_OGg.flatten(1).to(dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

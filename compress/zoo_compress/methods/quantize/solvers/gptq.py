@@ -61,12 +61,15 @@ def gptq(weight_OI: Tensor, factored: Factor, grid: Grid, steps: Steps | None = 
     scale_GO, zero_GO = (each.t().contiguous() for each in steps)
     groups = (order // grid.group).tolist()
     reach_I = upper_II.diagonal().tolist()
+    zeros_IO = left_IO == 0 if bool((left_IO == 0).any()) else None
     for start in range(0, len(left_IO), BLOCK):
         end = min(start + BLOCK, len(left_IO))
         errors_BO = torch.empty_like(left_IO[start:end])
         for j in range(start, end):
             scale_O, zero_O, column_O = scale_GO[groups[j]], zero_GO[groups[j]], left_IO[j]
             torch.clamp((column_O / scale_O + zero_O).round_(), grid.lowest, grid.highest, out=codes_IO[j])
+            if zeros_IO is not None:
+                torch.where(zeros_IO[j], zero_O, codes_IO[j], out=codes_IO[j])
             error_O = torch.sub(column_O, (codes_IO[j] - zero_O).mul_(scale_O), out=errors_BO[j - start])
             error_O /= reach_I[j]
             left_IO[j + 1 : end].addr_(upper_II[j, j + 1 : end], error_O, alpha=-1)
@@ -83,6 +86,7 @@ def descend(weight_OI: Tensor, start: Codes, factored: Factor, grid: Grid, sweep
     scale_IO, zero_IO = (each.t()[order].contiguous() for each in start.steps.each(len(order)))
     weight_IO = weight_OI.t()[order].contiguous()
     size_I = hessian_II.diagonal().tolist()
+    zeros_IO = weight_IO == 0 if bool((weight_IO == 0).any()) else None
     for _ in range(sweeps):
         pull_IO = hessian_II @ (weight_IO - (codes_IO - zero_IO) * scale_IO)  # of each column, towards less error
         for first in range(0, len(order), BLOCK):
@@ -91,6 +95,8 @@ def descend(weight_OI: Tensor, start: Codes, factored: Factor, grid: Grid, sweep
             for j in range(first, last):
                 better_O = (codes_IO[j] + pull_IO[j] / (scale_IO[j] * size_I[j])).round_()
                 better_O.clamp_(grid.lowest, grid.highest)
+                if zeros_IO is not None:
+                    better_O = torch.where(zeros_IO[j], codes_IO[j], better_O)
                 torch.mul(better_O - codes_IO[j], scale_IO[j], out=moved_BO[j - first])
                 codes_IO[j] = better_O
                 pull_IO[j + 1 : last].addr_(hessian_II[j, j + 1 : last], moved_BO[j - first], alpha=-1)
