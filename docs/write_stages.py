@@ -38,6 +38,10 @@ def _entry(title: str, found: Any) -> list[str]:
 
 def _kind(annotation: Any) -> str:
     """A type as a reader of recipes says it."""
+    if isinstance(annotation, int):  # one of a few numbers
+        return str(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
     if isinstance(annotation, type) and not get_args(annotation):
         return {"str": "text", "float": "number", "int": "whole number", "bool": "true or false"}.get(
             annotation.__name__, annotation.__name__

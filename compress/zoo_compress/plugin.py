@@ -10,6 +10,7 @@ def register_compressors(register: Register) -> None:
     register("inherit", "zoo_compress.methods.inherit:Inherit")
     register("prune.magnitude", "zoo_compress.methods.prune.magnitude:PruneMagnitude")
     register("prune.structured", "zoo_compress.methods.prune.structured:PruneStructured")
+    register("quantize.int4", "zoo_compress.methods.quantize.int4:QuantizeInt4")
     register("quantize.int8", "zoo_compress.methods.quantize.int8:QuantizeInt8")
     register("quantize.nf4", "zoo_compress.methods.quantize.nf4:QuantizeNF4")
     register("share.ffn", "zoo_compress.methods.share:ShareFFN")

@@ -7,7 +7,7 @@ several paths (share.ffn) is packed once and stays one; a head tied to the token
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -78,6 +78,10 @@ class Quantize(Compressor):
         """Options that `empty` needs, for the record."""
         return {}
 
+    def of_layer(self, record: Record, path: str) -> Record:
+        """What `pack` and `empty` are given of the record for one layer; all of it where layers are packed alike."""
+        return record
+
     def check(self, model: Model, state: State, options: Any) -> None:
         modules = self._modules(model, options)
         require_dense(state, modules, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
@@ -123,12 +127,19 @@ class Quantize(Compressor):
         sizes = [p.numel() for path in paths for p in model.module.get_submodule(path).parameters()]
         return 12 * max(sizes, default=0)  # a float32 copy of one weight, its quotients, its codes
 
-    def _replace(self, model: Model, record: Record, *, empty: bool, progress: Progress) -> None:
-        """Swap the packed layers in, a module at several places once, the token table before the head it is tied to."""
+    def _replace(
+        self, model: Model, record: Record, *, empty: bool, progress: Progress, done: Collection[str] = ()
+    ) -> None:
+        """Swap the packed layers in, a module at several places once, the token table before the head it is tied to.
+
+        Args:
+            done: paths where they are already.
+        """
         kinds: dict[str, str] = record["modules"]
         for path, kind in kinds.items():
             if kind not in BITS:
                 raise ArtifactError(f"{self.name}: {path} is packed as {kind!r}, which this version does not know.")
+        kinds = {path: kind for path, kind in kinds.items() if path not in done}
         tables = _tied_tables(model.module, kinds)
         groups = sorted(grouped_by_module(model.module, kinds), key=lambda group: kinds[group[0]] != EMBEDDING)
         for group in progress.track(groups, total=len(groups), label=self.name):
@@ -146,17 +157,11 @@ class Quantize(Compressor):
                 elif kinds[path] == CONVOLUTION:
                     new = Int8Conv2d.like(old, empty=empty)
                 else:
-                    new = self.empty(old, record) if empty else self.pack(old, record)
+                    own = self.of_layer(record, path)
+                    new = self.empty(old, own) if empty else self.pack(old, own)
             except ValueError as error:
                 raise ZooError(f"{self.name}: {path}: {error}") from None
-            if kinds[path] != EMBEDDING:
-                new.bias = old.bias  # the very parameter, which other modules may share
-                plain = isinstance(old, nn.Linear | nn.Conv2d)  # a Conv1D's weight is the other way round
-                if plain and any(read_directly(model.module, member) for member in group):
-                    new = with_weight(new, old.weight.dtype)  # type: ignore[arg-type]
-            new.train(old.training)
-            for member in group:
-                model.module.set_submodule(member, new)
+            put(model.module, group, new)
 
     def _modules(self, model: Model, options: Any) -> dict[str, str]:
         """What the stage packs, each path with its kind."""
@@ -170,6 +175,19 @@ class Quantize(Compressor):
             if not any(fnmatchcase(path, glob) for path in modules):
                 raise UnknownName(f"skip = {glob!r} matches no module of the target.{nearest(glob, modules)}")
         return {path: kind for path, kind in modules.items() if not _matches(path, options.skip)}
+
+
+def put(module: nn.Module, paths: Sequence[str], new: nn.Module) -> None:
+    """Put a packed layer at every place of the one it is made of; it takes over the bias."""
+    old: Any = module.get_submodule(paths[0])
+    if not isinstance(new, Int8Embedding):
+        new.bias = old.bias  # the very parameter, which other modules may share
+        plain = isinstance(old, nn.Linear | nn.Conv2d)  # a Conv1D's weight is the other way round
+        if plain and any(read_directly(module, path) for path in paths):
+            new = with_weight(new, old.weight.dtype)
+    new.train(old.training)
+    for path in paths:
+        module.set_submodule(path, new)
 
 
 # --- which modules --------------------------------------------------------------------------------------------------

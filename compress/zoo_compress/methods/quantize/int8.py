@@ -1,38 +1,36 @@
 """int8: linear layers, token table and head stored as 8-bit integers, one scale a row.
 
-Symmetric, absmax / 127 per output channel, no data needed (Krishnamoorthi 2018, arXiv:1806.08342, section 3). Kernels
-and their measured times are in `packed.py`.
+Symmetric, absmax / 127 per output channel, no data needed (Krishnamoorthi 2018, arXiv:1806.08342, section 3), unless a group
+or a method is asked for. Kernels and their measured times are in `formats/int8_layers.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from pydantic import Field
 
-from zoo.model.lineage import Record
 from zoo.model.model import Model
-from zoo_compress.methods.quantize.base import Quantize, QuantizeOptions, empty_int8
-from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
+from zoo_compress.methods.quantize.uniform import Group, Method, QuantizeUniform, UniformOptions
 
 SMALL = 2**18  # entries; below, a call costs more than reading the weights (benchmarks/int8_decode.py)
 
 
-class QuantizeInt8(Quantize):
+class QuantizeInt8(QuantizeUniform):
     """Store targeted linear layers and convolutions, the token table and the head in 8 bits (Krishnamoorthi 2018, section 3)."""
 
     name = "quantize.int8"
     bits = 8
     convolutions = True
 
-    class Options(QuantizeOptions):
-        pass
-
-    def pack(self, linear: nn.Module, record: Record) -> nn.Module:
-        return Int8Linear.from_linear(linear)
-
-    def empty(self, linear: nn.Module, record: Record) -> nn.Module:
-        return empty_int8(linear)
+    class Options(UniformOptions):
+        method: Literal["auto"] | Method = Field(
+            "rounding", description="how codes are chosen; rounding loses next to nothing at 8 bits"
+        )
+        group: Group = Field(
+            "row",
+            description='inputs that share a scale: "row" for all of them, since a smaller group has no kernel and runs slower',
+        )
 
     def note(self, model: Model, options: Any) -> str:
         if model.device.type not in ("cpu", "meta"):

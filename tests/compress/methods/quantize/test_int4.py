@@ -1,0 +1,141 @@
+"""int4, and what it shares with int8: grids, methods and overrides of single layers; what else stages share is tested there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stages import apply, assert_outline_foretells, assert_replays, check, logits, options, small
+from torch import nn
+from twins import TWINS, tokens
+from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.int4 import QuantizeInt4
+from zoo_compress.methods.quantize.solvers.grid import Grid
+from zoo_compress.methods.quantize.solvers.hqq import hqq
+from zoo_compress.methods.quantize.uniform import group_of
+
+from zoo.anatomy.modules import weight_out_in
+from zoo.errors import RecipeError, Refused, UnknownName
+from zoo.options import validated
+
+DENSE = [name for name in TWINS if name != "mixtral"]
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_model_computes_with_the_codes_of_the_method(name):
+    """The reference is the same twin in fp32 whose weights are what HQQ makes of them."""
+    model, reference, ids = small(name), small(name), tokens()
+    apply(model, "quantize.int4")
+    for path, own in model.lineage[-1].record["grids"].items():
+        module = reference.module.get_submodule(path)
+        weight_OI = weight_out_in(module)
+        group = weight_OI.shape[1] if own["group"] == "row" else own["group"]
+        want_OI = hqq(weight_OI, Grid(4, group, symmetric=False)).weight()
+        with torch.no_grad():
+            module.weight.copy_(want_OI if isinstance(module, nn.Linear) else want_OI.T)
+        assert torch.equal(model.module.get_submodule(path).dequantize(), want_OI)
+    want = logits(reference, ids)
+    # bf16 inputs and outputs of every layer
+    torch.testing.assert_close(logits(model, ids), want, rtol=0.05, atol=0.02 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_outline_foretells_and_a_saved_model_loads(name, symmetric, tmp_path):
+    model = small(name)
+    assert_outline_foretells(model, "quantize.int4", symmetric=symmetric, group="row" if symmetric else 32)
+    assert_replays(model, tokens(), tmp_path)
+
+
+@pytest.mark.quick
+def test_each_layer_follows_the_last_override_that_matches_it(tmp_path):
+    model = small("llama-tied")
+    overrides = [
+        {"pattern": "*.mlp.*", "bits": 8},
+        {"pattern": "*.down_proj", "group": 32, "method": "rounding"},
+        {"pattern": "*.q_proj", "symmetric": True, "group": "row", "method": "rounding"},
+    ]
+    assert_outline_foretells(model, "quantize.int4", overrides=overrides, skip=("*.1.mlp.gate_proj",))
+    block = model.module.model.layers[1]
+    assert isinstance(block.mlp.gate_proj, nn.Linear)
+    assert isinstance(block.mlp.up_proj, Int8Linear) and block.mlp.up_proj.scale.shape == (64,)
+    assert isinstance(block.mlp.down_proj, Int8Linear) and block.mlp.down_proj.scale.shape == (32, 2)
+    q, k = block.self_attn.q_proj, block.self_attn.k_proj
+    assert isinstance(q, Int4Linear) and q.zero is None and isinstance(k, Int4Linear) and k.zero is not None
+    details = {path: traits[0].detail for path, traits in model.state().items()}
+    assert details[UP] == "8 bits" and details["model.layers.0.self_attn.q_proj"] == "4 bits"
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_tables_are_left_as_they_are_unless_asked_for(tmp_path):
+    model = small("llama-tied")
+    apply(model, "quantize.int4")
+    assert isinstance(model.module.model.embed_tokens, nn.Embedding) and isinstance(model.module.lm_head, nn.Linear)
+    model = small("llama-tied")
+    apply(model, "quantize.int4", {"embedding": True})
+    table, head = model.module.model.embed_tokens, model.module.lm_head
+    assert isinstance(table, Int8Embedding) and isinstance(head, Int8Linear) and head.weight_int8 is table.weight_int8
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_a_group_that_does_not_divide_the_inputs_becomes_the_largest_that_does():
+    assert [group_of(128, inputs) for inputs in (256, 576, 96, 40)] == [128, 64, 32, "row"]
+    assert [group_of(size, 1024) for size in (32, 256, "row")] == [32, 256, "row"]
+
+
+def test_zeros_of_pruned_weights_stay(tmp_path):
+    model = small("llama")
+    apply(model, "prune.magnitude", {"sparsity": 0.5})
+    before = model.module.get_submodule(UP).weight.detach().clone()
+    apply(model, "quantize.int4")
+    assert (model.module.get_submodule(UP).dequantize()[before == 0] == 0).all()
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_shared_and_factored_layers_are_packed(tmp_path):
+    model = small("llama")
+    apply(model, "share.ffn")
+    apply(model, "lowrank.svd", {"rank": 6, "whiten": False, "target": "language.attention"})
+    apply(model, "quantize.int4")
+    first, second = model.module.model.layers
+    assert first.mlp.up_proj is second.mlp.up_proj and isinstance(first.mlp.up_proj, Int4Linear)
+    assert isinstance(first.self_attn.q_proj.down, Int4Linear)
+    assert_replays(model, tokens(), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["rounding", "hqq"])
+def test_int8_takes_the_methods_and_groups_too(method, tmp_path):
+    model = small("llama")
+    assert_outline_foretells(model, "quantize.int8", method=method, group=32)
+    layer = model.module.model.layers[0].mlp.down_proj
+    assert isinstance(layer, Int8Linear) and layer.scale.shape == (32, 2)
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_an_odd_number_of_inputs_is_refused_and_the_remedy_works():
+    with pytest.raises(
+        Refused, match=r"down_proj has 63 inputs, and two 4-bit weights share a byte.*or give it 8 bits"
+    ):
+        check(small("llama", intermediate_size=63), "quantize.int4")
+    eight = [{"pattern": "*.down_proj", "bits": 8}]
+    check(small("llama", intermediate_size=63), "quantize.int4", overrides=eight)
+
+
+def test_a_pattern_of_overrides_that_matches_nothing_is_refused():
+    with pytest.raises(UnknownName, match=r"overrides: '\*.dwn_proj' matches no linear layer of the target"):
+        check(small("llama"), "quantize.int4", overrides=[{"pattern": "*.dwn_proj", "bits": 8}])
+
+
+def test_options_that_do_not_exist_are_named():
+    with pytest.raises(RecipeError, match="group = 100: input should be"):
+        validated(QuantizeInt4.Options, {"group": 100}, what="quantize.int4")
+    with pytest.raises(RecipeError, match="overrides"):
+        validated(QuantizeInt4.Options, {"overrides": [{"pattern": "*", "bit": 8}]}, what="quantize.int4")
+
+
+def test_auto_is_settled_and_said():
+    stage, model = QuantizeInt4(), small("llama")
+    assert stage.resolved(options("quantize.int4"), ()).method == "hqq"
+    assert stage.note(model, options("quantize.int4")).startswith("Codes are chosen by HQQ, without data.")
+    assert "HQQ" not in stage.note(model, options("quantize.int4", method="rounding"))
