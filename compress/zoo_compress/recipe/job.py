@@ -191,6 +191,7 @@ class Job:
             "params": model.params,
             "bytes": model.bytes,
             "curves": context.curves,
+            "layers": model.lineage[-1].record.get("layers", {}),  # what a stage says of each layer it calibrated
         }
         self.folder.write_log(name, log)
         store.write(model, self.folder.stage(name), force=True)

@@ -86,6 +86,7 @@ def _row(job: Job, name: str, planned: PlannedStage | None, kept: str) -> dict[s
         "note": planned.note if planned else "",
         "metrics": {**log.get("metrics", {}), **speed},
         "curves": log.get("curves", {}),
+        "layers": log.get("layers", {}),
         "samples": log.get("samples", []),
     }
 

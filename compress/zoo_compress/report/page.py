@@ -29,6 +29,7 @@ from zoo_compress.report.columns import (
 )
 from zoo_compress.report.confusion import heat, matrix, mistakes
 from zoo_compress.report.groups import by_group, left_out
+from zoo_compress.report.layers import layer_table
 from zoo_compress.report.plots import Series, bars, curves
 from zoo_compress.report.samples import samples
 from zoo_compress.report.scatter import MANY, off_the_chart, scatter
@@ -46,6 +47,7 @@ def html(results: Data) -> str:
         groups=_section("Where it is right", _groups(results)),
         samples=_section("Samples", samples(results)),
         training=_section("Training", _training(results)),
+        layers=_section("Layers", _layers(results)),
         options=_section("Options", _options(results)),
         made=_section("How it was made", _made(results)),
         machine=_section("Machine and versions", _machine(results)),
@@ -198,6 +200,12 @@ def _groups(results: Data) -> str:
                 )
             )
     return "".join(f'<div class="parts">{"".join(drawings)}</div>' for drawings in (tables, groups) if drawings)
+
+
+def _layers(results: Data) -> str:
+    drawn = "".join(layer_table(number, row) for number, row in enumerate(stages(results)))
+    note = "Errors are those of a layer's outputs on the calibration data, as a share of the outputs."
+    return f'<p class="hint">{note}</p>{drawn}' if drawn else ""
 
 
 def _options(results: Data) -> str:

@@ -290,6 +290,26 @@ def test_small_pictures_are_enlarged_with_square_pixels(results: dict[str, Any])
     ]
 
 
+def test_what_a_stage_says_of_its_layers_stands_in_a_table(results: dict[str, Any]) -> None:
+    results["stages"][-1]["layers"] = {
+        "blocks.0.q": {"tokens": 4096, "method": "gptq", "rounding_error": 0.12, "error": 0.05, "damping": 0.01},
+        f"blocks.1.{HOSTILE}": {"tokens": 0, "method": "gptq", "fallback": HOSTILE},
+    }
+    page = html(results)
+    check(page)
+    assert HOSTILE not in page
+    last = len(results["stages"]) - 1
+    assert (
+        f"{last} {results['stages'][-1]['label']}: 2 layers, half of them with an error of at most 0.05 (by rounding 0.12)"
+        in page
+    )
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert re.search(r"layer\s+tokens\s+method\s+rounding error\s+error\s+damping\s+fallback", text)
+    assert re.search(r"blocks\.0\.q\s+4,096\s+gptq\s+0\.12\s+0\.05\s+0\.01\s+–", text)
+    results["stages"][-1]["layers"] = ["no table"]
+    assert "rounding error" not in html(results)
+
+
 def test_verdicts_ignore_space_around_answers() -> None:
     assert [
         right(s)
