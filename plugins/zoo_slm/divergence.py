@@ -174,9 +174,10 @@ def _reading(module: Any, rows_R: torch.Tensor, *, of: int) -> Iterator[None]:
 
 def _mean(windows: list[np.ndarray]) -> Metric:
     """The mean over all tokens."""
-    import numpy as np
+    import torch
 
-    sum_W, count_W = (np.array([measure(window) for window in windows], dtype=float) for measure in (np.sum, len))
+    sum_W = torch.tensor([float(window.sum()) for window in windows], dtype=torch.float64)
+    count_W = torch.tensor([len(window) for window in windows])
     return _of_windows(bootstrap(lambda places: float(sum_W[places].sum() / count_W[places].sum()), len(windows)))
 
 
@@ -184,7 +185,7 @@ def _quantile(windows: list[np.ndarray], share: float) -> Metric:
     """The quantile over all tokens; fewer draws, as each sorts them."""
     import numpy as np
 
-    def quantile(places: np.ndarray) -> float:
+    def quantile(places: torch.Tensor) -> float:
         return float(np.quantile(np.concatenate([windows[place] for place in places]), share))
 
     return _of_windows(bootstrap(quantile, len(windows), draws=200))

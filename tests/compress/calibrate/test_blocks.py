@@ -88,6 +88,7 @@ def test_each_unit_sees_what_the_model_as_it_then_is_reads(name: str, tmp_path: 
     assert walk.stored > 0
 
 
+@pytest.mark.quick
 def test_layers_that_read_one_tensor_share_its_sums() -> None:
     model = small("qwen3")
     for unit in walked(model, examples(model)):
