@@ -88,6 +88,10 @@ class Compressor(ABC):
         """
         return None
 
+    def disk_bytes(self, model: Model, options: Any, context: Context) -> int:
+        """Predict the disk `apply` needs while it runs, for what it keeps to resume or to read again, in bytes, from shapes alone."""
+        return 0
+
     def remedy(self, path: str) -> str:
         """Say what to do where the model does not run after this stage; `path` is the module that misses something, if known."""
         return "Choose another target or other options."

@@ -125,17 +125,6 @@ class Walk:
 
     # --- which units there are --------------------------------------------------------------------------------------
 
-    def _all_units(self) -> list[str]:
-        """The blocks, outermost first, the layers outside them, and what else is to be seen; each module once."""
-        anatomy = self.model.anatomy
-        blocks = [block.path for stack in anatomy.stacks.values() for block in stack.blocks]
-        outside = [path for paths in anatomy.layers.values() for path in paths]
-        units: list[str] = []
-        for path in sorted(blocks, key=lambda path: path.count(".")) + outside + self.layers:
-            if not any(inside(path, unit) for unit in units):
-                units.append(path)
-        return [paths[0] for paths in grouped_by_module(self.model.module, units)]
-
     def _places(self) -> dict[str, list[int]]:
         """The numbers of the units in which each layer runs."""
         numbers: dict[int, list[int]] = {}
@@ -146,7 +135,7 @@ class Walk:
 
     def _learnt(self) -> Order:
         """Learn the order of the units, on passes that end before the head unless something is to be seen there."""
-        model, units = self.model, self._all_units()
+        model, units = self.model, units_of(self.model, self.layers)
         for run in (model.family.forward_body, model.family.forward):
             self.run: Callable[[Batch], Any] = partial(run, model)
             order = Order.learn(model.module, self.run, self.data, units, self.layers)
@@ -296,6 +285,18 @@ class Walk:
             if not self.outputs.finished(unit, batches=len(self.data), needed=needed):
                 break
             self.stored = unit + 1
+
+
+def units_of(model: Model, layers: Iterable[str]) -> list[str]:
+    """The blocks, outermost first, the layers outside them, and what else is to be seen; each module once."""
+    anatomy = model.anatomy
+    blocks = [block.path for stack in anatomy.stacks.values() for block in stack.blocks]
+    outside = [path for paths in anatomy.layers.values() for path in paths]
+    units: list[str] = []
+    for path in (*sorted(blocks, key=lambda path: path.count(".")), *outside, *layers):
+        if not any(inside(path, unit) for unit in units):
+            units.append(path)
+    return [paths[0] for paths in grouped_by_module(model.module, units)]
 
 
 def _file(number: int) -> str:

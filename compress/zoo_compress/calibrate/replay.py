@@ -92,12 +92,18 @@ class Order:
         shapes, last_reader, replayable = {}, dict.fromkeys(units, -1), True
         fed: dict[str, list[Any]] = {path: [] for path in layers}
         for kind, batch in kinds.items():
-            trace = _trace(module, run, batch, units, layers)
+            trace = _trace(module, run, batch, units, layers=layers)
             shapes[kind] = trace.shapes
             order += [unit for unit in trace.shapes if unit not in order]
             replayable &= list(trace.shapes) == [unit for unit in order if unit in trace.shapes]
             if replayable:
-                replayable = _readers(module, run, batch, trace, order, last_reader)
+                small = first_sample(batch)  # since all its outputs are held at once
+                kept = _trace(module, run, small, units, keep=True)
+                if {unit: len(calls) for unit, calls in kept.shapes.items()} != {
+                    unit: len(calls) for unit, calls in trace.shapes.items()
+                }:
+                    small, kept = batch, _trace(module, run, batch, units, keep=True)
+                replayable = _readers(module, run, small, kept, order, last_reader)
             for path, tensors in fed.items():
                 tensors.append(trace.fed.get(path, path))
         order += [unit for unit in units if unit not in order]
@@ -111,14 +117,23 @@ def kind_of(batch: Batch) -> Any:
     return tuple((name, len(tensor) if tensor.dim() else 0) for name, tensor in sorted(batch.items()))
 
 
-def _trace(module: nn.Module, run: Run, batch: Batch, units: Sequence[str], layers: Sequence[str]) -> Trace:
+def first_sample(batch: Batch) -> Batch:
+    """The first sample of a batch; the whole where not every tensor has one entry for each."""
+    sizes = {len(tensor) if tensor.dim() else 0 for tensor in batch.values()}
+    return {name: tensor[:1] for name, tensor in batch.items()} if len(sizes) == 1 and 0 not in sizes else batch
+
+
+def _trace(
+    module: nn.Module, run: Run, batch: Batch, units: Sequence[str], *, layers: Sequence[str] = (), keep: bool = False
+) -> Trace:
+    """Run a batch and note what its units do; what they read and give is kept where that is asked for."""
     trace, alive = Trace(), _Alive()
     with ExitStack() as stack:
         for path in layers:
             hook = _feeder(trace, alive, path)
             stack.callback(module.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True).remove)
         for unit in units:
-            hook = _tracer(trace, alive, unit)
+            hook = _tracer(trace, alive, unit, keep=keep)
             handle = module.get_submodule(unit).register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         with torch.no_grad():
@@ -142,12 +157,14 @@ def _feeder(trace: Trace, alive: _Alive, path: str) -> Callable[..., None]:
     return see
 
 
-def _tracer(trace: Trace, alive: _Alive, unit: str) -> Callable[..., None]:
+def _tracer(trace: Trace, alive: _Alive, unit: str, *, keep: bool) -> Callable[..., None]:
     def see(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         alive.clear()
         alive.runs += 1
         shape, tensors = Shape.of(output)
         trace.shapes.setdefault(unit, []).append(shape)
+        if not keep:
+            return
         trace.read.setdefault(unit, []).append(_hash((args, kwargs)))
         trace.outputs.setdefault(unit, []).append([tensor.detach().clone() for tensor in tensors])
 

@@ -28,6 +28,7 @@ class PlannedStage:
     note: str = ""
     options: Mapping[str, Any] | None = None
     untried: bool = False  # whether the model runs after it cannot be told from shapes
+    working_disk_bytes: int = 0  # of disk while it runs
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         data,
         licenses={m.spec.name: m.spec.license or "unknown" for m in (model, *teachers.values())},
         inherits=_inherits(recipe, licences, teachers, data),
-        disk_bytes=2 * sum(stage.bytes for stage in stages[1:]) + max((s.params * 12 for s in stages[1:]), default=0),
+        disk_bytes=2 * sum(stage.bytes for stage in stages[1:])
+        + max((stage.params * 12 + stage.working_disk_bytes for stage in stages[1:]), default=0),
         free_disk_bytes=_free_disk((out or Path()).absolute()),
         free_memory_bytes=psutil.virtual_memory().available,
         base_bytes=base,
@@ -110,7 +111,7 @@ def _foreseen(
 ) -> PlannedStage:
     """Take a stage on the skeleton, and say what it leaves and needs; `in_memory` are the weights before it."""
     compressor, options = request.compressor, request.options
-    before, (working, doubt) = in_memory.resident(model), _working(request, model, context)
+    before, (working, working_disk, doubt) = in_memory.resident(model), _working(request, model, context)
     own_note, skeleton = compressor.note(model, options), model.copy()
     with blamed(request):
         record = compressor.outline(model, options)
@@ -122,7 +123,16 @@ def _foreseen(
     note = " ".join(
         filter(None, (own_note, said(record), _untaught(recipe, request), doubt, UNTRIED if untried else ""))
     )
-    return PlannedStage(request.use, model.params, model.bytes, peak, note, options.model_dump(mode="json"), untried)
+    return PlannedStage(
+        request.use,
+        model.params,
+        model.bytes,
+        peak,
+        note,
+        options.model_dump(mode="json"),
+        untried,
+        working_disk_bytes=working_disk,
+    )
 
 
 def _original(recipe: Recipe) -> Located:
@@ -262,18 +272,20 @@ def _require_test(recipe: Recipe, data: Mapping[str, Dataset]) -> None:
         )
 
 
-def _working(request: StageRequest, model: Model, context: Context) -> tuple[int | None, str]:
-    """The memory of a stage on top of the weights before it; where it cannot be told, a guess and why."""
+def _working(request: StageRequest, model: Model, context: Context) -> tuple[int | None, int, str]:
+    """The memory of a stage on top of the weights before it, and its disk; where they cannot be told, a guess and why."""
+    compressor, options = request.compressor, request.options
     try:
-        return request.compressor.working_bytes(model, request.options, context), ""
+        memory = compressor.working_bytes(model, options, context)
+        return memory, compressor.disk_bytes(model, options, context), ""
     except ZooError as error:
-        return 4 * _run_bytes(model), f"Its memory is a guess: {str(error).rstrip('.')}."
+        return 4 * _run_bytes(model), 0, f"Its memory is a guess: {str(error).rstrip('.')}."
 
 
 def _control(request: StageRequest, model: Model, context: Context) -> PlannedStage:
     """The same architecture, trained from random weights on the data of a training stage."""
     compressor, options = control_of(request)
-    working, doubt = _working(replace(request, compressor=compressor, options=options), model, context)
+    working, _, doubt = _working(replace(request, compressor=compressor, options=options), model, context)
     return PlannedStage("control", model.params, model.bytes, _run_bytes(model) + (working or 0), doubt)
 
 

@@ -180,11 +180,12 @@ class _Trial:
         empty = self.start.skeleton()
         context = replace(context_for(self.start), load=lambda _: self.start.skeleton())
         with contextlib.suppress(ZooError):  # a plan says that it is a guess
-            count = self.compressor.working_bytes(empty, chosen, context)
-            require(
-                count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 0),
-                f"{name_of(done.model)}: `working_bytes` gives {count!r:.40}, and a number of bytes from 0 is expected, or None",
-            )
+            for name, also in (("working_bytes", ", or None"), ("disk_bytes", "")):
+                count = getattr(self.compressor, name)(empty, chosen, context)
+                require(
+                    (also and count is None) or (isinstance(count, int) and not isinstance(count, bool) and count >= 0),
+                    f"{name_of(done.model)}: `{name}` gives {count!r:.40}, and a number of bytes from 0 is expected{also}",
+                )
 
     def save_and_reload(self, folder: Path) -> None:
         """What it leaves can be saved, and a fresh process computes the same bits."""
