@@ -14,7 +14,7 @@ from zoo_compress.methods.quantize.uniform import QuantizeUniform, UniformOption
 
 
 class QuantizeInt4(QuantizeUniform):
-    """Store targeted linear layers as 4-bit codes with a scale for every group of inputs, chosen by HQQ or rounding."""
+    """Store targeted linear layers as 4-bit codes with a scale for every group of inputs, chosen by AWQ and GPTQ or without data by HQQ."""
 
     name = "quantize.int4"
     version = 1

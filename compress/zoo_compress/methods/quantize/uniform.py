@@ -1,7 +1,8 @@
 """Uniform codes: what the stages of 4 and of 8 bits share, from their options to the packed layers.
 
 Every layer has a grid (bits, inputs that share a scale, symmetric or not) and a method that chooses its codes. Without data
-that is rounding, or HQQ, which moves steps so that rounding loses less.
+that is rounding, or HQQ, which moves steps so that rounding loses less. With calibration data the model is walked block by
+block, so that each layer makes up for what the ones before it lost: GPTQ, AWQ, or AWQ and then GPTQ (`calibrated.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from zoo.anatomy.modules import weight_out_in
-from zoo.errors import Refused, UnknownName, nearest
+from zoo.anatomy.modules import grouped_by_module, inside, weight_out_in
+from zoo.errors import Refused, UnknownName, ZooError, nearest
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
-from zoo_compress.methods.quantize.base import LINEAR, Quantize, QuantizeOptions
+from zoo_compress.calibrate.blocks import Walk
+from zoo_compress.calibrate.watch import CalibrationOptions, batches
+from zoo_compress.methods.quantize.base import LINEAR, Quantize, QuantizeOptions, put
+from zoo_compress.methods.quantize.calibrated import UnitSolver
+from zoo_compress.methods.quantize.folds import find_folds
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
 from zoo_compress.methods.quantize.formats.packed import check_finite
@@ -26,7 +31,8 @@ from zoo_compress.methods.quantize.solvers.grid import Codes, Grid
 from zoo_compress.methods.quantize.solvers.hqq import hqq
 
 Group = Literal["row", 32, 64, 128, 256]
-Method = Literal["rounding", "hqq"]
+Method = Literal["rounding", "hqq", "gptq", "awq", "awq+gptq"]
+CALIBRATED = ("gptq", "awq", "awq+gptq")
 GROUPS: dict[int, Group] = {4: 128, 8: "row"}  # of layers whose bits are not the stage's own
 ROWS = {
     "bits": 8,
@@ -48,11 +54,12 @@ class Override(BaseModel):
     method: Method | None = None
 
 
-class UniformOptions(QuantizeOptions):
+class UniformOptions(QuantizeOptions, CalibrationOptions):
     """Options of the stages that choose codes on a grid."""
 
     method: Literal["auto"] | Method = Field(
-        "auto", description='how codes are chosen; "auto": by HQQ, which needs no data'
+        "auto",
+        description='how codes are chosen; "auto": by AWQ and then GPTQ where there is calibration data, else by HQQ',
     )
     group: Group = Field(
         128,
@@ -74,7 +81,13 @@ class QuantizeUniform(Quantize):
     """A stage that stores linear layers as codes of 4 or 8 bits on uniform grids."""
 
     def resolved(self, options: Any, roles: Collection[str]) -> Any:
-        return options.model_copy(update={"method": "hqq"}) if options.method == "auto" else options
+        if options.method != "auto":
+            return options
+        return options.model_copy(update={"method": "awq+gptq" if options.data in roles else "hqq"})
+
+    def roles(self, options: Any) -> tuple[str, ...]:
+        methods = {options.method, *(override.method for override in options.overrides)}
+        return (options.data,) if methods & set(CALIBRATED) else ()
 
     def check(self, model: Model, state: State, options: Any) -> None:
         super().check(model, state, options)
@@ -90,6 +103,45 @@ class QuantizeUniform(Quantize):
         record = super().outline(model, options)
         grids = {path: grid for path, grid in self._grids(model, options).items() if grid != ROWS}
         return {**record, **({"grids": grids} if grids else {})}
+
+    def apply(self, model: Model, options: Any, context: Context) -> Record:
+        if not self.roles(options):
+            return super().apply(model, options, context)
+        record = self.outline(model, options)
+        layers = [path for path, kind in record["modules"].items() if kind == LINEAR]
+        self._replace(model, record, empty=False, progress=context.progress, done=layers)  # tables and convolutions
+        record["layers"] = self._calibrate(model, layers, record, options, context)
+        return record
+
+    def _calibrate(
+        self, model: Model, layers: list[str], record: Record, options: Any, context: Context
+    ) -> dict[str, Record]:
+        """Walk through the model and pack its layers unit by unit; return what is told of each."""
+        module = model.module
+        places = {paths[0]: paths for paths in grouped_by_module(module, layers)}
+        own = {path: self.of_layer(record, path) for path in places}
+        inputs = {path: weight_out_in(module.get_submodule(path)).shape[1] for path in places}
+        grids = {path: (grid_of(own[path], inputs[path]), own[path]["method"]) for path in places}
+        scaled = [path for path in places if "awq" in own[path]["method"]]
+        folds = find_folds(model, scaled)
+
+        def rebuild(paths: Collection[str]) -> None:
+            for path in paths:
+                put(module, places[path], self.empty(module.get_submodule(path), own[path]))
+
+        asked = {path: ("gram", "abssum") if path in scaled else ("gram",) for path in places}
+        data = batches(model, options, context, stage=self.name)
+        walk = Walk(model, places, data, statistics=asked, context=context, stage=self.name, rebuild=rebuild)
+        for unit in walk:
+            try:
+                solved = UnitSolver(module, unit, grids).solve(
+                    [fold for fold in folds if fold.readers[0] in unit.layers]
+                )
+            except ValueError as error:
+                raise ZooError(f"{self.name}: {unit.path}: {error}") from None
+            for path, codes in solved.items():
+                put(module, places[path], packed(codes, grids[path][0]))
+        return walk.table
 
     def of_layer(self, record: Record, path: str) -> Record:
         own: Record = record.get("grids", {}).get(path, ROWS)
@@ -114,10 +166,26 @@ class QuantizeUniform(Quantize):
         return super().traits(record) | {path: Trait("packed", f"{grid['bits']} bits") for path, grid in own.items()}
 
     def working_bytes(self, model: Model, options: Any, context: Context) -> int:
-        return 4 * super().working_bytes(model, options, context)  # HQQ's weight, codes, errors and targets in float32
+        largest = 4 * super().working_bytes(model, options, context)  # HQQ's weight, codes, errors, targets in float32
+        if not self.roles(options):
+            return largest
+        from zoo_compress.dryrun import calibration
+
+        paths = [path for path, kind in self._modules(model, options).items() if kind == LINEAR]
+        grams = [8 * weight_out_in(model.module.get_submodule(path)).shape[1] ** 2 for path in paths]
+        blocks = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
+        in_unit = [sum(g for p, g in zip(paths, grams, strict=True) if inside(p, block)) for block in blocks]
+        # the grams of a unit, scaled too, and of the widest layer what is factored on the way
+        return largest + 2 * max([*in_unit, *grams]) + 5 * max(grams) + calibration(model, options, context).bytes
 
     def note(self, model: Model, options: Any) -> str:
-        return "Codes are chosen by HQQ, without data." if self.resolved(options, ()).method == "hqq" else ""
+        names = {"hqq": "HQQ, without data", "gptq": "GPTQ", "awq": "AWQ", "awq+gptq": "AWQ and GPTQ"}
+        name = names.get(self.resolved(options, ()).method)
+        if not name:
+            return ""
+        more = f" on {options.data} data" if options.method in CALIBRATED else ""
+        less = "; with calibration data in [data], AWQ and GPTQ lose far less" if name == names["hqq"] else ""
+        return f"Codes are chosen by {name}{more}{less}."
 
     def _grids(self, model: Model, options: Any) -> dict[str, Record]:
         """Bits, group, symmetry and method of every linear layer that is packed."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stages import apply, assert_outline_foretells, assert_replays, check, logits, options, small
+from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small
 from torch import nn
 from twins import TWINS, tokens
+from zoo_compress.calibrate.watch import batches, watch
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
 from zoo_compress.methods.quantize.int4 import QuantizeInt4
@@ -16,6 +17,7 @@ from zoo_compress.methods.quantize.uniform import group_of
 
 from zoo.anatomy.modules import weight_out_in
 from zoo.errors import RecipeError, Refused, UnknownName
+from zoo.model.context import Silent
 from zoo.options import validated
 
 DENSE = [name for name in TWINS if name != "mixtral"]
@@ -137,5 +139,118 @@ def test_options_that_do_not_exist_are_named():
 def test_auto_is_settled_and_said():
     stage, model = QuantizeInt4(), small("llama")
     assert stage.resolved(options("quantize.int4"), ()).method == "hqq"
-    assert stage.note(model, options("quantize.int4")).startswith("Codes are chosen by HQQ, without data.")
+    assert stage.note(model, options("quantize.int4")).startswith(
+        "Codes are chosen by HQQ, without data; with calibration data"
+    )
     assert "HQQ" not in stage.note(model, options("quantize.int4", method="rounding"))
+
+
+# --- with calibration data ------------------------------------------------------------------------------------------
+
+CALIBRATION = {"samples": 16, "length": 64, "group": 32}
+
+
+def calibrated(name, method="awq+gptq", **values):
+    model = small(name)
+    apply(model, "quantize.int4", {"method": method, **CALIBRATION, **values}, context())
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-gqa", "gemma2", "phi3", "mixtral", "gpt2", "gpt-neox", "opt", "bert"])
+def test_calibrated_outlines_foretell_and_saved_models_load(name, tmp_path):
+    model = small(name)
+    assert_outline_foretells(model, "quantize.int4", method="awq+gptq", **CALIBRATION)
+    assert_replays(model, tokens(), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq"])
+def test_every_layer_loses_less_than_by_rounding_and_the_record_says_how_much(method):
+    model = calibrated("llama", method)
+    table = model.lineage[-1].record["layers"]
+    assert table.keys() == model.lineage[-1].record["grids"].keys()
+    for path, told in table.items():
+        assert told["method"] == method and told["tokens"] == 16 * 64
+        assert told["error"] < told["rounding_error"], path
+        assert (told.get("damping") == 0.01) == ("gptq" in method)
+    if method != "gptq":
+        assert all("alpha" in told for told in table.values())
+
+
+def test_the_error_that_a_record_tells_is_that_of_the_outputs():
+    """Of the first block's q, whose inputs nothing before it changed: from the inputs themselves."""
+    model, before, path = small("llama"), small("llama"), "model.layers.0.self_attn.q_proj"
+    apply(model, "quantize.int4", {"method": "gptq", **CALIBRATION}, context())
+    data, read = batches(before, options("quantize.int4", **CALIBRATION), context(), stage="test"), []
+    watch(before, data, {path: lambda x, *_: read.append(x.flatten(0, -2))})
+    x_TI = torch.cat(read).double()
+    weight_OI = before.module.get_submodule(path).weight.detach()
+    other_OI = model.module.get_submodule(path).dequantize()
+    error = (x_TI @ (weight_OI - other_OI).double().T).norm() / (x_TI @ weight_OI.double().T).norm()
+    assert model.lineage[-1].record["layers"][path]["error"] == pytest.approx(float(error), rel=1e-3)
+
+
+def test_methods_of_single_layers_and_of_8_bits_are_calibrated_too(tmp_path):
+    overrides = [
+        {"pattern": "*.mlp.*", "bits": 8, "method": "gptq"},
+        {"pattern": "*.down_proj", "method": "rounding"},
+        {"pattern": "*.o_proj", "method": "hqq"},
+    ]
+    model = calibrated("llama", overrides=overrides, embedding=True)
+    table = model.lineage[-1].record["layers"]
+    block = model.module.model.layers[0]
+    assert isinstance(block.mlp.up_proj, Int8Linear) and isinstance(block.self_attn.q_proj, Int4Linear)
+    assert isinstance(model.module.model.embed_tokens, Int8Embedding)
+    methods = {
+        name: table[f"model.layers.0.{name}"]["method"] for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.o_proj")
+    }
+    assert list(methods.values()) == ["gptq", "rounding", "hqq"]
+    rounded = table["model.layers.0.mlp.down_proj"]
+    assert rounded["error"] == rounded["rounding_error"] and table["model.layers.0.mlp.up_proj"]["error"] < 0.01
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_the_same_calibration_gives_the_same_bytes(tmp_path):
+    one, other = (calibrated("llama").save(tmp_path / str(i)) / "model.safetensors" for i in range(2))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_walk_that_was_stopped_goes_on_and_ends_alike(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    class Stopping(Silent):
+        def track(self, items, *, total, label):
+            for number, item in enumerate(items):
+                if label == "quantize.int4" and number == 1:
+                    raise Stopped
+                yield item
+
+    asked = {"method": "awq+gptq", **CALIBRATION}
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(Stopped):
+        apply(small("llama"), "quantize.int4", asked, context(checkpoint=tmp_path / "kept", progress=Stopping()))
+    model, whole = small("llama"), calibrated("llama")
+    apply(model, "quantize.int4", asked, context(checkpoint=tmp_path / "kept"))
+    assert model.lineage[-1].record == whole.lineage[-1].record
+    assert all(torch.equal(t, whole.module.state_dict()[name]) for name, t in model.module.state_dict().items())
+
+
+def test_shared_layers_are_calibrated_once(tmp_path):
+    model = small("llama")
+    apply(model, "share.ffn")
+    apply(model, "quantize.int4", {"method": "awq+gptq", **CALIBRATION}, context())
+    first, second = model.module.model.layers
+    assert first.mlp.up_proj is second.mlp.up_proj and isinstance(first.mlp.up_proj, Int4Linear)
+    assert UP in model.lineage[-1].record["layers"]
+    assert UP.replace("0", "1") not in model.lineage[-1].record["layers"]
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_data_decides_what_auto_is_and_the_plan_says_so():
+    stage, model = QuantizeInt4(), small("llama")
+    found = stage.resolved(options("quantize.int4"), {"calibration"})
+    assert (found.method, stage.roles(found)) == ("awq+gptq", ("calibration",))
+    assert stage.note(model, found).startswith("Codes are chosen by AWQ and GPTQ on calibration data.")
+    assert stage.roles(options("quantize.int4", method="hqq")) == ()
+    eight = options("quantize.int4", method="hqq", overrides=[{"pattern": "*", "method": "gptq"}])
+    assert stage.roles(eight) == ("calibration",)
