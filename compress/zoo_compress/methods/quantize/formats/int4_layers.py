@@ -6,7 +6,8 @@ for formats that store them like this (compressed-tensors, MatMulNBits, MLX).
 
 One kernel computes any number of rows, so that a text gives the same bits alone and in a batch: torch's for int4, which takes
 bf16 rows (with fp32 rows it is scalar code). It adds a group's zero as a bf16 number, at most 1/64 of a step beside the
-exact one. Its layout of the codes depends on the processor: it is made when a layer first runs, and never saved.
+exact one. Its layout of the codes depends on the processor: it is made when a layer first runs, lies beside the codes, and is
+never saved. The layout for CUDA is that of torch's own tests; no such device was at hand to run it on.
 """
 
 from __future__ import annotations
