@@ -149,6 +149,16 @@ class Family(ABC):
     def windows(self, model: Model, data: Dataset, *, length: int) -> Sequence[Batch]:
         """Cut `data` into training windows, each a dict of unbatched tensors; their `where(i)`, if any, says where window i is from."""
 
+    def chats(self, model: Model, data: Dataset) -> Dataset:
+        """Write records as chats, by the model's chat template.
+
+        Raises:
+            RequestError: the family knows no chats, or the model has no template.
+        """
+        from zoo.errors import RequestError
+
+        raise RequestError(f"{model.spec.name} reads its data in its own way already: leave out chat = true.")
+
     def collate(self, model: Model, windows: Sequence[Batch]) -> Batch:
         """Join windows into one batch."""
         import torch

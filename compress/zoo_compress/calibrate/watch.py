@@ -40,6 +40,11 @@ class CalibrationOptions(CompressorOptions):
         description="tokens in a calibration window, at most the model's context; for models that read text",
     )
     batch: int = Field(8, ge=1, description="calibration windows that run together")
+    chat: bool = Field(
+        False,
+        description="write each record as a chat by the model's chat template: its prompt as the user's message and its text "
+        "as the answer, a text alone as the user's message; for models that are used in chats",
+    )
 
 
 class Batches(list[Batch]):
@@ -55,6 +60,7 @@ def batches(model: Model, options: CalibrationOptions, context: Context, *, stag
         DataError: the data holds no window, or numbers that are nan or infinite; names the samples.
     """
     data = context.dataset(options.data, stage)
+    data = model.family.chats(model, data) if options.chat else data
     windows = model.family.windows(model, data, length=options.length)
     count = min(options.samples, len(windows))
     if not count:

@@ -198,6 +198,8 @@ def _check(
             request.compressor.check_teacher(model, teacher)
         for role in request.compressor.roles(request.options):
             if _ready(model):
+                if getattr(request.options, "chat", False):
+                    model.family.chats(model, data[role][:1])
                 model.family.check_data(model, data[role], length=getattr(request.options, "length", 0))
 
 

@@ -7,14 +7,19 @@ and memory, which hands back text or a reason and nothing else.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import RequestError, nearest, plain
 from zoo.system.unicode import require_unicode
 
+if TYPE_CHECKING:
+    from zoo.data.dataset import Dataset, Sample
+
+TOGETHER = 32  # records that one child process writes
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SECONDS, PATIENCE = 2, 20  # of processor time; of waiting for it
 BYTES = 2**28  # beyond what the process has
@@ -33,20 +38,75 @@ def render(tokenizer: Any, messages: Any, *, name: str, most: int) -> str:
         RequestError: the messages are no messages, or there is no template, or it refuses them, fails or takes too much.
     """
     check_messages(messages)
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         raise RequestError(
             f"{name} has no chat template, as models that only continue text have none: give it the text itself as its prompt, "
             "or set model.processor.chat_template."
         )
+    return _rendered(lambda: _written(tokenizer, messages), name=name, most=most)
+
+
+def has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def as_chats(tokenizer: Any, data: Dataset, *, name: str) -> Dataset:
+    """Write records as chats, as the chat template says, for what only reads them.
+
+    The prompt of a record is the user's message and its text the answer; a text alone is the user's message.
+
+    Raises:
+        RequestError: there is no template, or it refuses a record, fails or takes too much; names the record.
+    """
+    from zoo.data.dataset import Dataset, Sample
+
+    if not has_template(tokenizer):
+        raise RequestError(f"{name} has no chat template, so no text can be written as a chat: leave out chat = true.")
+    chats: list[Sample] = []
+    for start in range(0, len(data), TOGETHER):
+        group = list(data[start : start + TOGETHER])
+        try:
+            texts = _chats(tokenizer, group, name=name)
+        except RequestError:  # of one of them, or of all of them together in the time of one
+            texts = [text for sample in group for text in _named(tokenizer, sample, name=name)]
+        chats += [Sample({"text": text}, sample.where) for text, sample in zip(texts, group, strict=True)]
+    return Dataset(data.name, chats)
+
+
+def _named(tokenizer: Any, sample: Sample, *, name: str) -> list[str]:
+    from zoo.data.dataset import naming_record
+
+    with naming_record(sample):
+        return _chats(tokenizer, [sample], name=name)
+
+
+def _chats(tokenizer: Any, samples: Sequence[Sample], *, name: str) -> list[str]:
+    """Chats of several records, written by one child process."""
+    talks = [_messages(sample) for sample in samples]
+    most = sum(6 * len(message["content"]) + 2**16 for talk in talks for message in talk)  # of JSON
+    texts: list[str] = json.loads(
+        _rendered(lambda: json.dumps([_written(tokenizer, talk) for talk in talks]), name=name, most=most)
+    )
+    return texts
+
+
+def _messages(sample: Sample) -> list[dict[str, str]]:
+    if sample.prompt:
+        return [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.text}]
+    return [{"role": "user", "content": sample.text}]
+
+
+def _written(tokenizer: Any, messages: Any) -> str:
     goes_on = messages[-1]["role"] == "assistant"
-
-    def work() -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-            )
+    return str(
+        tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
         )
+    )
 
+
+def _rendered(work: Callable[[], str], *, name: str, most: int) -> str:
+    """What a template made in a child process, or its failure in a sentence."""
     kind, text = _confined(work, most)
     if kind == "text":
         return text

@@ -208,6 +208,11 @@ class TextFamily(Family):
         """Cut the records into windows of `length` tokens, at most the context, with labels (T,); see `TokenWindows`."""
         return text_task(model).windows(model, data, length=length)
 
+    def chats(self, model: Model, data: Dataset) -> Dataset:
+        from zoo.family.text.chat import as_chats
+
+        return as_chats(self.tokenizer(model), data, name=model.spec.name)
+
     def generate(self, model: Model, prompt: Any, **options: Any) -> Any:
         """Continue a text, answer in a chat, fill a gap in code, or name the likeliest words for each mask of a text.
 

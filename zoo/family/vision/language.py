@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zoo.family.base import Family
 from zoo.family.options import GenerateOptions
 from zoo.family.text.family import TextFamily
 from zoo.family.text.task import TextTask
@@ -98,6 +99,9 @@ class VisionLanguageFamily(TextFamily):
         """
         alone = isinstance(images, str | bytes | Path) or hasattr(images, "size")
         return super().generate(model, (prompt, [images] if alone else list(images)), **options)
+
+    def chats(self, model: Model, data: Dataset) -> Dataset:
+        return Family.chats(self, model, data)  # each question is one already, with its picture
 
     def check_data(self, model: Model, data: Dataset, *, length: int) -> None:
         """Refuse a record without an image, a question or an answer; no image is read."""

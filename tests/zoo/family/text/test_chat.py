@@ -12,12 +12,15 @@ import pytest
 import torch
 from stages import small
 from transformers import PreTrainedTokenizerFast
+from zoo_compress.calibrate.watch import CalibrationOptions, batches
 
 import zoo
 from zoo import cli
-from zoo.errors import RequestError
+from zoo.data.dataset import Dataset, Sample
+from zoo.errors import DataError, RequestError
 from zoo.family.text import chat, generate, tokens
 from zoo.family.text.generate import next_tokens
+from zoo.model.context import Context
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|> ' + message['role'] + '\n' + message['content'] + ' <|im_end|>\n' }}{% endfor %}"
@@ -304,3 +307,49 @@ def test_rendering_leaves_the_random_state():
     before = torch.get_rng_state()
     talking().generate(messages=ASK, max_new_tokens=2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- records as chats, which calibration reads --------------------------------------------------------------------------
+
+
+def records(*fields: dict[str, str]) -> Dataset:
+    return Dataset("some.jsonl", [Sample(dict(each), f"some.jsonl:{i}") for i, each in enumerate(fields, 1)])
+
+
+def test_records_become_chats_as_transformers_writes_them() -> None:
+    model = talking()
+    made = model.family.chats(model, records({"text": "w5 w6"}, {"prompt": "w7", "text": "w8"}))
+    asked = model.processor.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    talk = [{"role": "user", "content": "w7"}, {"role": "assistant", "content": "w8"}]
+    answered = model.processor.apply_chat_template(talk, tokenize=False, continue_final_message=True)
+    assert [(sample.text, sample.where) for sample in made] == [(asked, "some.jsonl:1"), (answered, "some.jsonl:2")]
+
+
+def test_calibration_reads_chats_where_the_recipe_says_so() -> None:
+    model, data = talking(), records(*({"text": f"w{i} w{i + 1}"} for i in range(3, 40)))
+    context = Context(data={"calibration": data})
+    plain, chats = (
+        batches(model, CalibrationOptions(samples=2, length=16, batch=2, chat=said), context, stage="test")[0]
+        for said in (False, True)
+    )
+    start = model.processor.convert_tokens_to_ids("<|im_start|>")
+    assert not bool((plain["input_ids"] == start).any())
+    assert bool((chats["input_ids"] == start).any())
+
+
+def test_a_record_that_the_template_refuses_is_named() -> None:
+    model = talking("{% if 'w9' in messages[0]['content'] %}{{ raise_exception('no w9') }}{% endif %}hello")
+    with pytest.raises(DataError, match=r"some\.jsonl:2: The chat template of llama refuses these messages: no w9"):
+        model.family.chats(model, records({"text": "w5"}, {"text": "w9"}))
+
+
+def test_a_model_without_a_template_is_told_to_leave_it_out() -> None:
+    model = talking(None)
+    with pytest.raises(RequestError, match=r"llama has no chat template.* leave out chat = true"):
+        model.family.chats(model, records({"text": "w5"}))
+
+
+def test_a_family_without_chats_is_told_to_leave_it_out() -> None:
+    model = zoo.load("tiny-vlm")
+    with pytest.raises(RequestError, match="tiny-vlm reads its data in its own way already: leave out chat = true"):
+        model.family.chats(model, records({"text": "w5"}))
