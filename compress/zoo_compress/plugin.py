@@ -9,6 +9,8 @@ from zoo.hooks import Register, hookimpl
 def register_compressors(register: Register) -> None:
     register("inherit", "zoo_compress.methods.inherit:Inherit")
     register("prune.magnitude", "zoo_compress.methods.prune.magnitude:PruneMagnitude")
+    register("prune.wanda", "zoo_compress.methods.prune.wanda:PruneWanda")
+    register("prune.sparsegpt", "zoo_compress.methods.prune.sparsegpt:PruneSparseGPT")
     register("prune.structured", "zoo_compress.methods.prune.structured:PruneStructured")
     register("quantize.int4", "zoo_compress.methods.quantize.int4:QuantizeInt4")
     register("quantize.int8", "zoo_compress.methods.quantize.int8:QuantizeInt8")

@@ -88,6 +88,8 @@ CALIBRATION: dict[str, Any] = {"samples": 4, "length": 32}
 OPTIONS: dict[str, dict[str, Any]] = {
     "inherit": {"layers": "every:2"},
     "prune.magnitude": {"sparsity": 0.5},
+    "prune.wanda": {"pattern": "2:4", **CALIBRATION},
+    "prune.sparsegpt": {"sparsity": 0.5, **CALIBRATION},
     "prune.structured": {"ffn": 0.25, "heads": 0.5},
     "quantize.int4": CALIBRATION,
     "quantize.int8": {},
@@ -105,7 +107,7 @@ DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
     **{
         (name, use): {**OPTIONS[use], **SEES}
         for name in ("tiny-vlm", MISSISSIPPI)
-        for use in ("lowrank.svd", "quantize.int4", "distill", "train")
+        for use in ("prune.wanda", "prune.sparsegpt", "lowrank.svd", "quantize.int4", "distill", "train")
     },
     **{(name, "inherit"): {"layers": "first:1"} for name in ("tiny-t2i", "stable-diffusion")},
     **{(name, "prune.structured"): {"ffn": 0.25} for name in ("tiny-t2i", "stable-diffusion")},

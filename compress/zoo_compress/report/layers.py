@@ -37,10 +37,12 @@ def layer_table(number: int, row: Row) -> str:
 def _errors(layers: Mapping[str, Mapping[str, Any]]) -> str:
     """Say what the middle layer loses, and would lose by the simplest method where that was told."""
     errors = [error for told in layers.values() if (error := finite(told.get("error"))) is not None]
-    simple = [error for told in layers.values() if (error := finite(told.get("rounding_error"))) is not None]
     if not errors:
         return ""
-    beside = f" (by rounding {quantity(median(simple))})" if simple else ""
+    beside = ""
+    for way in ("rounding", "magnitude"):
+        simple = [error for told in layers.values() if (error := finite(told.get(f"{way}_error"))) is not None]
+        beside += f" (by {way} {quantity(median(simple))})" if simple else ""
     return f", half of them with an error of at most {quantity(median(errors))}{beside}"
 
 

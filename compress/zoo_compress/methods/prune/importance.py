@@ -1,7 +1,8 @@
 """How much each head, channel or residual dimension matters.
 
     magnitude    sum of squares over all slices that would go together (DepGraph, 2301.12900, group magnitude)
-    activation   L2 norm over samples of the mean |activation| over tokens (Minitron, 2407.14679, section 2.2)
+    activation   of a residual dimension the L2 norm over samples of the mean |activation| over tokens (Minitron, 2407.14679,
+                 section 2.2); of a channel of an expert E[x^2] |w_down|^2 (of other channels and of heads: `readers.py`)
 
 Scores are compared within one layer only, so their scale does not matter.
 """
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.anatomy.modules import grouped_by_module
-from zoo.anatomy.parts import FFN, Attention, Part
+from zoo.anatomy.parts import FFN, Part
 from zoo.model.context import Progress
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
 from zoo_compress.calibrate.watch import Watcher, watch
 from zoo_compress.methods.prune.cut import holders
 
-Scores = dict[str, Tensor]  # path of a down, o or norm module -> sum over samples of (mean |a|)^2, per unit
+Scores = dict[str, Tensor]  # path of a norm or of experts -> the score of each unit
 
 
 def magnitude(module: nn.Module, parts: Iterable[Part], *, experts: bool = False) -> Tensor:
@@ -52,12 +53,11 @@ def activation(
     model: Model,
     data: Sequence[Batch],
     *,
-    ffns: Sequence[FFN],
-    attentions: Sequence[Attention],
+    experts: Sequence[FFN],
     norms: Sequence[str],
     progress: Progress | None = None,
 ) -> Scores:
-    """Score FFN channels, heads and residual dimensions by their activations on calibration batches, each one sample.
+    """Score residual dimensions and the channels of experts by their activations on calibration batches, each one sample.
 
     A module used at several places adds up its uses.
 
@@ -73,13 +73,8 @@ def activation(
         return see
 
     measures: dict[str, Callable[..., Tensor]] = {path: lambda _, wrote, *__: _mean_absolute(wrote) for path in norms}
-    for ffn in ffns:
-        if ffn.experts:
-            measures[ffn.path] = partial(_expert_channels, model.module.get_submodule(ffn.path))
-        else:
-            measures[ffn.down.path] = lambda read, *_: _mean_absolute(read)
-    for layer in attentions:
-        measures[layer.o.path] = partial(_mean_head_norm, (layer.heads, layer.head_dim))
+    for ffn in experts:
+        measures[ffn.path] = partial(_expert_channels, model.module.get_submodule(ffn.path))
     places = [paths[0] for paths in grouped_by_module(model.module, measures)]
     watch(model, data, {path: add(path, measures[path]) for path in places}, progress=progress)
     return scores
@@ -90,19 +85,13 @@ def _mean_absolute(x: Tensor) -> Tensor:
     return x.detach().float().abs().flatten(0, -2).mean(0).double().square()
 
 
-def _mean_head_norm(shape: tuple[int, int], x: Tensor, *_: Any) -> Tensor:
-    """(..., heads * head_dim) -> (heads,): the squared mean over tokens of each head's norm."""
-    norms: Tensor = torch.linalg.vector_norm(x.detach().reshape(-1, *shape), dim=-1, dtype=torch.float64)
-    return norms.mean(0).square()
-
-
 def _expert_channels(experts: Any, hidden: Tensor, _: Tensor, chosen: Tensor, *__: Any) -> Tensor:
-    """(experts, channels): as `_mean_absolute`, per expert on the tokens it received."""
+    """(experts, channels): the sum of x^2 over the tokens that each expert received, times |w_down|^2."""
     hidden = hidden.flatten(0, -2)
     scores = []
     for index, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
-        seen = hidden[(chosen.flatten(0, -2) == index).any(-1)]
-        gate, up = nn.functional.linear(seen, gate_up).chunk(2, dim=-1)
-        none = down.new_zeros(down.shape[-1], dtype=torch.float64)
-        scores.append(_mean_absolute(experts.act_fn(gate) * up) if len(seen) else none)
+        received = hidden[(chosen.flatten(0, -2) == index).any(-1)]
+        gate, up = nn.functional.linear(received, gate_up).chunk(2, dim=-1)
+        x = (experts.act_fn(gate) * up).double()
+        scores.append(x.square().sum(0) * down.detach().double().square().sum(0))
     return torch.stack(scores)

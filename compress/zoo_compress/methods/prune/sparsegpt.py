@@ -13,10 +13,33 @@ from dataclasses import dataclass
 
 import torch
 
+from zoo.model.lineage import Record
+from zoo_compress.methods.prune.calibrated import CalibratedOptions, PruneByCalibration
+from zoo_compress.methods.prune.magnitude import magnitude_pruned
 from zoo_compress.methods.prune.patterns import keep_largest, keep_of_groups, zeros_first
+from zoo_compress.methods.prune.wanda import wanda_pruned
 
 COLUMNS = 128  # of a block, the authors'
 DAMPINGS = (0.01, 0.1, 1.0)  # of the mean of H's diagonal: the authors', then what is tried where H has no factor
+
+
+class PruneSparseGPT(PruneByCalibration):
+    """Zero weights one input after another, and update those that are left to make up for it (SparseGPT, section 3)."""
+
+    name = "prune.sparsegpt"
+
+    def prepare(self, gram_II: torch.Tensor) -> InverseFactor | torch.Tensor:
+        return inverse_factor(gram_II) or gram_II.diagonal()
+
+    def solve(
+        self, matrix_OI: torch.Tensor, prepared: InverseFactor | torch.Tensor, options: CalibratedOptions
+    ) -> tuple[torch.Tensor, Record]:
+        if isinstance(prepared, InverseFactor):
+            pruned_OI = sparsegpt_pruned(matrix_OI, prepared, options.share, options.groups)
+            return pruned_OI, {"damping": prepared.damping}
+        if bool(prepared.any()):
+            return wanda_pruned(matrix_OI, prepared, options.share, options.groups), {"fallback": "wanda"}
+        return magnitude_pruned(matrix_OI, options.share, options.groups), {"fallback": "magnitude"}
 
 
 @dataclass(frozen=True)

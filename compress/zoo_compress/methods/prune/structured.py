@@ -1,6 +1,8 @@
 """Structured pruning: remove whole heads, FFN channels and residual dimensions, so that tensors become smaller.
 
-Papers: DepGraph (2301.12900) for what must go together, Minitron (2407.14679) for importance from activations.
+Papers: DepGraph (2301.12900) for what must go together, Minitron (2407.14679) for importance from activations. With
+calibration data a channel or head counts by what its reader puts out for it (E[x^2] |w_down|^2 of a channel), and the
+reader is refitted by least squares once others are gone, where held-out error falls: layer by layer, in `readers.py`.
 Which units go is chosen layer by layer; how many is the same in the whole target, so that the result is again a plain
 model of its architecture. Removing channels or heads equals zeroing them (except where a norm spans all heads, as in
 OLMo 2); removing residual width does not, since every norm then sees fewer entries, and asks for training afterwards.
@@ -9,6 +11,7 @@ OLMo 2); removing residual width does not, since every norm then sees fewer entr
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -17,18 +20,22 @@ from torch import Tensor, nn
 
 from zoo.anatomy.model_types import NUMBERED_HEADS, type_of
 from zoo.anatomy.modules import config_of, resolve
-from zoo.anatomy.parts import Part
+from zoo.anatomy.parts import Attention, Part
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import ArtifactError, Refused
 from zoo.model.context import Context
 from zoo.model.lineage import Record, State
 from zoo.model.model import Model
+from zoo_compress.calibrate.footprint import disk_bytes, memory_bytes
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
+from zoo_compress.dryrun import calibration
 from zoo_compress.methods.prune import channels
 from zoo_compress.methods.prune.cut import residual_parts
-from zoo_compress.methods.prune.importance import Scores, activation, magnitude
+from zoo_compress.methods.prune.importance import activation, magnitude
+from zoo_compress.methods.prune.readers import Reader, cut_readers
 from zoo_compress.methods.prune.widths import (
     Choice,
+    Heads,
     Plan,
     best,
     best_heads,
@@ -49,7 +56,9 @@ class PruneStructured(Compressor):
     """Remove whole attention heads, FFN channels and residual dimensions."""
 
     name: ClassVar[str] = "prune.structured"
-    version: ClassVar[int] = 3  # since calibration windows spread over the data, and the graph cuts joined layers alike
+    # 3: calibration windows spread over the data, and the graph cuts joined layers alike; 4: channels and heads count by what
+    # their reader puts out, and it is refitted
+    version: ClassVar[int] = 4
 
     class Options(CalibrationOptions):
         target: str = Field(
@@ -76,6 +85,11 @@ class PruneStructured(Compressor):
             description="choose by activations on calibration data, or by the size of weights, which harms trained models "
             'far more; "auto": by activations where there is calibration data',
         )
+        refit: bool | None = Field(
+            None,
+            description="refit by least squares what reads the channels or heads that stay, where the error on held-out "
+            "calibration windows falls; by default wherever units are chosen by activations",
+        )
         round_to: int = Field(
             8, ge=1, description="FFN channels and width kept are a multiple of this, unless given as a number"
         )
@@ -89,13 +103,16 @@ class PruneStructured(Compressor):
                 raise ValueError("say what to remove: ffn, heads, kv_groups or width (ratio for convolutional models)")
             if sizes and self.ratio is not None:
                 raise ValueError("ratio prunes a whole module by its graph; leave out the other sizes")
+            if self.refit and (self.importance == "magnitude" or self.ratio is not None):
+                raise ValueError("refit goes by activations on calibration data; leave out importance and ratio")
             return self
 
     def resolved(self, options: Options, roles: Collection[str]) -> Options:
-        if options.importance != "auto":
-            return options
-        looks = options.data in roles and options.ratio is None
-        return options.model_copy(update={"importance": "activation" if looks else "magnitude"})
+        looks = options.refit or (options.data in roles and options.ratio is None)
+        by_data = "activation" if looks else "magnitude"
+        importance = by_data if options.importance == "auto" else options.importance
+        refit = importance == "activation" if options.refit is None else options.refit
+        return options.model_copy(update={"importance": importance, "refit": refit})
 
     def roles(self, options: Options) -> tuple[str, ...]:
         return (options.data,) if options.importance == "activation" else ()
@@ -121,19 +138,20 @@ class PruneStructured(Compressor):
         if options.ratio is not None:
             return channels.apply(model, options.target, options.ratio, stage=self.name)
         plan = self._plan(model, options)
+        record = plan.record()
         if options.importance == "activation":
-            choice = _choose_by_activation(model, plan, self._activations(model, plan, options, context))
+            choice, record["layers"] = _choose_by_activation(model, plan, options, context)
         else:
             choice = _choose_by_magnitude(model, plan)
         carry_out(model.module, model.anatomy, plan, choice, stage=self.name)
-        return plan.record()
+        return record
 
     def rebuild(self, model: Model, record: Record) -> None:
         if "graph" in record:
             channels.rebuild(model, record)
             return
         plan = planned(model.anatomy, record)
-        if plan.record() != record:
+        if any(record.get(key) != value for key, value in plan.record().items()):
             sizes = plan.record()["found"]
             raise ArtifactError(f"{self.name} cut {record['found']}, but the model built here has {sizes}.")
         for name, left in record["kept"].items():
@@ -154,9 +172,19 @@ class PruneStructured(Compressor):
         cut = 16 * max(tensor.numel() for tensor in model.tensors().values())
         if options.importance != "activation" or options.ratio is not None:
             return cut
-        from zoo_compress.dryrun import calibration
+        readers = _readers(self._plan(model, options))
+        if not readers:
+            return max(cut, calibration(model, options, context).bytes)
+        inputs = max(reader.part.units * reader.part.width for reader in readers)
+        outputs = max(resolve(model.module, reader.part.path).weight.numel() // inputs for reader in readers)  # type: ignore[union-attr, operator]
+        walk = memory_bytes(model, [reader.part.path for reader in readers], ("gram",), options, context)
+        return max(cut, walk + 8 * inputs * (3 * inputs + 5 * outputs))  # in double what one solution takes
 
-        return max(cut, calibration(model, options, context).bytes)
+    def disk_bytes(self, model: Model, options: Options, context: Context) -> int:
+        if options.importance != "activation" or options.ratio is not None:
+            return 0
+        readers = _readers(self._plan(model, options))
+        return disk_bytes(model, [reader.part.path for reader in readers], options, context) if readers else 0
 
     def note(self, model: Model, options: Options) -> str:
         said = []
@@ -205,17 +233,6 @@ class PruneStructured(Compressor):
             what = f"{target.stack.name}: residual width"
             width = units_to_keep(options.width, target.stack.width, what=what, round_to=options.round_to)
         return Plan(target, ffn, heads, width)
-
-    def _activations(self, model: Model, plan: Plan, options: Options, context: Context) -> Scores:
-        data = batches(model, options, context, stage=self.name)
-        return activation(
-            model,
-            data,
-            ffns=[ffn for ffn, _ in plan.ffns()],
-            attentions=[layer for layer, _ in plan.attentions()],
-            norms=_norms(plan) if plan.width else [],
-            progress=context.progress,
-        )
 
 
 def _touched(plan: Plan) -> list[str]:
@@ -295,17 +312,43 @@ def _matrices(module: nn.Module, parts: Sequence[Part]) -> list[Part]:
     return list(once.values())
 
 
-def _choose_by_activation(model: Model, plan: Plan, scores: Scores) -> Choice:
-    seen = {id(resolve(model.module, path)): score for path, score in scores.items()}
+def _choose_by_activation(
+    model: Model, plan: Plan, options: PruneStructured.Options, context: Context
+) -> tuple[Choice, dict[str, Record]]:
+    """Choose the units to keep on calibration data, and refit what reads them; also return what is told of each reader."""
+    module, stage = model.module, PruneStructured.name
+    data = batches(model, options, context, stage=stage)
+    experts, norms = [ffn for ffn, _ in plan.ffns() if ffn.experts], _norms(plan) if plan.width else []
+    seen: dict[int, Tensor] = {}
+    if experts or norms:
+        scores = activation(model, data, experts=experts, norms=norms, progress=context.progress)
+        seen = {id(resolve(module, path)): score for path, score in scores.items()}
 
     def of(path: str) -> Tensor:
-        score = seen.get(id(resolve(model.module, path)))
+        score = seen.get(id(resolve(module, path)))
         if score is None:
-            raise Refused(f"{PruneStructured.name}: {path} is not used by the calibration data; use magnitude instead.")
+            raise Refused(f"{stage}: {path} is not used by the calibration data; use magnitude instead.")
         return score.sqrt()
 
-    return Choice(
-        [best(of(layer.path if layer.experts else layer.down.path), n) for layer, n in plan.ffns()],
-        [best_heads(of(layer.o.path), layer.kv_heads, sizes) for layer, sizes in plan.attentions()],
-        best(torch.stack([of(norm) for norm in _norms(plan)]).sum(0), plan.width) if plan.width else None,
-    )
+    width = best(torch.stack([of(norm) for norm in norms]).sum(0), plan.width) if plan.width else None
+    chosen = {ffn.path: best(of(ffn.path), n) for ffn, n in plan.ffns() if ffn.experts}
+    readers = _readers(plan)
+    refit = options.refit is not False
+    kept, layers = cut_readers(model, readers, data, refit=refit, context=context, stage=stage) if readers else ({}, {})
+    units = {id(resolve(module, path)): these for path, these in kept.items()}
+    ffns = [chosen[f.path] if f.experts else units[id(resolve(module, f.down.path))] for f, _ in plan.ffns()]
+    heads = []
+    for layer, _ in plan.attentions():
+        q = units[id(resolve(module, layer.o.path))]
+        heads.append((q, torch.unique(q // (layer.heads // layer.kv_heads))))
+    return Choice(ffns, heads, width), layers
+
+
+def _readers(plan: Plan) -> list[Reader]:
+    """What reads the channels and heads that `plan` cuts; the channels of experts in one tensor have no layer of their own."""
+    ffns = [Reader(ffn.down, partial(best, count=n)) for ffn, n in plan.ffns() if not ffn.experts]
+    return ffns + [Reader(layer.o, partial(_query_heads, layer, sizes)) for layer, sizes in plan.attentions()]
+
+
+def _query_heads(layer: Attention, sizes: Heads, scores: Tensor) -> Tensor:
+    return best_heads(scores, layer.kv_heads, sizes)[0]

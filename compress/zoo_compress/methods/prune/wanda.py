@@ -10,7 +10,26 @@ from __future__ import annotations
 
 import torch
 
+from zoo.model.lineage import Record
+from zoo_compress.methods.prune.calibrated import CalibratedOptions, PruneByCalibration
+from zoo_compress.methods.prune.magnitude import magnitude_pruned
 from zoo_compress.methods.prune.patterns import keep_largest_of_rows, keep_of_groups, zeros_first
+
+
+class PruneWanda(PruneByCalibration):
+    """Zero the weights that count least for the outputs on calibration data, by size times input norm (Wanda, section 3)."""
+
+    name = "prune.wanda"
+
+    def prepare(self, gram_II: torch.Tensor) -> torch.Tensor:
+        return gram_II.diagonal()
+
+    def solve(
+        self, matrix_OI: torch.Tensor, prepared: torch.Tensor, options: CalibratedOptions
+    ) -> tuple[torch.Tensor, Record]:
+        if not bool(prepared.any()):
+            return magnitude_pruned(matrix_OI, options.share, options.groups), {"fallback": "magnitude"}
+        return wanda_pruned(matrix_OI, prepared, options.share, options.groups), {}
 
 
 def wanda_pruned(

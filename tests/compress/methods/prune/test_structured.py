@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from twins import CAUSAL, HEADS, TWINS, WIDTH, tokens, twin, twin_model
 from zoo_compress.methods.prune import structured
-from zoo_compress.methods.prune.importance import activation
 from zoo_compress.methods.prune.structured import PruneStructured
 from zoo_slm.language import TransformersText
 
@@ -397,12 +396,12 @@ class Windowed(TransformersText):
         return [{"input_ids": tokens(batch=1, length=length, seed=seed)[0]} for seed in range(3)]
 
 
-def calibrated(name: str, **options: object) -> tuple[nn.Module, nn.Module]:
+def calibrated(name: str, *, refit: bool = False, **options: object) -> tuple[nn.Module, nn.Module]:
     """(pruned, original) with importance = activation on three windows of 6 tokens."""
     model = twin_model(name)
     model.family = Windowed()
     context = Context(data={"calibration": Dataset("made up", [Sample({"text": "x"}, "here")])})
-    prune(model, importance="activation", length=6, context=context, **options)
+    prune(model, importance="activation", refit=refit, length=6, context=context, **options)
     return model.module, twin(name)
 
 
@@ -433,32 +432,36 @@ def test_calibration_is_not_run_through_the_head() -> None:
         calls.update(head=0, body=0)
         stages.apply(model, use, options, stages.context())
         trial = 8  # of the model before and after: four tokens, two more one by one, and all at once
-        assert calls == {"head": trial, "body": 5 + trial}
+        assert calls["head"] == trial
+        assert calls["body"] == 5 + trial if use != STAGE.name else calls["body"] > 5 + trial
 
 
-def test_activation_of_channels_follows_minitron() -> None:
+def silenced_so_far(name: str, kind: str, pruned: nn.Module) -> nn.Module:
+    """The original with what block 0 lost silenced: what block 1 then reads."""
+    original = twin(name)
+    (silence_ffn if kind == "ffn" else silence_heads)(name, original, pruned, [0])
+    return original
+
+
+def test_a_channel_counts_by_what_down_puts_out_for_it() -> None:
+    """E[x^2] |w_down|^2, of what block 1 reads once block 0 has been cut."""
     pruned, original = calibrated("llama", ffn=16)
-    per_window = [x_TI.abs().mean(0) for x_TI in seen(original, "model.layers.1.mlp.down_proj")]
-    score = torch.stack(per_window).square().sum(0).sqrt().tolist()
+    x_TI = torch.cat(seen(silenced_so_far("llama", "ffn", pruned), "model.layers.1.mlp.down_proj"))
+    score = (x_TI.square().mean(0) * down("llama", original, 1).square().sum(0)).tolist()
     best = sorted(sorted(range(64), key=lambda i: -score[i])[:16])
     assert survivors(down("llama", original, 1), down("llama", pruned, 1)) == best
 
 
-def test_activation_of_heads_follows_minitron() -> None:
+def test_a_head_counts_by_what_o_puts_out_for_it() -> None:
     pruned, original = calibrated("llama-gqa", heads=2)
-    model = twin_model("llama-gqa")
-    found = activation(
-        model,
-        [{"input_ids": tokens(batch=1, length=6, seed=seed)} for seed in range(3)],
-        ffns=[],
-        attentions=[block.attention for block in model.anatomy.stack().blocks if block.attention],
-        norms=[],
-    )["model.layers.1.self_attn.o_proj"]
-    per_window = [x.view(6, HEADS, 8).norm(dim=-1).mean(0) for x in seen(original, "model.layers.1.self_attn.o_proj")]
-    score = torch.stack(per_window).square().sum(0).sqrt().tolist()
-    torch.testing.assert_close(found.sqrt().tolist(), score, rtol=1e-5, atol=0)
+    x_TI = torch.cat(seen(silenced_so_far("llama-gqa", "heads", pruned), "model.layers.1.self_attn.o_proj"))
+    reads = out("llama-gqa", original, 1).detach()
+    score = [
+        float((x_TI[:, part] @ reads[:, part].T).square().sum())
+        for part in (slice(8 * head, 8 * head + 8) for head in range(HEADS))
+    ]
     best = [max((0, 1), key=score.__getitem__), max((2, 3), key=score.__getitem__)]
-    kept = survivors(out("llama", original, 1), out("llama", pruned, 1))
+    kept = survivors(reads, out("llama-gqa", pruned, 1))
     assert sorted({index // 8 for index in kept}) == best
 
 
@@ -474,7 +477,7 @@ def test_activation_of_width_adds_up_the_norms() -> None:
     assert survivors(*tables) == best
 
 
-def test_activation_of_experts_uses_the_tokens_they_received() -> None:
+def test_a_channel_of_an_expert_counts_by_the_tokens_it_received() -> None:
     pruned, original = calibrated("mixtral", ffn=16)
     experts = original.model.layers[0].mlp.experts  # type: ignore[union-attr, index]
     calls: list[tuple[Tensor, Tensor]] = []
@@ -488,14 +491,15 @@ def test_activation_of_experts_uses_the_tokens_they_received() -> None:
             mine = [x_D for x_D, chosen in zip(x_TD, chosen_TK.tolist(), strict=True) if expert in chosen]
             if mine:
                 gate, up = (experts.gate_up_proj[expert] @ torch.stack(mine).T).detach().chunk(2)
-                score += (nn.functional.silu(gate) * up).abs().mean(1).square()
+                score += (nn.functional.silu(gate) * up).square().sum(1)
+        score *= experts.down_proj[expert].detach().square().sum(0)
         best = sorted(score.topk(16).indices.tolist())
         assert survivors(down("mixtral", original, 0)[expert], down("mixtral", pruned, 0)[expert]) == best
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_activation_runs_on_every_architecture(name: str) -> None:
-    pruned, original = calibrated(name, ffn=0.5, heads=2, width=24)
+    pruned, original = calibrated(name, refit=True, ffn=0.5, heads=2, width=24)
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in original.parameters())
 
 
