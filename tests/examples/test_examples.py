@@ -51,6 +51,14 @@ TOY: dict[str, list[str]] = {
         "stage.3.batch=2",
         "stage.3.length=32",
     ],
+    "smollm2-int4": [
+        "data.test=stdlib:test[:2]",
+        "data.calibration=stdlib:train[:1]",
+        "evaluate.perplexity.max_tokens=200",
+        "evaluate.divergence.max_tokens=200",
+        "evaluate.speed=false",
+        "stage.1.samples=4",
+    ],
     "train/tiny_code": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"],
     **{
         f"train/{name}": [*SMALL, "stage.2.steps=2", "stage.2.batch=2", "stage.2.length=32"]
@@ -83,7 +91,7 @@ def test_every_recipe_has_a_row():
 
 @pytest.mark.parametrize("name", TOY)
 def test_a_recipe_runs_as_it_stands_at_toy_size(name: str, tmp_path: Path):
-    overrides = [*TOY[name], *([f"model.name={tiny_gguf(tmp_path)}"] if name == "smollm2" else [])]
+    overrides = [*TOY[name], *([f"model.name={tiny_gguf(tmp_path)}"] if name.startswith("smollm2") else [])]
     recipe = Recipe.load(EXAMPLES / f"{name}.toml", overrides=overrides)
     done = run(recipe, out=tmp_path / "out")
     assert store.verify(done.out) == [] and (done.out / "report.html").stat().st_size > 10_000
