@@ -95,3 +95,12 @@ def _padding(layer: nn.Conv2d) -> tuple[int, int]:
         return height, width
     height, width = layer.padding
     return height, width
+
+
+def output_error(weight_OI: Tensor, changed_OI: Tensor, gram_II: Tensor) -> float:
+    """Return ||X (W - W')^T|| / ||X W^T|| over the tokens X of a gram, to four digits; 0 where the layer gives nothing."""
+    lost, whole = (
+        float((each_OI @ gram_II * each_OI).sum())
+        for each_OI in (weight_OI.double() - changed_OI.double(), weight_OI.double())
+    )
+    return float(f"{(max(lost, 0.0) / whole) ** 0.5:.4g}") if whole > 0 else 0.0

@@ -5,10 +5,8 @@ W (out, in) becomes U V with U (out, r), V (r, in); r = floor(ratio * out * in /
 - Plain: the truncated singular value decomposition, nearest to W (Eckart and Young 1936).
 - Whitened: SVD-LLM (Wang et al. 2024, arXiv:2403.07378, section 3.1). With S S^T = X^T X over the calibration inputs X,
   the SVD of W S is cut and S^-1 undone; then dropping the singular value s_i costs exactly s_i in output norm, so the
-  cut is nearest in what the layer puts out. The inputs are those of the model as it was before this stage; a layer that
-  no input reaches is cut plainly, and the record says so.
-
-Grams X^T X are float64 and `in` x `in`, so blocks are watched a few at a time: as many in one pass as GRAM_BYTES holds.
+  cut is nearest in what the layer puts out. The inputs are what the blocks before give once they have been cut; a layer
+  that no input reaches is cut plainly, and the record says so.
 """
 
 # O out, I in, R rank, N calibration tokens
@@ -16,7 +14,7 @@ Grams X^T X are float64 and `in` x `in`, so blocks are watched a few at a time: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -29,14 +27,15 @@ from zoo.anatomy.modules import grouped_by_module, require_sharers, resolve, wei
 from zoo.anatomy.parts import Target
 from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
-from zoo.model.context import Context, Progress
+from zoo.model.context import Context
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
-from zoo.tensors.batch import Batch
-from zoo_compress.calibrate.watch import CalibrationOptions, Watcher, batches, watch
+from zoo_compress.calibrate.blocks import Walk
+from zoo_compress.calibrate.footprint import disk_bytes, memory_bytes
+from zoo_compress.calibrate.statistics import output_error
+from zoo_compress.calibrate.watch import CalibrationOptions, batches
 
 TOO_SMALL = "matrices too small for that rank"
-GRAM_BYTES = 1 << 30  # of the grams watched in one pass over the calibration data
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
@@ -87,8 +86,9 @@ class LowRankSVD(Compressor):
     """Factor every targeted projection into two thin ones, plainly or whitened by calibration data (SVD-LLM)."""
 
     name = "lowrank.svd"
-    # 2: text begins with <bos>, padding takes no part, and cross-attention does; 3: so do mixers, latent attention, shared experts
-    version = 3
+    # 2: text begins with <bos>, padding takes no part, and cross-attention does; 3: so do mixers, latent attention, shared
+    # experts; 4: calibrated block by block
+    version = 4
     accepts = ("shared",)
     leaves = "factored"
 
@@ -127,23 +127,25 @@ class LowRankSVD(Compressor):
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
-        ranks: dict[str, int] = record["ranks"]
-        paths = [group[0] for group in grouped_by_module(model.module, ranks)]  # a shared module is factored once
-        data: list[Batch] = []
-        passes = [dict.fromkeys(paths, "")]
-        if options.whiten:
-            data = batches(model, options, context, stage=self.name)
-            passes = list(_passes(model.module, model.anatomy.select(options.target), paths))
-        factors: dict[str, Factors] = {}
-        unseen: list[str] = []
-        for watched in context.progress.track(passes, total=len(passes), label=self.name):
-            grams = _grams(model, watched, data, context.progress) if options.whiten else {}
-            unseen += [path for path in watched if path not in grams]
-            for path in watched:
-                weight_OI = weight_out_in(model.module.get_submodule(path))
-                up_OR, down_RI = factor(weight_OI, ranks[path], grams.pop(path, None))
-                factors[path] = up_OR.to(weight_OI.dtype), down_RI.to(weight_OI.dtype)
-        if options.whiten and unseen:  # cross-attention with nothing to attend to, experts that no token takes
+        places = {group[0]: group for group in grouped_by_module(model.module, record["ranks"])}  # a shared one once
+        if not options.whiten:
+            for path in context.progress.track(places, total=len(places), label=self.name):
+                self._factor(model, places[path], record["ranks"][path], None)
+            return record
+        data = batches(model, options, context, stage=self.name)
+
+        def rebuild(paths: Collection[str]) -> None:
+            for path in paths:
+                _install(model.module, places[path], record["ranks"][path])
+
+        walk = Walk(model, places, data, statistics=("gram",), context=context, stage=self.name, rebuild=rebuild)
+        for unit in walk:
+            for path, seen in unit.layers.items():
+                gram_II = seen.gram if seen.tokens else None
+                unit.table[path] |= self._factor(model, places[path], record["ranks"][path], gram_II)
+        record["layers"] = walk.table
+        unseen = [path for path, about in walk.table.items() if not about["tokens"]]
+        if unseen:  # cross-attention with nothing to attend to, experts that no token takes
             record["unseen"] = unseen
             what = (
                 f"{unseen[0]}, which is"
@@ -151,11 +153,20 @@ class LowRankSVD(Compressor):
                 else f"{len(unseen)} layers, such as {unseen[0]}, which are"
             )
             context.progress.say(f"{self.name}: the calibration data never reached {what} factored without whitening")
-        self._install(model, record, factors)
         return record
 
+    def _factor(self, model: Model, places: Sequence[str], rank: int, gram_II: torch.Tensor | None) -> Record:
+        """Put the factors of a layer in its places; say what of its output on the calibration data is lost."""
+        weight_OI = weight_out_in(model.module.get_submodule(places[0]))
+        factors = factor(weight_OI, rank, gram_II)
+        told = {} if gram_II is None else {"error": output_error(weight_OI, factors[0] @ factors[1], gram_II)}
+        layer = _install(model.module, places, rank)
+        _fill(layer, *(part.to(weight_OI.dtype) for part in factors))
+        return told
+
     def rebuild(self, model: Model, record: Record) -> None:
-        self._install(model, record, {})
+        for group in grouped_by_module(model.module, record["ranks"]):
+            _install(model.module, group, record["ranks"][group[0]])
 
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("factored", f"rank {rank}") for path, rank in record["ranks"].items()}
@@ -169,33 +180,27 @@ class LowRankSVD(Compressor):
         shapes = {path: weight_out_in(model.module.get_submodule(path)).shape for path in ranks}
         pairs = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
         svd_bytes = max((out * inputs for out, inputs in shapes.values()), default=0) * 8 * 4  # float64 W S and its SVD
-        if not options.whiten:
-            return pairs * 4 + svd_bytes
-        from zoo_compress.dryrun import calibration
-
-        calibrated = calibration(model, options, context)
-        grams = [shapes[path][1] ** 2 * 8 for path in ranks]
-        watched = (
-            min(sum(grams), max(GRAM_BYTES, max(grams)))
-            + max(grams)
-            + 8 * calibrated.tokens * max(i for _, i in shapes.values())
+        return (
+            pairs * 4 + svd_bytes + (memory_bytes(model, ranks, ("gram",), options, context) if options.whiten else 0)
         )
-        return pairs * 4 + max(watched + calibrated.bytes, min(sum(grams), GRAM_BYTES) + svd_bytes)
+
+    def disk_bytes(self, model: Model, options: Options, context: Context) -> int:
+        ranks = _ranks(model.module, model.anatomy.select(options.target), options)
+        return disk_bytes(model, list(ranks), options, context) if options.whiten else 0
 
     def note(self, model: Model, options: Options) -> str:
         return "" if options.whiten else "Without whitening even a mild cut costs a language model most of its quality."
 
-    def _install(self, model: Model, record: Record, factors: dict[str, Factors]) -> None:
-        """Swap the layers in; one that sits at several places stays one."""
-        for group in grouped_by_module(model.module, record["ranks"]):
-            dense = model.module.get_submodule(group[0])
-            # a Conv1D's weight is the other way round
-            read = isinstance(dense, nn.Linear) and any(read_directly(model.module, path) for path in group)
-            layer = (ReadLowRankLinear if read else LowRankLinear).like(dense, record["ranks"][group[0]])
-            if group[0] in factors:
-                _fill(layer, *factors[group[0]])
-            for path in group:
-                model.module.set_submodule(path, layer)
+
+def _install(module: nn.Module, places: Sequence[str], rank: int) -> LowRankLinear:
+    """Put an empty factored layer in every place of a dense one."""
+    dense = module.get_submodule(places[0])
+    # a Conv1D's weight is the other way round
+    read = isinstance(dense, nn.Linear) and any(read_directly(module, path) for path in places)
+    layer = (ReadLowRankLinear if read else LowRankLinear).like(dense, rank)
+    for path in places:
+        module.set_submodule(path, layer)
+    return layer
 
 
 def factor(weight_OI: torch.Tensor, rank: int, gram_II: torch.Tensor | None = None) -> Factors:
@@ -303,54 +308,3 @@ def _shape(module: nn.Module, path: str) -> tuple[int, int]:
         kind = type(projection).__name__
         raise Refused(f"lowrank.svd: {path} is a {kind}; only plain linear layers are factored.") from None
     return out, inputs
-
-
-# --- calibration ----------------------------------------------------------------------------------------------------
-
-
-def _passes(module: nn.Module, target: Target, paths: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Group the projections into passes whose grams fit GRAM_BYTES; each with the block after which a run may stop."""
-    last = _last_blocks(module, target)
-    watched: dict[str, str] = {}
-    gram_bytes = 0
-    for path in paths:
-        projection = module.get_submodule(path)
-        size = weight_out_in(projection).shape[1] ** 2 * 8
-        if watched and gram_bytes + size > GRAM_BYTES:
-            yield watched
-            watched, gram_bytes = {}, 0
-        watched[path] = last.get(id(projection), "")
-        gram_bytes += size
-    if watched:
-        yield watched
-
-
-def _last_blocks(module: nn.Module, target: Target) -> dict[int, str]:
-    """The last block that runs each projection; a shared one runs in several, and all its calls count.
-
-    Empty for a target of several stacks, whose order is not known: then the model runs to its end.
-    """
-    last: dict[int, str] = {}
-    blocks = target.stack.blocks if len(target.picks) == 1 else ()
-    for block in blocks:
-        for path in block.projections():
-            last[id(resolve(module, path))] = block.path
-    return last
-
-
-def _grams(model: Model, watched: dict[str, str], data: list[Batch], progress: Progress) -> dict[str, torch.Tensor]:
-    """Sum X^T X of every watched projection's inputs over the calibration data, in float64; none of one that is not run."""
-    grams: dict[str, torch.Tensor] = {}
-
-    def watcher(path: str) -> Watcher:
-        def see(read: torch.Tensor, *_: Any) -> None:
-            x_NI = read.reshape(-1, read.shape[-1]).double()
-            gram_II = x_NI.T @ x_NI
-            grams[path] = grams[path] + gram_II if path in grams else gram_II
-
-        return see
-
-    order = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
-    until = max(watched.values(), key=order.index) if all(watched.values()) else ""
-    watch(model, data, {path: watcher(path) for path in watched}, until=until, progress=progress)
-    return grams
