@@ -54,6 +54,14 @@ def logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
     return model.family.forward(model, {"input_ids": ids})
 
 
+def exact(model: Model) -> Model:
+    """The model with packed layers that round no product."""
+    for part in model.module.modules():
+        if hasattr(part, "exact"):
+            part.exact = True
+    return model
+
+
 def options(stage: str, **values: Any) -> Any:
     """The validated options of a stage."""
     return registry.compressor(stage).Options(**values)

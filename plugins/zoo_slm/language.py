@@ -238,14 +238,14 @@ def _caches(module: nn.Module) -> bool:
     spec = ModelSpec(
         name="", family="transformers", modality="text", task=task.name, plugin="zoo_slm", config=config.to_dict()
     )
-    rounding = [part for part in module.modules() if hasattr(part, "decode_rows")]
-    for part in rounding:  # packed layers that round what few rows give: of that the class knows nothing
-        part.decode_rows = 0  # type: ignore[assignment]
+    rounding: list[Any] = [part for part in module.modules() if hasattr(part, "exact")]
+    for part in rounding:  # packed layers whose kernels round, each in its way: of that the class knows nothing
+        part.exact = True
     try:
         return caches_rightly(Model(module, TransformersText(), spec))
     finally:
         for part in rounding:
-            del part.decode_rows
+            del part.exact
 
 
 def _caches_in_float32(twin: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """int8: linear layers, token table and head stored as 8-bit integers, one scale a row.
 
 Symmetric, absmax / 127 per output channel, no data needed (Krishnamoorthi 2018, arXiv:1806.08342, section 3), unless a group
-or a method is asked for. Kernels and their measured times are in `formats/int8_layers.py`.
+or a method is asked for. Kernels and their measured times are in `formats/kernels.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from zoo.model.model import Model
+from zoo_compress.methods.quantize.formats.kernels import has_bf16_products
 from zoo_compress.methods.quantize.uniform import Group, Method, QuantizeUniform, UniformOptions
 
 SMALL = 2**18  # entries; below, a call costs more than reading the weights (benchmarks/int8_decode.py)
@@ -20,6 +21,7 @@ class QuantizeInt8(QuantizeUniform):
     """Store targeted linear layers and convolutions, the token table and the head in 8 bits (Krishnamoorthi 2018, section 3)."""
 
     name = "quantize.int8"
+    version = 4  # 3 multiplied many rows in float32, whatever the processor
     bits = 8
     convolutions = True
 
@@ -37,7 +39,9 @@ class QuantizeInt8(QuantizeUniform):
             return "On this device a layer is widened at each call: this saves memory and bytes, not time."
         if "language" not in model.anatomy.stacks:
             return "On CPU the weights are widened at each call of many rows: this saves memory and bytes, not time."
-        long = "prompts and batches of more than 16 tokens run about as before or a little slower, since their weights are widened on the way."
+        long = "prompts and batches run about as before or a little slower, since their weights are widened on the way."
+        if has_bf16_products():
+            long = "prompts and batches run in bf16, to which their weights are widened on the way, about as fast as a model in bfloat16."
         if _median_size(model) < SMALL:
             return f"On CPU layers this small gain little or no time token by token, since a call costs more than reading their weights; {long}"
         return f"On CPU generating token by token gets faster; {long}"

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.tensors.alignment import aligned
+from zoo_compress.methods.quantize.formats.kernels import Shape, choose
 from zoo_compress.methods.quantize.formats.packed import Packed
 
 MIDDLE = 8  # the code of zero where no zeros are stored
@@ -42,6 +43,7 @@ class Int4Linear(Packed):
     """A Linear whose weight is 4-bit codes with one bf16 scale, and a zero where there are zeros, for `group` inputs."""
 
     zoo_bits: ClassVar[int] = 4
+    zoo_format: ClassVar[str] = "int4"
     zoo_packed: ClassVar[dict[str, int]] = {"weight_int4": 2}
 
     weight_int4: Tensor  # (out, in / 2)
@@ -63,6 +65,7 @@ class Int4Linear(Packed):
         if in_features % group:
             raise ValueError(f"group must divide in_features {in_features}, got {group}")
         self.in_features, self.out_features, self.group = in_features, out_features, group
+        self.zoo_shape = Shape(out_features, in_features, group)
         groups = in_features // group
         codes_OB = torch.zeros(out_features, in_features // 2, dtype=torch.uint8, device=device)
         self.register_buffer("weight_int4", codes_OB)
@@ -85,11 +88,10 @@ class Int4Linear(Packed):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self._kernel_for(x)
         bias_O = None if self.bias is None else self.bias.to(x.dtype)
-        if kernel is None:
+        if choose("int4", self.zoo_shape, x, exact=self.exact) == "widened":
             return F.linear(x, self.dequantize(x.dtype), bias_O)
-        _, layout, scales_GO2 = kernel
+        layout, scales_GO2 = self._made()
         x_TI = aligned(x.reshape(-1, self.in_features).to(torch.bfloat16))
         group = self.in_features // len(scales_GO2)
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu if x.is_cpu else torch.ops.aten._weight_int4pack_mm
@@ -113,22 +115,12 @@ class Int4Linear(Packed):
         weight_OGg: Tensor = steps_OGg * self.scale.float()[..., None]
         return weight_OGg.flatten(1).to(dtype)
 
-    def _kernel_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What torch's kernel reads, made where it is not there yet; None where the kernel cannot run."""
-        if not self._fits(x):
-            return None
+    def _made(self) -> tuple[Tensor, Tensor]:
+        """What torch's kernel reads, made where it is not there yet."""
         if self._kernel is None or self._kernel[0] is not self.weight_int4:
             with torch.inference_mode(False), torch.no_grad():
                 self._kernel = (self.weight_int4, *self._layout())
-        return self._kernel
-
-    def _fits(self, x: Tensor) -> bool:
-        if self.group % KERNEL_GROUPS[-1] or x.dtype == torch.float64 or not x.numel():
-            return False
-        if x.requires_grad and torch.is_grad_enabled():  # the kernel has no gradient
-            return False
-        whole = self.out_features % 8 == 0 and self.in_features % (16 * CUDA_TILES) == 0
-        return x.is_cpu or (x.is_cuda and whole and torch.cuda.get_device_capability(x.device) >= (8, 0))
+        return self._kernel[1:]
 
     def _layout(self) -> tuple[Tensor, Tensor]:
         """The codes as the kernel of this device reads them, and what it multiplies them by and adds: (groups, out, 2)."""

@@ -2,15 +2,7 @@
 
 Symmetric, one scale per output channel, absmax / 127 (Krishnamoorthi 2018, arXiv:1806.08342, section 3).
 
-Which kernel: time relative to an fp32 Linear, torch 2.15 on 2 AVX2 cores, same weight every call:
-
-    576 -> 1536             1 row   16 rows   64 rows   256 rows
-    bf16 rows, int8 kernel   0.42     0.96      1.23      1.64     rounds inputs and outputs to 8 bits
-    int8 widened to fp32     2.01     1.30      1.02      0.93     exact to fp32 rounding
-    fp32 rows, int8 kernel   2.32    11.2      19.6      29.2      not vectorised by torch, unused
-
-So a few rows (decoding) take the first, more rows (prompts, evaluation) the second. Scales by group have no kernel: such
-layers are widened at each call.
+Which kernel multiplies is in `kernels.py`. Scales by group have none: such layers are widened at each call.
 """
 
 from __future__ import annotations
@@ -24,10 +16,11 @@ from torch import Tensor, nn
 
 from zoo.anatomy.modules import weight_out_in
 from zoo.tensors.alignment import aligned
+from zoo_compress.methods.quantize.formats.kernels import Shape, choose
 from zoo_compress.methods.quantize.formats.packed import Packed, check_finite, copy_bias
 
 ONES: dict[int, Tensor] = {}  # see bf16_ones
-WIDEN_ELEMENTS = 1 << 20  # weights widened to float at a time: 4 MiB, which stays in cache and bounds the extra memory
+WIDEN_ELEMENTS = 1 << 20  # weights widened at a time: 2 or 4 MiB, which stay in cache and bound the extra memory
 
 
 def pack_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,22 +54,16 @@ def int8_linear_bf16(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor) -> Tensor:
 def int8_linear_widened(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor) -> Tensor:
     """Multiply in the dtype of x, widening a block of int8 rows at a time."""
     rows = max(1, WIDEN_ELEMENTS // max(1, int8_OI.shape[1]))
-    if rows >= len(int8_OI):
-        return F.linear(x_TI, int8_OI.to(x_TI.dtype)) * scale_O
-    y_TO = x_TI.new_empty(len(x_TI), len(int8_OI))
-    for start in range(0, len(int8_OI), rows):
-        block = slice(start, start + rows)
-        y_TO[:, block] = F.linear(x_TI, int8_OI[block].to(x_TI.dtype))
-    return y_TO * scale_O
+    blocks = [F.linear(x_TI, block.to(x_TI.dtype)) for block in torch.split(int8_OI, rows)]
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)) * scale_O
 
 
 class Int8Linear(Packed):
     """A Linear whose weight is int8 with one fp32 scale per output channel, or several, of groups of neighbouring inputs."""
 
     zoo_bits: ClassVar[int] = 8
+    zoo_format: ClassVar[str] = "int8"
     zoo_packed: ClassVar[dict[str, int]] = {"weight_int8": 1}
-    # Up to this many rows the bf16 kernel is the faster one (see the table above). 0 keeps every call exact.
-    decode_rows: ClassVar[int] = 16
 
     weight_int8: Tensor
     scale: Tensor  # (out,), or (out, groups)
@@ -92,6 +79,7 @@ class Int8Linear(Packed):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
+        self.zoo_shape = Shape(out_features, in_features, in_features // groups)
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
         shape = (out_features,) if groups == 1 else (out_features, groups)
         self.register_buffer("scale", torch.ones(shape, dtype=torch.float32, device=device))
@@ -121,11 +109,12 @@ class Int8Linear(Packed):
         # Tiny layers spend more time in Python than in the kernel, so this looks each attribute up once.
         int8_OI, scale_O, bias_O = self.weight_int8, self.scale, self.bias
         x_TI = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        if scale_O.dim() > 1:
-            y_TO = F.linear(x_TI, self.dequantize(x.dtype))
-        elif self._decoding(x_TI):
+        kernel = choose("int8", self.zoo_shape, x_TI, exact=self.exact)
+        if kernel == "int8pack":
             y_TO = int8_linear_bf16(x_TI, int8_OI, scale_O)
-        elif x.is_cpu:
+        elif kernel == "widened to bf16":
+            y_TO = int8_linear_widened(x_TI.to(torch.bfloat16), int8_OI, scale_O)
+        elif x.is_cpu and scale_O.dim() == 1:
             # Half precision products are slow on most CPUs and int8 sums overflow fp16, so both are done in fp32.
             wide = x_TI if x.dtype in (torch.float32, torch.float64) else x_TI.float()
             y_TO = int8_linear_widened(wide, int8_OI, scale_O)
@@ -136,16 +125,6 @@ class Int8Linear(Packed):
         if y_TO.dtype != x.dtype:
             y_TO = y_TO.to(x.dtype)
         return y_TO if x.dim() == 2 else y_TO.view(*x.shape[:-1], self.out_features)
-
-    def _decoding(self, x_TI: Tensor) -> bool:
-        # The kernel reads 16 weights at a time without checking the end of a row, and has no gradient.
-        return (
-            0 < x_TI.numel() <= self.decode_rows * self.in_features
-            and self.in_features % 16 == 0
-            and x_TI.is_cpu
-            and x_TI.dtype != torch.float64
-            and not (x_TI.requires_grad and torch.is_grad_enabled())
-        )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight (out, in) in floating point."""

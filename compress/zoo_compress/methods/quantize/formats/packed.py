@@ -38,6 +38,7 @@ class Packed(nn.Module):
     zoo_bits: ClassVar[int]
     # packed buffer -> weights per stored entry; zoo.model.model counts parameters by it
     zoo_packed: ClassVar[dict[str, int]]
+    exact: bool = False  # whether only kernels are taken that round no product (`kernels.py`)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
