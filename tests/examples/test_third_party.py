@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = Path(__file__).parents[2] / "examples" / "third_party"
-NAMES = ("zoo-example", "zoo-example-catalogue", "zoo-wanda")
+NAMES = ("zoo-example", "zoo-example-catalogue", "zoo-wanda", "zoo-gptq")
 # recipe.toml as it stands, at toy size
 TOY = [
     "data.train=pydoc:train[:6]",
@@ -130,7 +130,7 @@ def test_the_command_shows_the_spectrum_of_what_was_made(user: User, made: Path)
     assert len(rows) == 6 * 2 and all(1 < row["effective_rank"] <= min(row["inputs"], row["outputs"]) for row in rows)
 
 
-@pytest.mark.parametrize("name", ["zoo-example", "zoo-wanda"])
+@pytest.mark.parametrize("name", ["zoo-example", "zoo-wanda", "zoo-gptq"])
 def test_its_own_tests_pass(user: User, name: str):
     # files by name: without zoo's contract tests
     tests = sorted((PACKAGES / name / "tests").glob("test_*.py"))
