@@ -21,9 +21,9 @@ from zoo.model.context import Context
 from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo_compress.calibrate.blocks import Walk
-from zoo_compress.calibrate.statistics import Statistics
+from zoo_compress.calibrate.statistics import Statistics, output_error
 from zoo_compress.calibrate.watch import Batches
-from zoo_compress.methods.prune.refit import contributions, output_error, refitted
+from zoo_compress.methods.prune.refit import contributions, refitted
 
 HELD_OUT = 0.25  # of the calibration batches
 
@@ -76,17 +76,12 @@ def _cut(model: Model, reader: Reader, seen: Statistics, held_out: Statistics | 
     kept_K = part.indices(units)
     cut_OI = torch.zeros_like(weight_OI)
     cut_OI[:, kept_K] = weight_OI[:, kept_K]
-    about: Record = {"kept": units.tolist(), "error": _error(weight_OI, cut_OI, seen)}
-    if held_out is not None and held_out.tokens:
+    about: Record = {"kept": units.tolist(), "error": output_error(weight_OI, cut_OI, seen.gram)}
+    if held_out is not None and held_out.gram is not None and held_out.tokens:
         fitted_OI = cut_OI.clone()
         fitted_OI[:, kept_K] = refitted(weight_OI, seen.gram, kept_K).to(weight_OI.dtype)
-        before, after = (_error(weight_OI, other_OI, held_out) for other_OI in (cut_OI, fitted_OI))
+        before, after = (output_error(weight_OI, other_OI, held_out.gram) for other_OI in (cut_OI, fitted_OI))
         about |= {"error": min(before, after), "error_without_refit": before, "refit": after < before}
         cut_OI = fitted_OI if after < before else cut_OI
     weight_OI.copy_(cut_OI)
     return about
-
-
-def _error(weight_OI: Tensor, changed_OI: Tensor, seen: Statistics) -> float:
-    assert seen.gram is not None
-    return float(f"{output_error(weight_OI, changed_OI, seen.gram):.4g}")

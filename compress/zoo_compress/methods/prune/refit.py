@@ -34,12 +34,3 @@ def refitted(weight_OI: torch.Tensor, gram_II: torch.Tensor, kept_K: torch.Tenso
     if int(failed):  # inputs that never vary, or are zero: nothing can be taken over
         return weight_OI[:, kept_K]
     return weight_OI[:, kept_K] + torch.cholesky_solve(missed_OK.T, factor_KK).T
-
-
-def output_error(weight_OI: torch.Tensor, changed_OI: torch.Tensor, gram_II: torch.Tensor) -> float:
-    """Return ||X (W - W')^T|| / ||X W^T|| over the tokens X of a gram; 0 where the layer put out nothing."""
-    weight_OI = weight_OI.double()
-    lost_OI = weight_OI - changed_OI.double()
-    whole = float((weight_OI @ gram_II * weight_OI).sum())
-    lost = float((lost_OI @ gram_II * lost_OI).sum())
-    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0

@@ -183,3 +183,35 @@ def test_what_they_ask_for_and_declare() -> None:
         traits = stage.traits(stage.outline(model, chosen))
         assert {(trait.kind, trait.detail) for trait in traits.values()} == {("sparse", "2:4")}
         assert "does not shrink" in stage.note(model, chosen)
+
+
+class Stops:
+    """Ends the run when the walk comes to its second unit."""
+
+    def track(self, items: Any, *, total: int, label: str) -> Any:
+        for number, item in enumerate(items):
+            if label.startswith("prune.") and ":" not in label and number == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("use", "values"),
+    [
+        *STAGES.items(),
+        ("prune.structured", {"ffn": 0.25, "heads": 2, "importance": "activation", "samples": 8, "length": 16}),
+    ],
+)
+def test_a_walk_that_was_stopped_goes_on_to_the_same_bytes(use: str, values: dict[str, Any], tmp_path: Any) -> None:
+    whole, stopped, resumed = small("llama-gqa"), small("llama-gqa"), small("llama-gqa")
+    apply(whole, use, values, context())
+    with pytest.raises(KeyboardInterrupt):
+        apply(stopped, use, values, context(progress=Stops(), checkpoint=tmp_path))
+    assert list(tmp_path.glob("unit-*.safetensors"))
+    apply(resumed, use, values, context(checkpoint=tmp_path))
+    assert resumed.lineage[-1].record == whole.lineage[-1].record
+    for key, tensor in whole.tensors().items():
+        assert torch.equal(tensor, resumed.tensors()[key]), key

@@ -10,7 +10,7 @@ from stages import apply, assert_replays, context, logits, small
 from synthetic_layer import synthetic_layer
 from twins import tokens
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
-from zoo_compress.methods.prune.refit import DAMPING, contributions, output_error, refitted
+from zoo_compress.methods.prune.refit import DAMPING, contributions, refitted
 from zoo_compress.methods.prune.structured import PruneStructured
 
 from zoo.model.model import Model
@@ -45,7 +45,6 @@ def test_a_better_score_and_the_refit_each_lower_the_error_of_what_is_new(seed: 
     cut[:, kept] = refitted(weight, gram, kept)
     errors.append(float((layer.test @ (weight - cut).T).norm() / (layer.test @ weight.T).norm()))
     assert errors[0] > errors[1] > errors[2]
-    assert output_error(weight, cut, layer.test.T @ layer.test) == pytest.approx(errors[2], rel=1e-9)
 
 
 def test_a_head_contributes_what_its_slice_puts_out() -> None:
