@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from zoo.model.model import Model
 
-PIECE = 2**20  # values looked at together
+PIECE = 2**18  # values looked at together
 Digests = Mapping[str, Mapping[str, Any]]  # by file
 
 
@@ -145,7 +145,7 @@ def _read_file(
     file = MappedTensors(path, digests)
     shapes = {name: tuple(about["shape"]) for name, about in file.header.items()}
     _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
-    mapped = MappedFiles()  # the file is mapped by now
+    mapped = MappedFiles()
     for name in sorted(expected, key=lambda name: file.header[name]["data_offsets"]):
         empty, tensor = expected[name], (source := file.tensor(name))
         if tensor.is_floating_point() != empty.is_floating_point():

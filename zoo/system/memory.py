@@ -44,16 +44,18 @@ def _from_c_library(name: str) -> ctypes._NamedFuncPointer | None:
 
 
 class MappedFiles:
-    """The files that are mapped into this process now (Linux, proc_pid_maps(5)); none where the system does not say."""
+    """The files that are mapped into this process when it is first asked (Linux, proc_pid_maps(5)); none where the system does not say."""
 
-    def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
+    @functools.cached_property
+    def _ranges(self) -> list[tuple[int, int]]:
+        ranges: list[tuple[int, int]] = []
         with contextlib.suppress(OSError):
             for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
                 addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
                 if inode != "0":
                     first, last = (int(address, 16) for address in addresses.split("-"))
-                    self._ranges.append((first, last))
+                    ranges.append((first, last))
+        return ranges
 
     def hold(self, address: int) -> bool:
         """Whether there is a file at this address."""

@@ -196,6 +196,5 @@ def pieces_of(
     text = json.dumps(about, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % BYTES)
     yield len(text).to_bytes(8, "little") + text
-    for name in order:
-        written = tensors[name].detach().to(kinds[name]).cpu().contiguous()
-        yield written.flatten().view(torch.uint8).numpy().data
+    for name in order:  # nothing here holds on to a copy while the next is made
+        yield tensors[name].detach().to(kinds[name]).cpu().contiguous().flatten().view(torch.uint8).numpy().data
