@@ -2,8 +2,8 @@
 
 python benchmarks/load.py [MODEL_DIR] [--shapes smollm2-135m,smollm2-1.7b] [--repeats 5] [--json FILE]
 
-Without MODEL_DIR: the packaged tiny-code, and random weights in the shapes of --shapes, saved by zoo (which checks every
-file's sha256 when it loads) and by transformers, by this one in float32 too, where zoo copies what does not lie as its
+Without MODEL_DIR: the packaged tiny-code, and random weights in the shapes of --shapes, saved by zoo (which compares every
+byte with its xxh3 when it loads) and by transformers, by this one in float32 too, where zoo copies what does not lie as its
 kernels like it. Time is from after the imports to the first logits of an 8-token
 prompt; memory is the peak resident set above what it was after the imports, and its ratio to the size of the files.
 """
