@@ -46,7 +46,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("plugin", "__main__"),
     ),
     "zoo_compress": (
-        ("dryrun", "losses", "numbering"),
+        ("dryrun", "experts", "losses", "numbering"),
         ("calibrate", "measure", "similarity"),
         ("train",),
         ("methods", "report"),

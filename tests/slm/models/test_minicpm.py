@@ -331,4 +331,7 @@ def test_experts_are_pruned_and_never_left_out_in_silence(tmp_path: Path):
     with pytest.raises(Refused, match="holds 4 experts"):
         checks.compressed(model, tmp_path / "share.ffn", "share.ffn")
     packed = checks.compressed(model, tmp_path / "quantize.int8", "quantize.int8")
-    assert "experts in one tensor" in {kept["kind"] for kept in packed.lineage[-1].record["left_as_is"]}
+    record = packed.lineage[-1].record
+    assert len(record["experts"]) == len(packed.anatomy.stack().blocks) and [
+        k["kind"] for k in record["left_as_is"]
+    ] == ["routers"]

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zoo.anatomy.coverage import TABLES, left_out, said, tables_of
+from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.direct_reads import read_directly
 from zoo.anatomy.modules import grouped_by_module, is_embedding, require_sharers, resolve, weight_out_in
 from zoo.anatomy.parts import Anatomy, Stack
@@ -25,6 +25,7 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
+from zoo_compress.experts import install, kept_tables, listed, lists_of, moved, tables_behind
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
 from zoo_compress.methods.quantize.formats.packed import with_weight
 
@@ -55,9 +56,9 @@ class ScaledInt8Embedding(Int8Embedding):
 class Quantize(Compressor):
     """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
 
-    version = (
-        3  # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described
-    )
+    # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described, 3 experts in one
+    # tensor
+    version = 4
     bits: ClassVar[int]
     convolutions: ClassVar[bool] = False  # whether convolutions are packed as well
     accepts = ("sparse", "shared", "factored")
@@ -83,10 +84,13 @@ class Quantize(Compressor):
         return record
 
     def check(self, model: Model, state: State, options: Any) -> None:
+        original, model = model, listed(model)
         modules = self._modules(model, options)
-        require_dense(state, modules, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
+        lists = lists_of(model.module, modules)
+        paths = [*modules, *tables_behind(lists, original.module)]
+        require_dense(state, paths, stage=self.name, does="packs", allow=self.accepts, leaves=self.leaves)
         if not modules:
-            left = said(_left_out(model, options))
+            left = said(_left_out(original, options, lists))
             raise Refused(
                 f"{self.name}: nothing is left to pack in {options.target!r}; look at target and skip. {left}".strip()
             )
@@ -100,10 +104,14 @@ class Quantize(Compressor):
         require_sharers(model.module, modules, stage=self.name)
 
     def outline(self, model: Model, options: Any) -> Record:
+        packed = listed(model)
+        modules = self._modules(packed, options)
+        lists = lists_of(packed.module, modules)
         return {
-            "modules": self._modules(model, options),
+            "modules": modules,
+            **({"experts": lists} if lists else {}),
             **self.settings(options),
-            **_left_out(model, options),
+            **_left_out(model, options, lists),
         }
 
     def apply(self, model: Model, options: Any, context: Context) -> Record:
@@ -117,15 +125,22 @@ class Quantize(Compressor):
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("packed", f"{BITS[kind] or self.bits} bits") for path, kind in record["modules"].items()}
 
+    def moved(self, record: Record, path: str) -> str:
+        return moved(record.get("experts", ()), path)
+
     def remedy(self, path: str) -> str:
         if path:
             return f"Leave it out with skip = ['*.{path.rpartition('.')[2]}']."
         return "Leave out with skip = [...] what the model reads in a way of its own, or choose another target."
 
     def working_bytes(self, model: Model, options: Any, context: Context) -> int:
-        paths = self.outline(model, options)["modules"]
-        sizes = [p.numel() for path in paths for p in model.module.get_submodule(path).parameters()]
-        return 12 * max(sizes, default=0)  # a float32 copy of one weight, its quotients, its codes
+        record = self.outline(model, options)
+        packed = listed(model).module
+        sizes = [p.numel() for path in record["modules"] for p in packed.get_submodule(path).parameters()]
+        lists = record.get("experts", ())
+        tables = [sum(p.numel() for p in packed.get_submodule(path).parameters()) for path in lists]
+        # a float32 copy of one weight, its quotients, its codes; codes beside experts in one tensor, until all of them are packed
+        return 12 * max(sizes, default=0) + max(tables, default=0)
 
     def _replace(
         self, model: Model, record: Record, *, empty: bool, progress: Progress, done: Collection[str] = ()
@@ -139,6 +154,7 @@ class Quantize(Compressor):
         for path, kind in kinds.items():
             if kind not in BITS:
                 raise ArtifactError(f"{self.name}: {path} is packed as {kind!r}, which this version does not know.")
+        install(model.module, record.get("experts", ()), packed=kinds)
         kinds = {path: kind for path, kind in kinds.items() if path not in done}
         tables = _tied_tables(model.module, kinds)
         groups = sorted(grouped_by_module(model.module, kinds), key=lambda group: kinds[group[0]] != EMBEDDING)
@@ -212,14 +228,14 @@ def _leaves(module: nn.Module, path: str, skip: Iterable[str]) -> Iterator[str]:
     if isinstance(projection, nn.Module):
         leaves = [name for name, part in projection.named_modules(prefix=path) if _is_linear(part)]
         yield from leaves or [path]
-    elif _matches(path, skip):  # experts in one tensor are kept in any case; the pattern is to be seen to match
+    elif _matches(path, skip):  # what stays in one tensor is kept in any case; the pattern is to be seen to match
         yield path
 
 
-def _left_out(model: Model, options: QuantizeOptions) -> Record:
-    """What is not packed, for the record: what the anatomy does not name, routers, and experts in one tensor."""
-    tables = tables_of(model.module, model.anatomy.select(options.target).projections())
-    return left_out(model, options.target, kept={TABLES: tables})
+def _left_out(model: Model, options: QuantizeOptions, lists: Collection[str]) -> Record:
+    """What is not packed, for the record: what the anatomy does not name, routers, and experts that stay in one tensor."""
+    kept = kept_tables(model.module, model.anatomy.select(options.target).projections(), lists)
+    return left_out(model, options.target, kept=kept)
 
 
 def _tables(model: Model, target: str) -> dict[str, str]:

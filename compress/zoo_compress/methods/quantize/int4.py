@@ -17,7 +17,7 @@ class QuantizeInt4(QuantizeUniform):
     """Store targeted linear layers as 4-bit codes with a scale for every group of inputs, chosen by AWQ and GPTQ or without data by HQQ."""
 
     name = "quantize.int4"
-    version = 1
+    version = 2  # 1 left experts in one tensor as they were
     bits = 4
 
     class Options(UniformOptions):

@@ -21,6 +21,7 @@ from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo_compress.calibrate.blocks import Walk
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
+from zoo_compress.experts import listed
 from zoo_compress.methods.quantize.base import LINEAR, Quantize, QuantizeOptions, put
 from zoo_compress.methods.quantize.calibrated import UnitSolver
 from zoo_compress.methods.quantize.folds import find_folds
@@ -91,6 +92,7 @@ class QuantizeUniform(Quantize):
 
     def check(self, model: Model, state: State, options: Any) -> None:
         super().check(model, state, options)
+        model = listed(model)
         for path, grid in self._grids(model, options).items():
             inputs = weight_out_in(model.module.get_submodule(path)).shape[1]
             if grid["bits"] == 4 and inputs % 2:
@@ -171,6 +173,7 @@ class QuantizeUniform(Quantize):
             return largest
         from zoo_compress.dryrun import calibration
 
+        model = listed(model)
         paths = [path for path, kind in self._modules(model, options).items() if kind == LINEAR]
         grams = [8 * weight_out_in(model.module.get_submodule(path)).shape[1] ** 2 for path in paths]
         blocks = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
@@ -189,6 +192,7 @@ class QuantizeUniform(Quantize):
 
     def _grids(self, model: Model, options: Any) -> dict[str, Record]:
         """Bits, group, symmetry and method of every linear layer that is packed."""
+        model = listed(model)
         paths = [path for path, kind in self._modules(model, options).items() if kind == LINEAR]
         for override in options.overrides:
             if not any(fnmatchcase(path, override.pattern) for path in paths):
