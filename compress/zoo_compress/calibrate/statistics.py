@@ -97,10 +97,17 @@ def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     return height, width
 
 
+def output_energy(weight_OI: Tensor, gram_II: Tensor) -> float:
+    """Return ||X W^T||^2 over the tokens X of a gram, multiplied in the dtype of the weight."""
+    return float(((weight_OI @ gram_II.to(weight_OI.dtype)) * weight_OI).sum(dtype=torch.float64).clamp(min=0))
+
+
 def output_error(weight_OI: Tensor, changed_OI: Tensor, gram_II: Tensor) -> float:
-    """Return ||X (W - W')^T|| / ||X W^T|| over the tokens X of a gram, to four digits; 0 where the layer gives nothing."""
-    lost, whole = (
-        float((each_OI @ gram_II * each_OI).sum())
-        for each_OI in (weight_OI.double() - changed_OI.double(), weight_OI.double())
-    )
-    return float(f"{(max(lost, 0.0) / whole) ** 0.5:.4g}") if whole > 0 else 0.0
+    """Return ||X (W - W')^T|| / ||X W^T|| over the tokens X of a gram, to four digits."""
+    weight_OI = weight_OI.double()
+    return relative(output_energy(weight_OI - changed_OI.double(), gram_II), output_energy(weight_OI, gram_II))
+
+
+def relative(lost: float, whole: float) -> float:
+    """Return the root of a share of energy, to four digits; 0 where there is none at all."""
+    return float(f"{(lost / whole) ** 0.5:.4g}") if whole > 0 else 0.0

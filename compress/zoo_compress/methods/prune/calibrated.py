@@ -22,7 +22,7 @@ from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo_compress.calibrate.blocks import Walk
 from zoo_compress.calibrate.footprint import disk_bytes, memory_bytes
-from zoo_compress.calibrate.statistics import Statistics
+from zoo_compress.calibrate.statistics import Statistics, output_energy, relative
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
 from zoo_compress.methods.prune.magnitude import magnitude_pruned
 from zoo_compress.methods.prune.matrices import Matrix, matrices_of
@@ -93,12 +93,12 @@ class PruneByCalibration(PruneWeights):
                 prepared[key] = self.prepare(gram_II)
             pruned_OI, told = self.solve(matrix_OI, prepared[key], options)
             about |= told
-            whole += output_energy(matrix_OI, gram_II)
-            lost += output_energy(matrix_OI - pruned_OI, gram_II)
             plain_OI = magnitude_pruned(matrix_OI, options.share, options.groups)
-            by_magnitude += output_energy(matrix_OI - plain_OI, gram_II)
+            whole += output_energy(matrix_OI.double(), gram_II)
+            lost += output_energy((matrix_OI - pruned_OI).double(), gram_II)
+            by_magnitude += output_energy((matrix_OI - plain_OI).double(), gram_II)
             matrix.write(model.module, pruned_OI[None])
-        return {**about, "error": _ratio(lost, whole), "magnitude_error": _ratio(by_magnitude, whole)}
+        return {**about, "error": relative(lost, whole), "magnitude_error": relative(by_magnitude, whole)}
 
     def working_bytes(self, model: Model, options: CalibratedOptions, context: Context) -> int:
         layers = _layers(model, options)
@@ -113,16 +113,6 @@ class PruneByCalibration(PruneWeights):
     def disk_bytes(self, model: Model, options: CalibratedOptions, context: Context) -> int:
         layers = _layers(model, options)
         return disk_bytes(model, layers, options, context) if layers else 0
-
-
-def output_energy(matrix_OI: torch.Tensor, gram_II: torch.Tensor) -> float:
-    """Return ||X M^T||^2 over the tokens X of a gram."""
-    matrix_OI = matrix_OI.double()
-    return max(0.0, float((matrix_OI @ gram_II * matrix_OI).sum()))
-
-
-def _ratio(lost: float, whole: float) -> float:
-    return float(f"{(lost / whole) ** 0.5:.4g}") if whole else 0.0
 
 
 def _gram(seen: Statistics, matrix: Matrix) -> tuple[torch.Tensor, tuple[int, Any]]:

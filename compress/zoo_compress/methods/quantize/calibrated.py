@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from zoo.anatomy.modules import weight_out_in
 from zoo.model.lineage import Record
 from zoo_compress.calibrate.blocks import Unit
-from zoo_compress.calibrate.statistics import Statistics
+from zoo_compress.calibrate.statistics import Statistics, output_error
 from zoo_compress.methods.quantize.folds import Fold
 from zoo_compress.methods.quantize.formats.packed import check_finite
 from zoo_compress.methods.quantize.solvers import awq
 from zoo_compress.methods.quantize.solvers.gptq import Factor, descend, factor, gptq
-from zoo_compress.methods.quantize.solvers.grid import Codes, Grid, output_error
+from zoo_compress.methods.quantize.solvers.grid import Codes, Grid
 from zoo_compress.methods.quantize.solvers.hqq import hqq
 
 UNREACHED, INDEFINITE = "hqq: no token reached it", "rounding: its inputs could not be factored"
@@ -56,7 +56,7 @@ class UnitSolver:
             self.layers[path] = Layer(weight_OI, gram_II, grid, method, (id(seen),))
             if gram_II is not None:
                 rounded_OI = grid.nearest(weight_OI).weight()
-                self.unit.table[path]["rounding_error"] = _figure(output_error(weight_OI, rounded_OI, gram_II))
+                self.unit.table[path]["rounding_error"] = output_error(weight_OI, rounded_OI, gram_II)
         for number, fold in enumerate(folds):
             self._scale(fold, number)
         return {path: self._codes(path, layer) for path, layer in self.layers.items()}
@@ -95,7 +95,7 @@ class UnitSolver:
             told["fallback"] = UNREACHED
             return hqq(weight_OI, grid)
         codes = self._solved(layer, told)
-        told["error"] = _figure(output_error(weight_OI, codes.weight(), gram_II))
+        told["error"] = output_error(weight_OI, codes.weight(), gram_II)
         return codes
 
     def _solved(self, layer: Layer, told: Record) -> Codes:
@@ -114,7 +114,3 @@ class UnitSolver:
             return grid.nearest(weight_OI, steps)
         told["damping"] = factored.damping
         return descend(weight_OI, gptq(weight_OI, factored, grid, steps), factored, grid)
-
-
-def _figure(value: float) -> float:
-    return float(f"{value:.4g}")

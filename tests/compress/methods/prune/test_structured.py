@@ -433,7 +433,7 @@ def test_calibration_is_not_run_through_the_head() -> None:
         stages.apply(model, use, options, stages.context())
         trial = 8  # of the model before and after: four tokens, two more one by one, and all at once
         assert calls["head"] == trial
-        assert calls["body"] == 5 + trial if use != STAGE.name else calls["body"] > 5 + trial
+        assert calls["body"] > 5 + trial
 
 
 def silenced_so_far(name: str, kind: str, pruned: nn.Module) -> nn.Module:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from zoo_compress.calibrate.statistics import output_energy, output_error
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.solvers import awq
 from zoo_compress.methods.quantize.solvers.gptq import DAMPINGS, Factor, descend, factor, gptq
-from zoo_compress.methods.quantize.solvers.grid import Codes, Grid, Steps, energy, output_error
+from zoo_compress.methods.quantize.solvers.grid import Codes, Grid, Steps
 from zoo_compress.methods.quantize.solvers.hqq import NORM, hqq
 
 GRIDS = [Grid(4, 16, symmetric=False), Grid(4, 48, symmetric=False), Grid(4, 16), Grid(8, 48), Grid(8, 16)]
@@ -214,7 +215,9 @@ def test_descent_moves_each_column_to_its_best_code_while_others_stay(grid: Grid
         wanted[:, j] = torch.stack(errors).argmin(0) + grid.lowest
     got = descend(weight_OI, start, found, grid, sweeps=1)
     assert (got.codes == wanted).double().mean() > 0.995
-    assert energy(weight_OI - got.weight(), x_NI.T @ x_NI) < energy(weight_OI - start.weight(), x_NI.T @ x_NI)
+    assert output_energy(weight_OI - got.weight(), x_NI.T @ x_NI) < output_energy(
+        weight_OI - start.weight(), x_NI.T @ x_NI
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo_compress.methods.quantize.solvers.grid import Grid, Steps, energy
+from zoo_compress.calibrate.statistics import output_energy
+from zoo_compress.methods.quantize.solvers.grid import Grid, Steps
 
 ALPHAS = tuple(i / 20 for i in range(20))
 SHRINKS = tuple(1 - i / 20 for i in range(10))
@@ -39,7 +40,7 @@ def search_scale(weights: Sequence[Tensor], grids: Sequence[Grid], gram_II: Tens
         scale_I = scale_of(mean_I, alpha)
         lost = 0.0
         for weight_OI, grid in zip(weights, grids, strict=True):
-            lost += energy(weight_OI - grid.nearest(weight_OI * scale_I).weight() / scale_I, gram_II)
+            lost += output_energy(weight_OI - grid.nearest(weight_OI * scale_I).weight() / scale_I, gram_II)
         if lost < least:
             best, least = Scaling(scale_I, alpha), lost
     return best

@@ -101,14 +101,3 @@ class Grid:
         scale_OG, zero_OG = steps
         codes_OGg = (self.grouped(weight_OI) / scale_OG[..., None] + zero_OG[..., None]).round_()
         return Codes(codes_OGg.clamp_(self.lowest, self.highest).flatten(1), steps)
-
-
-def output_error(weight_OI: Tensor, other_OI: Tensor, gram_II: Tensor) -> float:
-    """||X (W - W')^T|| / ||X W^T|| from the gram X^T X."""
-    lost, whole = (energy(difference, gram_II) for difference in (weight_OI - other_OI, weight_OI))
-    return (lost / whole) ** 0.5 if whole > 0 else 0.0
-
-
-def energy(weight_OI: Tensor, gram_II: Tensor) -> float:
-    """||X W^T||^2 from the gram X^T X."""
-    return float(((weight_OI @ gram_II.to(weight_OI.dtype)) * weight_OI).sum(dtype=torch.float64).clamp(min=0))
