@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -37,11 +37,15 @@ def problem_of(
     problems = error.errors()
     problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     key = str(problem["loc"][0]) if problem["loc"] else ""
+    *path, name = problem["loc"] or ("",)
+    inside = f"{key}: " if path else ""  # of a table in the table
     if problem["type"] == "extra_forbidden":
-        known = kind.model_fields
-        return key, f"{key!r} is not an option.{nearest(key, known)} Options: {', '.join(known) or 'none'}."
+        known = _table_at(kind, path).model_fields
+        near = nearest(str(name), known)
+        return key, f"{inside}{name!r} is not an option.{near} Options: {', '.join(known) or 'none'}."
     if problem["type"] == "missing":
-        return key, f"{key!r} is missing ({kind.model_fields[key].description})."
+        about = _table_at(kind, path).model_fields[str(name)].description
+        return key, f"{inside}{name!r} is missing{f' ({about})' if about else ''}."
     if not key:
         return key, f"{_plainly(problem['msg'])}."
     value = values.get(key)
@@ -55,6 +59,21 @@ def problem_of(
         else ""
     )
     return key, f"{spell(key, value) if spell else f'{key} = {_short(value)}'}: {message}.{near}"
+
+
+def _table_at(kind: type[BaseModel], path: Iterable[Any]) -> type[BaseModel]:
+    """The class of a table in a table, such as one of a list of them."""
+    for step in path:
+        if isinstance(step, str) and step in kind.model_fields:
+            kind = next(_tables(kind.model_fields[step].annotation), kind)
+    return kind
+
+
+def _tables(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _tables(part)
 
 
 PLAIN = {

@@ -408,6 +408,11 @@ def test_a_wrong_override_is_blamed_on_the_override(file: Path, override: str, s
         ),
         ('use = "quantize.int8"\nskip = "x"', "skip = 'x': input should be a list."),
         ('use = "quantize.int8"\nembedding = "maybe"', "embedding = 'maybe': input should be true or false."),
+        (
+            'use = "quantize.int4"\noverrides = [{ pattrn = "*.down" }]',
+            "overrides: 'pattrn' is not an option. Did you mean 'pattern'? Options: pattern, bits, group, symmetric, method.",
+        ),
+        ('use = "quantize.int4"\noverrides = [{ bits = 8 }]', "overrides: 'pattern' is missing."),
     ],
 )
 def test_a_value_that_does_not_fit_is_said_in_plain_words(file: Path, stage: str, sentence: str):
