@@ -142,7 +142,7 @@ def test_a_wrong_recipe_is_one_sentence_from_plan_and_from_compress(
         (
             ["plan", "recipe.toml", "--set", "stage.1.layer=1"],
             "recipe.toml, --set stage.1.layer, stage 1 (inherit): 'layer' is not an option. Did you mean 'layers'? "
-            "Options: data, samples, length, batch, layers, target, keep_ends.",
+            "Options: data, samples, length, batch, chat, layers, target, keep_ends.",
         ),
         (
             ["compress", "recipe.toml", "--until", "distil"],

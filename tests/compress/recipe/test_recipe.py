@@ -49,7 +49,7 @@ speed = false
 max_tokens = 100
 """
 
-INHERIT = "Options: data, samples, length, batch, layers, target, keep_ends."
+INHERIT = "Options: data, samples, length, batch, chat, layers, target, keep_ends."
 
 
 @pytest.fixture
