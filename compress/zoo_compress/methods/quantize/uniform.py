@@ -72,7 +72,6 @@ class UniformOptions(QuantizeOptions, CalibrationOptions):
     )
     overrides: tuple[Override, ...] = Field(
         (),
-        examples=[[{"pattern": "*.down_proj", "bits": 8}]],
         description='layers that differ, each {pattern = "*.down_proj", bits = 8, group = 64, symmetric = true, '
         'method = "rounding"}; the last that matches counts',
     )
