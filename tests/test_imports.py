@@ -61,6 +61,8 @@ EXCEPTIONS = {
     ("zoo.model.model", "zoo.artifact.store"),
     # The command begins in the `__init__`, so that Ctrl-C is a sentence while everything else is still being imported.
     ("zoo.cli", "zoo.cli.shell"),
+    # What bitsandbytes would fetch from a hub is kept out from the moment that zoo is imported.
+    ("zoo", "zoo.system.hub_kernels"),
 }
 
 # Loaded by `import zoo`, `zoo --help`, `zoo list`, `zoo info` or `zoo plugins`.
@@ -70,7 +72,7 @@ START = [
     *(f"zoo/family/text/{name}.py" for name in ("task", "tasks", "causal", "seq2seq", "masked", "tokens")),
     *("zoo/family/base.py", "zoo/family/task.py"),
     *("zoo/family/text/shape.py", "zoo/loading/weights.py", "zoo/artifact/manifest.py"),
-    *(f"zoo/system/{name}.py" for name in ("quantities", "reading", "signals", "writing")),
+    *(f"zoo/system/{name}.py" for name in ("hub_kernels", "quantities", "reading", "signals", "writing")),
     *sorted(str(file.relative_to(ROOT)) for room in ("cli", "plugins") for file in (ROOT / "zoo" / room).rglob("*.py")),
     *(
         f"{folder}/{name}.py"

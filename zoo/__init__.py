@@ -6,8 +6,9 @@ Everything here is imported when it is first used, so `import zoo` is instant.
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
+
+from zoo.system.hub_kernels import leave_on_the_hub
 
 if TYPE_CHECKING:
     from zoo.catalog import ModelSpec, info, models
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Whoever imports bitsandbytes (diffusers and transformers do) is told of a CPU kernel on the hub, which nothing here uses.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit" not in record.getMessage())
+leave_on_the_hub()
 
 __all__ = [
     "ArtifactError",

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from outsiders import python
 from zygote import Zygote
 
 HERE = Path(__file__).parent
@@ -93,3 +94,24 @@ def test_the_watch_sees_what_attacks_are_after(folder: Path, zygote: Zygote):
     seen = {line.split()[0] for line in notes.read_text().splitlines()}
     assert {"pickle.find_class", "subprocess.Popen", "open"} <= seen
     assert json.dumps(sorted(seen))
+
+
+KERNELS = """
+from pathlib import Path
+def get_kernel(repository, **options):
+    with open({canary!r}, "a") as file:
+        print(repository, file=file)
+    raise RuntimeError("no hub here")
+"""
+
+
+@pytest.mark.parametrize("first", ["import zoo", "import zoo, kernels", "import zoo, diffusers"])
+def test_bitsandbytes_fetches_no_compiled_code(first: str, tmp_path: Path):
+    """With the package `kernels` installed, bitsandbytes asks a hub for compiled code as soon as it is imported, by whomever."""
+    canary = tmp_path / "canary"
+    (tmp_path / "site/kernels").mkdir(parents=True)
+    (tmp_path / "site/kernels/__init__.py").write_text(KERNELS.format(canary=str(canary)))
+    after = "import bitsandbytes, kernels; print(kernels.get_kernel.__module__)"
+    done = python("-c", f"{first}\n{after}", site=tmp_path / "site")
+    assert (done.returncode, done.stdout) == (0, "kernels\n"), done.stderr
+    assert not canary.exists(), "asked for " + canary.read_text()
