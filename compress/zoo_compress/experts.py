@@ -36,6 +36,13 @@ class Expert(nn.Module):
     def __init__(self, *, up: str, interleaved: bool) -> None:
         super().__init__()
         self.up, self.interleaved = up, interleaved  # what its first layer is called; whether gate and up go by turns
+        self.taken: tuple[Tensor, int] | None = None  # which tokens it took when it last ran, of how many
+
+    def without_padding(self, x_ND: Tensor, kept_BT: Tensor | None) -> Tensor:
+        """What one of its layers reads, without the tokens that are padding."""
+        if kept_BT is None or self.taken is None or self.taken[1] != kept_BT.numel():
+            return x_ND
+        return x_ND[kept_BT.flatten()[self.taken[0]]]
 
 
 class ExpertList(nn.Module):
@@ -54,6 +61,7 @@ class ExpertList(nn.Module):
                 continue
             stop = start + count
             token_N = token_KT[start:stop]
+            expert.taken = token_N, tokens
             y_ND = self._run(expert, hidden_states[token_N]) * weight_KT1[start:stop]
             sum_TD.index_add_(0, token_N, y_ND.to(sum_TD.dtype))
             start = stop

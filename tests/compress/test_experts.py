@@ -26,6 +26,8 @@ from stages import (
 from torch import nn
 from transformers.integrations import moe
 from twins import tokens
+from zoo_compress.calibrate.blocks import Walk
+from zoo_compress.calibrate.watch import Batches
 from zoo_compress.experts import ExpertList, install, listed, unlisted
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
 from zoo_compress.recipe.runner import apply
@@ -311,3 +313,45 @@ def test_what_was_done_to_a_tensor_is_known_of_its_list() -> None:
     packed = model.module.model.layers[0].mlp.experts.get_submodule("2.gate_up_proj")
     assert bool((packed.weight_int8[zeros] == 0).all())
     assert [trait.kind for trait in model.state()["model.layers.0.mlp.experts"]] == ["sparse"]
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+def walked(model: Model, batch: dict[str, torch.Tensor]) -> Walk:
+    paths = [path for path, part in model.module.named_modules() if ".experts." in path and isinstance(part, nn.Linear)]
+    return Walk(model, paths, Batches([batch]), statistics=("gram",), context=context(), stage="test")
+
+
+def with_lists(**changes: Any) -> Model:
+    model = small("mixtral", **changes)
+    install(model.module, [f"model.layers.{i}.mlp.experts" for i in (0, 1)])
+    return model
+
+
+def test_starved_experts_are_named_and_those_of_no_token_too() -> None:
+    model = with_lists(num_experts_per_tok=1)
+    walk = walked(model, {"input_ids": tokens(batch=1, length=2)})
+    units = list(walk)
+    assert len(units) == 2 and all(told["starved"] for told in walk.table.values())
+    assert {told["tokens"] for told in walk.table.values()} >= {0}
+    many = walked(with_lists(), {"input_ids": tokens(batch=16, length=24)})
+    ups = [told for unit in many for path, told in unit.table.items() if "gate_up" in path]
+    assert len(ups) == 2 * EXPERTS and all("starved" not in told and told["tokens"] >= 32 for told in ups)
+
+
+def test_padding_that_a_router_sends_to_an_expert_takes_no_part() -> None:
+    ids, mask = tokens(batch=2, length=12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    walk = walked(with_lists(), {"input_ids": ids, "attention_mask": mask})
+    for unit in walk:
+        assert sum(told["tokens"] for path, told in unit.table.items() if "gate_up" in path) == TAKEN * (12 + 7)
+
+
+def test_an_expert_that_no_token_reaches_is_packed_without_data(tmp_path: Path) -> None:
+    model = small("mixtral", num_experts_per_tok=1)
+    apply(model, "quantize.int4", {"method": "gptq", "samples": 1, "length": 2, "group": 32}, context())
+    layers = model.lineage[-1].record["layers"]
+    unreached = [told for path, told in layers.items() if ".experts." in path and not told["tokens"]]
+    assert unreached and all(told["fallback"] == "hqq: no token reached it" for told in unreached)
+    assert_replays(model, tokens(), tmp_path)

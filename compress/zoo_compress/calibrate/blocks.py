@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from zoo.anatomy.modules import grouped_by_module, inside
+from zoo.anatomy.modules import features, grouped_by_module, inside
 from zoo.errors import ZooError, one_line
 from zoo.model.context import Context
 from zoo.model.lineage import Record
@@ -42,6 +42,7 @@ from zoo.tensors.safetensors import pieces_of
 from zoo_compress.calibrate.replay import Enough, Order, Outputs, Shape, replaced
 from zoo_compress.calibrate.statistics import Statistics, rows_read
 from zoo_compress.calibrate.watch import Batches, finite_yet, input_of, require_sound, samples_of
+from zoo_compress.experts import Expert
 
 Names = Collection[str] | Mapping[str, Collection[str]]
 
@@ -118,7 +119,9 @@ class Walk:
         for number in self.context.progress.track(numbers[done:], total=len(numbers) - done, label=self.stage):
             here = [path for path in self.layers if first[path] == number]
             seen, apart = self._watch(number, here)
-            unit = Unit(self.order.units[number], seen, apart, {path: _told(seen[path]) for path in here})
+            parts = {path: self.model.module.get_submodule(path) for path in here}
+            told = {path: _told(seen[path], parts[path]) for path in here}
+            unit = Unit(self.order.units[number], seen, apart, told)
             yield unit
             self._save(folder / _file(number), unit)
             self.table |= unit.table
@@ -180,7 +183,9 @@ class Walk:
         kept = unpadded(batch)
 
         def see(path: str, statistics: Statistics, layer: nn.Module, args: Any, kwargs: Any) -> None:
-            x = without_padding(input_of(args, kwargs), kept)
+            x = input_of(args, kwargs)
+            expert = module.get_submodule(path.rpartition(".")[0])
+            x = expert.without_padding(x, kept) if isinstance(expert, Expert) else without_padding(x, kept)
             sound.append((f"{path} reads", finite_yet(x)))
             statistics.add(rows_read(layer, x))
 
@@ -303,6 +308,9 @@ def _file(number: int) -> str:
     return f"unit-{number:04d}.safetensors"
 
 
-def _told(seen: Statistics) -> Record:
-    """What a record says of what a layer read: how many tokens, and how many inputs that were never anything but zero."""
-    return {"tokens": seen.tokens, **({"dead": seen.dead} if seen.dead else {})}
+def _told(seen: Statistics, layer: nn.Module) -> Record:
+    """What a record says of what a layer read: how many tokens, how many inputs were never anything but zero, and whether it
+    is starved: fewer tokens than inputs do not tell what each input is worth."""
+    inputs = (features(layer) or (0, 0))[0]
+    dead = {"dead": seen.dead} if seen.dead else {}
+    return {"tokens": seen.tokens, **dead, **({"starved": True} if seen.tokens < inputs else {})}
