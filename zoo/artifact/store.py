@@ -113,13 +113,18 @@ def _misplaced(path: Path, name: str, about: Mapping[str, Any]) -> str:
     file = path / name
     if not is_inside(name):
         return "is not a file of this directory"
-    if not file.is_file() or any(
-        step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(path) and step != path
-    ):
+    steps = [step for step in (file, *file.parents) if step.is_relative_to(path) and step != path]
+    if not file.is_file() or (any(step.is_symlink() for step in steps) and not _in_hub_cache(path, file)):
         return "is missing"
     if file.stat().st_size != about["bytes"]:
         return f"has {file.stat().st_size} bytes, the manifest says {about['bytes']}"
     return ""
+
+
+def _in_hub_cache(path: Path, file: Path) -> bool:
+    """Whether a directory is a snapshot in the hub's cache, and a file of it a link to what was downloaded for it."""
+    repository = path.absolute().parents[1] if path.absolute().parent.name == "snapshots" else None
+    return repository is not None and file.resolve().parent == (repository / "blobs").resolve()
 
 
 def require_intact(path: Path, manifest: Manifest | None = None) -> None:

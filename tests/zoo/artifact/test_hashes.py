@@ -217,3 +217,34 @@ def test_mapped_tensors_are_those_of_the_format(tmp_path: Path, dtype: torch.dty
         found = mapped.tensor(name)
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(found.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+# --- in the hub's cache, where every file is a link -----------------------------------------------------------------------
+
+
+def as_cached(folder: Path, cache: Path) -> Path:
+    """An artifact as huggingface_hub keeps what it has downloaded: files in `blobs`, and links to them in a snapshot."""
+    repository = cache / "models--team--small"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    blobs.mkdir(parents=True)
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        blob = blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def test_an_artifact_in_the_cache_of_the_hub_is_loaded(saved: Path, tmp_path: Path):
+    snapshot = as_cached(saved, tmp_path / "cache")
+    assert store.verify(snapshot) == []
+    assert torch.equal(logits(snapshot), logits(saved))
+
+
+def test_a_link_in_the_cache_that_leads_elsewhere_is_refused(saved: Path, tmp_path: Path):
+    snapshot = as_cached(saved, tmp_path / "cache")
+    outside = shutil.copy(saved / "model.safetensors", tmp_path / "outside.safetensors")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(outside)
+    assert "model.safetensors is missing" in refusal(snapshot)
