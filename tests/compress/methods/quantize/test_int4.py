@@ -7,7 +7,10 @@ import torch
 from stages import apply, assert_outline_foretells, assert_replays, check, context, logits, options, small
 from torch import nn
 from twins import TWINS, tokens
+from zoo_compress.calibrate.blocks import Unit
+from zoo_compress.calibrate.statistics import Statistics
 from zoo_compress.calibrate.watch import batches, watch
+from zoo_compress.methods.quantize.calibrated import INDEFINITE, UNREACHED, UnitSolver
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
 from zoo_compress.methods.quantize.int4 import QuantizeInt4
@@ -254,3 +257,17 @@ def test_data_decides_what_auto_is_and_the_plan_says_so():
     assert stage.roles(options("quantize.int4", method="hqq")) == ()
     eight = options("quantize.int4", method="hqq", overrides=[{"pattern": "*", "method": "gptq"}])
     assert stage.roles(eight) == ("calibration",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shift", "fallback"), [(0, 0.0, UNREACHED), (64, -10.0, INDEFINITE)], ids=["unreached", "indefinite"]
+)
+def test_a_layer_without_a_gram_to_go_by_falls_back_and_says_so(rows, shift, fallback):
+    layer, grid, seen = nn.Linear(32, 8), Grid(4, 32, symmetric=False), Statistics(("gram", "abssum"))
+    seen.add(torch.randn(rows, 32, generator=torch.Generator().manual_seed(0)))
+    seen.gram += shift * seen.gram.diagonal().mean() * torch.eye(32)
+    unit = Unit("0", {"0": seen}, table={"0": {}})
+    codes = UnitSolver(nn.Sequential(layer), unit, {"0": (grid, "gptq")}).solve([])["0"]
+    assert unit.table["0"]["fallback"] == fallback
+    if fallback == UNREACHED:
+        assert torch.equal(codes.codes, hqq(layer.weight.detach(), grid).codes)
