@@ -248,7 +248,10 @@ def test_an_infinite_gradient_stops_the_step_that_makes_it():
     ("use", "values"),
     [
         ("lowrank.svd", {"ratio": 0.5, "samples": 4, "length": 32, "batch": 1}),
+        ("prune.wanda", {"sparsity": 0.5, "samples": 4, "length": 32, "batch": 1}),
+        ("prune.sparsegpt", {"sparsity": 0.5, "samples": 4, "length": 32, "batch": 1}),
         ("inherit", {"layers": "influence:1", "samples": 4, "length": 32, "batch": 1, "keep_ends": False}),
+        ("inherit", {"layers": "greedy:1", "samples": 4, "length": 32, "batch": 1, "keep_ends": False}),
         ("prune.structured", {"ffn": 0.5, "importance": "activation", "samples": 4, "length": 32}),
     ],
 )
