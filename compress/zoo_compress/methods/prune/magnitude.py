@@ -43,6 +43,15 @@ class PruneMagnitude(PruneWeights):
         sizes = [matrix.weight(model.module).numel() for matrix in matrices_of(model, options)]
         return 16 * max(sizes, default=0)  # a copy, its magnitudes and their order
 
+    def note(self, model: Model, options: PatternOptions) -> str:
+        zeros = super().note(model, options)
+        if model.origin == "random":
+            return zeros
+        return (
+            f"{zeros} Trained models lose far more by size alone than by what their layers read: "
+            "with calibration data in [data], prune.sparsegpt or prune.wanda."
+        )
+
 
 def magnitude_pruned(matrix_OI: torch.Tensor, sparsity: float, groups: tuple[int, int] | None = None) -> torch.Tensor:
     """Return a matrix (out, in) without its smallest entries: round(sparsity * size) of all, or M - N of each `groups` (N, M)."""

@@ -147,7 +147,9 @@ def test_half_precision_is_pruned_in_place(tmp_path):
 def test_the_note_promises_nothing():
     model = small("llama")
     note = PruneMagnitude().note(model, None)
-    assert "does not shrink" in note and "nothing runs faster on CPU" in note
+    assert "does not shrink" in note and "nothing runs faster on CPU" in note and "sparsegpt" not in note
+    model.origin = "here"
+    assert "prune.sparsegpt or prune.wanda" in PruneMagnitude().note(model, None)
     before = model.bytes
     apply(model, "prune.magnitude", {"sparsity": 0.5})
     assert model.bytes == before
