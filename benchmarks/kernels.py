@@ -24,6 +24,7 @@ from zoo_compress.methods.quantize.formats import kernels
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Linear
 from zoo_compress.methods.quantize.formats.kernels import TABLE, fitting
+from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 
 SHAPES = [(576, 1536), (2048, 8192)]  # (in, out)
 ROWS = [1, 16, 32, 96]
@@ -38,6 +39,7 @@ def int4(inputs: int, outputs: int) -> nn.Module:
 
 LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
     "int4": int4,
+    "nf4": lambda inputs, outputs: NF4Linear.from_linear(nn.Linear(inputs, outputs, bias=False)),
     "int8": lambda inputs, outputs: Int8Linear.from_linear(nn.Linear(inputs, outputs, bias=False)),
 }
 
@@ -103,7 +105,7 @@ def main() -> None:
                     results.append({"format": format, "in": inputs, "out": outputs, "rows": rows, "ratio": ratios})
                     figures = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
                     print(f"{inputs:>7}->{outputs:<6}{rows:>5} rows  {figures}", flush=True)
-    unmeasured = {kernel.name for kernel in TABLE if kernel.device == "cuda"}
+    unmeasured = {kernel.name for kernel in TABLE if kernel.device == "cuda"} | {"matmul_4bit"}
     print(f"\nnot measured here: {', '.join(sorted(unmeasured))} (of CUDA)")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -38,8 +38,11 @@ def require_finite(model: Model, *, what: str, remedy: str = REPAIR) -> None:
 
 def require_finite_once(model: Model, *, what: str) -> None:
     """As `require_finite`, but look at weights that have not changed since only once."""
+    tensors = (*model.module.parameters(), *model.module.buffers())  # what else they hold, such as codes, is sound
     state = tuple(
-        (t.data_ptr(), 0 if t.is_inference() else t._version) for t in model.tensors().values() if not t.is_meta
+        (t.data_ptr(), 0 if t.is_inference() else t._version)
+        for t in tensors
+        if t.is_floating_point() and not t.is_meta
     )
     if _seen_sound.get(model.module) != state:
         require_finite(model, what=what)

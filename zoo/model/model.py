@@ -66,7 +66,9 @@ class Model:
     def device(self) -> torch.device:
         import torch
 
-        return next((p.device for p in self.tensors().values()), torch.device("cpu"))
+        first = next(self.module.parameters(), None)  # asked at every step of a text, so not of the state dict
+        tensors = self.tensors().values() if first is None else [first]
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property
     def params(self) -> int:

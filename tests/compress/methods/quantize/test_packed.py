@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from zoo_compress.methods.quantize.formats import int8_layers, packed
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear, pack_nibbles, unpack_nibbles
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.kernels import has_gemv_4bit
+from zoo_compress.methods.quantize.formats.lanes import from_lanes, to_lanes
 from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
 
 from zoo.tensors.alignment import BYTES
@@ -433,6 +435,7 @@ def test_nf4_shapes_follow_from_the_sizes(rows, half, out_features, nested, bloc
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in nf4.state_dict().items()}
     assert shapes == {name: (tensor.shape, tensor.dtype) for name, tensor in empty.state_dict().items()}
     x_TI = torch.randn(rows, 2 * half)
+    nf4.exact = True
     torch.testing.assert_close(nf4(x_TI), F.linear(x_TI, nf4.dequantize(), nf4.bias), rtol=1e-4, atol=1e-4)
 
 
@@ -441,6 +444,53 @@ def test_nf4_refuses_sizes_it_cannot_pack():
         NF4Linear(7, 4, bias=False)
     with pytest.raises(ValueError, match="blocksize must be a power of two"):
         NF4Linear(64, 4, bias=False, blocksize=100)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (128, 96)])
+def test_nf4_codes_come_back_from_the_order_of_the_kernel(inputs, outputs):
+    codes = torch.randint(0, 256, (outputs * inputs // 2, 1), dtype=torch.uint8)
+    assert torch.equal(from_lanes(to_lanes(codes, outputs)), codes)
+
+
+@pytest.mark.skipif(not has_gemv_4bit(), reason="a processor without bitsandbytes' kernel")
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("blocksize", [64, 128, 256])
+def test_nf4_runs_in_the_kernel_in_place_of_the_stored_codes(blocksize, nested):
+    layer = NF4Linear.from_linear(make_linear(512, 96), blocksize=blocksize, nested=nested).eval()
+    want = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    x_TI = torch.randn(33, 512)
+    close = F.linear(x_TI, layer.dequantize(), layer.bias)
+    with torch.inference_mode():
+        y_TO = layer(x_TI)
+    # bf16 keeps 8 bits of inputs, scales and outputs
+    assert ((y_TO - close).abs() <= F.linear(x_TI.abs(), layer.dequantize().abs()) * 2**-6).all()
+    assert not torch.equal(y_TO, close)
+    for rows in (1, 2, 16, 17):
+        assert torch.equal(layer(x_TI[:rows].detach()), y_TO[:rows]), rows
+    assert layer._buffers["weight_nf4"] is None and layer._lanes[0].nbytes == 512 * 96 // 2
+    twin = copy.deepcopy(layer)
+    after = layer.state_dict()
+    assert list(after) == list(want) and all(torch.equal(after[name], want[name]) for name in want)
+    assert layer._lanes is None and torch.equal(layer.weight_nf4, want["weight_nf4"])
+    assert torch.equal(twin(x_TI), y_TO) and torch.equal(twin.weight_nf4, want["weight_nf4"])
+    assert not layer.weight_nf4.is_inference()
+    other = NF4Linear.from_linear(make_linear(512, 96, seed=1), blocksize=blocksize, nested=nested).eval()
+    twin(x_TI), twin.load_state_dict(other.state_dict())
+    assert torch.equal(twin(x_TI), other(x_TI))
+    twin.weight_nf4 = want["weight_nf4"]
+    assert torch.equal(twin.weight_nf4, want["weight_nf4"]) and not torch.equal(twin(x_TI), other(x_TI))
+
+
+@pytest.mark.skipif(not has_gemv_4bit(), reason="a processor without bitsandbytes' kernel")
+def test_nf4_is_widened_in_training_and_for_a_gradient():
+    layer = NF4Linear.from_linear(make_linear(64, 32))
+    x_TI = torch.randn(3, 64, requires_grad=True)
+    want = F.linear(x_TI, layer.dequantize(), layer.bias)
+    assert torch.equal(layer(x_TI.detach()), want)
+    layer.eval()
+    rounded = layer(x_TI.detach())
+    assert torch.equal(layer(x_TI), want) and not torch.equal(rounded, want)
+    assert torch.equal(layer(x_TI.detach()), rounded)
 
 
 # --- int4 -----------------------------------------------------------------------------------------------------------

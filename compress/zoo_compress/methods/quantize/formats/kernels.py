@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo_compress.methods.quantize.formats.lanes import to_lanes
+
 
 class Shape(NamedTuple):
     """Sizes of a packed Linear; `group` inputs share a scale."""
@@ -62,10 +64,26 @@ def has_tinygemm() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
+@cache
+def has_gemv_4bit() -> bool:
+    """Whether bitsandbytes' kernel for NF4 runs here, and reads codes in the order that ours are put into."""
+    from bitsandbytes import functional as bnb
+
+    convert = getattr(bnb, "_convert_weight_packed_for_cpu", None)
+    if convert is None or not bnb.has_avx512bf16():
+        return False
+    codes = torch.arange(64 * 32, dtype=torch.int32).mul(37).remainder(256).to(torch.uint8).view(-1, 1)
+    scales = torch.arange(64).float()
+    state = bnb.QuantState(absmax=scales, shape=torch.Size((64, 64)), blocksize=64, quant_type="nf4")
+    lanes, state = convert(codes, state)
+    return torch.equal(lanes, to_lanes(codes, 64)) and torch.equal(state.absmax.flatten().float(), scales)
+
+
 PROCESSORS: dict[str, Callable[[], bool]] = {
     "": lambda: True,
     "bf16 products": has_bf16_products,
     "compute capability 8.0": has_tinygemm,
+    "bitsandbytes with avx512_bf16": has_gemv_4bit,
 }
 
 
@@ -116,6 +134,17 @@ TABLE = (
     ),
     Kernel("int8", "int8pack", "cpu", fits=_by_row_of_16, rows=16, rounds=True),  # 2.4, 1.0 and .8 times on AVX2
     Kernel("int8", "widened", measured={1: (1.4, 1.4), 16: (1.1, 1.7), 96: (0.9, 1.4)}),
+    Kernel(
+        "nf4",
+        "gemv_4bit",  # bitsandbytes' name; it takes any number of rows
+        "cpu",
+        "bitsandbytes with avx512_bf16",
+        fits=lambda shape: shape.outputs % 32 == 0 and shape.inputs % shape.group == 0,
+        rounds=True,
+        measured={1: (2.1, 3.7), 16: (2.4, 5.2), 96: (1.3, 2.2)},
+    ),
+    Kernel("nf4", "widened", "cpu", measured={1: (0.7, 0.1), 16: (0.7, 0.4), 96: (0.6, 0.6)}),
+    Kernel("nf4", "matmul_4bit"),
 )
 
 

@@ -1,6 +1,10 @@
 """Linear layers in 4-bit NF4: the 16 normal-float levels in blocks of 64, scales optionally quantised again.
 
 QLoRA (arXiv:2305.14314, section 3), run by bitsandbytes (MIT licence).
+
+Where its kernel for CPUs runs (`kernels.py`), a layer holds its codes in the order of that kernel, in place of the stored one: a
+permutation of nibbles, so the stored codes come back to the bit when they are asked for. The scales stay, since the kernel's
+are rounded to bf16. One kernel takes any number of rows, so that a text gives the same bits alone and in a batch.
 """
 
 from __future__ import annotations
@@ -13,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.anatomy.modules import weight_out_in
+from zoo.tensors.alignment import aligned
+from zoo_compress.methods.quantize.formats.kernels import Shape, choose
+from zoo_compress.methods.quantize.formats.lanes import from_lanes, to_lanes
 from zoo_compress.methods.quantize.formats.packed import Packed, check_finite, copy_bias
 
 
@@ -20,6 +27,7 @@ class NF4Linear(Packed):
     """A Linear whose weight is 4-bit NF4, run by bitsandbytes."""
 
     zoo_bits: ClassVar[int] = 4
+    zoo_format: ClassVar[str] = "nf4"
     zoo_packed: ClassVar[dict[str, int]] = {"weight_nf4": 2}
 
     weight_nf4: Tensor
@@ -46,6 +54,8 @@ class NF4Linear(Packed):
         self.out_features = out_features
         self.blocksize = blocksize
         self.nested = nested
+        self.zoo_shape = Shape(out_features, in_features, blocksize)
+        self._lanes: tuple[Tensor, Tensor] | None = None  # codes and scales as the kernel reads them
         blocks = math.ceil(out_features * in_features / blocksize)
         absmax_dtype = torch.uint8 if nested else torch.float32
         codes = torch.zeros(out_features * in_features // 2, 1, dtype=torch.uint8, device=device)
@@ -79,9 +89,12 @@ class NF4Linear(Packed):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
+        kernel = choose("nf4", self.zoo_shape, x, exact=self.exact or self.training)
+        if kernel == "gemv_4bit":
+            return self._multiply(x)
         compute = x if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x.float()
         bias_O = None if self.bias is None else self.bias.to(compute.dtype)
-        if x.is_cpu:  # what bitsandbytes does here as well, but for the shape it decodes in (see dequantize)
+        if kernel == "widened":  # what bitsandbytes does here as well, but for the shape it decodes in (see dequantize)
             return F.linear(compute, self.dequantize(compute.dtype), bias_O).to(x.dtype)
         import bitsandbytes as bnb
 
@@ -90,6 +103,60 @@ class NF4Linear(Packed):
             compute.contiguous(), self.weight_nf4, self._quant_state(shape, x.dtype), bias=bias_O
         )
         return y.to(x.dtype)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Multiply in bitsandbytes' kernel: bf16 inputs, scales and outputs."""
+        from bitsandbytes.functional import get_4bit_type
+
+        lanes_OB, absmax_ZO = self._in_lanes()
+        x_TI = aligned(x.reshape(-1, self.in_features).to(torch.bfloat16))
+        code, shape = get_4bit_type("nf4", device=torch.device("cpu")), (self.out_features, self.in_features)
+        y: Tensor = torch.ops.bitsandbytes.gemv_4bit(x_TI, lanes_OB, shape, absmax_ZO, code, self.blocksize).to(x.dtype)
+        y = y if self.bias is None else y + self.bias.to(x.dtype)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _in_lanes(self) -> tuple[Tensor, Tensor]:
+        """Codes and scales as the kernel reads them; the stored order goes when they are made."""
+        if self._lanes is None or self._buffers["weight_nf4"] is not None:
+            from bitsandbytes import functional as bnb
+
+            with torch.inference_mode(False), torch.no_grad():
+                absmax_Z = self.absmax
+                if self.nested:
+                    state = bnb.QuantState(
+                        absmax=self.nested_absmax, code=self.nested_code, blocksize=256, dtype=torch.float32
+                    )
+                    absmax_Z = bnb.dequantize_blockwise(absmax_Z, state) + self.nested_offset
+                absmax_ZO = absmax_Z.view(self.out_features, -1).t().to(torch.bfloat16).contiguous()
+                self._lanes = to_lanes(self.weight_nf4, self.out_features), absmax_ZO
+                self._buffers["weight_nf4"] = None
+        return self._lanes
+
+    def __getattr__(self, name: str) -> Any:
+        """The stored codes are made again when they are asked for; everything else is where modules keep it."""
+        if name == "weight_nf4":
+            self.restore()
+        return super().__getattr__(name)
+
+    def restore(self) -> None:
+        """Put the codes back into the order in which they are stored."""
+        lanes = self.__dict__.get("_lanes")
+        if lanes is not None and self._buffers["weight_nf4"] is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._buffers["weight_nf4"] = from_lanes(lanes[0])
+        self._lanes = None
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.restore()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.restore()
+        super()._load_from_state_dict(*args)
+
+    def _apply(self, *args: Any, **options: Any) -> Self:
+        self.restore()
+        return super()._apply(*args, **options)
 
     def _quant_state(self, shape: torch.Size, dtype: torch.dtype) -> Any:
         from bitsandbytes.functional import QuantState as kind
