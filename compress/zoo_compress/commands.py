@@ -206,6 +206,9 @@ def show_plan(found: Any) -> None:
     for number, stage in enumerate(found.stages):
         if stage.note:
             print(f"  {number} {stage.use}: {stage.note}")
+    if kernels := found.stages[-1].kernels:
+        runs = "; ".join(f"{kernel} ({quantities.counted(layers, 'layers')})" for kernel, layers in kernels.items())
+        print(f"  kernels of this machine: {runs}")
     for role, data in found.data.items():
         print(f"  {role}: {data.name}, {quantities.counted(len(data), 'records')}")
     if found.measured:

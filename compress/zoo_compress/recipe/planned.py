@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ class PlannedStage:
     options: Mapping[str, Any] | None = None
     untried: bool = False  # whether the model runs after it cannot be told from shapes
     working_disk_bytes: int = 0  # of disk while it runs
+    kernels: Mapping[str, int] = field(default_factory=dict)  # what packed layers run in on this machine, and how many
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Plan:
                     "peak_bytes": s.peak_bytes,
                     "note": s.note,
                     "untried": s.untried,
+                    "kernels": dict(s.kernels),
                     "options": dict(s.options or {}),
                 }
                 for s in self.stages

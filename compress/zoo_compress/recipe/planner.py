@@ -31,6 +31,7 @@ from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo.system.memory import give_back, resident_bytes
 from zoo_compress.dryrun import runs_dry
+from zoo_compress.methods.quantize.formats.kernels import counted
 from zoo_compress.recipe.needs import require_room
 from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located
@@ -132,6 +133,7 @@ def _foreseen(
         options.model_dump(mode="json"),
         untried,
         working_disk_bytes=working_disk,
+        kernels=counted(model.module),
     )
 
 

@@ -84,6 +84,7 @@ def _row(job: Job, name: str, planned: PlannedStage | None, kept: str) -> dict[s
         "predicted": job.folder.planned.get(kept),
         "options": dict(planned.options or {}) if planned else {},
         "note": planned.note if planned else "",
+        "kernels": dict(planned.kernels) if planned else {},
         "metrics": {**log.get("metrics", {}), **speed},
         "curves": log.get("curves", {}),
         "layers": log.get("layers", {}),

@@ -19,6 +19,7 @@ import pytest
 import torch
 from tiny import RECIPE, checkpoint, workplace
 from zoo_compress import Recipe, apply, run
+from zoo_compress.methods.quantize.formats.kernels import counted
 from zoo_compress.recipe.folder import DRAFT, OURS
 from zoo_compress.report.summary import summary
 from zygote import Done, Zygote
@@ -153,6 +154,9 @@ def test_results_have_the_promised_shape_and_the_plan_was_exact(finished: Path):
     sizes = [stage["bytes"] for stage in found["stages"]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 4
     assert {name: len(curve) for name, curve in found["stages"][3]["curves"].items()} == {"kl": 6}
+    kernels = counted(zoo.load(finished / OUT).module)  # of this machine, and so in no artifact
+    assert [stage["kernels"] for stage in found["stages"]] == [{}, {}, {}, {}, kernels] and kernels
+    assert "int8pack" not in (finished / OUT / "zoo.json").read_text()
     assert found["control"] is None
     assert found["model"]["params"] == found["stages"][0]["params"] > 0
 
