@@ -125,9 +125,13 @@ def _listable(module: nn.Module) -> set[str]:
 # --- lists in their place -------------------------------------------------------------------------------------------
 
 
-def listed(model: Model) -> Model:
-    """The model with lists in place of experts in one tensor, for looking at: weights and all other modules are shared."""
-    paths = _listable(model.module)
+def listed(model: Model, only: Collection[str] | None = None) -> Model:
+    """The model with lists in place of experts in one tensor, for looking at: weights and all other modules are shared.
+
+    Args:
+        only: which of them; all by default.
+    """
+    paths = [path for path in _listable(model.module) if only is None or path in only]
     if not paths:
         return model
     lists = {id(experts): _as_list(experts) for experts in map(model.module.get_submodule, paths)}

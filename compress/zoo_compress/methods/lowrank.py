@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from zoo.anatomy.coverage import TABLES, left_out, said, tables_of
+from zoo.anatomy.coverage import left_out, said
 from zoo.anatomy.direct_reads import read_directly
 from zoo.anatomy.modules import grouped_by_module, require_sharers, resolve, weight_out_in
 from zoo.anatomy.parts import Target
@@ -34,6 +34,7 @@ from zoo_compress.calibrate.blocks import Walk
 from zoo_compress.calibrate.footprint import disk_bytes, memory_bytes
 from zoo_compress.calibrate.statistics import output_error
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
+from zoo_compress.experts import install, kept_tables, listed, lists_of, moved, tables_behind
 
 TOO_SMALL = "matrices too small for that rank"
 
@@ -87,8 +88,8 @@ class LowRankSVD(Compressor):
 
     name = "lowrank.svd"
     # 2: text begins with <bos>, padding takes no part, and cross-attention does; 3: so do mixers, latent attention, shared
-    # experts; 4: calibrated block by block
-    version = 4
+    # experts; 4: calibrated block by block; 5: and experts in one tensor
+    version = 5
     accepts = ("shared",)
     leaves = "factored"
 
@@ -110,23 +111,29 @@ class LowRankSVD(Compressor):
         return (options.data,) if options.whiten else ()
 
     def check(self, model: Model, state: State, options: Options) -> None:
+        original, model = model, listed(model)
         target = model.anatomy.select(options.target)
         paths = list(_projections(model.module, target))
-        require_dense(state, paths, stage=self.name, does="factors", allow=self.accepts, leaves=self.leaves)
+        tables = tables_behind(lists_of(model.module, paths), original.module)
+        require_dense(state, [*paths, *tables], stage=self.name, does="factors", allow=self.accepts, leaves=self.leaves)
         ranks = _ranks(model.module, target, options)
         if not ranks:
             raise Refused(
                 f"{self.name}: no projection or linear layer in {options.target!r} can be factored. "
-                f"{said(_left_out(model, options, ranks))}".strip()
+                f"{said(_left_out(original, options, ranks, []))}".strip()
             )
         require_sharers(model.module, ranks, stage=self.name)
 
     def outline(self, model: Model, options: Options) -> Record:
-        ranks = _ranks(model.module, model.anatomy.select(options.target), options)
-        return {"ranks": ranks, **_left_out(model, options, ranks)}
+        factored = listed(model)
+        ranks = _ranks(factored.module, factored.anatomy.select(options.target), options)
+        lists = lists_of(factored.module, ranks)
+        experts = {"experts": lists} if lists else {}
+        return {"ranks": ranks, **experts, **_left_out(listed(model, lists), options, ranks, lists)}
 
     def apply(self, model: Model, options: Options, context: Context) -> Record:
         record = self.outline(model, options)
+        install(model.module, record.get("experts", ()), packed=record["ranks"])
         places = {group[0]: group for group in grouped_by_module(model.module, record["ranks"])}  # a shared one once
         if not options.whiten:
             for path in context.progress.track(places, total=len(places), label=self.name):
@@ -165,16 +172,21 @@ class LowRankSVD(Compressor):
         return told
 
     def rebuild(self, model: Model, record: Record) -> None:
+        install(model.module, record.get("experts", ()), packed=record["ranks"])
         for group in grouped_by_module(model.module, record["ranks"]):
             _install(model.module, group, record["ranks"][group[0]])
 
     def traits(self, record: Record) -> dict[str, Trait]:
         return {path: Trait("factored", f"rank {rank}") for path, rank in record["ranks"].items()}
 
+    def moved(self, record: Record, path: str) -> str:
+        return moved(record.get("experts", ()), path)
+
     def remedy(self, path: str) -> str:
         return 'Aim at the attention alone: target = "language.attention".'
 
     def working_bytes(self, model: Model, options: Options, context: Context) -> int:
+        model = listed(model)
         target = model.anatomy.select(options.target)
         ranks = _ranks(model.module, target, options)
         shapes = {path: weight_out_in(model.module.get_submodule(path)).shape for path in ranks}
@@ -185,6 +197,7 @@ class LowRankSVD(Compressor):
         )
 
     def disk_bytes(self, model: Model, options: Options, context: Context) -> int:
+        model = listed(model)
         ranks = _ranks(model.module, model.anatomy.select(options.target), options)
         return disk_bytes(model, list(ranks), options, context) if options.whiten else 0
 
@@ -292,11 +305,11 @@ def _projections(module: nn.Module, target: Target) -> Iterator[str]:
     yield from (path for path in target.layers if isinstance(module.get_submodule(path), nn.Linear))
 
 
-def _left_out(model: Model, options: LowRankSVD.Options, ranks: Mapping[str, int]) -> Record:
-    """What is not factored, for the record: what the anatomy does not name, routers, experts in one tensor, small matrices."""
+def _left_out(model: Model, options: LowRankSVD.Options, ranks: Mapping[str, int], lists: Collection[str]) -> Record:
+    """What is not factored, for the record: what the anatomy does not name, routers, experts that stay in one tensor, small ones."""
     target = model.anatomy.select(options.target)
     small = [path for path in _projections(model.module, target) if path not in ranks]
-    kept = {TABLES: tables_of(model.module, target.projections()), TOO_SMALL: small}
+    kept = {**kept_tables(model.module, target.projections(), lists), TOO_SMALL: small}
     return left_out(model, options.target, kept=kept)
 
 

@@ -263,16 +263,17 @@ def test_a_ratio_that_leaves_no_rank_is_refused():
         check(small("llama"), "lowrank.svd", ratio=0.05)
 
 
-def test_stacked_experts_stay_and_their_attention_does_not(tmp_path):
-    model = small("mixtral")
-    apply(model, "lowrank.svd", {"ratio": 0.5, **QUICK}, context())
+def test_each_expert_in_one_tensor_is_factored_on_the_tokens_it_received(tmp_path):
+    model, plain = small("mixtral"), small("mixtral")
+    before = logits(plain, tokens())
+    assert_outline_foretells(model, "lowrank.svd", ratio=0.5, **QUICK)
     record = model.lineage[-1].record
-    assert len(record["ranks"]) == 2 * 4 and [kept["layers"] for kept in record["left_as_is"]] == [2, 4]
+    assert len(record["ranks"]) == 2 * (4 + 2 * 4) and [kept["kind"] for kept in record["left_as_is"]] == ["routers"]
     assert_replays(model, tokens(), tmp_path)
-    with pytest.raises(
-        Refused, match=r"no projection .* in .language.ffn. can be factored. It leaves .*experts in one"
-    ):
-        check(small("mixtral"), "lowrank.svd", ratio=0.5, target="language.ffn")
+    apply(plain, "lowrank.svd", {"ratio": 0.5, "whiten": False, "target": "language.ffn"})
+    apply(whitened := small("mixtral"), "lowrank.svd", {"ratio": 0.5, "target": "language.ffn", **QUICK}, context())
+    lost, less = ((logits(made, tokens()) - before).norm() for made in (plain, whitened))
+    assert less < lost
 
 
 def test_a_gate_too_small_for_the_rank_stays_and_the_record_says_so():
