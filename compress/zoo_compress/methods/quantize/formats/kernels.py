@@ -4,7 +4,7 @@ Of a format's rows the first counts whose processor is here, whose shapes fit, a
 is stored in an artifact: a plan and `results.json` say what the machine at hand runs.
 
 `measured` is how many times as fast as an fp32 Linear the kernel was at 576 -> 1536 and at 2048 -> 8192, by the rows of a call:
-one thread of an AMD EPYC with avx512_bf16, printed by `benchmarks/kernels.py`.
+one thread of an AMD EPYC with avx512_bf16, printed by `benchmarks/layer_kernels.py`.
 """
 
 from __future__ import annotations

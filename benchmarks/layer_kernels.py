@@ -1,8 +1,8 @@
 """Measure every kernel of the table in formats/kernels.py beside an fp32 Linear: what justifies each row.
 
-    python benchmarks/kernels.py                   the table, some minutes on one thread
-    python benchmarks/kernels.py --formats int8    only some formats
-    python benchmarks/kernels.py --json out.json   the same numbers as JSON as well
+    python benchmarks/layer_kernels.py                   the table, some minutes on one thread
+    python benchmarks/layer_kernels.py --formats int8    only some formats
+    python benchmarks/layer_kernels.py --json out.json   the same numbers as JSON as well
 
 Kernels are timed in turn within each repeat, in processor time, so a busy machine slows all of them alike; ratios are medians.
 A layer is repeated over enough copies to fall out of the cache, as it does between two tokens of a real model. A kernel that
