@@ -21,7 +21,8 @@ def unpadded(batch: Batch) -> torch.Tensor | None:
 
 def without_padding(output: torch.Tensor, kept_BT: torch.Tensor | None) -> torch.Tensor:
     """The tokens (1, N, D) of an output (B, T, D) that are no padding; one that does not lie as the tokens do stays whole."""
-    return output if kept_BT is None or output.shape[:2] != kept_BT.shape else output[kept_BT][None]
+    whole = kept_BT is None or output.dim() < 3 or output.shape[:2] != kept_BT.shape
+    return output if whole else output[kept_BT][None]
 
 
 def written(output: Any) -> torch.Tensor:
