@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from zoo.anatomy.modules import weight_out_in
@@ -49,7 +50,8 @@ class UnitSolver:
     def solve(self, folds: Sequence[Fold]) -> dict[str, Codes]:
         """Scale, then solve layer by layer; what is told of each goes to the unit's table."""
         for path, seen in self.unit.layers.items():
-            weight_OI = weight_out_in(self.module.get_submodule(path)).float()
+            # a copy: folding a scale in writes into the module's own
+            weight_OI = weight_out_in(self.module.get_submodule(path)).to(torch.float32, copy=True)
             check_finite(weight_OI)
             grid, method = self.grids[path]
             gram_II = seen.gram if seen.tokens else None

@@ -271,3 +271,16 @@ def test_a_layer_without_a_gram_to_go_by_falls_back_and_says_so(rows, shift, fal
     assert unit.table["0"]["fallback"] == fallback
     if fallback == UNREACHED:
         assert torch.equal(codes.codes, hqq(layer.weight.detach(), grid).codes)
+
+
+def test_scaling_leaves_what_is_scaled_as_it_was_together():
+    """Of fp32 weights a copy was a view once, and value projections were divided twice."""
+    ids, errors = tokens(), {}
+    for method in ("rounding", "awq"):
+        model = small("bert")
+        before = logits(model, ids)
+        apply(model, "quantize.int8", {"method": method, "embedding": False, **CALIBRATION}, context())
+        errors[method] = float((logits(model, ids) - before).norm() / before.norm())
+        alphas = [about.get("alpha", 0) for about in model.lineage[-1].record.get("layers", {}).values()]
+    assert max(alphas) > 0
+    assert errors["awq"] < 1.5 * errors["rounding"]
