@@ -81,7 +81,11 @@ def bitsandbytes(subject: Any, row: Settings, settings: Settings) -> nn.Module:
             kind = {"quant_type": row["method"], "compute_dtype": getattr(torch, row["dtype"])}
             packed = bnb.nn.Linear4bit(*size, bias=bias, **kind)
             packed.weight = bnb.nn.Params4bit(
-                linear.weight.data, requires_grad=False, quant_type=row["method"], blocksize=row["group"]
+                linear.weight.data,
+                requires_grad=False,
+                quant_type=row["method"],
+                blocksize=row["group"],
+                compress_statistics=False,
             )
         else:
             packed = bnb.nn.Linear8bitLt(*size, bias=bias, has_fp16_weights=False, threshold=6.0)
@@ -130,8 +134,13 @@ def llmcompressor(subject: Any, row: Settings, settings: Settings) -> nn.Module:
     sizes = {"max_seq_length": settings["length"], "num_calibration_samples": len(windows)}
     oneshot(model=subject.module, dataset=data, recipe=modifier_of(row), **sizes)
     if "group" in row:  # codes are packed when they are saved
+        from transformers import AutoModelForCausalLM
+
         row["saved"] = tempfile.mkdtemp()
         subject.module.save_pretrained(row["saved"], save_compressed=True)
+        again = AutoModelForCausalLM.from_pretrained(row["saved"])
+        again(input_ids=torch.tensor([windows[0][:2]]))  # the first whole pass unpacks the layers
+        return again
     return subject.module
 
 

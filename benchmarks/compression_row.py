@@ -58,7 +58,7 @@ def main() -> None:
     subject.module = module.eval()
     original = load(settings["original"])
     row |= stored(subject.module, original.module, row.pop("saved", None))
-    with torch.inference_mode():
+    with torch.no_grad():  # optimum-quanto stops in inference mode
         reference = torch.load(folder / "reference.pt")
         compare = cosines if settings["sentences"] else predictions
         row |= compare(subject, original, settings["test"], reference)
