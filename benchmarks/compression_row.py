@@ -42,7 +42,7 @@ def load(path: str) -> Loaded:
         from transformers import AutoModelForCausalLM
 
         return Loaded(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
-    model = load_zoo(path)
+    model = load_zoo(path, dtype="float32")
     return Loaded(model.module.eval(), model)
 
 
