@@ -89,9 +89,7 @@ def main() -> None:
     parser.add_argument("--test", help="data to test on; left out, a quarter of Python's reference manual")
     parser.add_argument("--prose", help="data of the test's kind to calibrate on; left out, the rest of that manual")
     parser.add_argument("--code", default="stdlib:train[:136]", help="data of another kind to calibrate on")
-    parser.add_argument(
-        "--tokens", type=int, default=20_000, help="tested on; of sentences, their number is 240 at most"
-    )
+    parser.add_argument("--tokens", type=int, default=20_000, help="tested on, at least about; of sentences 240 are")
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
     parser.add_argument("--length", type=int, default=256, help="tokens of a calibration window")
     parser.add_argument("--repeats", type=int, default=5, help="of each time; 0 measures none")
@@ -165,14 +163,15 @@ def texts_of(data: str) -> list[str]:
 
 
 def windows_of(model: Any, data: str, tokens: int) -> list[tuple[list[int], int]]:
-    """The windows that `divergence` would measure: their tokens, and how many of them are given."""
+    """Windows as `divergence` cuts them, spread over the data, that hold so many tokens: theirs, and how many are given."""
     from zoo_slm.evaluators import PerplexityOptions
     from zoo_slm.evaluators import windows_of as cut
 
     from zoo.data.open import open_data
 
-    options = PerplexityOptions(max_tokens=tokens)
-    return [(list(w.ids), w.given) for w in cut(model, open_data(data), options, evaluator="divergence")]
+    windows = cut(model, open_data(data), PerplexityOptions(), evaluator="divergence")
+    step = max(1, sum(len(window.ids) for window in windows) // tokens)
+    return [(list(window.ids), window.given) for window in windows[step // 2 :: step]]
 
 
 def calibration(model: Any, data: str, asked: argparse.Namespace) -> list[list[int]]:
