@@ -92,6 +92,8 @@ class Order:
         shapes, last_reader, replayable = {}, dict.fromkeys(units, -1), True
         fed: dict[str, list[Any]] = {path: [] for path in layers}
         for kind, batch in kinds.items():
+            with torch.no_grad():
+                run(batch)  # a family may try something out when it first runs a model, which counts as no call
             trace = _trace(module, run, batch, units, layers=layers)
             shapes[kind] = trace.shapes
             order += [unit for unit in trace.shapes if unit not in order]
