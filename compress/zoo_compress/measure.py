@@ -63,9 +63,11 @@ def _spread(values: list[float], name: str) -> dict[str, Any]:
     return {"value": median(values), **interval, "n": len(values), "of": "passes", "unit": unit, "better": "higher"}
 
 
-def in_own_process(models: list[tuple[str, str, str]], options: dict[str, Any]) -> list[dict[str, Any]]:
+def in_own_process(
+    models: list[tuple[str, str, str]], options: dict[str, Any], *, offload: str | None = None
+) -> list[dict[str, Any]]:
     """Measure models in a fresh process; return the metrics of each, or an empty dict where it could not be measured."""
-    request = json.dumps({"models": models, "options": options})
+    request = json.dumps({"models": models, "options": options, "offload": offload})
     read_end, write_end = os.pipe()  # closed by the system when this process ends, however it ends
     try:
         done = subprocess.run(
@@ -105,7 +107,7 @@ def main(request: str) -> None:
             for index, (path, weights, dtype) in turns if number % 2 == 0 else reversed(turns):
                 gc.collect()
                 reset_peak()
-                model = load(path, weights=weights, dtype=dtype or None)
+                model = load(path, weights=weights, dtype=dtype or None, offload=asked["offload"])
                 rounds[index].append(speed.measure(model, None, options=asked["options"]))
                 if number == 0:
                     results[index]["peak_rss_bytes"] = {"value": peak_bytes(), "unit": "B", "better": "lower"}

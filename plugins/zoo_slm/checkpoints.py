@@ -24,6 +24,8 @@ from zoo.loading.load import DTYPES
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
 from zoo.tensors import safetensors
+from zoo.tensors.mapped import KINDS, MappedTensors
+from zoo.tensors.offload import Offload, let_go
 from zoo_slm import architectures, models, quantized, sentence_files
 from zoo_slm.configs import UNFIT, asks_untied, auto_class, parsed, tied, unfit, untie, why
 from zoo_slm.quiet import quiet
@@ -42,9 +44,10 @@ class Checkpoint:
     task: str
     own: Any = None  # the config as a class of ours reads it, where transformers has none
     quantizer: dict[str, Any] | None = None  # what made the codes that its tensors are, where they are to be widened
+    offload: Offload | None = None  # where its tensors are put in place of memory
 
     @classmethod
-    def at(cls, path: Path, *, dequantize: bool = False) -> Checkpoint:
+    def at(cls, path: Path, *, dequantize: bool = False, offload: Offload | None = None) -> Checkpoint:
         """Read the config of a directory.
 
         Raises:
@@ -60,10 +63,10 @@ class Checkpoint:
         else:
             quantized.require_whole_blocks(files, quantizer)
         if not models.own_type(config):
-            return cls(path, config, task, quantizer=quantizer)
+            return cls(path, config, task, quantizer=quantizer, offload=offload)
         models.require_sound(config, path)
         with unfit(config, task):
-            return cls(path, config, task, parsed(config))
+            return cls(path, config, task, parsed(config), offload=offload)
 
     def dtype(self) -> str:
         """The dtype to load it in when nobody says: as in transformers the config's, else that of the first tensor of floats.
@@ -124,8 +127,13 @@ class Checkpoint:
                 config = parsed(self.config) if self.own is None else self.own
                 if self.quantizer is not None:
                     config.quantization_config = dict(self.quantizer)
+                source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+                if self.offload is not None:
+                    cls = _chosen(cls, config)
+                    tensors = dict(self._offloaded(files, self.offload))
+                    source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
                 module, report = cls.from_pretrained(
-                    folder,
+                    **source,
                     config=config,
                     dtype=dtype,
                     use_safetensors=True,
@@ -142,6 +150,24 @@ class Checkpoint:
                 reason = _odd_expert(files) or why(error).replace(str(folder), str(self.path))
                 raise ArtifactError(f"{self.path} cannot be loaded: {reason}.") from None
         return module, report
+
+    def _offloaded(self, files: list[Path], offload: Offload) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the files, each copied to where it is kept."""
+        for path in files:
+            file = MappedTensors(path, copies=True)
+            for name, about in file.header.items():
+                place = offload.empty(about["shape"], KINDS[about["dtype"]])
+                file.copy(name, place)
+                let_go(place)
+                yield name, place
+
+
+def _chosen(cls: Any, config: Any) -> Any:
+    """The class that one of transformers' auto classes chooses; only that takes tensors in place of a folder."""
+    if not hasattr(cls, "from_config"):
+        return cls
+    with torch.device("meta"):
+        return type(cls.from_config(config))
 
 
 def _read_config(path: Path, *, dequantize: bool) -> tuple[dict[str, Any], str, dict[str, Any] | None]:

@@ -28,6 +28,7 @@ from zoo.family.text.task import WritingTask
 from zoo.family.text.tasks import TASKS
 from zoo.model.building import build_as_loaded
 from zoo.model.model import Model
+from zoo.tensors.offload import Offload
 from zoo_slm import heads, sentence_files, tokenizer_files
 from zoo_slm.asked import ask
 from zoo_slm.checkpoints import Checkpoint
@@ -135,6 +136,12 @@ class TransformersText(TextFamily):
         """
         read = GGUF.at if path.is_file() else Checkpoint.at
         return self._read(read(path), device=device, dtype=dtype)
+
+    def read_offloaded(self, path: Path, *, dtype: torch.dtype | None, offload: Offload) -> Model:
+        """Load such a directory a tensor at a time, where it is stored in that dtype; else it is loaded first."""
+        if path.is_file():
+            return super().read_offloaded(path, dtype=dtype, offload=offload)
+        return self._read(Checkpoint.at(path, offload=offload), device=None, dtype=dtype)
 
     def read_dequantized(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
         return self._read(Checkpoint.at(path, dequantize=True), device=device, dtype=dtype)

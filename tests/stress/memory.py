@@ -184,6 +184,7 @@ def write_checkpoint(folder: Path, *, seed: int, config: Mapping[str, object]) -
     script = (
         "import sys, json, torch, transformers, zoo\n"
         "config = json.loads(sys.argv[2]); torch.manual_seed(int(sys.argv[3])); transformers.utils.logging.disable_progress_bar()\n"
+        "torch.set_default_dtype(getattr(torch, config.get('dtype', 'float32')))\n"
         "transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).save_pretrained(sys.argv[1])\n"
         "zoo.load('tiny-code').processor.save_pretrained(sys.argv[1])\n"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from zoo.errors import ZooError, reason
 from zoo.model.building import cast_named
 from zoo.model.health import float_tensors
 from zoo.tensors.alignment import align, misaligned
+from zoo.tensors.offload import let_go
 
 if TYPE_CHECKING:
     from zoo.model.model import Model
@@ -48,8 +49,9 @@ def require_same(model: Model, fresh: Model, path: Path, dtypes: Mapping[str, st
     """
     cast_named(fresh.module, dtypes)
     mine = model.tensors()
-    for name, tensor in weights.read(fresh, path, keep=False):
+    for name, tensor in weights.read(fresh, path, empty=_in_memory):
         _require_same_tensor(model, name, mine[name], tensor)
+        let_go(mine[name])
     differing = _differing_computed(model, fresh)
     if (model.bytes <= SMALL or differing) and model.device.type == "cpu":
         weights.fill(fresh, path)
@@ -60,6 +62,10 @@ def require_same(model: Model, fresh: Model, path: Path, dtypes: Mapping[str, st
             raise
     if differing:  # a class may compute it anew for the size of each input: then both have run on the same
         _require_same_computed(model, fresh)
+
+
+def _in_memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 def _require_same_tensor(model: Model, name: str, mine: torch.Tensor, loaded: torch.Tensor) -> None:

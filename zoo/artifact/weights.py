@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.model.model import Model
+    from zoo.tensors.offload import Offload
 
 PIECE = 2**18  # values looked at together
 Digests = Mapping[str, Mapping[str, Any]]  # by file
+Empty = Callable[[Sequence[int], Any], Any]  # a shape and a dtype -> a tensor
 
 
 def write(model: Model, folder: Path) -> None:
@@ -52,13 +54,14 @@ def _fits(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     return all(torch.equal(piece.to(dtype).to(piece.dtype), piece) for piece in pieces)
 
 
-def fill(model: Model, path: Path, *, digests: Digests | None = None) -> None:
+def fill(model: Model, path: Path, *, digests: Digests | None = None, offload: Offload | None = None) -> None:
     """Fill a model's empty module from the weight files in the directory `path`, or from one safetensors file.
 
     Tensors stay memory-mapped until they are cast or moved.
 
     Args:
         digests: what a manifest says of the files, where their bytes are to be compared with it while they are read.
+        offload: where tensors are put, one after another, in place of memory.
 
     Raises:
         ArtifactError: names the first missing, unexpected or misshapen tensor, or a file that is not as its manifest says.
@@ -71,7 +74,7 @@ def fill(model: Model, path: Path, *, digests: Digests | None = None) -> None:
     for alias, name in model.aliases().items():
         aliases.setdefault(name, []).append(alias)
     empty = model.tensors()
-    for name, tensor in read(model, path, digests=digests):
+    for name, tensor in read(model, path, digests=digests, empty=offload.empty if offload else None):
         if isinstance(empty[name], nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         for destination in (name, *aliases.get(name, ())):
@@ -79,13 +82,13 @@ def fill(model: Model, path: Path, *, digests: Digests | None = None) -> None:
 
 
 def read(
-    model: Model, path: Path, *, keep: bool = True, digests: Digests | None = None
+    model: Model, path: Path, *, digests: Digests | None = None, empty: Empty | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a model by name, as they are in `path` and in the dtypes that an empty module gives them.
 
     Args:
-        keep: whether a tensor is still used when the next one is asked for; otherwise it leaves memory.
         digests: as for `fill`.
+        empty: makes, of a shape and a dtype, what a tensor is copied into; left out, it stays mapped.
 
     Raises:
         ArtifactError: names the first tensor that is missing, unexpected, misshapen, or whole numbers for floats, or a file
@@ -95,7 +98,9 @@ def read(
     files, tensors = {prefix: path / file for prefix, file in layout.items()}, model.tensors()
     for prefix, names in _by_file(tensors, files).items():
         expected = {name.removeprefix(prefix): tensors[name] for name in names}
-        for name, tensor in _read_file(files[prefix], expected, keep=keep, digests=(digests or {}).get(layout[prefix])):
+        for name, tensor in _read_file(
+            files[prefix], expected, empty=empty, digests=(digests or {}).get(layout[prefix])
+        ):
             yield prefix + name, tensor
 
 
@@ -135,25 +140,30 @@ def _by_file(tensors: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, 
 
 
 def _read_file(
-    path: Path, expected: Mapping[str, torch.Tensor], *, keep: bool, digests: Mapping[str, Any] | None
+    path: Path, expected: Mapping[str, torch.Tensor], *, empty: Empty | None, digests: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Read from one file what it is expected to hold, as it lies there: name in the file -> tensor of the shape and dtype."""
     from zoo.system.memory import MappedFiles
     from zoo.tensors.alignment import aligned
-    from zoo.tensors.mapped import MappedTensors
+    from zoo.tensors.mapped import KINDS, MappedTensors
 
-    file = MappedTensors(path, digests)
+    file = MappedTensors(path, digests, copies=empty is not None)
     shapes = {name: tuple(about["shape"]) for name, about in file.header.items()}
-    _require_alike(path, {name: tuple(empty.shape) for name, empty in expected.items()}, shapes)
+    _require_alike(path, {name: tuple(wanted.shape) for name, wanted in expected.items()}, shapes)
     mapped = MappedFiles()
     for name in sorted(expected, key=lambda name: file.header[name]["data_offsets"]):
-        empty, tensor = expected[name], (source := file.tensor(name))
-        if tensor.is_floating_point() != empty.is_floating_point():
-            kinds = [str(one.dtype).removeprefix("torch.") for one in (tensor, empty)]
+        stored, wanted = KINDS[file.header[name]["dtype"]], expected[name].dtype
+        if stored.is_floating_point != wanted.is_floating_point:
+            kinds = [str(dtype).removeprefix("torch.") for dtype in (stored, wanted)]
             raise ArtifactError(f"{path}: {name!r} is of {kinds[0]}, the model expects {kinds[1]}.")
-        if tensor.is_floating_point():
-            tensor = tensor.to(empty.dtype)
+        dtype = wanted if stored.is_floating_point else stored
+        if empty is not None:
+            file.copy(name, place := empty(expected[name].shape, dtype))
+            yield name, place
+            continue
+        source = file.tensor(name)
+        tensor = source.to(dtype)
         yield name, aligned(tensor, mapped)
-        if not keep or tensor is not source:
+        if tensor is not source:
             mapped.let_go(source.data_ptr(), source.nbytes)
     file.require_sound()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.family.task import Task
     from zoo.model.model import Model
     from zoo.tensors.batch import Batch, Rows
+    from zoo.tensors.offload import Offload
 
 
 def window_origin(windows: Sequence[Batch], index: int) -> str:
@@ -85,6 +86,12 @@ class Family(ABC):
     def read_foreign(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
         """Load a checkpoint directory written by the ecosystem's own library (transformers, diffusers, timm)."""
         raise NotImplementedError
+
+    def read_offloaded(self, path: Path, *, dtype: torch.dtype | None, offload: Offload) -> Model:
+        """Load such a directory with its weights in files; here it is loaded first, and put there after."""
+        model = self.read_foreign(path, device=None, dtype=dtype)
+        offload.take(model.module)
+        return model
 
     def read_dequantized(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
         """Load a checkpoint directory whose weights are codes of a quantizer, widened to plain ones.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo import registry
 from zoo.anatomy.names import FFN_WIDTH, WIDTH
@@ -25,6 +25,9 @@ from zoo.plugins import manager
 from zoo.plugins.declarations import is_name
 from zoo.plugins.names import declaration, family_declaration, recognise
 from zoo.tensors import safetensors
+
+if TYPE_CHECKING:
+    from zoo.tensors.offload import Offload
 
 # of configs, by which checkpoints bring code of their own
 CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
@@ -92,7 +95,13 @@ def take_as(model: Model, spec: ModelSpec, path: Path) -> None:
 
 
 def from_folder(
-    path: Path, manifest: Manifest | None = None, *, device: str | None, dtype: str | None, dequantize: bool = False
+    path: Path,
+    manifest: Manifest | None = None,
+    *,
+    device: str | None,
+    dtype: str | None,
+    dequantize: bool = False,
+    offload: Offload | None = None,
 ) -> Model:
     """Load what is in a directory, or in a file that is a whole checkpoint; `manifest` is its own, where it has been read."""
     if path.is_file():
@@ -101,7 +110,7 @@ def from_folder(
         if item.exists() and not (item.is_file() or item.is_dir()):  # a pipe would be waited for
             raise ArtifactError(f"{item} is not a file.")
     if (path / MANIFEST).exists():
-        return _from_artifact(path, manifest or read_manifest(path), device=device, dtype=dtype)
+        return _from_artifact(path, manifest or read_manifest(path), device=device, dtype=dtype, offload=offload)
     for file in path.rglob(f"*{Path(WEIGHTS).suffix}"):
         within_another = any((folder / MANIFEST).exists() for folder in file.parents if folder.is_relative_to(path))
         with suppress(ArtifactError):  # what is no part of the model may be unfinished
@@ -117,20 +126,32 @@ def from_folder(
     name = recognised_family(path)
     for file in safetensors.files_of(path):
         safetensors.read_header(file)  # damaged, it is named in a plan too, which needs no weights
-    model = _foreign(path, name, device=device, dtype=dtype, dequantize=dequantize)
+    model = _foreign(path, name, device=device, dtype=dtype, dequantize=dequantize, offload=offload)
     if not model.spec.license:
         model.spec = replace(model.spec, license=stated_in(path / "README.md"))
     return model
 
 
-def _foreign(path: Path, name: str, *, device: str | None, dtype: str | None, dequantize: bool = False) -> Model:
+def _foreign(
+    path: Path,
+    name: str,
+    *,
+    device: str | None,
+    dtype: str | None,
+    dequantize: bool = False,
+    offload: Offload | None = None,
+) -> Model:
     import torch
 
     from zoo.tensors.alignment import align
 
     family = registry.family(name)
-    read = family.read_dequantized if dequantize else family.read_foreign
-    model = read(path, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    run = getattr(torch, dtype) if dtype else None
+    if offload and not dequantize:
+        model = family.read_offloaded(path, dtype=run, offload=offload)
+    else:
+        read = family.read_dequantized if dequantize else family.read_foreign
+        model = read(path, device=device, dtype=run)
     align(model.module, just_read=True)
     return model
 
@@ -142,7 +163,9 @@ def recognised_family(path: Path) -> str:
     raise RequestError(f"{path} is not a model directory: {instead_of_a_model(path)}.")
 
 
-def _from_artifact(path: Path, manifest: Manifest, *, device: str | None, dtype: str | None) -> Model:
+def _from_artifact(
+    path: Path, manifest: Manifest, *, device: str | None, dtype: str | None, offload: Offload | None = None
+) -> Model:
     spec, lineage = manifest.spec, manifest.lineage
     run = dtype or manifest.dtype
     require_plugins(manifest, path)
@@ -163,7 +186,8 @@ def _from_artifact(path: Path, manifest: Manifest, *, device: str | None, dtype:
     if device == "meta":
         require_described(model, path)
     else:
-        fill(model, path, digests={file: manifest.files[file] for file in files if "xxh3" in manifest.files[file]})
+        digests = {file: manifest.files[file] for file in files if "xxh3" in manifest.files[file]}
+        fill(model, path, digests=digests, offload=offload)
         if device:
             model.module.to(device)
     model.processor = family.load_processor(path)
@@ -219,12 +243,14 @@ def missing(name: str, manifest: Manifest, *, then: str = "load again") -> str:
     return f"is not in plugin {name} {plugin.version}, which is installed{made_with}."
 
 
-def from_file(spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None) -> Model:
+def from_file(
+    spec: ModelSpec, path: Path, *, device: str | None, dtype: str | None, offload: Offload | None = None
+) -> Model:
     if path.suffix != ".safetensors":
         raise ArtifactError(f"{path} is not a .safetensors file; other weight formats are not read.")
     run = dtype or spec.dtype or "float32"
     model = build_empty(registry.family_of(spec), spec, (), dtype=run, stored=run)
-    fill(model, path)
+    fill(model, path, offload=offload)
     model.processor = model.family.load_processor(weights.packaged_at(spec) or path.parent)
     model.module.to(device or "cpu")
     model.origin = str(path)

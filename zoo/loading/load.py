@@ -19,6 +19,8 @@ from zoo.plugins.names import recognise
 if TYPE_CHECKING:
     import torch
 
+    from zoo.tensors.offload import Offload
+
 DTYPES = PRECISIONS
 SCALES = ("tiny",)
 
@@ -30,6 +32,7 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     scale: str | None = None,
+    offload: str | Path | None = None,
 ) -> Model:
     """Load a model by catalogue name, or from a directory: one of ours, or a plain transformers checkpoint.
 
@@ -43,6 +46,8 @@ def load(
             of it (heads per key/value head, FFN to width, tied or not, kinds of layers, windows, experts, rotary settings).
             It has random weights and, where its family makes none, no tokenizer: give it one as `model.processor`, or
             train one with `vocabulary.bpe`.
+        offload: a directory on a local disk, where the weights are kept in files without names in place of memory: for
+            models larger than it. They are read when they are used, and gone with the model.
 
     Raises:
         UnknownName: neither a catalogued name nor a directory.
@@ -55,7 +60,10 @@ def load(
     located = name_or_path if isinstance(name_or_path, Located) else locate(name_or_path, weights)
     if scale is not None:
         located = replace(located, spec=_twin(located, scale, device=device), path=None)
-    model = _loaded(located, device=device, dtype=wanted)
+    place = _offload(offload, device)
+    model = _loaded(located, device=device, dtype=wanted, offload=place)
+    if place:
+        place.take(model.module)
     if scale is not None:
         model.spec = replace(model.spec, params=model.params)
     if located.spec is not None or not model.source:
@@ -63,7 +71,7 @@ def load(
     return model
 
 
-def _loaded(located: Located, *, device: str | None, dtype: str | None) -> Model:
+def _loaded(located: Located, *, device: str | None, dtype: str | None, offload: Offload | None = None) -> Model:
     """Load what was located: a catalogued model, or what is in a directory."""
     spec, random = located.spec, located.weights == "random"
     if located.path is None:
@@ -92,10 +100,15 @@ def _loaded(located: Located, *, device: str | None, dtype: str | None) -> Model
         return model
     path = located.fetched()
     if path.is_file() and spec is not None and not recognise(path):
-        return from_file(spec, path, device=device, dtype=dtype)
+        return from_file(spec, path, device=device, dtype=dtype, offload=offload)
     wanted = dtype or (spec.dtype if spec else None) or None
     model = from_folder(
-        path, located.manifest, device=device, dtype=wanted, dequantize=located.weights == "dequantized"
+        path,
+        located.manifest,
+        device=device,
+        dtype=wanted,
+        dequantize=located.weights == "dequantized",
+        offload=offload,
     )
     if spec is not None and model.spec.name != spec.name:
         take_as(model, spec, path)
@@ -139,6 +152,23 @@ def _twin(located: Located, scale: str, *, device: str | None) -> ModelSpec:
         summary=f"{spec.name} at test size, untrained",
         plugin=spec.plugin,
     )
+
+
+def _offload(folder: str | Path | None, device: str | None) -> Offload | None:
+    """What keeps the weights of a model in files of a directory.
+
+    Raises:
+        RequestError: there is no such directory, or the model is to be elsewhere than in memory.
+    """
+    from zoo.tensors.offload import Offload
+
+    if folder is None:
+        return None
+    if device not in (None, "cpu"):
+        raise RequestError(f"offload goes with device 'cpu': weights on {device!r} are not kept in files.")
+    if not Path(folder).is_dir():
+        raise RequestError(f"offload={str(folder)!r} is no directory; name one on a local disk.")
+    return Offload(Path(folder))
 
 
 def _require_device(device: str | None) -> None:

@@ -76,7 +76,13 @@ def damage(model: Model) -> str:
     """Say which tensor of a model holds nan or infinity, how much of it and where first, or return ""."""
     import torch
 
-    bad = [name for name, tensor in model.tensors().items() if not is_sound(tensor)]
+    from zoo.tensors.offload import let_go
+
+    bad = []
+    for name, tensor in model.tensors().items():
+        if not is_sound(tensor):
+            bad.append(name)
+        let_go(tensor)
     if not bad:
         return ""
     name, tensor = bad[0], model.tensors()[bad[0]].detach()

@@ -67,10 +67,21 @@ class MappedFiles:
 
         What was written into them here, and not into the file, is lost.
         """
-        page = mmap.PAGESIZE
-        first, last = -(-address // page) * page, (address + size) // page * page
-        if last > first and self.hold(first) and self.hold(last - 1) and (advise := _from_c_library("madvise")):
-            advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+        first, last = _whole_pages(address, size)
+        if last > first and self.hold(first) and self.hold(last - 1):
+            let_go(address, size)
+
+
+def let_go(address: int, size: int) -> None:
+    """Take the whole pages of a range that is mapped from a file out of memory, where the system can."""
+    first, last = _whole_pages(address, size)
+    if last > first and (advise := _from_c_library("madvise")):
+        advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _whole_pages(address: int, size: int) -> tuple[int, int]:
+    page = mmap.PAGESIZE
+    return -(-address // page) * page, (address + size) // page * page
 
 
 def reset_peak() -> None:

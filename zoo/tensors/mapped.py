@@ -16,6 +16,7 @@ from zoo.system.hashing import Chunks
 from zoo.tensors.safetensors import DTYPES, damaged, parse_header, require_within
 
 KINDS = {kind: getattr(torch, name) for name, kind in DTYPES.items()}
+PIECE = 1 << 22  # bytes copied at a time
 
 
 class MappedTensors:
@@ -23,16 +24,18 @@ class MappedTensors:
 
     Args:
         digests: what a manifest says of the file ("bytes" and "xxh3"); nothing is used that was not compared with it.
+        copies: whether tensors are only copied out of it. Then the mapping is read-only: it counts as no memory of the
+            process, whatever its size.
 
     Raises:
         ArtifactError: it is no safetensors file, or not as the manifest says.
     """
 
-    def __init__(self, path: Path, digests: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, digests: Mapping[str, Any] | None = None, *, copies: bool = False) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if copies else mmap.ACCESS_COPY)
         except ValueError:  # an empty file, which cannot be mapped
             parse_header(io.BytesIO(), path)
             raise
@@ -56,13 +59,35 @@ class MappedTensors:
             ArtifactError: a byte of it, or one before it, is not as the manifest says.
         """
         about = self.header[name]
+        dtype, first, last = self._range(name)
+        if first == last:
+            return torch.empty(about["shape"], dtype=dtype)
+        flat = torch.frombuffer(self._mapping, dtype=dtype, count=(last - first) // dtype.itemsize, offset=first)
+        return flat.view(about["shape"])
+
+    def copy(self, name: str, place: torch.Tensor) -> None:
+        """Copy one tensor, a piece at a time, into a contiguous one of its shape and of any dtype.
+
+        Raises:
+            ArtifactError: as `tensor`.
+        """
+        dtype, first, last = self._range(name)
+        flat = place.view(-1)
+        for start in range(first, last, PIECE):
+            piece = torch.frombuffer(bytearray(self._mapping[start : min(start + PIECE, last)]), dtype=dtype)
+            done = (start - first) // dtype.itemsize
+            flat[done : done + len(piece)].copy_(piece)
+        page = mmap.PAGESIZE
+        whole = -(-first // page) * page, last // page * page
+        if whole[1] > whole[0] and hasattr(self._mapping, "madvise"):
+            self._mapping.madvise(mmap.MADV_DONTNEED, whole[0], whole[1] - whole[0])
+
+    def _range(self, name: str) -> tuple[torch.dtype, int, int]:
+        """The dtype of a tensor, and where its bytes lie in the file, which have been compared with the manifest."""
+        about = self.header[name]
         first, last = about["data_offsets"]
         self._require_sound(self.start + last)
-        dtype, count = KINDS[about["dtype"]], math.prod(about["shape"])
-        if not count:
-            return torch.empty(about["shape"], dtype=dtype)
-        flat = torch.frombuffer(self._mapping, dtype=dtype, count=count, offset=self.start + first)
-        return flat.view(about["shape"])
+        return KINDS[about["dtype"]], self.start + first, self.start + last
 
     def require_sound(self) -> None:
         """Compare what was not compared yet; a file that came with no hashes is taken as it is."""

@@ -183,6 +183,7 @@ def pieces_of(
     import torch
 
     from zoo.tensors.alignment import BYTES
+    from zoo.tensors.offload import let_go
 
     kinds = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
     sizes = {name: tensor.numel() * kinds[name].itemsize for name, tensor in tensors.items()}
@@ -198,3 +199,4 @@ def pieces_of(
     yield len(text).to_bytes(8, "little") + text
     for name in order:  # nothing here holds on to a copy while the next is made
         yield tensors[name].detach().to(kinds[name]).cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        let_go(tensors[name])

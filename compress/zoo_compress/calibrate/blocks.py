@@ -38,6 +38,7 @@ from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo.system.writing import replace_file
 from zoo.tensors.batch import Batch, unpadded, without_padding
+from zoo.tensors.offload import let_go
 from zoo.tensors.safetensors import pieces_of
 from zoo_compress.calibrate.replay import Enough, Order, Outputs, Shape, replaced
 from zoo_compress.calibrate.statistics import Statistics, rows_read
@@ -125,6 +126,7 @@ class Walk:
             yield unit
             self._save(folder / _file(number), unit)
             self.table |= unit.table
+            let_go(*self.model.module.get_submodule(unit.path).parameters())
 
     # --- which units there are --------------------------------------------------------------------------------------
 
@@ -166,6 +168,7 @@ class Walk:
         if self.order.replayable:
             for unit in range(self.stored, number):
                 self.outputs.finish(unit)
+                self._forget_layouts(unit)
             self.stored = number
             for unit in range(number):
                 if self.order.last_reader[self.order.units[unit]] < number:
@@ -216,6 +219,13 @@ class Walk:
         for unit in store:
             self.outputs.save(unit, given[unit])
 
+    def _forget_layouts(self, number: int) -> None:
+        """Of a unit that runs no more: a kernel's layout takes as much memory as the codes that it is made of."""
+        for part in self.model.module.get_submodule(self.order.units[number]).modules():
+            layer: Any = part
+            if hasattr(layer, "forget_layout"):
+                layer.forget_layout()
+
     def _replay(self, unit: int, index: int) -> Callable[..., Any]:
         """Give back what a unit gave, call by call."""
         shapes = self.order.calls(self.data[index], self.order.units[unit])
@@ -249,39 +259,32 @@ class Walk:
 
     def _resume(self, folder: Path, numbers: list[int]) -> int:
         """Take over the units that an earlier process has done; return how many."""
-        done: list[tuple[str, dict[str, Tensor]]] = []
+        done: list[tuple[str, Path]] = []
         for number in numbers:
-            path = folder / _file(number)
+            unit, path = self.order.units[number], folder / _file(number)
             if not path.exists():
                 break
             try:
-                done.append(self._taken(path, self.order.units[number]))
+                self.table |= _table_in(path, unit)
             except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
                 self.context.progress.say(
                     f"{path} is damaged ({one_line(error)}); the walk goes on from the unit before"
                 )
                 break
+            done.append((unit, path))
         if not done:
             return 0
         if self.rebuild:
             self.rebuild(list(self.table))
-        for unit, tensors in done:
+        for unit, path in done:
             own = self.model.module.get_submodule(unit).state_dict()
-            with torch.no_grad():
-                for name, tensor in tensors.items():
-                    own[name].copy_(tensor)
+            with torch.no_grad(), safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    own[name].copy_(file.get_tensor(name))
+            let_go(*own.values())
         self.context.progress.say(f"going on after {done[-1][0]}")
         self._find_stored(numbers[len(done)] if len(done) < len(numbers) else len(self.order.units))
         return len(done)
-
-    def _taken(self, path: Path, unit: str) -> tuple[str, dict[str, Tensor]]:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["unit"] != unit:
-            raise ValueError(f"it holds {about['unit']}")
-        self.table |= json.loads(about["table"])
-        return unit, tensors
 
     def _find_stored(self, number: int) -> None:
         """Find how many units have their outputs in files, with all of them that the next ones read; others run again."""
@@ -306,6 +309,20 @@ def units_of(model: Model, layers: Iterable[str]) -> list[str]:
 
 def _file(number: int) -> str:
     return f"unit-{number:04d}.safetensors"
+
+
+def _table_in(path: Path, unit: str) -> dict[str, Record]:
+    """The table of a unit that is done, whose file is whole.
+
+    Raises:
+        ValueError: it is of another unit.
+    """
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    if about["unit"] != unit:
+        raise ValueError(f"it holds {about['unit']}")
+    table: dict[str, Record] = json.loads(about["table"])
+    return table
 
 
 def _told(seen: Statistics, layer: nn.Module) -> Record:

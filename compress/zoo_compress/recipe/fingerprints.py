@@ -61,7 +61,7 @@ def _origin(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return {
         "config": plan.spec.config,
         "weights": _weights_digest(plan),
-        "asked": recipe.model.model_dump(),
+        "asked": recipe.model.model_dump(exclude={"offload"}),  # it changes no number
         "name": recipe.about.model_dump(),
         "versions": {**versions(), **outside},
     }

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from zoo.artifact import store
 from zoo.errors import RequestError, spelled
 from zoo.loading.load import load
+from zoo.loading.locate import Located
 from zoo.model.context import Context, Progress
 from zoo.model.model import Model, build_random
 from zoo.system import signals
@@ -101,16 +103,19 @@ class Job:
     def _original(self) -> Model:
         """Load the recipe's model, fresh."""
         asked = self.recipe.model
-        model = load(self.plan.original, dtype=asked.dtype or None)
+        model = self._load(self.plan.original, dtype=asked.dtype or None)
         model.stored = self.plan.stored
         model.round()
         # as written, wherever it is run
         model.source |= {"name": asked.name, "weights": asked.weights, "rounded": model.stored}
         return model
 
+    def _load(self, what: Located | Path, *, dtype: str | None = None) -> Model:
+        return load(what, dtype=dtype, offload=self.folder.path if self.recipe.model.offload else None)
+
     def _saved(self, name: str) -> Model:
         with repairable(self.folder.stage(name)):
-            return load(self.folder.stage(name))
+            return self._load(self.folder.stage(name))
 
     def _left_by(self, request: StageRequest) -> Model:
         """Load what a stage left; weights that were drawn at random are still known as such."""
@@ -119,7 +124,7 @@ class Job:
         return model
 
     def _teacher(self, name: str) -> Model:
-        return self._original() if name == "original" else load(self.plan.teachers[name])
+        return self._original() if name == "original" else self._load(self.plan.teachers[name])
 
     def _untrained(self, request: StageRequest, stages: tuple[StageRequest, ...]) -> Model:
         """The architecture that a stage starts from, with random weights."""

@@ -72,9 +72,10 @@ class Measuring:
             else (str(self.folder.stage(name)), "auto", "")
             for name in names
         ]
+        offload = str(self.folder.path) if asked.offload else None
         now = time.time()  # the same for all: figures of several times, which a kill can leave, are not compared
         for (name, log), speed in zip(
-            logs.items(), in_own_process(models, self.recipe.evaluate.options("speed")), strict=True
+            logs.items(), in_own_process(models, self.recipe.evaluate.options("speed"), offload=offload), strict=True
         ):
             self.folder.write_log(name, log | {"speed": speed, "speed_asked": options, "speed_measured": now})
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TRAINS = "lower its batch or length, or use a machine with more memory"
 WEIGHTS = "use a machine with more memory, or a smaller model"
+OFFLOAD = "write offload = true into [model], which keeps the weights on disk, or use a machine with more memory"
 SPEED = "write speed = false into [evaluate]"
 CONTROL = "write control = false into [evaluate]"
 # What planning itself takes: some libraries more, and of addresses those that the threads of a backward pass reserve.
@@ -36,11 +37,11 @@ def needs(plan: Plan, *, done: Collection[str] = ()) -> Iterator[Need]:
     Args:
         done: the parts that will not be run: labels of stages, "control", "measuring speed".
     """
-    original = plan.stages[0]
-    yield Need(f"loading {plan.spec.name}", original.peak_bytes, WEIGHTS)
+    original, weights = plan.stages[0], WEIGHTS if plan.recipe.model.offload else OFFLOAD
+    yield Need(f"loading {plan.spec.name}", original.peak_bytes, weights)
     for request, stage in zip(plan.recipe.stages, plan.stages[1:], strict=True):
         if request.label not in done:
-            yield Need(request.label, stage.peak_bytes, TRAINS if request.compressor.trains else WEIGHTS)
+            yield Need(request.label, stage.peak_bytes, TRAINS if request.compressor.trains else weights)
     if plan.control and "control" not in done:
         yield Need("the control", plan.control.peak_bytes, CONTROL)
     if plan.recipe.evaluate.speed is not False and "measuring speed" not in done:

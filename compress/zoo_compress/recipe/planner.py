@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from zoo_compress.methods.quantize.formats.kernels import counted
 from zoo_compress.recipe.needs import require_room
 from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed, located
+from zoo_compress.recipe.resident import Weights, run_bytes
 
 UNTRIED = "Shapes do not tell whether the model runs after it: the run tries that before its first stage."
 
@@ -56,8 +57,8 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
     teachers = {name: _teacher(recipe, name, request, named[name]) for name, request in _teachers(recipe).items()}
     _check_evaluation(recipe, model, data, original)
     context = Context(seed=recipe.about.seed, data=data, load=lambda name: teachers[name])
-    in_memory = _Weights.of(original, model)
-    stages = [PlannedStage("original", model.params, model.bytes, in_memory.resident(model))]
+    in_memory = Weights.of(original, model, offload=recipe.model.offload)
+    stages = [PlannedStage("original", model.params, model.bytes, in_memory.loading)]
     control = None
     state = initial_state(model)
     trained = next((request for request in reversed(recipe.stages) if request.compressor.trains), None)
@@ -81,7 +82,8 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         licenses={m.spec.name: m.spec.license or "unknown" for m in (model, *teachers.values())},
         inherits=_inherits(recipe, licences, teachers, data),
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:])
-        + max((stage.params * 12 + stage.working_disk_bytes for stage in stages[1:]), default=0),
+        + max((stage.params * 12 + stage.working_disk_bytes for stage in stages[1:]), default=0)
+        + in_memory.on_disk,
         free_disk_bytes=_free_disk((out or Path()).absolute()),
         free_memory_bytes=psutil.virtual_memory().available,
         base_bytes=base,
@@ -108,7 +110,7 @@ def _inherits(
 
 
 def _foreseen(
-    recipe: Recipe, request: StageRequest, model: Model, state: State, in_memory: _Weights, context: Context
+    recipe: Recipe, request: StageRequest, model: Model, state: State, in_memory: Weights, context: Context
 ) -> PlannedStage:
     """Take a stage on the skeleton, and say what it leaves and needs; `in_memory` are the weights before it."""
     compressor, options = request.compressor, request.options
@@ -120,7 +122,9 @@ def _foreseen(
         untried = compressor.structural and not runs_dry(skeleton, model, compressor)
     if compressor.tokenizes:
         model.processor = None
-    peak = before + (_run_bytes(model) if working is None else working)
+    # what is stored as it is run stays mapped beside what is made of it, until the last is made
+    held = max(before, in_memory.resident(model))
+    peak = held + (run_bytes(model) if working is None else working)
     note = " ".join(
         filter(None, (own_note, said(record), _untaught(recipe, request), doubt, UNTRIED if untried else ""))
     )
@@ -283,14 +287,14 @@ def _working(request: StageRequest, model: Model, context: Context) -> tuple[int
         memory = compressor.working_bytes(model, options, context)
         return memory, compressor.disk_bytes(model, options, context), ""
     except ZooError as error:
-        return 4 * _run_bytes(model), 0, f"Its memory is a guess: {str(error).rstrip('.')}."
+        return 4 * run_bytes(model), 0, f"Its memory is a guess: {str(error).rstrip('.')}."
 
 
 def _control(request: StageRequest, model: Model, context: Context) -> PlannedStage:
     """The same architecture, trained from random weights on the data of a training stage."""
     compressor, options = control_of(request)
     working, _, doubt = _working(replace(request, compressor=compressor, options=options), model, context)
-    return PlannedStage("control", model.params, model.bytes, _run_bytes(model) + (working or 0), doubt)
+    return PlannedStage("control", model.params, model.bytes, run_bytes(model) + (working or 0), doubt)
 
 
 def control_of(request: StageRequest) -> tuple[Compressor, CompressorOptions]:
@@ -308,32 +312,3 @@ def _base_bytes(recipe: Recipe) -> int:
         import accelerate  # noqa: F401
     give_back()
     return resident_bytes()
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The weights in memory. Those that are stored as they are run stay mapped, and the mapping lasts as long as any of them."""
-
-    mapped: Mapping[int, Any] = field(default_factory=dict)  # the skeleton's tensors, by id
-    bytes: int = 0
-    dtype: str = ""
-
-    @classmethod
-    def of(cls, original: Located, model: Model) -> _Weights:
-        if original.weights == "random" or model.stored != model.dtype:
-            return cls()
-        return cls({id(t): t for t in model.tensors().values()}, _run_bytes(model), model.dtype)
-
-    def resident(self, model: Model) -> int:
-        """Bytes that the weights of a model hold."""
-        tensors = model.tensors().values()
-        own = sum(t.numel() * t.element_size() for t in tensors if id(t) not in self.mapped)
-        return own + (self.bytes if any(id(t) in self.mapped for t in tensors) else 0)
-
-    def after(self, request: StageRequest) -> _Weights:
-        """Training runs on copies in float32, where the weights are not that already."""
-        return _Weights() if request.compressor.trains and self.dtype != "float32" else self
-
-
-def _run_bytes(model: Model) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.tensors().values())

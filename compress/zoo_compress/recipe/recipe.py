@@ -52,6 +52,9 @@ class ModelTable(_Table):
     weights: str = Field("auto", description='"auto", "random", "dequantized", or a directory')
     dtype: Dtype = Field("", description="in memory; empty: the model's own")
     stored: Dtype = Field("", description="on disk; empty: as the model is stored")
+    offload: bool = Field(
+        False, description="keep its weights in files of the run's folder while it runs, for models larger than memory"
+    )
 
 
 class EvaluateTable(BaseModel):

@@ -29,15 +29,36 @@ def zygote() -> Iterator[Zygote]:
         yield zygote
 
 
+@pytest.mark.parametrize("use", ["quantize.int4", "prune.wanda"])
+def test_with_weights_on_disk_it_ends_with_the_same_bytes(use: str, zygote: Zygote, tmp_path: Path) -> None:
+    place = tmp_path / "memory"
+    workplace(place)
+    text = recipe_of(use)
+    (place / "recipe.toml").write_text(text, encoding="utf-8")
+    disk = Path(shutil.copytree(place, tmp_path / "disk"))
+    (disk / "recipe.toml").write_text(text.replace("[model]\n", "[model]\noffload = true\n"), encoding="utf-8")
+    for folder in (place, disk):
+        done = compress(zygote, folder)
+        assert done.code == 0, done.err
+    assert {file.name for file in (disk / OUT).iterdir()} == {file.name for file in (place / OUT).iterdir()}
+    saved = [(folder / OUT / "model.safetensors").read_bytes() for folder in (place, disk)]
+    assert saved[0] == saved[1]
+    stages = [sorted(file.name for file in (folder / OUT / "stages").iterdir()) for folder in (place, disk)]
+    assert stages[0] == stages[1], "where weights are kept changes no number, so no fingerprint"
+
+
+def recipe_of(use: str) -> str:
+    before, after = RECIPE[: RECIPE.index("[[stage]]")], RECIPE[RECIPE.index("[evaluate]") :]
+    return f'{before}[[stage]]\nuse = "{use}"\n{STAGES[use]}\nsamples = 8\nlength = 16\nbatch = 2\n\n{after}'
+
+
 @pytest.mark.parametrize("use", STAGES)
 def test_killed_between_blocks_it_goes_on_and_ends_with_the_same_bytes(
     use: str, zygote: Zygote, tmp_path: Path
 ) -> None:
     place = tmp_path / "killed"
     workplace(place)
-    before, after = RECIPE[: RECIPE.index("[[stage]]")], RECIPE[RECIPE.index("[evaluate]") :]
-    stage = f'[[stage]]\nuse = "{use}"\n{STAGES[use]}\nsamples = 8\nlength = 16\nbatch = 2\n\n'
-    (place / "recipe.toml").write_text(before + stage + after, encoding="utf-8")
+    (place / "recipe.toml").write_text(recipe_of(use), encoding="utf-8")
     alone = Path(shutil.copytree(place, tmp_path / "alone"))
     assert compress(zygote, alone).code == 0
     for target, count in (

@@ -136,7 +136,12 @@ class Quantize(Compressor):
     def working_bytes(self, model: Model, options: Any, context: Context) -> int:
         record = self.outline(model, options)
         packed = listed(model).module
-        sizes = [p.numel() for path in record["modules"] for p in packed.get_submodule(path).parameters()]
+        sizes = [
+            p.numel()
+            for path, kind in record["modules"].items()
+            if kind not in (EMBEDDING, TABLE_HEAD)  # packed some rows at a time
+            for p in packed.get_submodule(path).parameters()
+        ]
         lists = record.get("experts", ())
         tables = [sum(p.numel() for p in packed.get_submodule(path).parameters()) for path in lists]
         # a float32 copy of one weight, its quotients, its codes; codes beside experts in one tensor, until all of them are packed

@@ -138,9 +138,12 @@ class Int4Linear(Packed):
         layout = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_OI, 1)
         return layout, F.pad(scales_GO2, (0, 0, 0, more)).contiguous()
 
+    def forget_layout(self) -> None:
+        self._kernel = None
+
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._kernel = None  # codes may have been written into those that are there
+        self.forget_layout()  # codes may have been written into those that are there
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernel": None}  # a copy makes its own

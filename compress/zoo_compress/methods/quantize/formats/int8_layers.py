@@ -25,11 +25,16 @@ WIDEN_ELEMENTS = 1 << 20  # weights widened at a time: 2 or 4 MiB, which stay in
 
 def pack_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to int8 in [-127, 127] and return it with its fp32 scale."""
-    weight_OI = weight_OI.detach().float()
+    weight_OI = weight_OI.detach()
     check_finite(weight_OI)
-    scale_O = weight_OI.abs().amax(dim=1) / 127
-    scale_O = torch.where(scale_O == 0, 1.0, scale_O)
-    int8_OI = (weight_OI / scale_O[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+    int8_OI = weight_OI.new_empty(weight_OI.shape, dtype=torch.int8)
+    scale_O = weight_OI.new_empty(len(weight_OI), dtype=torch.float32)
+    rows = max(1, WIDEN_ELEMENTS // max(1, weight_OI.shape[1]))
+    for start in range(0, len(weight_OI), rows):  # so that a token table takes no copy in fp32
+        block_OI = weight_OI[start : start + rows].float()
+        largest_O = block_OI.abs().amax(dim=1) / 127
+        scale_O[start : start + rows] = largest_O = torch.where(largest_O == 0, 1.0, largest_O)
+        int8_OI[start : start + rows] = (block_OI / largest_O[:, None]).round_().clamp_(-127, 127)
     return int8_OI, scale_O
 
 

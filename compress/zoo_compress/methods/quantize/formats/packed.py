@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.tensors.alignment import aligned  # the int8 kernel loads aligned vectors
+from zoo.tensors.finite import all_finite
 
 
 def check_finite(weight_OI: Tensor) -> None:
     """Raise ValueError naming the first row that holds a nan or an infinity."""
-    bad_O = (~torch.isfinite(weight_OI)).sum(dim=1)
-    if not bad_O.any():
+    if all_finite(weight_OI):
         return
+    bad_O = (~torch.isfinite(weight_OI)).sum(dim=1)
     row = int(bad_O.nonzero()[0])
     raise ValueError(
         f"cannot quantise: row {row} of the weight has {int(bad_O[row])} non-finite values (nan or infinity), "
@@ -39,6 +40,9 @@ class Packed(nn.Module):
     # packed buffer -> weights per stored entry; zoo.model.model counts parameters by it
     zoo_packed: ClassVar[dict[str, int]]
     exact: bool = False  # whether only kernels are taken that round no product (`kernels.py`)
+
+    def forget_layout(self) -> None:
+        """Drop what was made of the codes to multiply with; the next call makes it again."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
