@@ -23,7 +23,7 @@ from typing import Any
 from memory import HEAD, write_checkpoint
 
 STAGES = {
-    "int4": '[[stage]]\nuse = "quantize.int4"\nembedding = true\nsamples = 8\nlength = 128\n',
+    "int4": '[[stage]]\nuse = "quantize.int4"\nmethod = "gptq"\nembedding = true\nsamples = 8\nlength = 128\n',
     "sparsegpt": '[[stage]]\nuse = "prune.sparsegpt"\nsparsity = 0.5\nsamples = 8\nlength = 128\n',
 }
 SHAPE = {
@@ -63,8 +63,8 @@ def hashes(out: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--layers", type=int, default=160)
-    parser.add_argument("--limit", type=float, default=2.7e9, help="bytes of RLIMIT_DATA")
+    parser.add_argument("--layers", type=int, default=100)
+    parser.add_argument("--limit", type=float, default=2.1e9, help="bytes of RLIMIT_DATA")
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

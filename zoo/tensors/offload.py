@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -76,6 +77,21 @@ def let_go(*tensors: Tensor) -> None:
         if is_offloaded(tensor):
             storage = tensor.untyped_storage()
             let_go_of_pages(storage.data_ptr(), storage.nbytes())
+
+
+@contextmanager
+def let_go_after_calls(module: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Take what parts of a module have in files out of memory whenever they have run."""
+
+    def after(part: nn.Module, *_: object) -> None:
+        let_go(*part.parameters())
+
+    hooks = [module.get_submodule(path).register_forward_hook(after) for path in paths]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _reserve(handle: int, size: int) -> None:

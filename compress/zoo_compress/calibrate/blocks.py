@@ -38,7 +38,7 @@ from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo.system.writing import replace_file
 from zoo.tensors.batch import Batch, unpadded, without_padding
-from zoo.tensors.offload import let_go
+from zoo.tensors.offload import is_offloaded, let_go, let_go_after_calls
 from zoo.tensors.safetensors import pieces_of
 from zoo_compress.calibrate.replay import Enough, Order, Outputs, Shape, replaced
 from zoo_compress.calibrate.statistics import Statistics, rows_read
@@ -105,6 +105,8 @@ class Walk:
             folder = self.context.checkpoint or Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="zoo-walk-"))
             )
+            if any(map(is_offloaded, self.model.module.parameters())):
+                stack.enter_context(let_go_after_calls(self.model.module, units_of(self.model, self.layers)))
             yield from self._units(folder)
 
     def _units(self, folder: Path) -> Iterator[Unit]:
