@@ -7,9 +7,9 @@ from pathlib import Path
 
 from zoo.catalog import ModelSpec
 from zoo.errors import ArtifactError, PluginError, WeightsUnavailable, reason, spelled
+from zoo.loading.checked import has_sha256
 from zoo.plugins import manager
 from zoo.system.hub import no_telemetry
-from zoo.system.writing import sha256_of
 
 # what else there is to do, in Python and on the command line
 OTHERS = (
@@ -91,7 +91,7 @@ def _from_hub(spec: ModelSpec) -> Path:
 
 def _require_hashes(folder: Path, spec: ModelSpec) -> None:
     for name, expected in spec.sha256.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+        if not (folder / name).is_file() or not has_sha256(folder / name, expected):
             raise ArtifactError(
                 f"{folder / name} does not have the sha256 the catalogue gives for {spec.name}; delete it and fetch it again."
             )
