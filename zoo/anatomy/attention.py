@@ -64,7 +64,9 @@ def read_attention(owner: Owner, owners: Sequence[Owner], config: Any) -> Attent
 
 def _find_out(owner: Owner, owners: Sequence[Owner]) -> tuple[str, nn.Module] | None:
     """The output projection: a child of `owner`, or (BERT) `output.dense` of the module around it."""
-    if not any(owner.child(name) for name in (*FUSED_QKV, *(row[0] for row in SEPARATE_QKV))):
+    if not owner.module._modules or not any(
+        owner.child(name) for name in (*FUSED_QKV, *(row[0] for row in SEPARATE_QKV))
+    ):
         return None
     for name in ATTENTION_OUT:
         projection = owner.child(name)

@@ -27,6 +27,7 @@ from zoo.anatomy.modules import (
     container,
     depths_of,
     features,
+    has,
     inside,
     is_embedding,
     is_norm,
@@ -77,7 +78,10 @@ def plain_layers(module: nn.Module, path: str, *, skip: Iterable[str] = ()) -> t
     return tuple(
         name
         for name, part in module.get_submodule(path).named_modules(prefix=path)
-        if (features(part) or (isinstance(getattr(part, "kernel_size", None), tuple) and hasattr(part, "in_channels")))
+        if (
+            features(part)
+            or (has(part, "kernel_size") and isinstance(part.kernel_size, tuple) and has(part, "in_channels"))
+        )
         and not any(inside(name, outer) for outer in skip)
     )
 

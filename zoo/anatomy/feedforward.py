@@ -36,6 +36,8 @@ PLAIN_FFN = (
 def read_ffn(owner: Owner, block: nn.Module) -> FFN | None:
     """Read `owner` as a dense feed-forward layer, or return None."""
     ffn: FFN | None = None
+    if not owner.module._modules:  # most
+        return None
     for names in (*GATED_FFN, *FUSED_FFN, *PLAIN_FFN):
         if all(owner.child(name) is not None for name in names):
             ffn = _ffn_of(owner, names, fused=names in FUSED_FFN or hasattr(owner.module, "interleaved"))

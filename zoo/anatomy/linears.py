@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 
-from zoo.anatomy.modules import computes_as_named, features
+from zoo.anatomy.modules import computes_as_named, features, has
 from zoo.anatomy.names import EXPERTS
 from zoo.anatomy.parts import Linears
 
@@ -46,7 +46,7 @@ def read_routers(block: nn.Module, path: str) -> tuple[str, ...]:
 def expert_tables(module: nn.Module, path: str, known: Collection[str] = ()) -> Iterator[str]:
     """Parameters that hold the matrices of all experts, stacked (experts, ...) or one below the other (DBRX)."""
     for name, part in module.named_modules(prefix=path):
-        if features(part) or hasattr(part, "kernel_size"):
+        if features(part) or has(part, "kernel_size"):
             continue
         called = "expert" in name.removeprefix(path)
         for own, parameter in part._parameters.items():

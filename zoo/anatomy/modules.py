@@ -17,16 +17,27 @@ EPSILONS = ("eps", "epsilon", "variance_epsilon", "norm_eps")  # what norms call
 
 def features(module: nn.Module) -> tuple[int, int] | None:
     """Return (in, out) of a projection, or None where `module` is not one."""
-    for names in (("in_features", "out_features"), ("nx", "nf")):
-        sizes = tuple(getattr(module, name, None) for name in names)
-        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
-            return sizes[0], sizes[1]
+    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):
+        if has(module, inputs) and has(module, outputs):
+            sizes = getattr(module, inputs), getattr(module, outputs)
+            if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+                return sizes
     return None
+
+
+def has(module: nn.Module, name: str) -> bool:
+    """As `hasattr`, for names that most modules do not have: there torch takes an exception to say no, and most of the time."""
+    own = vars(module)
+    if name in own or name in own["_parameters"] or name in own["_buffers"] or name in own["_modules"]:
+        return True
+    kind = type(module)
+    asks = hasattr(kind, name) or kind.__getattr__ is not nn.Module.__getattr__
+    return asks and hasattr(module, name)
 
 
 def computes_as_named(module: nn.Module) -> bool:
     """Whether a linear layer does nothing more, so that another may stand for it: BitNet's and timm's padded ones do."""
-    if hasattr(module, "parametrizations"):  # its weight is computed at each call
+    if has(module, "parametrizations"):  # its weight is computed at each call
         return False
     return not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward
 
@@ -88,17 +99,17 @@ def inside(path: str, outer: str) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "num_embeddings", None), int)
+    return has(module, "num_embeddings") and isinstance(module.num_embeddings, int)
 
 
 def looks_like_norm(module: nn.Module) -> bool:
     """Whether `module` normalises: beside its gain, where it has one, it keeps an epsilon; or it is a gain for each channel alone."""
-    if list(module.children()) or features(module) or hasattr(module, "kernel_size"):
+    if next(module.children(), None) or features(module) or has(module, "kernel_size"):
         return False  # convolutions that standardise their weights keep an epsilon too
     own = {name: tuple(tensor.shape) for name, tensor in module._parameters.items() if tensor is not None}
     if own and "weight" not in own:  # an activation with numbers of its own (Apertus)
         return False
-    if any(hasattr(module, name) for name in (*EPSILONS, "normalized_shape")):
+    if any(has(module, name) for name in (*EPSILONS, "normalized_shape")):
         return True
     return (
         bool(own) and own.keys() <= {"weight", "bias"} and len(set(own.values())) == len(own["weight"]) == 1
