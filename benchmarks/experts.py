@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from interleaved import in_turn
 from torch import nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -47,17 +48,9 @@ def as_list(experts: nn.Module, *, pack: bool) -> Any:
 
 def ratios(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Of each repeat the time of the first call divided by those of the others."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        seconds = {}
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name] = time.perf_counter() - start
-        first = next(iter(seconds.values()))
-        for name, second in seconds.items():
-            found[name].append(first / second)
-    return found
+    seconds = in_turn(calls, repeats)
+    first = next(iter(seconds.values()))
+    return {name: [one / other for one, other in zip(first, own, strict=True)] for name, own in seconds.items()}
 
 
 def interval(values: list[float]) -> str:

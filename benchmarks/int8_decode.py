@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import interleave
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
@@ -34,19 +35,6 @@ MODELS = {  # hidden size, ffn, layers, heads, key-value heads, vocabulary
     "SmolLM2-135M": (576, 1536, 30, 9, 3, 49152),
 }
 BEYOND_CACHE = 96 << 20  # bytes of fp32 weights to cycle through
-
-
-def interleave(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each call, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def read_bandwidth(repeats: int) -> float:

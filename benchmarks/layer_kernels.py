@@ -12,13 +12,13 @@ would not be taken at that many rows is timed all the same.
 import argparse
 import json
 import logging
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from interleaved import interleave
 from torch import nn
 from zoo_compress.methods.quantize.formats import kernels
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
@@ -42,19 +42,6 @@ LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
     "nf4": lambda inputs, outputs: NF4Linear.from_linear(nn.Linear(inputs, outputs, bias=False)),
     "int8": lambda inputs, outputs: Int8Linear.from_linear(nn.Linear(inputs, outputs, bias=False)),
 }
-
-
-def interleave(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of processor time of each call, taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def forced(layers: list[Any], kernel: kernels.Kernel, x_TI: torch.Tensor) -> None:
@@ -81,7 +68,7 @@ def measure(format: str, inputs: int, outputs: int, rows: int, repeats: int) -> 
     }
     for kernel in fitting(format, packed[0].zoo_shape, "cpu"):
         calls[kernel.name] = lambda kernel=kernel: forced(packed, kernel, x_TI)
-    seconds = interleave(calls, repeats)
+    seconds = interleave(calls, repeats, clock=time.process_time)
     return {name: seconds["fp32"] / value for name, value in seconds.items() if name != "fp32"}
 
 
