@@ -525,6 +525,19 @@ def test_int4_gives_a_row_the_same_bits_alone_and_among_others(shape, zeros):
         assert torch.equal(layer(x_TI[-rows:]), whole[-rows:]), rows
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [10, 48])  # 10 are padded for the kernel
+def test_int4_gives_the_same_bits_wherever_its_rows_lie(dtype, outputs):
+    layer = int4(64, outputs)
+    x_TI = torch.randn(6, 64, dtype=dtype)
+    want_TO = layer(x_TI)
+    beside = torch.cat((torch.zeros(1, dtype=dtype), x_TI.flatten()))[1:].view(6, 64)  # begins off 4 bytes
+    for rows in (beside, x_TI.t().contiguous().t(), torch.stack((x_TI, x_TI), -1)[..., 0], x_TI.view(2, 3, 64)):
+        y = layer(rows)
+        assert y.dtype == dtype and y.is_contiguous() and torch.equal(y.view(6, outputs), want_TO)
+    assert layer(x_TI[:0]).shape == (0, outputs)
+
+
 def test_int4_keeps_the_layout_of_its_kernel_out_of_what_is_saved_and_copied():
     layer = int4()
     names = set(layer.state_dict())

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.tensors.alignment import aligned
 from zoo_compress.methods.quantize.formats.kernels import Shape, choose
 from zoo_compress.methods.quantize.formats.packed import Packed
 
@@ -26,6 +25,8 @@ MIDDLE = 8  # the code of zero where no zeros are stored
 KERNEL_GROUPS = (256, 128, 64, 32)  # inputs that share a scale in torch's kernels
 KERNEL_OUTPUTS = 16  # of which the outputs must be a multiple on a CPU
 CUDA_TILES = 8  # of 16 inputs each; what torch's own tests and gpt-fast take
+MULTIPLY_CPU = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+MULTIPLY_CUDA = torch.ops.aten._weight_int4pack_mm.default
 
 
 def pack_nibbles(codes_OI: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Int4Linear(Packed):
         zero = torch.zeros(out_features, (groups + 1) // 2, dtype=torch.uint8, device=device) if zeros else None
         self.register_buffer("zero", zero)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
-        self._kernel: tuple[Tensor, Tensor, Tensor] | None = None  # the codes it was made of, its layout, its scales
+        self._kernel: tuple[Any, tuple[Tensor, Tensor, int]] | None = None  # the codes it was made of; see _made
 
     @classmethod
     def of(cls, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor | None) -> Self:
@@ -88,16 +89,21 @@ class Int4Linear(Packed):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
+        # A call of one row takes as long in Python as in the kernel, so nothing is asked of torch that need not be.
         bias_O = None if self.bias is None else self.bias.to(x.dtype)
         if choose("int4", self.zoo_shape, x, exact=self.exact) == "widened":
             return F.linear(x, self.dequantize(x.dtype), bias_O)
-        layout, scales_GO2 = self._made()
-        x_TI = aligned(x.reshape(-1, self.in_features).to(torch.bfloat16))
-        group = self.in_features // len(scales_GO2)
-        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu if x.is_cpu else torch.ops.aten._weight_int4pack_mm
-        y: Tensor = multiply(x_TI, layout, group, scales_GO2)[:, : self.out_features].to(x.dtype)
-        y = y if bias_O is None else y + bias_O
-        return y.reshape(*x.shape[:-1], self.out_features)
+        layout, scales_GO2, group = self._made()
+        x_TI = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        x_TI = (x_TI if x.dtype == torch.bfloat16 else x_TI.to(torch.bfloat16)).contiguous()
+        y_TO: Tensor = (MULTIPLY_CPU if x.is_cpu else MULTIPLY_CUDA)(x_TI, layout, group, scales_GO2)
+        if y_TO.shape[1] != self.out_features:
+            y_TO = y_TO[:, : self.out_features]
+        if x.dtype != torch.bfloat16:
+            y_TO = y_TO.to(x.dtype)
+        if bias_O is not None:
+            y_TO = y_TO + bias_O
+        return y_TO if x.dim() == 2 else y_TO.reshape(*x.shape[:-1], self.out_features)
 
     def codes(self) -> Tensor:
         """Return the codes (out, in), uint8."""
@@ -115,12 +121,14 @@ class Int4Linear(Packed):
         weight_OGg: Tensor = steps_OGg * self.scale.float()[..., None]
         return weight_OGg.flatten(1).to(dtype)
 
-    def _made(self) -> tuple[Tensor, Tensor]:
-        """What torch's kernel reads, made where it is not there yet."""
-        if self._kernel is None or self._kernel[0] is not self.weight_int4:
+    def _made(self) -> tuple[Tensor, Tensor, int]:
+        """What torch's kernel reads, made where it is not there yet, and its group."""
+        codes_OB = self._buffers["weight_int4"]
+        if self._kernel is None or self._kernel[0] is not codes_OB:
             with torch.inference_mode(False), torch.no_grad():
-                self._kernel = (self.weight_int4, *self._layout())
-        return self._kernel[1:]
+                layout, scales_GO2 = self._layout()
+                self._kernel = (codes_OB, (layout, scales_GO2, self.in_features // len(scales_GO2)))
+        return self._kernel[1]
 
     def _layout(self) -> tuple[Tensor, Tensor]:
         """The codes as the kernel of this device reads them, and what it multiplies them by and adds: (groups, out, 2)."""

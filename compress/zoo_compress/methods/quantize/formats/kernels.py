@@ -161,8 +161,11 @@ def choose(format: str, shape: Shape, x: Tensor, *, exact: bool) -> str:
     Args:
         exact: whether no product may be rounded to bf16.
     """
-    kernels = fitting(format, shape, x.device.type)
-    return next(kernel.name for kernel in kernels if kernel.takes(x, exact))
+    device = "cpu" if x.is_cpu else x.device.type  # whose name takes longer to ask for than all else here
+    for kernel in fitting(format, shape, device):
+        if kernel.takes(x, exact):
+            return kernel.name
+    raise AssertionError(f"no kernel of {format} takes everything")
 
 
 def said(format: str, shape: Shape, device: str) -> str:
