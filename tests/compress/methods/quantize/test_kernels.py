@@ -50,7 +50,8 @@ def test_the_kernel_follows_from_processor_shape_and_rows(processor):
     assert chosen("int4", (48, 64, 32), 99) == "int4pack" and chosen("int4", (48, 64, 16), 1) == "widened"
     assert said("int8", Shape(48, 64, 64), "cpu") == "int8: int8pack up to 8 rows, then widened to bf16"
     processor()
-    assert [chosen("int8", (48, 64, 64), rows) for rows in (16, 17)] == ["int8pack", "widened"]
+    assert [chosen("int8", (48, 64, 64), rows) for rows in (16, 17)] == ["int8pack", "widened, rounding to bf16"]
+    assert [chosen("int8", (48, 60, 60), rows) for rows in (1, 17)] == ["widened", "widened"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -67,21 +68,22 @@ def test_layers_are_counted_by_what_they_run_in(processor):
     assert counted(layers, "cuda") == {"int8: widened": 2}
 
 
-@BF16
-@pytest.mark.parametrize("inputs", [64, 576])
-def test_int8_gives_a_row_alone_what_it_gives_it_among_others(inputs):
+@pytest.mark.parametrize("names", [pytest.param(("bf16 products",), marks=BF16), ()], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(("inputs", "share"), [(64, 1e-4), (576, 1e-4), (8192, 2e-4)])
+def test_int8_gives_a_row_alone_what_it_gives_it_among_others(names, inputs, share, processor):
     """Few rows and many take other kernels: their sums in fp32 differ by its rounding, which seldom is one of bf16."""
-    layer = Int8Linear.from_linear(nn.Linear(inputs, 1024, bias=False))
+    processor(*names)
+    layer = Int8Linear.from_linear(nn.Linear(inputs, 512, bias=False))
     layer.scale.fill_(1.0)  # so that outputs are the bf16 sums themselves
-    x = torch.randn(64, inputs)
+    x = torch.randn(256, inputs)
     many, few = layer(x), torch.cat([layer(rows) for rows in x.split(4)])
-    differ = many != few
-    assert differ.float().mean() <= 2e-4
+    assert (many != few).float().mean() <= share
     step = 2.0 ** (many.abs().log2().floor() - 7)
     cancelled = F.linear(x.abs(), layer.weight_int8.float().abs()) * 2**-22
     assert ((many - few).abs() <= torch.maximum(step, cancelled)).all()
-    assert torch.equal(layer(x[:9]), many[:9])
     assert torch.equal(few[:1], layer(x[:1]))
+    if names:
+        assert torch.equal(layer(x[:9]), many[:9])
 
 
 @BF16

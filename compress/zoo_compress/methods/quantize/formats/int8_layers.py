@@ -56,10 +56,14 @@ def int8_linear_bf16(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor) -> Tensor:
     return y_TO * scale_O
 
 
-def int8_linear_widened(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """Multiply in the dtype of x, widening a block of int8 rows at a time."""
+def int8_linear_widened(x_TI: Tensor, int8_OI: Tensor, scale_O: Tensor, sums: torch.dtype | None = None) -> Tensor:
+    """Multiply in the dtype of x, widening a block of int8 rows at a time.
+
+    Args:
+        sums: dtype that sums are rounded to before they are scaled.
+    """
     rows = max(1, WIDEN_ELEMENTS // max(1, int8_OI.shape[1]))
-    blocks = [F.linear(x_TI, block.to(x_TI.dtype)) for block in torch.split(int8_OI, rows)]
+    blocks = [F.linear(x_TI, block.to(x_TI.dtype)).to(sums or x_TI.dtype) for block in torch.split(int8_OI, rows)]
     return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)) * scale_O
 
 
@@ -119,6 +123,8 @@ class Int8Linear(Packed):
             y_TO = int8_linear_bf16(x_TI, int8_OI, scale_O)
         elif kernel == "widened to bf16":
             y_TO = int8_linear_widened(x_TI.to(torch.bfloat16), int8_OI, scale_O)
+        elif kernel == "widened, rounding to bf16":
+            y_TO = int8_linear_widened(x_TI.to(torch.bfloat16).float(), int8_OI, scale_O, torch.bfloat16)
         elif x.is_cpu and scale_O.dim() == 1:
             # Half precision products are slow on most CPUs and int8 sums overflow fp16, so both are done in fp32.
             wide = x_TI if x.dtype in (torch.float32, torch.float64) else x_TI.float()

@@ -55,7 +55,7 @@ class NF4Linear(Packed):
         self.blocksize = blocksize
         self.nested = nested
         self.zoo_shape = Shape(out_features, in_features, blocksize)
-        self._lanes: tuple[Tensor, Tensor] | None = None  # codes and scales as the kernel reads them
+        self._lanes: tuple[Tensor, Tensor, Tensor] | None = None  # codes, scales and levels as the kernel reads them
         blocks = math.ceil(out_features * in_features / blocksize)
         absmax_dtype = torch.uint8 if nested else torch.float32
         codes = torch.zeros(out_features * in_features // 2, 1, dtype=torch.uint8, device=device)
@@ -106,17 +106,18 @@ class NF4Linear(Packed):
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Multiply in bitsandbytes' kernel: bf16 inputs, scales and outputs."""
-        from bitsandbytes.functional import get_4bit_type
-
-        lanes_OB, absmax_ZO = self._in_lanes()
-        x_TI = aligned(x.reshape(-1, self.in_features).to(torch.bfloat16))
-        code, shape = get_4bit_type("nf4", device=torch.device("cpu")), (self.out_features, self.in_features)
-        y: Tensor = torch.ops.bitsandbytes.gemv_4bit(x_TI, lanes_OB, shape, absmax_ZO, code, self.blocksize).to(x.dtype)
+        lanes_OB, absmax_ZO, levels = self._in_lanes()
+        x_TI = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        x_TI = aligned(x_TI if x.dtype == torch.bfloat16 else x_TI.to(torch.bfloat16))
+        shape = (self.out_features, self.in_features)
+        y: Tensor = torch.ops.bitsandbytes.gemv_4bit.default(x_TI, lanes_OB, shape, absmax_ZO, levels, self.blocksize)
+        if x.dtype != torch.bfloat16:
+            y = y.to(x.dtype)
         y = y if self.bias is None else y + self.bias.to(x.dtype)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
 
-    def _in_lanes(self) -> tuple[Tensor, Tensor]:
-        """Codes and scales as the kernel reads them; the stored order goes when they are made."""
+    def _in_lanes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scales and levels as the kernel reads them; the stored order goes when they are made."""
         if self._lanes is None or self._buffers["weight_nf4"] is not None:
             from bitsandbytes import functional as bnb
 
@@ -128,7 +129,8 @@ class NF4Linear(Packed):
                     )
                     absmax_Z = bnb.dequantize_blockwise(absmax_Z, state) + self.nested_offset
                 absmax_ZO = absmax_Z.view(self.out_features, -1).t().to(torch.bfloat16).contiguous()
-                self._lanes = to_lanes(self.weight_nf4, self.out_features), absmax_ZO
+                levels = bnb.get_4bit_type("nf4", device=torch.device("cpu"))
+                self._lanes = to_lanes(self.weight_nf4, self.out_features), absmax_ZO, levels
                 self._buffers["weight_nf4"] = None
         return self._lanes
 
