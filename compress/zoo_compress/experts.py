@@ -117,7 +117,13 @@ def _shape(experts: Any, table: Tensor) -> tuple[int, ...]:
     return tuple((table.transpose(1, 2) if experts.is_transposed else table).shape) if table.dim() == 3 else (0, 0, 0)
 
 
-def _listable(module: nn.Module) -> set[str]:
+def table_shape(experts: nn.Module, name: str) -> tuple[int, ...]:
+    """(E, O, I) of the table of that name."""
+    return _shape(experts, getattr(experts, name))
+
+
+def listable(module: nn.Module) -> set[str]:
+    """Paths of the modules with experts in one tensor that can be lists."""
     owners = dict.fromkeys(path.rpartition(".")[0] for path in expert_tables(module, ""))
     return {path for path in owners if not unlisted(module.get_submodule(path))}
 
@@ -131,7 +137,7 @@ def listed(model: Model, only: Collection[str] | None = None) -> Model:
     Args:
         only: which of them; all by default.
     """
-    paths = [path for path in _listable(model.module) if only is None or path in only]
+    paths = [path for path in listable(model.module) if only is None or path in only]
     if not paths:
         return model
     lists = {id(experts): _as_list(experts) for experts in map(model.module.get_submodule, paths)}
@@ -170,6 +176,13 @@ def lists_of(module: nn.Module, paths: Iterable[str]) -> list[str]:
 def tables_behind(lists: Iterable[str], module: nn.Module) -> list[str]:
     """The parameters, in the module as it was, that lists of experts stand for."""
     return [path for path in expert_tables(module, "") if path.rpartition(".")[0] in lists]
+
+
+def table_of(lists: Collection[str], path: str) -> str:
+    """The parameter that a layer of one of `lists` is a part of; any other path as it is."""
+    expert, _, name = path.rpartition(".")
+    owner = expert.rpartition(".")[0]
+    return f"{owner}.{name}" if owner in lists else path
 
 
 def kept_tables(module: nn.Module, paths: Iterable[str], lists: Collection[str]) -> dict[str, list[str]]:

@@ -277,6 +277,24 @@ def test_experts_are_packed_and_come_back(made: Any, stage: str, tmp_path: Path)
     assert_replays(model, ids, tmp_path)
 
 
+@pytest.mark.parametrize("stage", ["prune.magnitude", "prune.wanda", "prune.sparsegpt"])
+@pytest.mark.parametrize("made", [lambda: small("mixtral"), gpt_oss], ids=["mixtral", "gpt-oss"])
+def test_a_pattern_prunes_every_expert_along_its_inputs_and_leaves_one_tensor(
+    made: Any, stage: str, tmp_path: Path
+) -> None:
+    model = made()
+    assert_outline_foretells(model, stage, pattern="2:4")
+    for number in range(EXPERTS):
+        for name in ("gate_up_proj", "down_proj"):
+            path = f"model.layers.1.mlp.experts.{name}"
+            weight_OI = listed(model).module.get_submodule(f"model.layers.1.mlp.experts.{number}.{name}").weight
+            assert int((weight_OI.reshape(-1, 4) != 0).sum(1).max()) == 2
+            assert isinstance(model.module.get_parameter(path), nn.Parameter)
+            assert [(trait.kind, trait.detail) for trait in model.state()[path]] == [("sparse", "2:4")]
+    assert [kept["kind"] for kept in model.lineage[-1].record["left_as_is"]] == ["routers"]
+    assert_replays(model, tokens(), tmp_path)
+
+
 def test_looking_ahead_changes_nothing() -> None:
     model = small("mixtral")
     before = structure(model)

@@ -1,8 +1,9 @@
 """What Wanda and SparseGPT share: a walk through the model, block by block, in which every layer is pruned by what it reads.
 
-What a layer reads is what the blocks before it give once they have been pruned. A layer that the data never reaches, and
-experts in one tensor, are pruned by magnitude; the record names them, and gives for every other layer the error of its
-output on the calibration data, ||X (W - W')^T|| / ||X W^T||, beside that of pruning by magnitude.
+What a layer reads is what the blocks before it give once they have been pruned; experts in one tensor are seen one by one,
+each by the tokens that reach it. A layer that the data never reaches, and experts that cannot be seen so, are pruned by
+magnitude; the record names them, and gives for every other layer the error of its output on the calibration data,
+||X (W - W')^T|| / ||X W^T||, beside that of pruning by magnitude.
 """
 
 # O out, I in, E experts
@@ -24,6 +25,7 @@ from zoo_compress.calibrate.blocks import Walk
 from zoo_compress.calibrate.footprint import disk_bytes, memory_bytes
 from zoo_compress.calibrate.statistics import Statistics, output_energy, relative
 from zoo_compress.calibrate.watch import CalibrationOptions, batches
+from zoo_compress.experts import listed
 from zoo_compress.methods.prune.magnitude import magnitude_pruned
 from zoo_compress.methods.prune.matrices import Matrix, matrices_of
 from zoo_compress.methods.prune.patterns import PatternOptions
@@ -38,6 +40,7 @@ class PruneByCalibration(PruneWeights):
     """A stage that prunes each matrix by the gram of its inputs. Subclasses say how, in `solve`."""
 
     Options = CalibratedOptions
+    version = 2  # 1 pruned experts in one tensor by magnitude
 
     @abstractmethod
     def prepare(self, gram_II: torch.Tensor) -> Any:
@@ -52,9 +55,10 @@ class PruneByCalibration(PruneWeights):
 
     def apply(self, model: Model, options: CalibratedOptions, context: Context) -> Record:
         record = self.outline(model, options)
-        matrices = _by_module(model.module, matrices_of(model, options))
+        chosen, model = matrices_of(model, options), listed(model)
+        matrices = _by_module(model.module, chosen)
         data = batches(model, options, context, stage=self.name)
-        layers = _layers(model, options)
+        layers = _layers(model.module, matrices)
         walk = Walk(model, layers, data, statistics=("gram",), context=context, stage=self.name)
         for unit in walk:
             prepared: dict[Any, Any] = {}  # layers that read the same tensor share one object of statistics
@@ -101,17 +105,19 @@ class PruneByCalibration(PruneWeights):
         return {**about, "error": relative(lost, whole), "magnitude_error": relative(by_magnitude, whole)}
 
     def working_bytes(self, model: Model, options: CalibratedOptions, context: Context) -> int:
-        layers = _layers(model, options)
+        chosen, model = matrices_of(model, options), listed(model)
+        layers = _layers(model.module, _by_module(model.module, chosen))
         if not layers:
             return 0
-        matrices = [matrix for matrix in matrices_of(model, options) if matrix.path in layers]
+        matrices = [matrix for matrix in chosen if matrix.path in layers]
         inputs = max(matrix.inputs(model.module) for matrix in matrices)
         size = max(matrix.weight(model.module).numel() for matrix in matrices)
         # of one layer the factor of its gram and what is on the way there, and copies of its weight, all in double
         return memory_bytes(model, layers, ("gram",), options, context) + 8 * (4 * inputs**2 + 5 * size)
 
     def disk_bytes(self, model: Model, options: CalibratedOptions, context: Context) -> int:
-        layers = _layers(model, options)
+        chosen, model = matrices_of(model, options), listed(model)
+        layers = _layers(model.module, _by_module(model.module, chosen))
         return disk_bytes(model, layers, options, context) if layers else 0
 
 
@@ -136,7 +142,6 @@ def _by_module(module: nn.Module, matrices: Iterable[Matrix]) -> dict[str, list[
     return {path: list(keyed.values()) for path, keyed in grouped.items()}
 
 
-def _layers(model: Model, options: CalibratedOptions) -> list[str]:
+def _layers(module: nn.Module, paths: Iterable[str]) -> list[str]:
     """What the walk sees: the layers that are modules."""
-    matrices = _by_module(model.module, matrices_of(model, options))
-    return [path for path in matrices if isinstance(resolve(model.module, path), nn.Module)]
+    return [path for path in paths if isinstance(resolve(module, path), nn.Module)]

@@ -11,6 +11,7 @@ import torch
 from zoo.model.context import Context
 from zoo.model.lineage import Record
 from zoo.model.model import Model
+from zoo_compress.experts import listed
 from zoo_compress.methods.prune.matrices import matrices_of
 from zoo_compress.methods.prune.patterns import PatternOptions, keep_largest, keep_of_groups
 from zoo_compress.methods.prune.weights import PruneWeights
@@ -20,27 +21,28 @@ class PruneMagnitude(PruneWeights):
     """Zero the smallest weights of every targeted projection (Han et al. 2015, section 3)."""
 
     name = "prune.magnitude"
-    version = (
-        3  # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described
-    )
+    # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described, 3 experts in
+    # one tensor where a pattern was asked for
+    version = 4
 
     Options = PatternOptions
 
     def apply(self, model: Model, options: PatternOptions, context: Context) -> Record:
         record = self.outline(model, options)
-        matrices = matrices_of(model, options)
+        matrices, module = matrices_of(model, options), listed(model).module
         done: set[tuple[int, int, int]] = set()  # shared matrices once
         for matrix in context.progress.track(matrices, total=len(matrices), label=self.name):
-            key = matrix.key(model.module)
+            key = matrix.key(module)
             if key not in done:
                 done.add(key)
-                matrices_EOI = matrix.read(model.module)
+                matrices_EOI = matrix.read(module)
                 pruned = [magnitude_pruned(matrix_OI, options.share, options.groups) for matrix_OI in matrices_EOI]
-                matrix.write(model.module, torch.stack(pruned))
+                matrix.write(module, torch.stack(pruned))
         return record
 
     def working_bytes(self, model: Model, options: PatternOptions, context: Context) -> int:
-        sizes = [matrix.weight(model.module).numel() for matrix in matrices_of(model, options)]
+        module = listed(model).module
+        sizes = [matrix.weight(module).numel() for matrix in matrices_of(model, options)]
         return 16 * max(sizes, default=0)  # a copy, its magnitudes and their order
 
     def note(self, model: Model, options: PatternOptions) -> str:

@@ -1,23 +1,25 @@
 """The matrices whose weights are pruned one by one, and reading and writing each as (out, in).
 
 A matrix is a logical one: the q, k, v of a fused projection and each expert of a stack count as one each, so a fused
-model loses the same weights as its unfused twin.
+model loses the same weights as its unfused twin. Experts in one tensor are looked at as a list of layers (`listed` of
+experts.py), whose weights are parts of that tensor, so that their inputs are known; such as cannot be a list go by size alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from zoo.anatomy.coverage import TABLES, left_out, tables_of
+from zoo.anatomy.coverage import left_out, tables_of
 from zoo.anatomy.modules import features, output_axis, resolve
 from zoo.anatomy.parts import Block, Part
 from zoo.model.lineage import Record
 from zoo.model.model import Model
+from zoo_compress.experts import kept_tables, listable, table_shape
 from zoo_compress.methods.prune.patterns import PatternOptions
 
 
@@ -81,21 +83,26 @@ class Matrix:
 
 
 def matrices_of(model: Model, options: PatternOptions) -> list[Matrix]:
-    """List every matrix of the target."""
-    return list(_matrices(model, options))
+    """List every matrix of the target, those of experts in one tensor where they are in the model with lists in their place."""
+    lists = listable(model.module)
+    return [single for matrix in _matrices(model, options, lists) for single in _singles(matrix, model.module, lists)]
 
 
 def left_as_they_are(model: Model, options: PatternOptions) -> Record:
     """What of the target is not pruned, for the record."""
-    return left_out(model, options.target, kept={TABLES: _unread(model, options)})
+    if options.groups is None:
+        return left_out(model, options.target)
+    target = model.anatomy.select(options.target)
+    paths = [path for block in target.blocks for path in block.undivided(target.part)]
+    return left_out(model, options.target, kept=kept_tables(model.module, paths, listable(model.module)))
 
 
-def _matrices(model: Model, options: PatternOptions) -> Iterator[Matrix]:
-    target, unread = model.anatomy.select(options.target), set(_unread(model, options))
+def _matrices(model: Model, options: PatternOptions, lists: Collection[str]) -> Iterator[Matrix]:
+    target = model.anatomy.select(options.target)
     for block in target.blocks:
         yield from _described(block, target.part)
-        undivided = (path for path in block.undivided(target.part) if path not in unread)
-        yield from (Matrix(_rows(model.module, path), False) for path in undivided)
+        for path in block.undivided(target.part):
+            yield from (Matrix(part, False) for part in _undivided(model.module, path, options, lists))
     for path in target.layers:
         part = model.module.get_submodule(path)
         if isinstance(part, nn.Linear):
@@ -113,18 +120,31 @@ def _described(block: Block, which: str | None) -> Iterator[Matrix]:
         yield Matrix(ffn.down, True)
 
 
-def _rows(module: nn.Module, path: str) -> Part:
+def _singles(matrix: Matrix, module: nn.Module, lists: Collection[str]) -> Iterator[Matrix]:
+    """The matrices of a table of experts, one by one, as layers of a list; any other as it is."""
+    owner, _, name = matrix.path.rpartition(".")
+    if owner not in lists:
+        yield matrix
+        return
+    for number in range(len(matrix.weight(module))):
+        part = replace(matrix.part, path=f"{owner}.{number}.{name}", axis=int(matrix.is_input))
+        yield Matrix(part, matrix.is_input)
+
+
+def _undivided(module: nn.Module, path: str, options: PatternOptions, lists: Collection[str]) -> Iterator[Part]:
     """A matrix that nothing more is known of, or one of each expert, as the units that it puts out."""
+    owner, _, name = path.rpartition(".")
+    if owner in lists:
+        count, outputs, _ = table_shape(module.get_submodule(owner), name)
+        yield from (Part(f"{owner}.{number}.{name}", 0, outputs) for number in range(count))
+    # a pattern leaves experts that stay in one tensor: which of their axes is the inputs' is not known
+    elif not options.groups or not tables_of(module, [path]):
+        yield _rows(module, path)
+
+
+def _rows(module: nn.Module, path: str) -> Part:
     holder = resolve(module, path)
     if isinstance(holder, torch.Tensor):
         return Part(path, holder.dim() - 2, holder.shape[-2])
     sizes = features(holder)
     return Part(path, output_axis(holder), sizes[1] if sizes else len(holder.weight))  # type: ignore[arg-type]
-
-
-def _unread(model: Model, options: PatternOptions) -> list[str]:
-    """Experts in one tensor that a pattern leaves: which of their axes is the inputs' is not known."""
-    target = model.anatomy.select(options.target)
-    if options.groups is None:
-        return []
-    return tables_of(model.module, (path for block in target.blocks for path in block.undivided(target.part)))

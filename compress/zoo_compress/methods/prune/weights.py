@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from zoo.anatomy.coverage import said
@@ -9,7 +10,8 @@ from zoo.compressor import Compressor, require_dense
 from zoo.errors import Refused
 from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
-from zoo_compress.methods.prune.matrices import left_as_they_are, matrices_of
+from zoo_compress.experts import listable, listed, table_of
+from zoo_compress.methods.prune.matrices import Matrix, left_as_they_are, matrices_of
 from zoo_compress.methods.prune.patterns import PatternOptions, groups_of
 
 
@@ -21,11 +23,11 @@ class PruneWeights(Compressor):
     structural = False
 
     def check(self, model: Model, state: State, options: Any) -> None:
-        matrices = matrices_of(model, options)
-        paths = dict.fromkeys(matrix.path for matrix in matrices)
+        matrices, module = matrices_of(model, options), listed(model).module
+        paths = _paths(model, matrices)
         require_dense(state, paths, stage=self.name, does="prunes", allow=self.accepts, leaves=self.leaves)
         for matrix in matrices:
-            inputs = matrix.inputs(model.module)
+            inputs = matrix.inputs(module)
             if options.groups and inputs % options.groups[1]:
                 raise Refused(
                     f"{self.name}: {matrix.path} has {inputs} inputs, which {options.groups[1]} does not divide; "
@@ -38,8 +40,8 @@ class PruneWeights(Compressor):
             )
 
     def outline(self, model: Model, options: PatternOptions) -> Record:
-        paths = dict.fromkeys(matrix.path for matrix in matrices_of(model, options))
-        pruned = {"pattern": options.pattern, "sparsity": options.share, "paths": list(paths)}
+        paths = _paths(model, matrices_of(model, options))
+        pruned = {"pattern": options.pattern, "sparsity": options.share, "paths": paths}
         return {**pruned, **left_as_they_are(model, options)}
 
     def rebuild(self, model: Model, record: Record) -> None:
@@ -51,3 +53,9 @@ class PruneWeights(Compressor):
 
     def note(self, model: Model, options: Any) -> str:
         return "Zeros are stored like any other weight: the file does not shrink and nothing runs faster on CPU."
+
+
+def _paths(model: Model, matrices: Iterable[Matrix]) -> list[str]:
+    """Where matrices are in the model as it is saved, in which experts in one tensor stay so."""
+    lists = listable(model.module)
+    return list(dict.fromkeys(table_of(lists, matrix.path) for matrix in matrices))
