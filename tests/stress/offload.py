@@ -23,8 +23,22 @@ from typing import Any
 from memory import HEAD, write_checkpoint
 
 STAGES = {
-    "int4": '[[stage]]\nuse = "quantize.int4"\nmethod = "gptq"\nembedding = true\nsamples = 8\nlength = 128\n',
-    "sparsegpt": '[[stage]]\nuse = "prune.sparsegpt"\nsparsity = 0.5\nsamples = 8\nlength = 128\n',
+    "int4": """
+[[stage]]
+use = "quantize.int4"
+method = "gptq"
+overrides = [{ pattern = "*.down_proj", method = "rounding" }]    # the widest, which takes GPTQ longest
+embedding = true
+samples = 8
+length = 128
+""",
+    "sparsegpt": """
+[[stage]]
+use = "prune.sparsegpt"
+sparsity = 0.5
+samples = 8
+length = 128
+""",
 }
 SHAPE = {
     "hidden_size": 1024,

@@ -82,7 +82,7 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         licenses={m.spec.name: m.spec.license or "unknown" for m in (model, *teachers.values())},
         inherits=_inherits(recipe, licences, teachers, data),
         disk_bytes=2 * sum(stage.bytes for stage in stages[1:])
-        + max((stage.params * 12 + stage.working_disk_bytes for stage in stages[1:]), default=0)
+        + max(map(_working_disk, recipe.stages, stages[1:]), default=0)
         + in_memory.on_disk,
         free_disk_bytes=_free_disk((out or Path()).absolute()),
         free_memory_bytes=psutil.virtual_memory().available,
@@ -90,6 +90,11 @@ def plan(recipe: Recipe, *, out: Path | None = None) -> Plan:
         control=control and replace(control, peak_bytes=base + control.peak_bytes),
         overlaps=overlaps(data),
     )
+
+
+def _working_disk(request: StageRequest, stage: PlannedStage) -> int:
+    """Disk of a stage while it runs: what it says itself, and the weights and two moments of a training step's checkpoint."""
+    return stage.working_disk_bytes + (12 * stage.params if request.compressor.trains else 0)
 
 
 def _free_disk(out: Path) -> int:

@@ -115,6 +115,19 @@ def test_plan_of_a_model_larger_than_memory(place: Path):
     assert found.stages[1].params == 68_976_648_192 - 40 * (68_976_648_192 - 2 * 32000 * 8192 - 8192) // 80
     assert found.stages[2].params == found.stages[1].params and found.stages[2].bytes < found.stages[1].bytes / 3
 
+    config |= {"dtype": "bfloat16"}
+    (place / "large/config.json").write_text(json.dumps(config))
+    text = '[recipe]\nname = "x"\n[model]\nname = "./large"\n' + stage("quantize.int4")
+    memory = planned(place, text)
+    disk = planned(place, text, overrides=["model.offload=true"])
+    block = 2 * (2 * 8192**2 + 2 * 1024 * 8192 + 3 * 8192 * 28672)
+    assert 2 * block < disk.stages[0].peak_bytes - disk.base_bytes < 2.1 * block
+    assert memory.stages[0].peak_bytes - memory.base_bytes == memory.stages[0].bytes
+    assert disk.stages[1].bytes == memory.stages[1].bytes  # packed in memory, beside two blocks
+    assert disk.stages[1].bytes < disk.stages[1].peak_bytes - disk.base_bytes < disk.stages[1].bytes + 8 * block
+    assert disk.disk_bytes == memory.disk_bytes + memory.stages[0].bytes
+    assert "offload = true" in memory.shortage and "offload" not in disk.shortage
+
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_plan_knows_how_weights_are_stored_from_their_headers(place: Path, kind: str):

@@ -36,8 +36,9 @@ class Codes(NamedTuple):
 
     def weight(self) -> Tensor:
         """The weight that the codes stand for, (out, in), float32."""
-        scale, zero = self.steps.each(self.codes.shape[1])
-        return (self.codes - zero) * scale
+        scale_OG, zero_OG = self.steps
+        codes_OGg = self.codes.reshape(*scale_OG.shape, -1)
+        return ((codes_OGg - zero_OG[..., None]) * scale_OG[..., None]).flatten(1)
 
 
 @dataclass(frozen=True)
