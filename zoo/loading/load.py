@@ -166,8 +166,9 @@ def _offload(folder: str | Path | None, device: str | None) -> Offload | None:
         return None
     if device not in (None, "cpu"):
         raise RequestError(f"offload goes with device 'cpu': weights on {device!r} are not kept in files.")
-    if not Path(folder).is_dir():
-        raise RequestError(f"offload={str(folder)!r} is no directory; name one on a local disk.")
+    if not isinstance(folder, str | Path) or not Path(folder).is_dir():
+        shown = str(folder) if isinstance(folder, Path) else folder
+        raise RequestError(f"offload={shown!r} is no directory; name one on a local disk.")
     return Offload(Path(folder))
 
 

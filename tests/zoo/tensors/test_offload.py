@@ -130,6 +130,8 @@ def test_what_it_does_not_go_with_is_refused(tmp_path: Path) -> None:
         zoo.load("tiny-code", device="meta", offload=tmp_path)
     with pytest.raises(RequestError, match=r"offload='.*nowhere' is no directory; name one on a local disk"):
         zoo.load("tiny-code", offload=tmp_path / "nowhere")
+    with pytest.raises(RequestError, match="offload=True is no directory"):
+        zoo.load("tiny-code", offload=True)  # type: ignore[arg-type]
 
 
 def test_a_model_larger_than_the_limit_of_memory_loads_runs_and_is_saved(tmp_path: Path, spool: Path) -> None:
