@@ -238,9 +238,18 @@ def _machine(results: Data) -> str:
     facts = {"zoo": results.get("zoo"), **(results.get("machine") or {}), "seed": recipe.get("seed")}
     if (memory := finite(facts.pop("memory_bytes", None))) is not None:
         facts["memory"] = quantity(memory, "bytes")
+    facts["kernels"] = _kernels(results)
     facts |= {"started": results.get("started"), "took": None if duration is None else seconds(duration)}
     sessions = finite(results.get("sessions")) or 1
     return _facts({**facts, "sessions": int(sessions) if sessions > 1 else None})
+
+
+def _kernels(results: Data) -> str | None:
+    """What the packed layers of the last stage run in on this machine."""
+    kernels = stages(results)[-1].data.get("kernels") if stages(results) else None
+    if not isinstance(kernels, Mapping):
+        return None
+    return "; ".join(f"{kernel} ({layers} layers)" for kernel, layers in kernels.items()) or None
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

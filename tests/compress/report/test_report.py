@@ -164,6 +164,14 @@ def test_page_is_well_formed_and_names_every_stage(results: dict[str, Any]) -> N
     assert ("img", {"src": PIXEL, "alt": "a seven"}) in page.elements
 
 
+def test_page_names_what_packed_layers_run_in(results: dict[str, Any]) -> None:
+    assert "<dt>kernels</dt>" not in html(results)
+    results["stages"][-1]["kernels"] = {"int8: int8pack up to 8 rows, then widened": 22, "int4: <int4pack>": 7}
+    page = html(results)
+    assert "int8: int8pack up to 8 rows, then widened (22 layers); int4: &lt;int4pack&gt; (7 layers)" in page
+    check(page)
+
+
 def test_page_does_not_change_its_input_and_is_the_same_twice(results: dict[str, Any]) -> None:
     before = copy.deepcopy(results)
     assert html(results) == html(json.loads(json.dumps(results)))
