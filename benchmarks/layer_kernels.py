@@ -6,10 +6,12 @@
 
 Kernels are timed in turn within each repeat, in processor time, so a busy machine slows all of them alike; ratios are medians.
 A layer is repeated over enough copies to fall out of the cache, as it does between two tokens of a real model. A kernel that
-would not be taken at that many rows is timed all the same.
+would not be taken at that many rows is timed all the same. bitsandbytes' own layers with the same codes run beside nf4.
 """
 
 import argparse
+import copy
+import importlib.util
 import json
 import logging
 import time
@@ -44,6 +46,16 @@ LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+def bitsandbytes_nf4(layer: NF4Linear) -> nn.Module:
+    """A layer of bitsandbytes with the same codes and scales."""
+    import bitsandbytes as bnb
+
+    other = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, quant_type="nf4")
+    other.weight = bnb.nn.Params4bit(layer.dequantize(), requires_grad=False, quant_type="nf4", blocksize=64)
+    other.weight.compress_statistics = False
+    return other.to("cpu").eval()
+
+
 def forced(layers: list[Any], kernel: kernels.Kernel, x_TI: torch.Tensor) -> None:
     """Run layers with a kernel, whatever the table says."""
     chosen = (kernels.Kernel(kernel.format, kernel.name),)
@@ -67,7 +79,11 @@ def measure(format: str, inputs: int, outputs: int, rows: int, repeats: int) -> 
         "bf16": lambda: [layer(x_TI.bfloat16()).float() for layer in half],
     }
     for kernel in fitting(format, packed[0].zoo_shape, "cpu"):
-        calls[kernel.name] = lambda kernel=kernel: forced(packed, kernel, x_TI)
+        own = copy.deepcopy(packed)  # kernels leave the codes in an order of theirs
+        calls[kernel.name] = lambda kernel=kernel, own=own: forced(own, kernel, x_TI)
+    if format == "nf4" and importlib.util.find_spec("bitsandbytes"):
+        others = [bitsandbytes_nf4(layer) for layer in packed]
+        calls["bitsandbytes"] = lambda: [layer(x_TI) for layer in others]
     seconds = interleave(calls, repeats, clock=time.process_time)
     return {name: seconds["fp32"] / value for name, value in seconds.items() if name != "fp32"}
 

@@ -14,7 +14,7 @@ from zoo.model.model import Model
 from zoo_compress.methods.quantize.formats.kernels import has_bf16_products
 from zoo_compress.methods.quantize.uniform import Group, Method, QuantizeUniform, UniformOptions
 
-SMALL = 2**18  # entries; below, a call costs more than reading the weights (benchmarks/int8_decode.py)
+SMALL = 2**18  # entries; below, a call costs more than reading the weights (benchmarks/decode.py)
 
 
 class QuantizeInt8(QuantizeUniform):

@@ -7,7 +7,9 @@ for formats that store them like this (compressed-tensors, MatMulNBits, MLX).
 One kernel computes any number of rows, so that a text gives the same bits alone and in a batch: torch's for int4, which takes
 bf16 rows (with fp32 rows it is scalar code). It adds a group's zero as a bf16 number, at most 1/64 of a step beside the
 exact one. Its layout of the codes depends on the processor: it is made when a layer first runs, lies beside the codes, and is
-never saved. The layout for CUDA is that of torch's own tests; no such device was at hand to run it on.
+never saved. One product for q, k, v, or for gate and up, was tried on 2026-11-30 and left out: at one row it saved 9 us of 58 and 3 of
+123 (576 -> 960 and 3072), at 96 rows nothing, and SmolLM2's shape decoded 2.5 times as fast as in fp32, where it does 2.6 times
+with layers apart. The layout for CUDA is that of torch's own tests; no such device was at hand to run it on.
 """
 
 from __future__ import annotations

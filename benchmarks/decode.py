@@ -1,10 +1,12 @@
-"""Measure int8 and NF4 layers beside fp32, torchao and bitsandbytes, one layer and one whole model at a time.
+"""Measure int4, int8 and NF4 layers beside fp32, torchao and bitsandbytes, one layer and one whole model at a time.
 
-    python benchmarks/int8_decode.py                 the tables, some minutes on two cores
-    python benchmarks/int8_decode.py --json out.json the same numbers as JSON as well
-    python benchmarks/int8_decode.py --skip-model    only the single layers
+    python benchmarks/decode.py                      the tables, some minutes on two cores
+    python benchmarks/decode.py --json out.json      the same numbers as JSON as well
+    python benchmarks/decode.py --skip-model         only the single layers
+    python benchmarks/decode.py --dtype bfloat16     a whole model's other layers in bf16
 
-Every variant is timed in turn within each repeat, so a busy machine slows all of them alike; ratios are medians.
+Every variant is timed in turn within each repeat, so a busy machine slows all of them alike; ratios are medians. With one
+thread processor time counts. "torch int4" is torch's kernel in a layer that does nothing else.
 A layer is repeated over enough copies to fall out of the cache, as it does between two tokens of a real model.
 """
 
@@ -23,8 +25,10 @@ import torch
 from interleaved import interleave
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
 from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
+from zoo_compress.methods.quantize.solvers.grid import Grid
 
 SHAPES = {  # (in, out)
     "tiny Llama": [(192, 192), (192, 512), (512, 192), (192, 4096)],
@@ -35,12 +39,41 @@ MODELS = {  # hidden size, ffn, layers, heads, key-value heads, vocabulary
     "SmolLM2-135M": (576, 1536, 30, 9, 3, 49152),
 }
 BEYOND_CACHE = 96 << 20  # bytes of fp32 weights to cycle through
+GROUP = 64  # inputs of int4 that share a scale
+PROMPT = 96  # tokens
+
+
+def now() -> float:
+    """Seconds of processor time; with several threads, which wait for each other, of the clock."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def read_bandwidth(repeats: int) -> float:
     """Return the bytes per second at which all threads together read memory that is not in the cache."""
     data = torch.ones(64 << 20)  # 256 MiB
-    return data.nbytes / interleave({"read": data.sum}, repeats)["read"]
+    return data.nbytes / interleave({"read": data.sum}, repeats, clock=now)["read"]
+
+
+class TorchInt4(nn.Module):
+    """torch's kernel and the casts it needs."""
+
+    def __init__(self, packed: Int4Linear) -> None:
+        super().__init__()
+        self.outputs, self.inputs, self.group = packed.zoo_shape
+        layout, scales, _ = packed._made()
+        self.register_buffer("layout", layout)
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.inputs).to(torch.bfloat16)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.layout, self.group, self.scales)
+        return y.to(x.dtype).view(*x.shape[:-1], self.outputs)
+
+
+def int4(linear: nn.Linear) -> Int4Linear:
+    grid = Grid(4, GROUP, symmetric=False)
+    codes = grid.nearest(linear.weight.detach().float())
+    return Int4Linear.of(codes.codes, *codes.steps).eval()
 
 
 def torchao_int8(module: nn.Module) -> nn.Module:
@@ -66,6 +99,8 @@ def bitsandbytes_layer(linear: nn.Linear, *, four_bit: bool) -> nn.Module:
 def layer_variants(linear: nn.Linear) -> dict[str, nn.Module]:
     return {
         "fp32": linear,
+        "zoo int4": int4(linear),
+        "torch int4": TorchInt4(int4(linear)),
         "zoo int8": Int8Linear.from_linear(linear),
         "zoo nf4": NF4Linear.from_linear(linear),
         "torchao int8": torchao_int8(nn.Sequential(copy.deepcopy(linear)))[0],
@@ -86,7 +121,7 @@ def measure_layer(in_features: int, out_features: int, rows: int, repeats: int) 
     x_TI = torch.randn(rows, in_features)
     layers = {name: [stack[name] for stack in stacks] for name in stacks[0]}
     calls = {name: lambda stack=stack: run_layers(stack, x_TI) for name, stack in layers.items()}
-    seconds = interleave(calls, repeats)
+    seconds = interleave(calls, repeats, clock=now)
     return {
         "in": in_features,
         "out": out_features,
@@ -112,8 +147,19 @@ def zoo_int8(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return model
 
 
+def body_in(model: LlamaForCausalLM, build: Callable[[nn.Linear], nn.Module]) -> LlamaForCausalLM:
+    """Replace all but the head, which is packed by row."""
+    head = Int8Linear.from_linear(model.lm_head)
+    model.lm_head = nn.Identity()
+    replace_linears(model, build)
+    model.lm_head = head
+    return model
+
+
 MODEL_VARIANTS: dict[str, Callable[[Any], Any]] = {
     "fp32": lambda model: model,
+    "zoo int4": lambda model: body_in(model, int4),
+    "torch int4": lambda model: body_in(model, lambda layer: TorchInt4(int4(layer))),
     "zoo int8": zoo_int8,
     "zoo nf4": lambda model: replace_linears(model, NF4Linear.from_linear),
     "torchao int8": torchao_int8,
@@ -122,10 +168,11 @@ MODEL_VARIANTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def model_variants(config: LlamaConfig, names: list[str]) -> dict[str, LlamaForCausalLM]:
+def model_variants(config: LlamaConfig, names: list[str], dtype: torch.dtype) -> dict[str, LlamaForCausalLM]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
-    return {name: MODEL_VARIANTS[name](copy.deepcopy(model)) for name in names}
+    made = {name: MODEL_VARIANTS[name](copy.deepcopy(model)) for name in names}
+    return {name: variant if name == "fp32" else variant.to(dtype) for name, variant in made.items()}
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -148,20 +195,20 @@ def decode(model: LlamaForCausalLM, prompt_BT: torch.Tensor, tokens: int) -> flo
     times = []
     for _ in range(tokens):
         next_B1 = out.logits[:, -1:].argmax(-1)
-        start = time.perf_counter()
+        start = now()
         out = model(next_B1, cache=out.cache, use_cache=True)
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return statistics.median(times)
 
 
 def measure_model(
-    sizes: tuple[int, ...], bandwidth: float, *, variants: list[str], tokens: int, repeats: int
+    sizes: tuple[int, ...], bandwidth: float, *, variants: list[str], tokens: int, repeats: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Decode greedily with every variant in turn."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     sized = dict(zip((*names, "vocab_size"), sizes, strict=True))
     config = LlamaConfig(**sized, tie_word_embeddings=True, max_position_embeddings=512)
-    models = model_variants(config, ["fp32", *(name for name in variants if name != "fp32")])
+    models = model_variants(config, ["fp32", *(name for name in variants if name != "fp32")], dtype)
     prompt_BT = torch.randint(0, config.vocab_size, (1, 8), generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {name: [] for name in models}
     logits = {name: model(prompt_BT).logits for name, model in models.items()}
@@ -169,10 +216,14 @@ def measure_model(
         for name, model in models.items():
             seconds[name].append(decode(model, prompt_BT, tokens))
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    long_BT = torch.randint(0, config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+    calls = {name: lambda model=model: model(long_BT, logits_to_keep=1) for name, model in models.items()}
+    prefill = interleave(calls, repeats, clock=now)
     return {
         name: {
             "tokens_per_s": 1 / median[name],
             "ratio": median[name] / median["fp32"],
+            "prefill_ratio": prefill[name] / prefill["fp32"],
             "weight_mb": weight_bytes(model) / 1e6,
             "bound_tokens_per_s": bandwidth / weight_bytes(model),
             "logit_error": float((logits[name] - logits["fp32"]).norm() / logits["fp32"].norm()),
@@ -191,11 +242,13 @@ def print_layers(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def print_model(title: str, results: dict[str, Any]) -> None:
-    print(f"\n{title}, random weights, greedy decode of one sequence")
-    print(f"{'':>14} {'tokens/s':>9} {'time/fp32':>9} {'MB read':>8} {'bound t/s':>9} {'logit error':>11}")
+    print(f"\n{title}, random weights, greedy decode of one sequence, prompt of {PROMPT} tokens")
+    print(
+        f"{'':>14} {'tokens/s':>9} {'time/fp32':>9} {'prompt/fp32':>11} {'MB read':>8} {'bound t/s':>9} {'logit error':>11}"
+    )
     for name, row in results.items():
         print(
-            f"{name:>14} {row['tokens_per_s']:9.1f} {row['ratio']:9.2f} {row['weight_mb']:8.1f} "
+            f"{name:>14} {row['tokens_per_s']:9.1f} {row['ratio']:9.2f} {row['prefill_ratio']:11.2f} {row['weight_mb']:8.1f} "
             f"{row['bound_tokens_per_s']:9.1f} {row['logit_error']:11.4f}",
             flush=True,
         )
@@ -211,6 +264,7 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=MODEL_VARIANTS, default=list(MODEL_VARIANTS), help="of the whole model"
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of what is not packed")
     parser.add_argument("--skip-model", action="store_true")
     parser.add_argument("--skip-layers", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -236,6 +290,7 @@ def main() -> None:
                 variants=args.variants,
                 tokens=args.tokens,
                 repeats=args.repeats,
+                dtype=getattr(torch, args.dtype),
             )
             results["models"][title] = found
             print_model(title, found)
