@@ -27,6 +27,10 @@ SHARED: Stages = [
     ("prune.magnitude", {"sparsity": 0.5, "target": "unet"}),
     ("quantize.int8", {}),
     ("quantize.nf4", {"target": "unet"}),
+    (
+        "quantize.int4",
+        {"target": "unet", "convolutions": True, "group": 32, "method": "gptq", "samples": 4, "batch": 1},
+    ),
     ("distill", TRAINING),
     ("lowrank.svd", {"ratio": 0.5, "samples": 2, "target": "unet"}),
 ]

@@ -15,6 +15,7 @@ from outsiders import install, python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
+from zoo_compress import apply
 
 import zoo
 from zoo import catalog, registry
@@ -32,6 +33,7 @@ VIT = "timm:vit_tiny_patch16_224?num_classes=10&img_size=32&patch_size=8&depth=4
 RESNET = "timm:resnet10t?num_classes=10"
 CONVNEXT = "timm:convnext_atto?num_classes=10&depths=[1,1,1,1]&dims=[8,16,24,32]"
 TRAINING = {"steps": 2, "batch": 2, "warmup": 1}
+PATCHES = {"convolutions": True, "group": 32, "method": "gptq", "samples": 8, "batch": 2}
 
 
 def noise(count: int = 16, *, classes: int = 10, seed: int = 0) -> Dataset:
@@ -324,6 +326,8 @@ CASES: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
         ],
     ),
     "resnet: channels": (RESNET, [("prune.structured", {"ratio": 0.5})]),
+    "resnet: 4 bits": (RESNET, [("quantize.int4", {"convolutions": True, "group": 32})]),
+    "resnet: 4 bits, calibrated": (RESNET, [("quantize.int4", PATCHES)]),
     "convnext: channels": (CONVNEXT, [("prune.structured", {"ratio": 0.5})]),
     "convnext: chain": (CONVNEXT, [("prune.structured", {"ratio": 0.25}), ("distill", TRAINING), ("quantize.nf4", {})]),
 }
@@ -338,6 +342,20 @@ def finished() -> Iterator[dict[str, Model]]:
             model = check_estimate(model, use, options, context(start))
         built[case] = model
     yield built
+
+
+def test_convolutions_are_packed_by_the_patches_that_they_read():
+    model = zoo.load(CONVNEXT, weights="random")
+    kinds = {path: part for path, part in model.module.named_modules() if isinstance(part, torch.nn.Conv2d)}
+    apply(model, "quantize.int4", PATCHES, context(model))
+    record = model.lineage[-1].record
+    for path, conv in kinds.items():
+        grid, packed = record["grids"].get(path, {"bits": 8}), model.module.get_submodule(path)
+        assert grid["bits"] == (8 if conv.weight[0].numel() % 32 else 4) and packed.zoo_bits == grid["bits"], path
+        assert (path in record["layers"]) == (conv.groups == 1)  # outputs of a depthwise one read inputs of their own
+        assert packed.dequantize().shape == conv.weight.shape
+    told = {path: row for path, row in record["layers"].items() if path in kinds and record["grids"][path]["bits"] == 4}
+    assert told and all(row["error"] < row["rounding_error"] and row["tokens"] > 8 for row in told.values())
 
 
 def test_every_case_is_estimated_exactly_and_reloads_bit_identically(finished: dict[str, Model], tmp_path: Path):

@@ -26,11 +26,16 @@ from zoo.model.lineage import Record, State, Trait
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
 from zoo_compress.experts import install, kept_tables, listed, lists_of, moved, tables_behind
-from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear, pack_rows
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear, pack_rows
 from zoo_compress.methods.quantize.formats.packed import with_weight
 
-LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "int8-convolution", "int8-embedding", "int8-head"
-BITS = {LINEAR: 0, CONVOLUTION: 8, EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
+LINEAR, CONVOLUTION, EMBEDDING, TABLE_HEAD = "linear", "convolution", "int8-embedding", "int8-head"
+OWN = (
+    LINEAR,
+    CONVOLUTION,
+    "int8-convolution",
+)  # packed by the stage; the last is what earlier versions called a convolution
+BITS = {**dict.fromkeys(OWN, 0), EMBEDDING: 8, TABLE_HEAD: 8}  # 0: the stage's own
 
 
 class QuantizeOptions(CompressorOptions):
@@ -54,19 +59,18 @@ class ScaledInt8Embedding(Int8Embedding):
 
 
 class Quantize(Compressor):
-    """A stage that stores linear layers packed. Subclasses say what a packed linear is."""
+    """A stage that stores linear layers packed, and convolutions where its options say so. Subclasses say what a packed one is."""
 
     # 1 left cross-attention as it was, 2 mixers, latent attention, shared experts and what else no one described, 3 experts in one
     # tensor
     version = 4
     bits: ClassVar[int]
-    convolutions: ClassVar[bool] = False  # whether convolutions are packed as well
     accepts = ("sparse", "shared", "factored")
     leaves = "packed"
 
     @abstractmethod
     def pack(self, linear: nn.Module, record: Record) -> nn.Module:
-        """Pack one linear layer."""
+        """Pack one layer."""
 
     @abstractmethod
     def empty(self, linear: nn.Module, record: Record) -> nn.Module:
@@ -175,8 +179,6 @@ class Quantize(Compressor):
                     new = table.tie(empty_int8(old))
                 elif kinds[path] == TABLE_HEAD:
                     new = empty_int8(old) if empty else Int8Linear.from_linear(old)
-                elif kinds[path] == CONVOLUTION:
-                    new = Int8Conv2d.like(old, empty=empty)
                 else:
                     own = self.of_layer(record, path)
                     new = self.empty(old, own) if empty else self.pack(old, own)
@@ -187,7 +189,7 @@ class Quantize(Compressor):
     def _modules(self, model: Model, options: Any) -> dict[str, str]:
         """What the stage packs, each path with its kind."""
         modules = dict.fromkeys(_linears(model, options), LINEAR)
-        if self.convolutions:
+        if getattr(options, "convolutions", False):
             layers = model.anatomy.select(options.target).layers
             modules |= {path: CONVOLUTION for path in layers if isinstance(model.module.get_submodule(path), nn.Conv2d)}
         if options.embedding:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from zoo.anatomy.modules import weight_out_in
 from zoo.model.lineage import Record
 from zoo_compress.calibrate.blocks import Unit
 from zoo_compress.calibrate.statistics import Statistics, output_error
 from zoo_compress.methods.quantize.folds import Fold
+from zoo_compress.methods.quantize.formats.convolutions import weight_matrix
 from zoo_compress.methods.quantize.formats.packed import check_finite
 from zoo_compress.methods.quantize.solvers import awq
 from zoo_compress.methods.quantize.solvers.gptq import Factor, descend, factor, gptq
@@ -51,7 +51,7 @@ class UnitSolver:
         """Scale, then solve layer by layer; what is told of each goes to the unit's table."""
         for path, seen in self.unit.layers.items():
             # a copy: folding a scale in writes into the module's own
-            weight_OI = weight_out_in(self.module.get_submodule(path)).to(torch.float32, copy=True)
+            weight_OI = weight_matrix(self.module.get_submodule(path)).to(torch.float32, copy=True)
             check_finite(weight_OI)
             grid, method = self.grids[path]
             gram_II = seen.gram if seen.tokens else None

@@ -8,6 +8,7 @@ from stages import apply, assert_outline_foretells, assert_replays, check, conte
 from torch import nn
 from twins import TWINS, tokens
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.w8a8_layers import W8A8Linear
 from zoo_compress.methods.quantize.int8 import QuantizeInt8
 
 import zoo
@@ -256,3 +257,72 @@ def test_packing_leaves_the_global_random_state():
     before = torch.get_rng_state()
     apply(small("llama"), "quantize.int8", {}, context())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- W8A8 -----------------------------------------------------------------------------------------------------------
+
+
+def w8a8(inputs=64, outputs=48):
+    draw = torch.Generator().manual_seed(inputs)
+    layer = W8A8Linear(inputs, outputs, bias=True)
+    layer.weight_int8.copy_(torch.randint(-127, 128, (outputs, inputs), generator=draw))
+    layer.scale.copy_(torch.rand(outputs, generator=draw) * 0.01)
+    nn.init.normal_(layer.bias, generator=draw)
+    return layer, torch.randn(40, inputs, generator=draw)
+
+
+def test_activations_are_rounded_for_each_token_and_multiplied_without_loss():
+    """Against the definition, in double; a row of zeros stays one."""
+    layer, x = w8a8()
+    x[3] = 0
+    scale = x.double().abs().amax(1, keepdim=True) / 127
+    rounded_x = (x.double() / scale.where(scale != 0, 1)).round() * scale
+    want = rounded_x @ (layer.weight_int8.double() * layer.scale.double()[:, None]).T + layer.bias.double()
+    torch.testing.assert_close(layer(x).double(), want, rtol=1e-6, atol=1e-6)
+    assert torch.equal(layer(x[None])[0], layer(x)) and layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.quick
+def test_a_token_gives_the_same_bits_alone_in_a_batch_and_by_either_kernel(monkeypatch):
+    for inputs in (16, 64, 3000):
+        layer, x = w8a8(inputs)
+        x[0] = x[0].sign()  # the largest sums there are
+        layer.weight_int8[0] = 127 * x[0].sign()
+        many = layer(x)
+        assert torch.equal(torch.cat([layer(row[None]) for row in x]), many)
+        with monkeypatch.context() as patch:
+            patch.setattr("zoo_compress.methods.quantize.formats.w8a8_layers.choose", lambda *_, **__: "widened")
+            assert torch.equal(layer(x), many)
+
+
+def test_gradients_pass_as_if_nothing_had_been_rounded():
+    layer, x = w8a8()
+    asked = x.clone().requires_grad_()
+    out = layer(asked)
+    torch.testing.assert_close(out, layer(x), rtol=1e-4, atol=1e-5)
+    out.sum().backward()
+    torch.testing.assert_close(asked.grad, layer.dequantize().sum(0).expand_as(x))
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "phi3"])
+def test_activations_are_an_option_that_a_saved_model_keeps(name, tmp_path):
+    model = small(name)
+    skipped = [{"pattern": "*.o_proj", "activations": "float"}] if name == "phi3" else []
+    assert_outline_foretells(model, "quantize.int8", activations="int8", overrides=skipped)
+    kinds = {path: type(model.module.get_submodule(path)) for path in model.lineage[-1].record["modules"]}
+    head = model.anatomy.head
+    assert kinds[head] is Int8Linear and W8A8Linear in kinds.values()
+    assert all(kind is Int8Linear for path, kind in kinds.items() if path.endswith("o_proj")) or not skipped
+    details = {path: traits[0].detail for path, traits in model.state().items()}
+    assert {path for path, kind in kinds.items() if kind is W8A8Linear} == {
+        p for p, d in details.items() if d == "W8A8"
+    }
+    assert_replays(model, tokens(), tmp_path)
+
+
+def test_activations_are_never_a_default_their_loss_is_said_and_groups_refused():
+    stage, model = QuantizeInt8(), small("llama")
+    assert options("quantize.int8").activations == "float"
+    assert "KL" in stage.note(model, options("quantize.int8", activations="int8"))
+    with pytest.raises(Refused, match=r"has 8 bits and group = 32; activations = 'int8' multiplies whole rows"):
+        check(model, "quantize.int8", activations="int8", group=32)

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from zoo_compress.methods.quantize.formats import int8_layers, packed
+from zoo_compress.methods.quantize.formats.convolutions import Int4Conv2d, Int8Conv2d
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear, pack_nibbles, unpack_nibbles
-from zoo_compress.methods.quantize.formats.int8_layers import Int8Conv2d, Int8Embedding, Int8Linear
+from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
 from zoo_compress.methods.quantize.formats.kernels import has_gemv_4bit
 from zoo_compress.methods.quantize.formats.lanes import from_lanes, to_lanes
 from zoo_compress.methods.quantize.formats.nf4_layers import NF4Linear
@@ -361,6 +362,33 @@ def test_a_convolution_computes_with_its_rounded_weight(options):
     assert packed.half().scale.dtype == torch.float32
 
 
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 4}, {"bias": False}])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_convolution_computes_with_its_4_bit_codes(options, zeros):
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(32, 12, 3, **options), torch.randn(2, 32, 9, 9)
+    inputs = conv.weight[0].numel()
+    linear = int4(inputs, 12, group=inputs // 3, zeros=zeros)
+    packed = Int4Conv2d.of(conv, linear.codes(), linear.scale, linear.zeros() if zeros else None)
+    packed.bias = conv.bias
+    conv.weight.data = linear.dequantize().view_as(conv.weight)
+    assert torch.equal(packed(x), conv(x))
+    assert packed.half().scale.dtype == torch.bfloat16
+    empty = Int4Conv2d(conv, 3, zeros)
+    shapes = [{n: (tuple(b.shape), b.dtype) for n, b in one.named_buffers()} for one in (empty, packed)]
+    assert shapes[0] == shapes[1] and empty.scale.is_meta
+
+
+def test_an_8_bit_convolution_takes_scales_of_groups():
+    conv, x = nn.Conv2d(8, 12, 3), torch.randn(2, 8, 9, 9)
+    codes_OI = torch.randint(-127, 128, (12, 72))
+    packed = Int8Conv2d.of(conv, codes_OI, torch.rand(12, 3))
+    conv.weight.data = (codes_OI.view(12, 3, 24) * packed.scale[..., None]).view_as(conv.weight)
+    packed.bias = conv.bias
+    torch.testing.assert_close(packed(x), conv(x))
+    assert Int8Conv2d(conv, 3).scale.shape == packed.scale.shape
+
+
 def test_an_empty_convolution_has_the_sizes_of_the_packed_one():
     conv = nn.Conv2d(8, 12, 3, device="meta")
     empty = Int8Conv2d.like(conv, empty=True)
@@ -375,8 +403,8 @@ def test_a_convolution_padded_otherwise_than_with_zeros_is_refused():
 
 
 def test_bits_are_declared():
-    kinds = (Int8Linear, Int8Embedding, NF4Linear, Int4Linear)
-    assert [kind.zoo_bits for kind in kinds] == [8, 8, 4, 4]
+    kinds = (Int8Linear, Int8Conv2d, Int8Embedding, NF4Linear, Int4Linear, Int4Conv2d)
+    assert [kind.zoo_bits for kind in kinds] == [8, 8, 8, 4, 4, 4]
 
 
 def test_embedding_gathers_scaled_rows():

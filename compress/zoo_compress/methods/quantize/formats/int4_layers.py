@@ -42,6 +42,14 @@ def unpack_nibbles(bytes_OB: Tensor, count: int) -> Tensor:
     return torch.stack((bytes_OB & 15, bytes_OB >> 4), dim=-1).flatten(1)[:, :count]
 
 
+def widen(codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor | int) -> Tensor:
+    """Return the weight (out, in) that codes stand for, float32."""
+    codes_OGg = codes_OI.view(*scale_OG.shape, -1).to(torch.int8)
+    steps_OGg = codes_OGg - (zero_OG if isinstance(zero_OG, int) else zero_OG.to(torch.int8)[..., None])
+    weight_OGg: Tensor = steps_OGg * scale_OG.float()[..., None]
+    return weight_OGg.flatten(1)
+
+
 class Int4Linear(Packed):
     """A Linear whose weight is 4-bit codes with one bf16 scale, and a zero where there are zeros, for `group` inputs."""
 
@@ -117,11 +125,7 @@ class Int4Linear(Packed):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight (out, in) in floating point."""
-        zero = self.zeros()
-        codes_OGg = self.codes().view(self.out_features, -1, self.group).to(torch.int8)
-        steps_OGg = codes_OGg - (zero if isinstance(zero, int) else zero.to(torch.int8)[..., None])
-        weight_OGg: Tensor = steps_OGg * self.scale.float()[..., None]
-        return weight_OGg.flatten(1).to(dtype)
+        return widen(self.codes(), self.scale, self.zeros()).to(dtype)
 
     def _made(self) -> tuple[Tensor, Tensor, int]:
         """What torch's kernel reads, made where it is not there yet, and its group."""

@@ -8,7 +8,7 @@ Which kernel multiplies is in `kernels.py`. Scales by group have none: such laye
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -145,50 +145,6 @@ class Int8Linear(Packed):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-class Int8Conv2d(Packed):
-    """A Conv2d whose weight is int8 with one fp32 scale per output channel; it is widened at each call."""
-
-    zoo_bits: ClassVar[int] = 8
-    zoo_packed: ClassVar[dict[str, int]] = {"weight_int8": 1}
-
-    weight_int8: Tensor
-    scale: Tensor
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        """Make an empty layer of the shape of `conv`, on the meta device."""
-        super().__init__()
-        if conv.padding_mode != "zeros":
-            raise ValueError(
-                f"cannot quantise a convolution padded with {conv.padding_mode!r}: only zeros are supported"
-            )
-        self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.register_buffer("weight_int8", torch.empty_like(conv.weight, dtype=torch.int8, device="meta"))
-        self.register_buffer("scale", torch.empty(conv.out_channels, device="meta"))
-        self.bias: nn.Parameter | None = None
-
-    @classmethod
-    def like(cls, conv: Any, *, empty: bool) -> Self:
-        """Pack a Conv2d without its bias, or make an empty layer on its device."""
-        packed = cls(conv)
-        if empty:
-            return packed.to_empty(device=conv.weight.device)
-        int8_OI, packed.scale = pack_rows(conv.weight.flatten(1))
-        packed.weight_int8 = int8_OI.view(conv.weight.shape)
-        return packed
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias_O = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.dequantize(x.dtype), bias_O, self.stride, self.padding, self.dilation, self.groups)
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight (out, in / groups, height, width) in floating point."""
-        return (self.weight_int8 * self.scale[:, None, None, None]).to(dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, groups={self.groups}"
 
 
 class Int8Embedding(Packed):

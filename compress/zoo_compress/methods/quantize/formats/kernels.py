@@ -81,9 +81,20 @@ def has_gemv_4bit() -> bool:
     return torch.equal(lanes, to_lanes(codes, 64)) and torch.equal(state.absmax.flatten().float(), scales)
 
 
+@cache
+def has_int8_products() -> bool:
+    """Whether torch multiplies int8 matrices here without a sum that overflows, as it does on processors before VNNI."""
+    if not torch.cpu._is_vnni_supported():
+        return False
+    codes = torch.tensor([127, -127], dtype=torch.int8).repeat(64, 32)
+    wanted = codes.int() @ codes.int().t()
+    return torch.equal(torch._int_mm(codes, codes.t()), wanted)
+
+
 PROCESSORS: dict[str, Callable[[], bool]] = {
     "": lambda: True,
     "bf16 products": has_bf16_products,
+    "int8 products": has_int8_products,
     "compute capability 8.0": has_tinygemm,
     "bitsandbytes with avx512_bf16": has_gemv_4bit,
 }
@@ -145,6 +156,8 @@ TABLE = (
         measured={1: (1.6, 0.8), 16: (1.1, 1.5), 96: (0.9, 1.2)},
     ),
     Kernel("int8", "widened", measured={1: (1.8, 0.8), 16: (1.1, 1.4), 96: (0.9, 1.1)}),
+    Kernel("w8a8", "int_mm", "cpu", "int8 products"),
+    Kernel("w8a8", "widened"),
     Kernel(
         "nf4",
         "gemv_4bit",  # bitsandbytes' name; it takes any number of rows
@@ -191,5 +204,5 @@ def said(format: str, shape: Shape, device: str) -> str:
 
 def counted(module: nn.Module, device: str = "cpu") -> dict[str, int]:
     """What the packed linear layers of a module run in on a device, and how many they are."""
-    layers: list[Any] = [part for part in module.modules() if hasattr(part, "zoo_format")]
+    layers: list[Any] = [part for part in module.modules() if getattr(part, "zoo_format", "")]
     return dict(Counter(said(layer.zoo_format, layer.zoo_shape, device) for layer in layers))
