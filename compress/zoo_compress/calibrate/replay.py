@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +188,20 @@ def _readers(
 ) -> bool:
     """Note who reads each unit's output last; False where a unit reads something else once those before are replayed.
 
-    Each unit in turn gives nan in place of what it gave, and whose input is no longer the same reads it.
+    Each unit in turn gives nan in place of what it gave, and whose input is no longer the same reads it. In most models
+    that is the next unit alone, which takes few passes to find out.
     """
     if not all(shape.plain for shapes in trace.shapes.values() for shape in shapes):
         return False
     if _read(module, run, batch, trace) != trace.read:
         return False
     numbers = {unit: number for number, unit in enumerate(order)}
+    if _is_chain(module, run, batch, trace):
+        for unit, reader in pairwise(trace.shapes):
+            last_reader[unit] = max(last_reader[unit], numbers[reader])
+        return True
     for unit in trace.shapes:
-        read = _read(module, run, batch, trace, spoiled=unit)
+        read = _read(module, run, batch, trace, spoiled={unit})
         changed = [numbers[name] for name in trace.shapes if read.get(name) != trace.read[name]]
         if changed and min(changed) <= numbers[unit]:  # a later call of an earlier unit
             return False
@@ -204,8 +210,30 @@ def _readers(
     return True
 
 
-def _read(module: nn.Module, run: Run, batch: Batch, trace: Trace, *, spoiled: str = "") -> dict[str, list[str]]:
-    """Hashes of what each unit reads while all are replayed, one of them giving nan."""
+def _is_chain(module: nn.Module, run: Run, batch: Batch, trace: Trace) -> bool:
+    """Whether each unit reads what the one before it gives, and nothing of the others.
+
+    The units whose number has a bit set give nan together, then those without it: any two differ in some bit, so that what
+    reads of another unit than the one before it is found out.
+    """
+    units = list(trace.shapes)
+    outputs = [tensor for calls in trace.outputs.values() for tensors in calls for tensor in tensors]
+    if not all(tensor.is_floating_point() for tensor in outputs):
+        return False
+    for bit in range((len(units) - 1).bit_length()):
+        for value in (0, 1):
+            spoiled = {unit for number, unit in enumerate(units) if number >> bit & 1 == value}
+            read = _read(module, run, batch, trace, spoiled=spoiled)
+            changed = {unit for unit in units if read.get(unit) != trace.read[unit]}
+            if changed != {unit for before, unit in pairwise(units) if before in spoiled}:
+                return False
+    return True
+
+
+def _read(
+    module: nn.Module, run: Run, batch: Batch, trace: Trace, *, spoiled: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """Hashes of what each unit reads while all are replayed, some of them giving nan."""
     read: dict[str, list[str]] = {}
 
     def replay(unit: str) -> Callable[..., Any]:
@@ -215,7 +243,7 @@ def _read(module: nn.Module, run: Run, batch: Batch, trace: Trace, *, spoiled: s
             read.setdefault(unit, []).append(_hash((args, kwargs)))
             shape, tensors = next(calls)
             tensors = [tensor.clone() for tensor in tensors]
-            if unit == spoiled:
+            if unit in spoiled:
                 tensors = [torch.full_like(t, float("nan")) if t.is_floating_point() else t for t in tensors]
             return shape.filled(tensors)
 

@@ -116,6 +116,22 @@ def test_encoder_outputs_stay_for_all_of_the_decoder(tmp_path: Path) -> None:
     assert max(files) > 1
 
 
+def test_the_passes_that_learn_the_order_hardly_grow_with_the_depth() -> None:
+    passes = {}
+    for depth in (3, 27):
+        model = small("llama", num_hidden_layers=depth)
+        ran = []
+        hook = model.module.model.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        order = walked(model, examples(model))._learnt()
+        hook.remove()
+        passes[depth] = len(ran)
+        following = {unit: number + 1 for number, unit in enumerate(order.units)}
+        assert {unit: order.last_reader[unit] for unit in order.units[:-2]} == {
+            unit: following[unit] for unit in order.units[:-2]
+        }
+    assert passes[27] - passes[3] == 2 * 3, "5 bits number 30 units, and 3 number 6"
+
+
 def test_held_out_batches_are_summed_apart() -> None:
     model = small("qwen3")
     data = examples(model, count=4)
