@@ -128,7 +128,7 @@ def test_an_odd_number_of_inputs_is_refused_and_the_remedy_works():
 
 
 def test_a_pattern_of_overrides_that_matches_nothing_is_refused():
-    with pytest.raises(UnknownName, match=r"overrides: '\*.dwn_proj' matches no linear layer of the target"):
+    with pytest.raises(UnknownName, match=r"overrides: '\*.dwn_proj' matches no layer of the target"):
         check(small("llama"), "quantize.int4", overrides=[{"pattern": "*.dwn_proj", "bits": 8}])
 
 

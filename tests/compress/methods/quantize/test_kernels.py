@@ -69,13 +69,14 @@ def test_layers_are_counted_by_what_they_run_in(processor):
 
 
 @pytest.mark.parametrize("names", [pytest.param(("bf16 products",), marks=BF16), ()], ids=["bf16", "fp32"])
-@pytest.mark.parametrize(("inputs", "share"), [(64, 1e-4), (576, 1e-4), (8192, 2e-4)])
+@pytest.mark.parametrize(("inputs", "share"), [(64, 1e-4), (576, 1e-4), (8192, 2.5e-4)])
 def test_int8_gives_a_row_alone_what_it_gives_it_among_others(names, inputs, share, processor):
     """Few rows and many take other kernels: their sums in fp32 differ by its rounding, which seldom is one of bf16."""
     processor(*names)
-    layer = Int8Linear.from_linear(nn.Linear(inputs, 512, bias=False))
-    layer.scale.fill_(1.0)  # so that outputs are the bf16 sums themselves
-    x = torch.randn(256, inputs)
+    draw = torch.Generator().manual_seed(1)
+    layer = Int8Linear(inputs, 512, bias=False)
+    layer.weight_int8.random_(-127, 128, generator=draw)  # with scales of 1, so that outputs are the bf16 sums themselves
+    x = torch.randn(1024, inputs, generator=draw)
     many, few = layer(x), torch.cat([layer(rows) for rows in x.split(4)])
     assert (many != few).float().mean() <= share
     step = 2.0 ** (many.abs().log2().floor() - 7)
