@@ -12,6 +12,8 @@ from small_configs import SIZES, small
 from twins import _shake as shake
 
 PARTS = ("transformers", "timm", "diffusers")
+# Stages that aim at "language" where nobody says another part, and many models have none.
+AIMED = ("inherit", "prune.magnitude", "prune.wanda", "prune.sparsegpt", "share.ffn", "lowrank.svd")
 LARGEST = 4_000_000  # parameters of what counts as small
 # How the auto classes of transformers call the tasks of ours.
 MAPPINGS = {

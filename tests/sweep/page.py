@@ -24,7 +24,10 @@ MODEL_COLUMNS = ("load", "inspect", "reload", "logits", "rows", "length", "cache
 STAGE_COLUMNS = (
     "inherit",
     "prune.magnitude",
+    "prune.wanda",
+    "prune.sparsegpt",
     "prune.structured",
+    "quantize.int4",
     "quantize.int8",
     "quantize.nf4",
     "share.ffn",
@@ -54,7 +57,8 @@ built at test size by its own library with random weights, saved as that library
 `rows`: what losses compare are the model's own logits. `length`: it reads as many tokens as it is said to take. `cached`: text
 with a cache is that without. `all`: every layer is in the target "all", or it is said how many are not. `layers`: how many linear
 layers (of images also convolutions) and tables of experts that target takes in, of how many there are. `process`: it crashed or
-took too long. The rest are stages.
+took too long. The rest are stages; where one has no mark, the model does not load, or a sweep since there is this stage has not
+asked.
 """
 
 Cell = tuple[tuple[str, str], ...]  # (verdict, sentence), one of both precisions or one of each

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architectures import NotBuilt
+from architectures import AIMED, NotBuilt
 from snapgen.pipelines import stable_diffusion
 
 WIDTH, LENGTH = 32, 12
@@ -63,8 +63,7 @@ def small_pipeline(name: str, folder: Path) -> tuple[str, Any, dict[str, dict[st
     except Exception as error:
         raise NotBuilt(f"{type(error).__name__}: {error}"[:160]) from None
     part = "unet" if (folder / "unet").is_dir() else "transformer"
-    aimed = ("inherit", "prune.magnitude", "share.ffn", "lowrank.svd")
-    changes: dict[str, dict[str, Any]] = {use: {"target": part} for use in aimed}
+    changes: dict[str, dict[str, Any]] = {use: {"target": part} for use in AIMED}
     changes["inherit"]["layers"] = "first:1"
     changes["prune.structured"] = {"ffn": 0.25, "heads": None, "target": part}
     return str(folder), None, changes

@@ -1,6 +1,6 @@
-"""Every architecture of a library through every check and every stage.
+"""Every architecture of libraries through every check and every stage.
 
-    python tests/sweep/sweep.py transformers|timm|diffusers [--resume] [--only NAME ...] [--stages STAGE ...] [--out FILE]
+    python tests/sweep/sweep.py transformers|timm|diffusers ... [--resume] [--only NAME ...] [--stages STAGE ...] [--out FILE]
 
 A line of JSON for each architecture, written when it is done. Each is examined by a child process, so that one that
 crashes or hangs is a finding and the sweep goes on; what is saved is loaded again by a second process that lives long.
@@ -151,20 +151,21 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("parts", choices=PARTS, nargs="+", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--resume", action="store_true", help="leave out what the file already holds")
     parser.add_argument(
         "--only", nargs="+", default=(), metavar="NAME", help="these architectures: 'llama', or 'bart seq2seq'"
     )
     parser.add_argument("--stages", nargs="*", default=STAGES, metavar="STAGE", help="only these; none: loads and runs")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: sweep-PART.jsonl")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: sweep-PARTS.jsonl")
     asked = parser.parse_args()
-    out: Path = asked.out or Path(f"sweep-{asked.part}.jsonl")
-    chosen = [a for a in architectures(asked.part) if not asked.only or {a.name, a.name.split()[0]} & set(asked.only)]
+    out: Path = asked.out or Path(f"sweep-{'-'.join(asked.parts)}.jsonl")
+    every = [architecture for part in asked.parts for architecture in architectures(part)]
+    chosen = [a for a in every if not asked.only or {a.name, a.name.split()[0]} & set(asked.only)]
     if not chosen:
-        parser.error(f"no architecture of {asked.part} is called so: {', '.join(asked.only)}")
+        parser.error(f"no architecture of {', '.join(asked.parts)} is called so: {', '.join(asked.only)}")
     known = set(_names(out)) if asked.resume and out.exists() else set()
-    _import_all(asked.part)
+    _import_all(asked.parts)
     with out.open("a" if asked.resume else "w", encoding="utf-8") as file:
         remaining = [architecture for architecture in chosen if architecture.name not in known]
         sweep(remaining, Progress(file, len(remaining)), stages=asked.stages)
@@ -200,7 +201,7 @@ def _names(out: Path) -> Iterator[str]:
     yield from (json.loads(line)["name"] for line in out.read_text(encoding="utf-8").splitlines())
 
 
-def _import_all(part: str) -> None:
+def _import_all(parts: Sequence[str]) -> None:
     """Import once what every child would import for seconds; nothing is computed, so that a fork loses no thread."""
     import accelerate.utils  # noqa: F401
     import bitsandbytes  # noqa: F401
@@ -214,10 +215,10 @@ def _import_all(part: str) -> None:
     import zoo_slm.language  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
-    if part == "timm":
+    if "timm" in parts:
         import timm  # noqa: F401
         import zoo_timm.family  # noqa: F401
-    if part == "diffusers":
+    if "diffusers" in parts:
         import diffusers  # noqa: F401
         import zoo_snapgen.family  # noqa: F401
     import examine  # noqa: F401

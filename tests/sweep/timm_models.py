@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from architectures import NotBuilt
+from architectures import AIMED, NotBuilt
 
 TRIED = 6  # models of a module that are built on the meta device to find the smallest
 SMALL_WORDS = (
@@ -84,8 +84,7 @@ def _targets(has_blocks: bool) -> dict[str, dict[str, Any]]:
     """Stages aim at what there is: blocks under "vision", or everything."""
     target = "vision" if has_blocks else "all"
     ffn = {"ffn": 0.25, "heads": None} if has_blocks else {"ratio": 0.25, "ffn": None, "heads": None}
-    aimed = ("inherit", "prune.magnitude", "share.ffn", "lowrank.svd")
-    return {use: {"target": target} for use in aimed} | {"prune.structured": {**ffn, "target": target}}
+    return {use: {"target": target} for use in AIMED} | {"prune.structured": {**ffn, "target": target}}
 
 
 class _Logits:
