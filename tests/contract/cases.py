@@ -90,7 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prune.magnitude": {"sparsity": 0.5},
     "prune.wanda": {"pattern": "2:4", **CALIBRATION},
     "prune.sparsegpt": {"sparsity": 0.5, **CALIBRATION},
-    "prune.structured": {"ffn": 0.25, "heads": 0.5},
+    "prune.structured": {"ffn": 0.25, "heads": 0.5, **CALIBRATION},
     "quantize.int4": CALIBRATION,
     "quantize.int8": {},
     "quantize.nf4": {},
@@ -107,13 +107,24 @@ DIFFERENT: dict[tuple[str, str], dict[str, Any]] = {
     **{
         (name, use): {**OPTIONS[use], **SEES}
         for name in ("tiny-vlm", MISSISSIPPI)
-        for use in ("prune.wanda", "prune.sparsegpt", "lowrank.svd", "quantize.int4", "distill", "train")
+        for use in (
+            "prune.wanda",
+            "prune.sparsegpt",
+            "prune.structured",
+            "lowrank.svd",
+            "quantize.int4",
+            "distill",
+            "train",
+        )
     },
     **{(name, "inherit"): {"layers": "first:1"} for name in ("tiny-t2i", "stable-diffusion")},
-    **{(name, "prune.structured"): {"ffn": 0.25} for name in ("tiny-t2i", "stable-diffusion")},
+    **{(name, "prune.structured"): {"ffn": 0.25, **CALIBRATION} for name in ("tiny-t2i", "stable-diffusion")},
     ("resnet", "prune.structured"): {"ratio": 0.25},
     # what a head sees, or how far, is fixed by its number
-    **{(f"{name}, tiny", "prune.structured"): {"ffn": 0.25} for name in ("phi-3-small-8k-instruct", "flan-t5-small")},
+    **{
+        (f"{name}, tiny", "prune.structured"): {"ffn": 0.25, **CALIBRATION}
+        for name in ("phi-3-small-8k-instruct", "flan-t5-small")
+    },
 }
 
 # (base, compressor) -> the sentence with which it refuses. Everything else applies.
@@ -153,8 +164,8 @@ INHERIT, MAGNITUDE, STRUCTURED, SHARE, LOWRANK = (
     stage(use) for use in ("inherit", "prune.magnitude", "prune.structured", "share.ffn", "lowrank.svd")
 )
 INT8, NF4, DISTILL, TRAIN = (stage(use) for use in ("quantize.int8", "quantize.nf4", "distill", "train"))
-HEADS = ("prune.structured", {"heads": 0.5})
-WIDTH = ("prune.structured", {"width": 24})
+HEADS = ("prune.structured", {"heads": 0.5, **CALIBRATION})
+WIDTH = ("prune.structured", {"width": 24, **CALIBRATION})
 
 # Options beside those of the table, alone and in a row: (the bases, the stages).
 CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
@@ -188,7 +199,10 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
         ("qwen3", "opt"),
         [stage("prune.structured", target="language.blocks[1:]"), stage("inherit", layers="last:3"), NF4],
     ),
-    (("llama-tied", "bert"), [stage("lowrank.svd", target="language.attention"), ("prune.structured", {"ffn": 40})]),
+    (
+        ("llama-tied", "bert"),
+        [stage("lowrank.svd", target="language.attention"), ("prune.structured", {"ffn": 40, **CALIBRATION})],
+    ),
     # an even rank: two 4-bit weights share a byte
     (
         ("llama-tied", "gpt2"),
@@ -204,14 +218,18 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (("llama-tied",), [("prune.structured", {"ffn": 0.5, "importance": "activation", **CALIBRATION}), SHARE]),
     (("qwen3",), [stage("inherit", layers="influence:2", **CALIBRATION), LOWRANK]),
     # sizes that transformers' own configs do not take: no multiple of the heads, heads that do not divide the width
-    ((TINY,), [("prune.structured", {"width": 0.3}), INT8]),
-    (("llama-tied", "gpt-neox"), [("prune.structured", {"width": 25})]),
-    (("gpt-neox", "opt", "bert"), [("prune.structured", {"heads": 3})]),
+    ((TINY,), [("prune.structured", {"width": 0.3, **CALIBRATION}), INT8]),
+    (("llama-tied", "gpt-neox"), [("prune.structured", {"width": 25, **CALIBRATION})]),
+    (("gpt-neox", "opt", "bert"), [("prune.structured", {"heads": 3, **CALIBRATION})]),
     ((RANDOM,), [stage("vocabulary.bpe"), TRAIN]),
     # vision-language: each part for itself, and all three together
     (
         ("tiny-vlm", MISSISSIPPI),
-        [stage("inherit", target="vision", layers="first:2"), ("prune.structured", {"ffn": 0.25}), INT8],
+        [
+            stage("inherit", target="vision", layers="first:2"),
+            ("prune.structured", {"ffn": 0.25, **CALIBRATION, **SEES}),
+            INT8,
+        ],
     ),
     (
         ("tiny-vlm",),
@@ -244,7 +262,7 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (
         ("tiny-vlm",),
         [
-            ("prune.structured", {"heads": 0.5, "target": "vision"}),
+            ("prune.structured", {"heads": 0.5, "target": "vision", **CALIBRATION, **SEES}),
             ("train", {**TRAINING, **SEES, "only": ["projector"]}),
         ],
     ),
@@ -253,7 +271,7 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
         ("tiny-t2i", "stable-diffusion"),
         [
             ("prune.structured", {"ratio": 0.25, "target": "unet"}),
-            ("prune.structured", {"ffn": 0.25, "target": "text_encoder"}),
+            ("prune.structured", {"ffn": 0.25, "target": "text_encoder", **CALIBRATION}),
             INT8,
         ],
     ),
@@ -269,7 +287,7 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
         ("tiny-t2i",),
         [
             stage("inherit", target="unet.mid", layers="first:1"),
-            ("prune.structured", {"ffn": 0.5, "target": "unet.down"}),
+            ("prune.structured", {"ffn": 0.5, "target": "unet.down", **CALIBRATION}),
             stage("quantize.nf4", target="unet"),
         ],
     ),
@@ -286,7 +304,7 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (
         ("vit",),
         [
-            ("prune.structured", {"ffn": 0.25, "heads": 1, "target": "vision"}),
+            ("prune.structured", {"ffn": 0.25, "heads": 1, "target": "vision", **CALIBRATION}),
             stage("inherit", target="vision", layers="every:2"),
             INT8,
         ],
@@ -309,7 +327,11 @@ CHAINS: list[tuple[tuple[str, ...], list[Stage]]] = [
     (("bert, vectors",), [WIDTH, stage("distill", loss=[{"use": "rkd"}, {"use": "hidden"}]), stage("quantize.nf4")]),
     (
         ("vit, vectors",),
-        [("prune.structured", {"width": 96, "target": "vision"}), stage("distill", loss=[{"use": "rkd"}]), INT8],
+        [
+            ("prune.structured", {"width": 96, "target": "vision", **CALIBRATION}),
+            stage("distill", loss=[{"use": "rkd"}]),
+            INT8,
+        ],
     ),
 ]
 

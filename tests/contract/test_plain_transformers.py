@@ -14,14 +14,29 @@ import pytest
 import torch
 import transformers
 import zoo_compress
-from cases import HEADS, INHERIT, INT8, LOWRANK, MAGNITUDE, NF4, SHARE, TINY, WIDTH, Stage, base, context, stage
+from cases import (
+    CALIBRATION,
+    HEADS,
+    INHERIT,
+    INT8,
+    LOWRANK,
+    MAGNITUDE,
+    NF4,
+    SHARE,
+    TINY,
+    WIDTH,
+    Stage,
+    base,
+    context,
+    stage,
+)
 
 import zoo
 from zoo.artifact.manifest import read_manifest
 from zoo.model.model import Model
 
-FFN = ("prune.structured", {"ffn": 0.25})
-PARTLY = ("prune.structured", {"ffn": 0.25, "target": "language.blocks[1:]"})
+FFN = ("prune.structured", {"ffn": 0.25, **CALIBRATION})
+PARTLY = ("prune.structured", {**FFN[1], "target": "language.blocks[1:]"})
 EVERY = (TINY, "qwen3", "llama-tied", "gpt-neox", "opt", "bert", "gpt2", "phi3", "mixtral")
 OWN_HEAD_SIZE = (TINY, "qwen3", "llama-tied", "phi3", "mixtral")  # configs with a head_dim
 

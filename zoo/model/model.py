@@ -73,12 +73,27 @@ class Model:
     @property
     def params(self) -> int:
         """Number of distinct parameters; a packed weight counts its logical entries, a shared tensor counts once."""
-        return sum(count for count, _ in self._sizes())
+        from torch import nn
+
+        from zoo.anatomy.modules import has
+
+        packed = {
+            f"{path}.{name}": factor
+            for path, module in self.module.named_modules()
+            if has(module, "zoo_packed")
+            for name, factor in module.zoo_packed.items()
+        }
+        return sum(
+            int(tensor.numel() * packed.get(names[0], 1))
+            for names, tensor in self._named()
+            if isinstance(tensor, nn.Parameter) or names[0] in packed
+        )
 
     @property
     def bytes(self) -> int:
         """Bytes of the weights on disk, each shared tensor once, headers left out."""
-        return sum(size for _, size in self._sizes())
+        stored = self.stored_dtypes()
+        return sum(tensor.numel() * stored[name].itemsize for name, tensor in self.tensors().items())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The distinct persistent tensors by their first name, in module order."""
@@ -221,27 +236,6 @@ class Model:
         for name, tensor in self.module.state_dict(keep_vars=True).items():
             groups.setdefault(id(tensor), ([], tensor))[0].append(name)
         return list(groups.values())
-
-    def _sizes(self) -> list[tuple[int, int]]:
-        """(logical entries, bytes on disk) of each distinct tensor."""
-        from torch import nn
-
-        stored = self.stored_dtypes()
-        packed = {
-            f"{path}.{name}": factor
-            for path, module in self.module.named_modules()
-            for name, factor in getattr(module, "zoo_packed", {}).items()
-        }
-        sizes: list[tuple[int, int]] = []
-        for names, tensor in self._named():
-            is_weight = isinstance(tensor, nn.Parameter) or names[0] in packed
-            sizes.append(
-                (
-                    int(tensor.numel() * packed.get(names[0], 1)) if is_weight else 0,
-                    tensor.numel() * stored[names[0]].itemsize,
-                )
-            )
-        return sizes
 
 
 def build_skeleton(
