@@ -75,7 +75,9 @@ def test_int8_gives_a_row_alone_what_it_gives_it_among_others(names, inputs, sha
     processor(*names)
     draw = torch.Generator().manual_seed(1)
     layer = Int8Linear(inputs, 512, bias=False)
-    layer.weight_int8.random_(-127, 128, generator=draw)  # with scales of 1, so that outputs are the bf16 sums themselves
+    layer.weight_int8.random_(
+        -127, 128, generator=draw
+    )  # with scales of 1, so that outputs are the bf16 sums themselves
     x = torch.randn(1024, inputs, generator=draw)
     many, few = layer(x), torch.cat([layer(rows) for rows in x.split(4)])
     assert (many != few).float().mean() <= share
