@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 UNLIMITED = 1 << 60  # a limit beyond this is none; cgroup v1 writes the largest multiple of a page
 
 
@@ -33,6 +34,15 @@ def give_back() -> None:
     gc.collect()
     if trim := _from_c_library("malloc_trim"):
         trim(0)
+
+
+def give_back_at_once(size: int) -> None:
+    """From now on give the system back blocks of this size or larger as soon as they are free, where it can (glibc, mallopt(3)).
+
+    Else the allocator comes to keep blocks of up to 32 MB among others, and a process grows by the holes between them.
+    """
+    if set_option := _from_c_library("mallopt"):
+        set_option(M_MMAP_THRESHOLD, size)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from zoo.system.memory import give_back_at_once
 from zoo.system.memory import let_go as let_go_of_pages
 from zoo.system.writing import writing
 
@@ -31,6 +32,7 @@ class Offload:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        give_back_at_once(1 << 20)  # whoever asks for this is short of memory
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor in a file."""

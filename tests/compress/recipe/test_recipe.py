@@ -410,7 +410,7 @@ def test_a_wrong_override_is_blamed_on_the_override(file: Path, override: str, s
         ('use = "quantize.int8"\nembedding = "maybe"', "embedding = 'maybe': input should be true or false."),
         (
             'use = "quantize.int4"\noverrides = [{ pattrn = "*.down" }]',
-            "overrides: 'pattrn' is not an option. Did you mean 'pattern'? Options: pattern, bits, group, symmetric, method.",
+            "overrides: 'pattrn' is not an option. Did you mean 'pattern'? Options: pattern, bits, group, symmetric, method, activations.",
         ),
         ('use = "quantize.int4"\noverrides = [{ bits = 8 }]', "overrides: 'pattern' is missing."),
     ],
