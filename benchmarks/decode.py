@@ -171,8 +171,8 @@ MODEL_VARIANTS: dict[str, Callable[[Any], Any]] = {
 def model_variants(config: LlamaConfig, names: list[str], dtype: torch.dtype) -> dict[str, LlamaForCausalLM]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
-    made = {name: MODEL_VARIANTS[name](copy.deepcopy(model)) for name in names}
-    return {name: variant if name == "fp32" else variant.to(dtype) for name, variant in made.items()}
+    dtypes = {name: torch.float32 if name == "fp32" else dtype for name in names}
+    return {name: MODEL_VARIANTS[name](copy.deepcopy(model).to(dtypes[name])) for name in names}
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -69,17 +69,18 @@ def test_layers_are_counted_by_what_they_run_in(processor):
 
 
 @pytest.mark.parametrize("names", [pytest.param(("bf16 products",), marks=BF16), ()], ids=["bf16", "fp32"])
-@pytest.mark.parametrize(("inputs", "share"), [(64, 1e-4), (576, 1e-4), (8192, 2.5e-4)])
-def test_int8_gives_a_row_alone_what_it_gives_it_among_others(names, inputs, share, processor):
-    """Few rows and many take other kernels: their sums in fp32 differ by its rounding, which seldom is one of bf16."""
+@pytest.mark.parametrize(("inputs", "rows", "share"), [(64, 256, 1e-4), (576, 1024, 1e-4), (8192, 256, 3e-4)])
+def test_int8_gives_a_row_alone_what_it_gives_it_among_others(names, inputs, rows, share, processor):
+    """Few rows and many take other kernels: their sums in fp32 differ by its rounding, which seldom is one of bf16.
+
+    Of 576 inputs 7e-5 of the sums were rounded otherwise, of 8192 inputs 2e-4.
+    """
     processor(*names)
-    draw = torch.Generator().manual_seed(1)
-    layer = Int8Linear(inputs, 512, bias=False)
-    layer.weight_int8.random_(
-        -127, 128, generator=draw
-    )  # with scales of 1, so that outputs are the bf16 sums themselves
-    x = torch.randn(1024, inputs, generator=draw)
-    many, few = layer(x), torch.cat([layer(rows) for rows in x.split(4)])
+    torch.manual_seed(0)
+    layer = Int8Linear.from_linear(nn.Linear(inputs, 512, bias=False))
+    layer.scale.fill_(1.0)  # so that outputs are the bf16 sums themselves
+    x = torch.randn(rows, inputs)
+    many, few = layer(x), torch.cat([layer(some) for some in x.split(4)])
     assert (many != few).float().mean() <= share
     step = 2.0 ** (many.abs().log2().floor() - 7)
     cancelled = F.linear(x.abs(), layer.weight_int8.float().abs()) * 2**-22
