@@ -77,8 +77,8 @@ def hashes(out: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--layers", type=int, default=100)
-    parser.add_argument("--limit", type=float, default=2.1e9, help="bytes of RLIMIT_DATA")
+    parser.add_argument("--layers", type=int, default=120)
+    parser.add_argument("--limit", type=float, default=2.4e9, help="bytes of RLIMIT_DATA")
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
