@@ -37,6 +37,7 @@ Group = Literal["row", 32, 64, 128, 256]
 Method = Literal["rounding", "hqq", "gptq", "awq", "awq+gptq"]
 Activations = Literal["float", "int8"]
 CALIBRATED = ("gptq", "awq", "awq+gptq")
+HELD_OUT = 0.25  # of the batches, by which GPTQ's damping is chosen; codes then go by all of them
 GROUPS: dict[int, Group] = {4: 128, 8: "row"}  # of layers whose bits are not the stage's own
 ROWS = {
     "bits": 8,
@@ -151,7 +152,16 @@ class QuantizeUniform(Quantize):
 
         asked = {path: ("gram", "abssum") if path in scaled else ("gram",) for path in places}
         data = batches(model, options, context, stage=self.name)
-        walk = Walk(model, places, data, statistics=asked, context=context, stage=self.name, rebuild=rebuild)
+        walk = Walk(
+            model,
+            places,
+            data,
+            statistics=asked,
+            context=context,
+            stage=self.name,
+            held_out=HELD_OUT if any("gptq" in own[path]["method"] for path in places) else 0.0,
+            rebuild=rebuild,
+        )
         for unit in walk:
             try:
                 solved = UnitSolver(module, unit, grids).solve(
@@ -202,8 +212,8 @@ class QuantizeUniform(Quantize):
         grams = [8 * weight_matrix(model.module.get_submodule(path)).shape[1] ** 2 for path in paths]
         blocks = [block.path for stack in model.anatomy.stacks.values() for block in stack.blocks]
         in_unit = [sum(g for p, g in zip(paths, grams, strict=True) if inside(p, block)) for block in blocks]
-        # the grams of a unit, scaled too, and of the widest layer what is factored on the way
-        return largest + 2 * max([*in_unit, *grams]) + 5 * max(grams) + calibration(model, options, context).bytes
+        # the grams of a unit, of all data and of what is held out, scaled too, and of the widest layer what is factored on the way
+        return largest + 4 * max([*in_unit, *grams]) + 9 * max(grams) + calibration(model, options, context).bytes
 
     def note(self, model: Model, options: Any) -> str:
         names = {"hqq": "HQQ, without data", "gptq": "GPTQ", "awq": "AWQ", "awq+gptq": "AWQ and GPTQ"}

@@ -8,12 +8,13 @@ from stages import apply, assert_outline_foretells, assert_replays, check, conte
 from torch import nn
 from twins import TWINS, tokens
 from zoo_compress.calibrate.blocks import Unit
-from zoo_compress.calibrate.statistics import Statistics
+from zoo_compress.calibrate.statistics import Statistics, output_energy
 from zoo_compress.calibrate.watch import batches, watch
 from zoo_compress.methods.quantize.calibrated import INDEFINITE, UNREACHED, UnitSolver
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.formats.int8_layers import Int8Embedding, Int8Linear
 from zoo_compress.methods.quantize.int4 import QuantizeInt4
+from zoo_compress.methods.quantize.solvers.gptq import DAMPINGS, factor, gptq
 from zoo_compress.methods.quantize.solvers.grid import Grid
 from zoo_compress.methods.quantize.solvers.hqq import hqq
 from zoo_compress.methods.quantize.uniform import group_of
@@ -148,9 +149,17 @@ def test_auto_is_settled_and_said():
     assert "HQQ" not in stage.note(model, options("quantize.int4", method="rounding"))
 
 
+def test_a_recipe_of_one_line_is_w4a16_in_groups_of_128():
+    model = small("llama", hidden_size=128, intermediate_size=256)
+    for asked, symmetric in (({}, False), ({"symmetric": True}, True)):
+        record = QuantizeInt4().outline(model, options("quantize.int4", **asked))
+        kept = {(grid["bits"], grid["group"], grid["symmetric"]) for grid in record["grids"].values()}
+        assert kept == {(4, 128, symmetric)} and model.anatomy.head not in record["modules"]
+
+
 # --- with calibration data ------------------------------------------------------------------------------------------
 
-CALIBRATION = {"samples": 16, "length": 64, "group": 32}
+CALIBRATION = {"samples": 16, "length": 64, "batch": 4, "group": 32}
 
 
 def calibrated(name, method="awq+gptq", **values):
@@ -174,7 +183,7 @@ def test_every_layer_loses_less_than_by_rounding_and_the_record_says_how_much(me
     for path, told in table.items():
         assert told["method"] == method and told["tokens"] == 16 * 64
         assert told["error"] < told["rounding_error"], path
-        assert (told.get("damping") == 0.01) == ("gptq" in method)
+        assert (told.get("damping") in DAMPINGS) == ("gptq" in method)
     if method != "gptq":
         assert all("alpha" in told for told in table.values())
 
@@ -260,6 +269,30 @@ def test_data_decides_what_auto_is_and_the_plan_says_so():
 
 
 @pytest.mark.parametrize(
+    ("prune", "pattern"),
+    [
+        ("prune.wanda", {"sparsity": 0.5}),
+        ("prune.sparsegpt", {"sparsity": 0.5}),
+        ("prune.sparsegpt", {"pattern": "2:4"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("stage", "method"), [("quantize.int4", "awq+gptq"), ("quantize.int8", "gptq")])
+def test_what_was_pruned_before_stays_zero_and_patterns_whole(prune, pattern, stage, method):
+    model = small("llama")
+    apply(model, prune, {**pattern, "samples": 16, "length": 64}, context())
+    before = {path: model.tensors()[f"{path}.weight"].detach().clone() for path in model.lineage[-1].record["paths"]}
+    apply(model, stage, {"method": method, **CALIBRATION}, context())
+    for path, pruned_OI in before.items():
+        after_OI = model.module.get_submodule(path).dequantize()
+        assert (after_OI[pruned_OI == 0] == 0).all() and (pruned_OI == 0).float().mean() >= 0.49
+        if "pattern" in pattern:
+            assert int((after_OI.reshape(-1, 4) != 0).sum(1).max()) <= 2
+        told = model.lineage[-1].record["layers"][path]
+        assert told["error"] < told["rounding_error"]
+
+
+@pytest.mark.parametrize(
     ("rows", "shift", "fallback"), [(0, 0.0, UNREACHED), (64, -10.0, INDEFINITE)], ids=["unreached", "indefinite"]
 )
 def test_a_layer_without_a_gram_to_go_by_falls_back_and_says_so(rows, shift, fallback):
@@ -271,6 +304,27 @@ def test_a_layer_without_a_gram_to_go_by_falls_back_and_says_so(rows, shift, fal
     assert unit.table["0"]["fallback"] == fallback
     if fallback == UNREACHED:
         assert torch.equal(codes.codes, hqq(layer.weight.detach(), grid).codes)
+
+
+@pytest.mark.parametrize("rows", [40, 4000])
+def test_damping_is_the_one_that_loses_least_on_what_was_held_out(rows):
+    """Of few tokens much, of many little; codes then go by all tokens."""
+    draw, layer, grid = torch.Generator().manual_seed(0), nn.Linear(32, 24), Grid(4, 32, symmetric=False)
+    nn.init.normal_(layer.weight, std=0.2, generator=draw)
+    mixed_II = torch.randn(32, 32, generator=draw)
+    seen, apart = (Statistics(("gram",)) for _ in range(2))
+    for statistics, count in ((seen, rows), (apart, 4000)):
+        statistics.add(torch.randn(count, 32, generator=draw) @ mixed_II)
+    unit = Unit("0", {"0": seen}, {"0": apart}, {"0": {}})
+    UnitSolver(nn.Sequential(layer), unit, {"0": (grid, "gptq")}).solve([])
+    weight_OI, losses = layer.weight.detach(), {}
+    for damping in DAMPINGS:
+        codes = gptq(weight_OI, factor(seen.gram, damping), grid, hqq(weight_OI, grid, iterations=5).steps)
+        losses[damping] = output_energy(weight_OI - codes.weight(), apart.gram)
+    told = unit.table["0"]
+    assert told["damping"] == min(losses, key=losses.get)
+    assert (told["damping"] == DAMPINGS[0]) == (rows == 4000)
+    assert told["tokens"] == rows + 4000
 
 
 def test_scaling_leaves_what_is_scaled_as_it_was_together():

@@ -7,10 +7,11 @@ import torch
 from zoo_compress.calibrate.statistics import output_energy, output_error
 from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 from zoo_compress.methods.quantize.solvers import awq
-from zoo_compress.methods.quantize.solvers.gptq import DAMPINGS, Factor, descend, factor, gptq
+from zoo_compress.methods.quantize.solvers.gptq import Factor, descend, factor, gptq, refit
 from zoo_compress.methods.quantize.solvers.grid import Codes, Grid, Steps
 from zoo_compress.methods.quantize.solvers.hqq import NORM, hqq
 
+DAMPING = 0.01  # of the paper
 GRIDS = [Grid(4, 16, symmetric=False), Grid(4, 48, symmetric=False), Grid(4, 16), Grid(8, 48), Grid(8, 16)]
 
 
@@ -57,7 +58,7 @@ def solved(weight_OI: torch.Tensor, x_NI: torch.Tensor, grid: Grid) -> dict[str,
 
 
 def factored(gram_II: torch.Tensor) -> Factor:
-    found = factor(gram_II)
+    found = factor(gram_II, DAMPING)
     assert found is not None
     return found
 
@@ -151,7 +152,7 @@ def test_what_is_zero_stays_zero(grid: Grid) -> None:
 def gptq_reference(weight_OI: torch.Tensor, gram_II: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Equations 2 and 3 of the paper: round a column, update all that are left, and take it out of H^-1; no Cholesky factor."""
     weight_OI, hessian_II = weight_OI.double().clone(), gram_II.clone()
-    hessian_II.diagonal().add_(DAMPINGS[0] * gram_II.diagonal().mean())
+    hessian_II.diagonal().add_(DAMPING * gram_II.diagonal().mean())
     steps = Steps(*(each.double() for each in grid.nearest(weight_OI.float()).steps.each(weight_OI.shape[1])))
     left = gram_II.diagonal().argsort(descending=True).tolist()
     codes_OI = torch.empty_like(weight_OI)
@@ -229,11 +230,36 @@ def test_descent_after_gptq_loses_less_on_inputs_it_has_not_seen(seed: int) -> N
     assert lost(weight_OI, descend(weight_OI, codes, found, grid), unseen_NI) < 0.95 * before
 
 
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.bits == 4], ids=str)
+def test_every_scale_is_moved_to_where_the_output_changes_least(grid: Grid) -> None:
+    """In its turn, and as it is stored: the steps of bf16 beside the last one are no better."""
+    weight_OI, x_NI, _ = small()
+    found = factored(x_NI.T @ x_NI)
+    hessian_II = torch.empty(48, 48, dtype=torch.float64)
+    hessian_II[found.order[:, None], found.order] = found.hessian.double()
+
+    def changed(scale_OG: torch.Tensor) -> torch.Tensor:
+        error_OI = (weight_OI - Codes(start.codes, Steps(scale_OG, start.steps.zero)).weight()).double()
+        return ((error_OI @ hessian_II) * error_OI).sum(1)
+
+    start = gptq(weight_OI, found, grid)
+    got = refit(weight_OI, start, found, grid)
+    assert torch.equal(got.codes, start.codes) and torch.equal(got.steps.zero, start.steps.zero)
+    assert torch.equal(got.steps.scale, grid.stored(got.steps.scale))
+    assert (changed(got.steps.scale) <= changed(start.steps.scale) * 1.0001).all()
+    if grid.group == 16:  # a row's only scale is as good as bf16 can say it
+        assert changed(got.steps.scale).sum() < changed(start.steps.scale).sum()
+    for factor_of in (1 - 2**-7, 1 + 2**-7):
+        moved_OG = got.steps.scale.clone()
+        moved_OG[:, -1] = grid.stored(moved_OG[:, -1] * factor_of)
+        assert (changed(moved_OG) >= changed(got.steps.scale) * 0.9999).all()
+
+
 def test_dead_inputs_are_counted_and_rounded_on_their_own() -> None:
     weight_OI, x_NI, _ = small()
     x_NI[:, [3, 40]] = 0
     found, grid = factored(x_NI.T @ x_NI), Grid(4, 16)
-    assert (found.dead, found.damping) == (2, DAMPINGS[0])
+    assert (found.dead, found.damping) == (2, DAMPING)
     codes = gptq(weight_OI, found, grid).codes
     assert torch.equal(codes[:, [3, 40]], grid.nearest(weight_OI).codes[:, [3, 40]])
 
@@ -242,7 +268,7 @@ def test_damping_is_raised_where_it_is_too_little_and_given_up_where_none_helps(
     x_NI = small()[1]
     gram_II = x_NI.T @ x_NI
     gram_II -= 0.05 * gram_II.diagonal().mean() * torch.eye(48)  # as rounding could leave it, and worse
-    assert factored(gram_II).damping == 0.1
+    assert factored(gram_II).damping == 0.2  # the first above that is enough
     assert factor(gram_II - 10 * gram_II.diagonal().mean() * torch.eye(48)) is None
     assert factor(torch.zeros(4, 4)) is None
     assert factor(torch.full((4, 4), float("nan"))) is None

@@ -3,6 +3,8 @@
 With H = X^T X, damped, and U the upper Cholesky factor of H^-1, column j is rounded, and (w_j - q_j) / U_jj times U_j,k is
 taken from every later column k. Columns go by descending H_jj. Groups lie as in the weight and their steps are chosen
 before the walk, so nothing of the order has to be stored.
+
+Afterwards every code moves to where the output changes least (Behdin et al. 2023, QuantEase, arXiv:2309.01885), and so do scales.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from zoo_compress.methods.quantize.solvers.grid import Codes, Grid, Steps
 
 BLOCK = 128  # columns whose errors reach the rest at once
 SWEEPS = 3  # over all columns afterwards; a fourth gains next to nothing
-DAMPINGS = (0.01, 0.1, 1.0)  # shares of the mean of H's diagonal, the next where the one before is too little
+# Shares of the mean of H's diagonal. No single one is best: of SmolLM2's second block, calibrated on 8,192 tokens, q, k and v lose
+# 12 % more on other tokens with .2 than with .01, and down loses 7 % more with .01 than with .2.
+DAMPINGS = (0.01, 0.05, 0.2)
+USUAL, MOST = 0.05, 1.0  # where none can be chosen; where those before give no factor
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Factor:
     dead: int  # inputs that were always zero
 
 
-def factor(gram_II: Tensor) -> Factor | None:
-    """Order and factor a gram; None where no damping makes it positive definite."""
+def factor(gram_II: Tensor, damping: float = USUAL) -> Factor | None:
+    """Order and factor a gram, damped so much or, where that is too little, more; None where no damping makes it positive definite."""
     gram_II = gram_II.double()
     diagonal_I = gram_II.diagonal()
     dead_I = diagonal_I == 0  # such inputs reach no other: they are rounded like on their own
@@ -40,15 +45,15 @@ def factor(gram_II: Tensor) -> Factor | None:
     order = diagonal_I.argsort(descending=True, stable=True)
     ordered_II = gram_II[order][:, order]
     ordered_II.diagonal().add_(dead_I[order].double() * diagonal_I.mean())
-    for damping in DAMPINGS:
+    for share in (damping, *(more for more in (*DAMPINGS, MOST) if more > damping)):
         damped_II = ordered_II.clone()
-        damped_II.diagonal().add_(damping * diagonal_I.mean())
+        damped_II.diagonal().add_(share * diagonal_I.mean())
         lower_II, failed = torch.linalg.cholesky_ex(damped_II)
         if failed:
             continue
         upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
         if not failed and bool(torch.isfinite(upper_II).all()):
-            return Factor(order, upper_II.float(), damped_II.float(), damping, int(dead_I.sum()))
+            return Factor(order, upper_II.float(), damped_II.float(), share, int(dead_I.sum()))
     return None
 
 
@@ -104,3 +109,21 @@ def descend(weight_OI: Tensor, start: Codes, factored: Factor, grid: Grid, sweep
     codes_OI = torch.empty_like(start.codes)
     codes_OI[:, order] = codes_IO.t()
     return Codes(codes_OI, start.steps)
+
+
+def refit(weight_OI: Tensor, codes: Codes, factored: Factor, grid: Grid) -> Codes:
+    """Move the scale of every group in turn to where the output changes least, for the codes that there are."""
+    order, hessian_II = factored.order, factored.hessian
+    scale_GO, zero_OG = codes.steps.scale.t().contiguous(), codes.steps.zero
+    steps_IO = (codes.codes - codes.steps.each(len(order)).zero).t()[order]  # from zero, whole numbers
+    groups_I = order // grid.group
+    pull_IO = hessian_II @ (weight_OI.t()[order] - steps_IO * scale_GO[groups_I])
+    for group, scale_O in enumerate(scale_GO):
+        own = (groups_I == group).nonzero().flatten()
+        steps_gO = steps_IO[own]
+        size_O = (steps_gO * (hessian_II[own][:, own] @ steps_gO)).sum(0)
+        better_O = scale_O + (steps_gO * pull_IO[own]).sum(0) / size_O.clamp(min=1e-30)
+        better_O = grid.stored(torch.where((size_O > 0) & (better_O * scale_O > 0), better_O, scale_O))
+        pull_IO -= hessian_II[:, own] @ (steps_gO * (better_O - scale_O))
+        scale_GO[group] = better_O
+    return Codes(codes.codes, Steps(scale_GO.t().contiguous(), zero_OG))

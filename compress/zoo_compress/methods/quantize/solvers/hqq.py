@@ -15,14 +15,14 @@ from zoo_compress.methods.quantize.solvers.grid import Codes, Grid, Steps
 NORM, BETA, KAPPA, ITERATIONS = 0.7, 10.0, 1.01, 20
 
 
-def hqq(weight_OI: Tensor, grid: Grid) -> Codes:
+def hqq(weight_OI: Tensor, grid: Grid, iterations: int = ITERATIONS) -> Codes:
     """Put a weight on a grid whose steps were moved so that rounding loses little."""
     weight_OGg = grid.grouped(weight_OI)
     unit_OG1 = weight_OGg.abs().amax(-1, keepdim=True).clamp(min=1e-30)  # beta is for weights of one size
     best = grid.nearest(weight_OI)
     least_OG = _loss(weight_OGg, best, grid)
     current, beta = best, BETA
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         lost_OGg = (weight_OGg - grid.grouped(current.weight())) / unit_OG1
         target_OGg = weight_OGg - shrink(lost_OGg, beta) * unit_OG1
         current = grid.nearest(weight_OI, fitted(target_OGg, current, grid))
