@@ -172,7 +172,7 @@ def model_variants(config: LlamaConfig, names: list[str], dtype: torch.dtype) ->
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     dtypes = {name: torch.float32 if name == "fp32" else dtype for name in names}
-    return {name: MODEL_VARIANTS[name](copy.deepcopy(model).to(dtypes[name])) for name in names}
+    return {name: MODEL_VARIANTS[name](copy.deepcopy(model).to(dtypes[name])).eval() for name in names}
 
 
 def weight_bytes(model: nn.Module) -> int:

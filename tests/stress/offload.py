@@ -27,7 +27,7 @@ STAGES = {
 [[stage]]
 use = "quantize.int4"
 method = "gptq"
-overrides = [{ pattern = "*.down_proj", method = "rounding" }]    # the widest, which takes GPTQ longest
+overrides = [{ pattern = "*.mlp.*", method = "rounding" }]    # where GPTQ takes longest
 embedding = true
 samples = 8
 length = 128
