@@ -15,7 +15,6 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import nn
 from zoo.anatomy import names
 from zoo.errors import ArtifactError, RequestError
 from zoo.loading.directory import check_config
-from zoo.tensors.gguf import Header, read_header, without_vocabulary
+from zoo.tensors.gguf import Header, read_header
 from zoo_slm import architectures
 from zoo_slm.checkpoints import require_complete
 from zoo_slm.configs import UNFIT, auto_class, parsed, unfit, why
@@ -147,21 +146,12 @@ class GGUF:
         """The tokenizer in the file; None where there is none."""
         if "tokenizer.ggml.tokens" not in self.header.metadata:
             return None
+        from transformers import AutoTokenizer
+
         with _readable(self.path, (Exception,)), quiet():  # tokenizers raises no narrower class
-            return self._tokenizer_class().from_pretrained(
+            return AutoTokenizer.from_pretrained(
                 self.path.parent, gguf_file=self.path.name, local_files_only=True, trust_remote_code=False
             )
-
-    def _tokenizer_class(self) -> Any:
-        """What AutoTokenizer would choose for the config; to find it out, it takes seconds to read the whole header again."""
-        from transformers import AutoTokenizer, TokenizersBackend
-        from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
-
-        config = parsed(self.config)
-        if (self.path.parent / "tokenizer_config.json").exists() or getattr(config, "tokenizer_class", None):
-            return AutoTokenizer
-        chosen = TOKENIZER_MAPPING.get(type(config), None)
-        return TokenizersBackend if chosen is None or chosen.__name__ == "MistralCommonBackend" else chosen
 
     def _require_all(self) -> None:
         """Refuse a file with more or fewer numbers than its model has: transformers would leave out or make up the rest."""
@@ -190,9 +180,10 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
     """The config that transformers makes of a header, with what it leaves to the defaults of the class."""
     from transformers import AutoConfig
 
-    with _readable(path), quiet(), TemporaryDirectory() as folder:
-        Path(folder, path.name).write_bytes(without_vocabulary(path, header))
-        config = AutoConfig.from_pretrained(folder, gguf_file=path.name, local_files_only=True, trust_remote_code=False)
+    with _readable(path), quiet():
+        config = AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
     settings = _settings(path, header)
     for key, called in SETTINGS.items():
         value = settings.get(key)

@@ -12,13 +12,11 @@ import pytest
 import torch
 from gguf_writer import logits, write
 from tiny import VOCABULARY, tokenizer
-from zoo_slm.gguf import GGUF
 
 import zoo
 from zoo.errors import ArtifactError, RequestError, WeightsUnavailable
 from zoo.loading import weights
 from zoo.loading.locate import locate
-from zoo.tensors.gguf import read_header, without_vocabulary
 
 TOKENS = [5, 9, 3, 14, 30, 2, 7, 41, 12, 6]
 SHAPE = {
@@ -102,39 +100,6 @@ def test_it_computes_what_the_model_does_that_it_was_written_from(architecture: 
     torch.testing.assert_close(logits(loaded.module, TOKENS), logits(model, TOKENS), rtol=1e-5, atol=1e-5)
     text = "def add_1(a, b):\n    # größer"
     assert loaded.processor(text).input_ids == tokenizer()(text).input_ids
-
-
-@pytest.mark.parametrize("architecture", KINDS)
-def test_config_and_tokenizer_are_those_that_transformers_makes_of_the_whole_file(
-    architecture: str, tmp_path: Path
-) -> None:
-    from transformers import AutoConfig, AutoTokenizer
-
-    file = written(tmp_path, architecture)
-    short = tmp_path / "short.gguf"
-    short.write_bytes(without_vocabulary(file, read_header(file)))
-    whole, without = (AutoConfig.from_pretrained(tmp_path, gguf_file=one.name).to_dict() for one in (file, short))
-    assert without == {**whole, "vocab_size": without["vocab_size"]}  # which GGUF.at takes from the table of tokens
-    tokenizer, ours = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name), GGUF.at(file).processor()
-    assert type(ours) is type(tokenizer) and ours.init_kwargs == tokenizer.init_kwargs
-    assert ours.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-
-
-def test_the_vocabulary_is_not_walked_through_for_config_or_tokenizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The package gguf takes seconds for it, at every reading."""
-    import gguf
-
-    file, opened, read = written(tmp_path), [], gguf.GGUFReader.__init__
-
-    def noted(reader: Any, path: Any, *rest: Any) -> None:
-        opened.append(Path(path))
-        read(reader, path, *rest)
-
-    monkeypatch.setattr(gguf.GGUFReader, "__init__", noted)
-    assert zoo.load(file, device="meta").processor is not None
-    assert opened and file not in opened
 
 
 def test_blocks_are_widened_as_the_package_gguf_widens_them(tmp_path: Path) -> None:

@@ -85,7 +85,6 @@ class Header:
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
-    places: dict[str, tuple[int, int]]  # of the metadata: where the type and value of each key begin and end
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -118,30 +117,6 @@ def read_header(path: Path) -> Header:
             return _header(reader, path.stat().st_size)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from None
-
-
-def without_vocabulary(path: Path, header: Header) -> bytes:
-    """A file of the same metadata and names of tensors, with two empty tokens and no weights.
-
-    Whoever wants to know what libraries make of a header is spared the seconds they take to walk through a vocabulary.
-    """
-    keys = []
-    with path.open("rb") as file:
-        for key, (start, end) in header.places.items():
-            file.seek(start)
-            vocabulary = key.startswith("tokenizer.") and isinstance(header.metadata[key], list)
-            value = struct.pack("<IIQQQ", ARRAY, STRING, 2, 0, 0) if vocabulary else file.read(end - start)
-            keys.append(_string(key) + value)
-    tensors = [
-        _string(name) + struct.pack("<IQIQ", 1, 1, 0, 0) for name in header.tensors
-    ]  # one float32, of all the same
-    head = MAGIC + struct.pack("<IQQ", VERSIONS[-1], len(tensors), len(keys)) + b"".join(keys + tensors)
-    return head + bytes(-len(head) % header.metadata.get("general.alignment", ALIGNMENT)) + bytes(4)
-
-
-def _string(text: str) -> bytes:
-    content = text.encode()
-    return struct.pack("<Q", len(content)) + content
 
 
 class _Reader:
@@ -202,15 +177,9 @@ def _header(reader: _Reader, size: int) -> Header:
     for count, what in ((tensors, "tensors"), (keys, "metadata keys")):
         if count > MOST_ENTRIES:
             raise reader.damaged(f"it says that it has {count:,} {what}; the most that are read are {MOST_ENTRIES:,}")
-    places: dict[str, tuple[int, int]] = {}
-
-    def entry(key: str) -> Any:
-        start = reader.at
-        value = reader.value(reader.number("I", f"the type of {key!r}"), key)
-        places[key] = start, reader.at
-        return value
-
-    metadata = _named(reader, keys, "metadata key", entry)
+    metadata = _named(
+        reader, keys, "metadata key", lambda key: reader.value(reader.number("I", f"the type of {key!r}"), key)
+    )
     if (count := metadata.get("split.count", 1)) != 1:
         raise ArtifactError(
             f"{reader.path} is one of {count} files of a model; merge them with `llama-gguf-split --merge`, and give the file "
@@ -221,7 +190,7 @@ def _header(reader: _Reader, size: int) -> Header:
         raise reader.damaged(f"general.alignment is {str(alignment)[:20]}, no power of two from 8 to 65,536")
     described = _named(reader, tensors, "tensor", lambda name: _described(reader, name))
     data = -(-reader.at // alignment) * alignment
-    return Header(metadata, _placed(reader, described, data, alignment, size), places)
+    return Header(metadata, _placed(reader, described, data, alignment, size))
 
 
 def _named(reader: _Reader, count: int, what: str, read: Callable[[str], Any]) -> dict[str, Any]:
