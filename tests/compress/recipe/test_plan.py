@@ -115,7 +115,7 @@ def test_plan_of_a_model_larger_than_memory(place: Path):
     assert found.stages[1].params == 68_976_648_192 - 40 * (68_976_648_192 - 2 * 32000 * 8192 - 8192) // 80
     assert found.stages[2].params == found.stages[1].params and found.stages[2].bytes < found.stages[1].bytes / 3
 
-    config |= {"dtype": "bfloat16"}
+    config |= {"dtype": "bfloat16", "num_hidden_layers": 6}
     (place / "large/config.json").write_text(json.dumps(config))
     text = '[recipe]\nname = "x"\n[model]\nname = "./large"\n' + stage("quantize.int4")
     memory = planned(place, text)
