@@ -5,8 +5,9 @@ An architecture may read a weight or a size in a way that no one here knows, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import Refused, ZooError, reason
 
@@ -68,7 +69,8 @@ def require_running(model: Model, compressor: Compressor, *, before: Runs) -> No
     if before == "not":
         return
     try:
-        outputs = (at_once if before == "at once" else in_steps)(model)
+        with _without_layouts(model.module):
+            outputs = (at_once if before == "at once" else in_steps)(model)
     except UNFIT as error:
         raise refusal(model, compressor, error) from error
     if before == "alike" and not _agree(model, *outputs):
@@ -76,6 +78,23 @@ def require_running(model: Model, compressor: Compressor, *, before: Runs) -> No
             f"{compressor.name} does not fit {type(model.module).__name__}: token by token the model it leaves computes "
             f"something else than at once. {compressor.remedy('')}"
         )
+
+
+@contextmanager
+def _without_layouts(module: nn.Module) -> Iterator[None]:
+    """Where weights are on disk, drop what a kernel makes of a packed layer's codes once it has run: for all layers together it
+    takes as much memory as the packed model.
+    """
+    from zoo.tensors.offload import is_offloaded
+
+    offloaded = any(map(is_offloaded, module.parameters()))
+    packed: list[Any] = [part for part in module.modules() if offloaded and hasattr(part, "forget_layout")]
+    hooks = [part.register_forward_hook(lambda part, *_: part.forget_layout()) for part in packed]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def refusal(model: Model, compressor: Compressor, error: Exception) -> Refused:

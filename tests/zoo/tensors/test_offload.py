@@ -113,6 +113,13 @@ def test_an_artifact_is_the_same_and_is_compressed_further_alike(
     assert_same(*models)
 
 
+def test_no_layout_of_a_kernel_is_left_in_memory_by_a_stage(tmp_path: Path, spool: Path) -> None:
+    model = zoo.load(checkpoint(tmp_path / "plain"), offload=spool)
+    apply(model, "quantize.int4", {"group": 32})
+    layers = [part for part in model.module.modules() if hasattr(part, "_kernel")]
+    assert layers and all(layer._kernel is None for layer in layers)
+
+
 def test_models_of_other_kinds(spool: Path) -> None:
     for name in ("tiny-vlm", "tiny-t2i", "timm:resnet18"):
         weights = "random" if ":" in name else "auto"
