@@ -14,6 +14,7 @@ from torch import nn
 from zoo.errors import RequestError, ZooError, reason
 from zoo.family.text.tasks import TASKS
 from zoo.loading.directory import without_code
+from zoo.system.memory import ran_out
 from zoo_slm import models
 from zoo_slm.sentence_encoder import KEY
 
@@ -43,7 +44,7 @@ def unfit(config: Mapping[str, Any], task: str = "model") -> Iterator[None]:
     try:
         yield
     except UNFIT as error:
-        if isinstance(error, ZooError):
+        if isinstance(error, ZooError) or ran_out(error):
             raise
         raise RequestError(
             f"transformers cannot build a {task} of type {config.get('model_type')!r}: {why(error)}."

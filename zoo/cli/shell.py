@@ -280,7 +280,9 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, typer.Abort):
         output.error("stopped at your request.")
         return 1
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's allocator
+    from zoo.system.memory import ran_out
+
+    if ran_out(error):
         output.error(
             "memory ran out; what was being written is as it was before. `zoo plan` says how much a recipe needs."
         )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import Refused, ZooError, reason
+from zoo.system.memory import ran_out
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +73,8 @@ def require_running(model: Model, compressor: Compressor, *, before: Runs) -> No
         with _without_layouts(model.module):
             outputs = (at_once if before == "at once" else in_steps)(model)
     except UNFIT as error:
+        if ran_out(error):
+            raise
         raise refusal(model, compressor, error) from error
     if before == "alike" and not _agree(model, *outputs):
         raise Refused(

@@ -25,6 +25,11 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # torch's allocator says the latter
+
+
 def give_back() -> None:
     """Free what only cycles hold, and give the system back what the allocator keeps for later, where it can (glibc).
 

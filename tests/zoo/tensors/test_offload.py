@@ -13,6 +13,7 @@ import torch
 from tiny import checkpoint
 from torch import nn
 from zoo_compress import apply
+from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 
 import zoo
 from zoo.errors import OutputError, RequestError
@@ -118,6 +119,16 @@ def test_no_layout_of_a_kernel_is_left_in_memory_by_a_stage(tmp_path: Path, spoo
     apply(model, "quantize.int4", {"group": 32})
     layers = [part for part in model.module.modules() if hasattr(part, "_kernel")]
     assert layers and all(layer._kernel is None for layer in layers)
+
+
+def test_memory_that_runs_out_in_the_trial_of_a_stage_is_no_fault_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.load(checkpoint(tmp_path / "plain"))
+    ready = Int4Linear._made
+    monkeypatch.setattr(Int4Linear, "_made", lambda layer: (torch.empty(1 << 50), ready(layer))[1])
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        apply(model, "quantize.int4", {"group": 32})
 
 
 def test_models_of_other_kinds(spool: Path) -> None:
