@@ -21,6 +21,7 @@ from zoo.loading.codes import require_no_codes, without_codes
 from zoo.loading.contents import require_own_weights
 from zoo.loading.directory import check_config, without_code
 from zoo.loading.load import DTYPES
+from zoo.system.memory import ran_out
 from zoo.system.reading import LARGEST_DATA, text_of
 from zoo.system.writing import writing
 from zoo.tensors import safetensors
@@ -129,8 +130,8 @@ class Checkpoint:
                     config.quantization_config = dict(self.quantizer)
                 source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
                 if self.offload is not None:
-                    cls = _chosen(cls, config)
-                    tensors = dict(self._offloaded(files, self.offload))
+                    cls, run = _chosen(cls, config, dtype, **given)
+                    tensors = dict(self._offloaded(files, self.offload, run))
                     source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
                 module, report = cls.from_pretrained(
                     **source,
@@ -147,27 +148,37 @@ class Checkpoint:
                 if self.quantizer is not None:
                     module = quantized.widened(module, self.quantizer, dtype)
             except (*UNFIT, OSError, SafetensorError, ImportError) as error:
+                if ran_out(error):
+                    raise
                 reason = _odd_expert(files) or why(error).replace(str(folder), str(self.path))
                 raise ArtifactError(f"{self.path} cannot be loaded: {reason}.") from None
         return module, report
 
-    def _offloaded(self, files: list[Path], offload: Offload) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of the files, each copied to where it is kept."""
+    def _offloaded(
+        self, files: list[Path], offload: Offload, dtype: torch.dtype | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the files, each copied to where it is kept; floats in a dtype where one is given."""
         for path in files:
             file = MappedTensors(path, copies=True)
             for name, about in file.header.items():
-                place = offload.empty(about["shape"], KINDS[about["dtype"]])
+                stored = KINDS[about["dtype"]]
+                kept = dtype if dtype and stored.is_floating_point else stored
+                place = offload.empty(about["shape"], kept)
                 file.copy(name, place)
                 let_go(place)
                 yield name, place
 
 
-def _chosen(cls: Any, config: Any) -> Any:
-    """The class that one of transformers' auto classes chooses; only that takes tensors in place of a folder."""
-    if not hasattr(cls, "from_config"):
-        return cls
+def _chosen(cls: Any, config: Any, dtype: torch.dtype, **given: Any) -> tuple[Any, torch.dtype | None]:
+    """The class that one of transformers' auto classes chooses, since only that takes tensors in place of a folder.
+
+    With it comes the dtype that all its floats run in, where `dtype` is that; else transformers casts each as it has to.
+    """
     with torch.device("meta"):
-        return type(cls.from_config(config))
+        empty = (cls.from_config if hasattr(cls, "from_config") else cls._from_config)(config, dtype=dtype, **given)
+    floats = {tensor.dtype for tensor in empty.state_dict().values() if tensor.is_floating_point()}
+    kept = bool(empty._keep_in_fp32_modules or empty._keep_in_fp32_modules_strict)
+    return type(empty), None if kept or floats != {dtype} else dtype
 
 
 def _read_config(path: Path, *, dequantize: bool) -> tuple[dict[str, Any], str, dict[str, Any] | None]:

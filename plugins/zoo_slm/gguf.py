@@ -23,6 +23,7 @@ from torch import nn
 from zoo.anatomy import names
 from zoo.errors import ArtifactError, RequestError
 from zoo.loading.directory import check_config
+from zoo.system.memory import ran_out
 from zoo.tensors.gguf import Header, read_header
 from zoo_slm import architectures
 from zoo_slm.checkpoints import require_complete
@@ -312,4 +313,6 @@ def _readable(path: Path, kinds: tuple[type[Exception], ...] = UNFIT) -> Iterato
             ) from None
         raise ArtifactError(f"{path} cannot be loaded: {why(error)}.") from None
     except wrong as error:
+        if ran_out(error):
+            raise
         raise ArtifactError(f"{path} cannot be loaded: {why(error)}.") from None

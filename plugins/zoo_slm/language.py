@@ -138,7 +138,7 @@ class TransformersText(TextFamily):
         return self._read(read(path), device=device, dtype=dtype)
 
     def read_offloaded(self, path: Path, *, dtype: torch.dtype | None, offload: Offload) -> Model:
-        """Load such a directory a tensor at a time, where it is stored in that dtype; else it is loaded first."""
+        """Load such a directory a tensor at a time; a GGUF file is loaded first."""
         if path.is_file():
             return super().read_offloaded(path, dtype=dtype, offload=offload)
         return self._read(Checkpoint.at(path, offload=offload), device=None, dtype=dtype)

@@ -26,7 +26,9 @@ from zoo.family.diffusion.task import TextToImage
 from zoo.loading.codes import require_no_codes
 from zoo.model.building import build_as_loaded, kept_in_float32
 from zoo.model.model import Model
+from zoo.system.memory import ran_out
 from zoo.tensors import safetensors
+from zoo.tensors.offload import Offload
 from zoo_snapgen import classes
 from zoo_snapgen.scale import tiny
 
@@ -166,6 +168,15 @@ class DiffusersPipeline(TextToImageFamily):
         Raises:
             ArtifactError: it names a class that is not public, asks for remote code, or lacks weights.
         """
+        return self._read(path, device=device, dtype=dtype)
+
+    def read_offloaded(self, path: Path, *, dtype: torch.dtype | None, offload: Offload) -> Model:
+        """Load such a directory with no more than one component in memory."""
+        return self._read(path, device=None, dtype=dtype, offload=offload)
+
+    def _read(
+        self, path: Path, *, device: str | None, dtype: torch.dtype | None, offload: Offload | None = None
+    ) -> Model:
         index = _index(path)
         configs = {name: _config(path / name) for name in index["components"]}
         config = {"pipeline": index["pipeline"], "components": configs}
@@ -183,7 +194,11 @@ class DiffusersPipeline(TextToImageFamily):
             with torch.device("meta"):
                 module = self.build_in(config, spec.task, getattr(torch, kept))
         else:
-            parts = {name: _load_component(path / name, own, getattr(torch, kept)) for name, own in configs.items()}
+            parts = {}
+            for name, own in configs.items():
+                parts[name] = _load_component(path / name, own, getattr(torch, kept))
+                if offload:
+                    offload.take(parts[name])
             module = PipelineParts(parts).eval().to(device or "cpu")
         processor = self.load_processor(path)
         return Model(module, self, spec, processor=processor, dtype=kept, stored=kept, origin=str(path))
@@ -298,6 +313,8 @@ def _load_component(folder: Path, config: dict[str, Any], dtype: torch.dtype) ->
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **{key: dtype}
             )
     except Exception as error:  # whatever two libraries meet in a damaged folder
+        if ran_out(error):
+            raise
         raise ArtifactError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     missing = sorted(report["missing_keys"]) + [str(one) for one in report["mismatched_keys"]]
     if missing:

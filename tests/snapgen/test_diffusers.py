@@ -11,6 +11,7 @@ import pipelines
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from zoo_snapgen import family
 
 import zoo
 from zoo.data.open import open_data
@@ -18,6 +19,7 @@ from zoo.errors import ArtifactError, Refused, RequestError
 from zoo.family.task import task_of
 from zoo.model.context import Context
 from zoo.model.model import Model
+from zoo.tensors.offload import is_offloaded
 from zoo.testing import check_estimate, check_exact_reload
 
 Stages = list[tuple[str, dict[str, Any]]]
@@ -60,6 +62,25 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(kind: str, directory: Path) -> Model:
     return pipelines.snapgen() if kind == "snapgen" else pipelines.awake(zoo.load(directory))
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_no_more_than_a_component_is_in_memory_where_weights_are_kept_in_files(
+    dtype: str | None, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = zoo.load(directory, dtype=dtype).tensors()
+    read, loaded, in_files = family._load_component, [], []
+
+    def watched(*given: Any) -> torch.nn.Module:
+        in_files.append(all(is_offloaded(weight) for part in loaded for weight in part.parameters()))
+        loaded.append(read(*given))
+        return loaded[-1]
+
+    monkeypatch.setattr(family, "_load_component", watched)
+    tensors = zoo.load(directory, dtype=dtype, offload=tmp_path).tensors()
+    assert len(in_files) > 1 and all(in_files)
+    assert all(is_offloaded(tensor) for tensor in tensors.values() if tensor.numel())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in plain.items())
 
 
 @pytest.mark.slow

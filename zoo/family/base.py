@@ -88,10 +88,8 @@ class Family(ABC):
         raise NotImplementedError
 
     def read_offloaded(self, path: Path, *, dtype: torch.dtype | None, offload: Offload) -> Model:
-        """Load such a directory with its weights in files; here it is loaded first, and put there after."""
-        model = self.read_foreign(path, device=None, dtype=dtype)
-        offload.take(model.module)
-        return model
+        """Load such a directory, putting weights into files while they are read; `zoo.load` does it after for those left."""
+        return self.read_foreign(path, device=None, dtype=dtype)
 
     def read_dequantized(self, path: Path, *, device: str | None, dtype: torch.dtype | None) -> Model:
         """Load a checkpoint directory whose weights are codes of a quantizer, widened to plain ones.

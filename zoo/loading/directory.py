@@ -24,6 +24,7 @@ from zoo.model.model import Model, build_empty, build_skeleton
 from zoo.plugins import manager
 from zoo.plugins.declarations import is_name
 from zoo.plugins.names import declaration, family_declaration, recognise
+from zoo.system.memory import ran_out
 from zoo.tensors import safetensors
 
 if TYPE_CHECKING:
@@ -203,6 +204,8 @@ def _readable(manifest: Path) -> Iterator[None]:
     except (RequestError, ArtifactError) as error:
         raise ArtifactError(f"{manifest}: {error}") from error
     except Exception as error:
+        if ran_out(error):
+            raise
         raise ArtifactError(f"{manifest} describes a model that cannot be built ({reason(error)}).") from error
 
 

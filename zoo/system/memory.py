@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+SAID_OF_SHORTAGE = ("can't allocate memory", "Cannot allocate memory")  # by torch's allocator, by the system (ENOMEM)
 M_MMAP_THRESHOLD = -3  # of malloc.h
 UNLIMITED = 1 << 60  # a limit beyond this is none; cgroup v1 writes the largest multiple of a page
 
@@ -27,7 +28,7 @@ def resident_bytes() -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was no memory left."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # torch's allocator says the latter
+    return isinstance(error, MemoryError) or any(said in str(error) for said in SAID_OF_SHORTAGE)
 
 
 def give_back() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from zoo.errors import ArtifactError
 from zoo.system.hashing import Chunks
+from zoo.system.memory import ran_out
 from zoo.tensors.safetensors import DTYPES, damaged, parse_header, require_within
 
 KINDS = {kind: getattr(torch, name) for name, kind in DTYPES.items()}
@@ -40,6 +41,8 @@ class MappedTensors:
             parse_header(io.BytesIO(), path)
             raise
         except OSError as error:
+            if ran_out(error):
+                raise MemoryError(f"there is no memory left to map {path}") from None
             raise damaged(path, error) from None
         self._mapping, self.size = mapping, len(mapping)
         self._chunks = Chunks(memoryview(mapping), digests["xxh3"]) if digests else None
