@@ -32,7 +32,7 @@ from zoo.data.dataset import Dataset
 from zoo.errors import ZooError, one_line
 from zoo.model.model import Model
 from zoo.model.trial import UNFIT, at_once, in_steps, refusal
-from zoo.tensors.batch import Batch
+from zoo.tensors.batch import Batch, generators
 
 aten: Any = torch.ops.aten
 # of tensors, from nothing
@@ -266,7 +266,7 @@ def windows_of(model: Model, data: Dataset | None, *, batch: int, length: int) -
         most = min(4, -(-len(windows) // batch))
         groups = [[windows[(start + i * most) % len(windows)] for i in range(batch)] for start in range(most)]
         batches = [
-            model.family.draw(model, model.family.collate(model, group), torch.Generator().manual_seed(0))
+            model.family.draw(model, model.family.collate(model, group), generators(0, range(batch)))
             for group in groups
         ]
     except ZooError:

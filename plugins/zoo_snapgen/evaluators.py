@@ -25,6 +25,7 @@ from zoo.family.diffusion.family import TextToImageFamily
 from zoo.model.health import require_finite_outputs
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
+from zoo.tensors.batch import generators
 from zoo_snapgen.data import DIGITS
 from zoo_snapgen.judge import look
 
@@ -121,9 +122,8 @@ class VelocityError:
     they have one autoencoder. The interval is 95% by the standard error over the images.
     """
 
-    version = (
-        3  # 1: what a scheduler predicts that is neither noise nor v was taken for a velocity; 2: 1.96 standard errors
-    )
+    # 1: what a scheduler predicts that is neither noise nor v was taken for a velocity; 2: 1.96 standard errors
+    version = 4  # 3: draws depended on which images ran together
 
     class Options(CompressorOptions):
         draws: int = Field(4, ge=1, examples=[2], description="draws of noise and time for each image")
@@ -150,22 +150,20 @@ class VelocityError:
             )
         asked, family = self.Options(**options), _text_to_image(model, "velocity-error")
         windows = family.windows(model, data, length=1)
-        generator = torch.Generator().manual_seed(asked.seed)
         errors_DN = torch.zeros(asked.draws, len(windows))
         with torch.inference_mode():
             for draw in range(asked.draws):
                 for start in range(0, len(windows), asked.batch):
-                    picked = [windows[i] for i in range(start, min(start + asked.batch, len(windows)))]
-                    batch = family.collate(model, picked)
-                    batch = family.draw(model, batch, generator) | {"input_ids": batch["input_ids"]}
+                    some = range(start, min(start + asked.batch, len(windows)))
+                    batch = family.collate(model, [windows[i] for i in some])
+                    chance = generators(asked.seed, (draw * len(windows) + i for i in some))
+                    batch = family.draw(model, batch, chance) | {"input_ids": batch["input_ids"]}
                     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
                     rows = family.rows(model, batch, ("velocity",))["velocity"]
                     assert rows.target is not None
                     error_N = (rows.hidden - rows.target).square().mean(-1)
-                    require_finite_outputs(
-                        model, error_N, batch, of=[data[start + i].where for i in range(len(picked))]
-                    )
-                    errors_DN[draw, start : start + len(picked)] = error_N.cpu()
+                    require_finite_outputs(model, error_N, batch, of=[data[i].where for i in some])
+                    errors_DN[draw, some.start : some.stop] = error_N.cpu()
         each_N = errors_DN.mean(0)
         mean = delta_method(each_N, torch.ones_like(each_N))
         return {"velocity_error": {**mean, "of": "images", "better": "lower"}}

@@ -20,6 +20,7 @@ from zoo_compress import apply
 import zoo
 from zoo.data.open import open_data
 from zoo.errors import ZooError
+from zoo.tensors.batch import generators
 
 D.utils.logging.set_verbosity_error()
 torch.set_num_threads(1)
@@ -102,7 +103,7 @@ def rows(place):
     f = z.family
     w = f.windows(z, open_data(str(root / "pics")), length=8)
     return tuple(
-        f.rows(z, f.draw(z, f.collate(z, [w[0], w[1]]), torch.Generator().manual_seed(0)), ("velocity",))[
+        f.rows(z, f.draw(z, f.collate(z, [w[0], w[1]]), generators(0, range(2))), ("velocity",))[
             "velocity"
         ].hidden.shape
     )

@@ -116,7 +116,9 @@ def test_the_hidden_loss_is_the_mean_over_the_tokens_there_are():
         for hook in hooks:
             hook.remove()
         outputs.append([torch.cat(tokens[number :: len(blocks)]) for number in range(len(blocks))])
-    terms = [(mine - theirs).pow(2).sum() / theirs.pow(2).sum() for mine, theirs in zip(*outputs, strict=True)]
+    terms = [
+        ((mine - theirs).pow(2).sum(-1) / theirs.pow(2).sum(-1)).mean() for mine, theirs in zip(*outputs, strict=True)
+    ]
     losses = resolve_losses([{"use": "hidden"}])
     found = Objective(student, teacher, *losses)(student.family.collate(student, list(windows)))
     torch.testing.assert_close(found["hidden"], torch.stack(terms).mean(), rtol=1e-4, atol=1e-6)

@@ -21,6 +21,7 @@ from zoo.family import TextToImageFamily
 from zoo.family.diffusion import captions, latents
 from zoo.family.task import task_of
 from zoo.model.model import Model
+from zoo.tensors.batch import generators
 from zoo.testing import random_state_kept
 
 
@@ -111,7 +112,7 @@ def test_rows_are_the_flow_and_its_velocity(model: Model):
     data = open_data("digits-captions:train[:4]")
     windows = model.family.windows(model, data, length=1)
     batch = model.family.collate(model, [windows[i] for i in range(4)])
-    batch = model.family.draw(model, batch, torch.Generator().manual_seed(0))
+    batch = model.family.draw(model, batch, generators(0, range(4)))
     rows = model.family.rows(model, batch, ("velocity", "pixel"))
     latent = latents.encode(model.module, batch["image"])
     target = rows["velocity"].target
@@ -144,12 +145,12 @@ def test_draw_is_logit_normal_and_drops_a_tenth_of_the_captions(model: Model):
     ids = captions.prompt_ids(family(model).parts(model)["tokenizer"], ["a seven"]).expand(2000, -1)
     batch = {"image": torch.zeros(2000, 1, 32, 32, dtype=torch.uint8), "input_ids": ids}
     with random_state_kept("draw"):
-        drawn = model.family.draw(model, batch, torch.Generator().manual_seed(0))
+        drawn = model.family.draw(model, batch, generators(0, range(2000)))
     times = torch.logit(drawn["time"].double())
     assert (float(times.mean()), float(times.std())) == pytest.approx((0, 1), abs=0.06)
     dropped = (drawn["input_ids"] == captions.prompt_ids(family(model).parts(model)["tokenizer"], [""])).all(1)
     assert float(dropped.float().mean()) == pytest.approx(0.1, abs=0.02)
-    again = model.family.draw(model, batch, torch.Generator().manual_seed(0))
+    again = model.family.draw(model, batch, generators(0, range(2000)))
     assert all(torch.equal(drawn[name], again[name]) for name in drawn)
 
 

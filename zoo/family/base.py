@@ -170,13 +170,22 @@ class Family(ABC):
 
         return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
 
-    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
-        """Add what training draws anew at every step (noise, times); a batch goes through here before it is run."""
+    def draw(self, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Batch:
+        """Add what training draws anew at every step (noise, times, masks), for each record from its own generator.
+
+        A batch goes through here before it is run. What a record is given does not depend on the others of its batch, so
+        that a batch may be run in parts.
+        """
         return batch
 
     @abstractmethod
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
         """Run a batch up to the heads and return the rows of each kind in `kinds`, all of them kinds of this family."""
+
+    def counts(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, int]:
+        """How many rows of each kind `rows` returns, told without running the model; here one a record."""
+        records = len(next(iter(batch.values())))
+        return dict.fromkeys(kinds, records)
 
     def comparable(self, student: Model, teacher: Model) -> str:
         """Say why a teacher's rows cannot be compared with a student's; "" where they can."""

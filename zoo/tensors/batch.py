@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 
 
 Batch = dict[str, "torch.Tensor"]
+
+
+def generators(seed: int, records: Iterable[int]) -> list[torch.Generator]:
+    """One source of chance for each record, from a seed and the record's number alone, whatever it is batched with."""
+    import torch
+
+    return [torch.Generator().manual_seed((seed * 1_000_003 + record) % 2**63) for record in records]
 
 
 def unpadded(batch: Batch) -> torch.Tensor | None:

@@ -100,11 +100,12 @@ class Bench:
 
     def batch(self, model: Model) -> Batch:
         """A training batch of the model's own windows."""
-        import torch
+        from zoo.tensors.batch import generators
 
         windows = model.family.windows(model, data_for(model), length=64)
-        joined = model.family.collate(model, [windows[i] for i in range(min(4, len(windows)))])
-        drawn = model.family.draw(model, joined, torch.Generator().manual_seed(0))
+        some = range(min(4, len(windows)))
+        joined = model.family.collate(model, [windows[i] for i in some])
+        drawn = model.family.draw(model, joined, generators(0, some))
         return {name: tensor.to(model.device) for name, tensor in drawn.items()}
 
 

@@ -21,7 +21,7 @@ from zoo.model.context import Context, Progress, Silent
 from zoo.model.health import cause
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
-from zoo.tensors.batch import Batch, unpadded, without_padding, written
+from zoo.tensors.batch import Batch, generators, unpadded, without_padding, written
 from zoo.tensors.finite import all_finite
 
 # What a module read, what it wrote, and what else it was given by place, such as the experts that a router chose.
@@ -67,7 +67,7 @@ def batches(model: Model, options: CalibrationOptions, context: Context, *, stag
         raise DataError(f"{stage}: {data.name!r} holds nothing to calibrate on.")
     picked = [i * len(windows) // count for i in range(count)]
     groups = [picked[i : i + options.batch] for i in range(0, count, options.batch)]
-    made = Batches(joined(model, [windows[i] for i in group], seed=number) for number, group in enumerate(groups))
+    made = Batches(joined(model, [windows[i] for i in group], group) for group in groups)
     made.origins = [", ".join(dict.fromkeys(window_origin(windows, i) for i in group)) for group in groups]
     for batch, samples in zip(made, made.origins, strict=True):
         require_finite_batch(batch, samples, stage=stage)
@@ -81,10 +81,9 @@ def require_finite_batch(batch: Batch, samples: str, *, stage: str) -> None:
             raise DataError(f"{stage}: {name} of {_short(samples)} holds nan or infinity; repair the data.")
 
 
-def joined(model: Model, windows: list[Batch], *, seed: int) -> Batch:
-    """Join windows into a batch on the model's device, with whatever is drawn for it drawn from `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = model.family.draw(model, model.family.collate(model, windows), generator)
+def joined(model: Model, windows: list[Batch], records: Sequence[int]) -> Batch:
+    """Join windows into a batch on the model's device; what is drawn for a window follows from its number among all."""
+    batch = model.family.draw(model, model.family.collate(model, windows), generators(0, records))
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
 from zoo.loss import FeatureLoss, FeatureOptions
 
+EPSILON = 1e-8  # of a mean square
+
 
 class HiddenState(FeatureLoss):
-    """Mean squared error between mapped blocks' outputs, relative to the teacher's mean square.
+    """Mean squared error between mapped blocks' outputs, for each token relative to the mean square of the teacher's vector.
 
     Block l of the student (1-based) learns from block round(l * L_teacher / L_student); a linear map lifts the student's
     width where it differs (FitNets, Romero et al. 2015, 1412.6550, section 2.1; TinyBERT's uniform map, 1909.10351).
@@ -46,5 +47,6 @@ class _MappedError(nn.Module):
         for i, j in self.pairs:
             mine = self.lift(student[i]) if self.lift else student[i]
             theirs = teacher[j].to(mine.dtype)
-            terms.append(F.mse_loss(mine, theirs) / theirs.pow(2).mean().clamp_min(1e-8))
+            error = (mine - theirs).square().mean(-1) / theirs.square().mean(-1).clamp_min(EPSILON)
+            terms.append(error.mean())
         return torch.stack(terms).mean()

@@ -28,7 +28,8 @@ class Distill(Compressor):
     """
 
     name = "distill"
-    version = 3  # 2: text begins with <bos>, every step trains, matrices alone decay; 3: all experts do
+    # 2: text begins with <bos>, every step trains, matrices alone decay; 3: all experts do; 4: draws of their own for each row
+    version = 4
     trains = True
     structural = False
 

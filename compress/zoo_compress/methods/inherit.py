@@ -51,7 +51,8 @@ class Inherit(Compressor):
     """
 
     name = "inherit"
-    version = 2  # since text begins with <bos>, padding takes no part, and what is numbered by block follows
+    # 2: text begins with <bos>, padding takes no part, what is numbered by block follows; 3: draws of their own for each row
+    version = 3
 
     class Options(CalibrationOptions):
         layers: str | list[int] = Field(

@@ -88,8 +88,8 @@ class LowRankSVD(Compressor):
 
     name = "lowrank.svd"
     # 2: text begins with <bos>, padding takes no part, and cross-attention does; 3: so do mixers, latent attention, shared
-    # experts; 4: calibrated block by block; 5: and experts in one tensor
-    version = 5
+    # experts; 4: calibrated block by block; 5: and experts in one tensor; 6: draws of their own for each row
+    version = 6
     accepts = ("shared",)
     leaves = "factored"
 

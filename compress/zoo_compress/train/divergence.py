@@ -14,13 +14,14 @@ from zoo.tensors.batch import Batch
 from zoo.tensors.finite import all_finite
 
 SHOWN = 4  # samples that are named
+LOOK = "lower `lr`, or look at the data"
 
 
 def divergence(
     model: Model,
     teacher: Model | None,
     rows: Sequence[int],
-    batch: Batch,
+    batches: Sequence[Batch],
     *,
     figures: Mapping[str, float],
     label: str,
@@ -43,7 +44,7 @@ def divergence(
     guilty = [row for row in rows if not _sound(losses, row)] or rows
     origins = list(dict.fromkeys(map(where, guilty)))
     more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
-    why = _why(model, teacher, batch)
+    why = next(filter(None, (_why(model, teacher, batch) for batch in batches)), LOOK)
     return ZooError(f"{label}: {what} at step {step}, on {', '.join(origins[:SHOWN])}{more}; {why}.")
 
 
@@ -54,7 +55,7 @@ def _sound(losses: Callable[[int], Mapping[str, torch.Tensor]], row: int) -> boo
 
 
 def _why(model: Model, teacher: Model | None, batch: Batch) -> str:
-    """Which tensor or layer is to blame, and what helps."""
+    """Which tensor or layer is to blame for what a batch gave, and what helps; "" where none is."""
     bad = next((name for name, tensor in batch.items() if not all_finite(tensor)), "")
     if bad:
         return f"{bad} of the batch holds nan or infinity: look at the data"
@@ -62,4 +63,4 @@ def _why(model: Model, teacher: Model | None, batch: Batch) -> str:
         return f"{culprit}: lower `lr`, or look at the data and at the weights it began with"
     if teacher is not None and (culprit := blame(teacher, batch)):
         return f"of the teacher {teacher.spec.name}, {culprit}: choose another"
-    return "lower `lr`, or look at the data"
+    return ""

@@ -1,4 +1,4 @@
-"""Which windows a step sees: a function of the seed and the step alone."""
+"""Which windows a step sees, and what is drawn for each: a function of the seed and the row alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Sequence
 import torch
 
 from zoo.model.model import Model
-from zoo.tensors.batch import Batch
+from zoo.tensors.batch import Batch, generators
 
 
 def batch_of(model: Model, windows: Sequence[Batch], rows: Sequence[int], *, seed: int, device: torch.device) -> Batch:
     """Join the windows that fall to some rows and draw their noise."""
     batch = model.family.collate(model, [windows[shuffled(row, len(windows), seed)] for row in rows])
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + rows[0]) % 2**63 if rows else 0)
-    return {name: tensor.to(device) for name, tensor in model.family.draw(model, batch, generator).items()}
+    drawn = model.family.draw(model, batch, generators(seed, rows))
+    return {name: tensor.to(device) for name, tensor in drawn.items()}
+
+
+def parts(rows: range, count: int) -> list[range]:
+    """Rows in so many parts of nearly one size, consecutive ones."""
+    return [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
 
 
 def shuffled(row: int, size: int, seed: int) -> int:

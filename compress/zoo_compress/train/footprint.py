@@ -38,8 +38,9 @@ def training_bytes(
     with told_from_shapes(model, "training"):
         student = run.shadow(model, dtype=torch.float32)
         taught = run.shadow(teacher) if teacher else None
-        windows = windows_of(model, context.data.get(data), batch=options.batch, length=options.length)
-        batch = run.batch(windows.batch)
+        part = -(-options.batch // options.accumulate)
+        windows = windows_of(model, context.data.get(data), batch=part, length=options.length)
+        batches = [run.batch(windows.batch) for _ in range(options.accumulate)]
         with run:
             student.module.requires_grad_(False)
             masks = sparse_masks(student)
@@ -48,7 +49,8 @@ def training_bytes(
             if taught:
                 taught.module.requires_grad_(False)
             moments = [torch.empty_like(p) for p in trained for _ in range(2)]
-            objective(batch)["loss"].backward()
+            for batch in batches[:2]:  # the second finds the gradients of the first
+                objective(batch)["loss"].backward()
             largest = max(trained, key=torch.numel)
             # AdamW's root of the second moment, and over its bias
             update = [torch.empty_like(largest) for _ in range(2)]

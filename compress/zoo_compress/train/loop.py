@@ -23,7 +23,7 @@ from zoo.system.signals import whole
 from zoo.tensors.batch import Batch
 from zoo_compress.train.checkpoint import Checkpoint
 from zoo_compress.train.divergence import divergence
-from zoo_compress.train.feed import batch_of, shuffled
+from zoo_compress.train.feed import batch_of, parts, shuffled
 from zoo_compress.train.options import trainable
 from zoo_compress.train.schedules import wsd
 
@@ -31,19 +31,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from zoo.anatomy.parts import Anatomy
+    from zoo_compress.train.objective import Objective
     from zoo_compress.train.options import TrainingOptions
 
 
 def fit(
     model: Model,
-    objective: nn.Module,
+    objective: Objective,
     windows: Sequence[Batch],
     *,
     options: TrainingOptions,
     context: Context,
     label: str,
 ) -> None:
-    """Train `model` in place; `objective(batch)` returns a dict of scalars with "loss" among them.
+    """Train `model` in place. The batch of a step is run in parts, whose losses add up to those of the whole.
 
     Raises:
         DataError: there are no windows.
@@ -74,7 +75,7 @@ class _Training:
         self,
         accelerator: Accelerator,
         model: Model,
-        objective: nn.Module,
+        objective: Objective,
         windows: Sequence[Batch],
         *,
         options: TrainingOptions,
@@ -101,14 +102,13 @@ class _Training:
             group["lr"] = rate(step, self.options)
         accelerator, first = self.accelerator, step * self.options.batch
         rows = range(first, first + self.options.batch)
-        batch = self.batch(rows)
-        values = self.prepared(batch)
-        accelerator.backward(values["loss"])
+        batches = [self.batch(part) for part in parts(rows, self.options.accumulate)]
+        values = self.gradient(batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = accelerator.clip_grad_norm_(parameters, self.options.clip)
         figures = _figures({**values, "gradient": values["loss"] if norm is None else norm})
         if not math.isfinite(figures["loss"] + figures["gradient"]):
-            raise self.divergence(step, rows, batch, figures)
+            raise self.divergence(step, rows, batches, figures)
         with whole():
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -121,18 +121,31 @@ class _Training:
                 self.context.curves.setdefault(name, []).append((step, round(figures[name], 6)))
             self.checkpoint.step = step + 1
 
+    def gradient(self, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+        """Add the gradient of the losses over all batches to the parameters, a batch at a time; return the losses."""
+        counts = [self.objective.counts(batch) for batch in batches]
+        whole = {name: sum(count[name] for count in counts) for name in counts[0]}
+        values: dict[str, torch.Tensor] = {}
+        for batch in batches:
+            shares = self.prepared(batch, whole)
+            self.accelerator.backward(shares["loss"])
+            values = {name: values.get(name, 0.0) + share.detach() for name, share in shares.items()}
+        return values
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """The batch of some rows, on the device."""
         return batch_of(self.model, self.windows, rows, seed=self.context.seed, device=self.accelerator.device)
 
-    def divergence(self, step: int, rows: Sequence[int], batch: Batch, figures: Mapping[str, float]) -> ZooError:
+    def divergence(
+        self, step: int, rows: Sequence[int], batches: Sequence[Batch], figures: Mapping[str, float]
+    ) -> ZooError:
         """What is said of a step that is not finite."""
         size, seed = len(self.windows), self.context.seed
         return divergence(
             self.model,
-            getattr(self.objective, "teacher", None),
+            self.objective.teacher,
             rows,
-            batch,
+            batches,
             figures=figures,
             label=self.label,
             step=step,

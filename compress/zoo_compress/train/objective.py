@@ -19,6 +19,9 @@ from zoo_compress.losses.resolve import WeightedFeature, WeightedRow
 
 CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor
 
+TOKENS = "tokens"  # what feature losses are a mean over, beside the kinds of rows
+Counts = Mapping[str, int]  # rows of each kind, and tokens
+
 Blocks = dict[str, list[torch.Tensor]]  # outputs of a stack's blocks, by feature loss
 
 
@@ -57,8 +60,22 @@ class Objective(nn.Module):
     def teacher(self) -> Model | None:
         return self._models[1]
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return "loss" and each loss under its own name, all scalars; a row loss is the mean over its rows."""
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """What the losses of a batch are means over: its rows of each kind, and its tokens."""
+        student, _ = self._models
+        mask_BT = batch.get("attention_mask")
+        tokens = len(next(iter(batch.values()))) if mask_BT is None else int(mask_BT.sum())
+        return {**student.family.counts(student, batch, self.kinds), TOKENS: tokens}
+
+    def forward(self, batch: Batch, whole: Counts | None = None) -> dict[str, torch.Tensor]:
+        """Return "loss" and each loss under its own name, all scalars: means over rows and over tokens.
+
+        Args:
+            whole: the counts of the batch that this one is a part of. What is returned is then this part's share, and the
+                shares of all parts add up to the losses of the whole.
+        """
+        own = self.counts(batch)
+        whole = own if whole is None else whole
         student, teacher = self._models
         if teacher is not None and self.taught:
             batch = student.family.shared_batch(student, teacher, batch)
@@ -70,24 +87,25 @@ class Objective(nn.Module):
                 theirs = student.family.teacher_rows(student, teacher, batch, self.kinds)
         values: dict[str, torch.Tensor] = {}
         for kind in self.kinds:
-            values |= self._row_values(kind, mine[kind], theirs.get(kind))
+            values |= self._row_values(kind, mine[kind], theirs.get(kind), of=whole[kind])
         kept_BT = unpadded(batch)
         for name, loss in self.features.items():
             pair = ([without_padding(out, kept_BT) for out in of[name]] for of in (blocks, teacher_blocks))
-            values[name] = loss(*pair)
+            values[name] = loss(*pair) * (own[TOKENS] / max(1, whole[TOKENS]))
         total = torch.stack([values[name] * self.weights[name] for name in self.weights]).sum()
         return {"loss": total, **{name: values[name] for name in self.weights}}
 
     def _recorded(self, model: Model) -> AbstractContextManager[Blocks]:
         return _recorded(model, self.targets if self.features else {})
 
-    def _row_values(self, kind: str, mine: Rows, theirs: Rows | None) -> dict[str, torch.Tensor]:
-        """Mean of every loss on rows of this kind; without rows, zero."""
+    def _row_values(self, kind: str, mine: Rows, theirs: Rows | None, *, of: int) -> dict[str, torch.Tensor]:
+        """The share in the mean over `of` rows that each loss on rows of this kind has here; without rows, zero."""
         losses = [(name, loss, options) for name, loss, options in self.row_losses if loss.kind == kind]
-        values = {name: _value(loss, mine, theirs, options) for name, loss, options in losses if loss.whole}
+        share = len(mine) / max(1, of)
+        values = {name: _value(loss, mine, theirs, options) * share for name, loss, options in losses if loss.whole}
         chunked = [weighted for weighted in losses if not weighted[1].whole]
         if chunked:
-            means = _sums(chunked, mine, theirs) / max(1, len(mine))  # without rows, zero
+            means = _sums(chunked, mine, theirs) / max(1, of)
             values |= {name: mean for (name, _, _), mean in zip(chunked, means, strict=True)}
         return values
 

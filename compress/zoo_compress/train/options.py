@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from zoo.compressor import require_dense
@@ -28,6 +28,11 @@ class TrainingOptions(CompressorOptions):
     )
     steps: int = Field(200, ge=1, examples=[2], description="optimizer steps")
     batch: int = Field(8, ge=1, examples=[2], description="windows in a batch")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that a batch is run in, one after another: less memory, and the same result but for rounding",
+    )
     length: int = Field(256, ge=2, examples=[64], description="tokens in a window, for models that read text")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(20, ge=0, examples=[1], description="steps of linear warm-up, at most half of all")
@@ -41,6 +46,14 @@ class TrainingOptions(CompressorOptions):
         description="AdamW weight decay on the weights of linear and convolutional layers, tied heads left out",
     )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+    @model_validator(mode="after")
+    def _some_windows_in_each_part(self) -> Self:
+        if self.accumulate > self.batch:
+            raise ValueError(
+                f"accumulate = {self.accumulate} is more parts than batch = {self.batch} has windows; lower it."
+            )
+        return self
 
 
 def require_parts(model: Model, options: TrainingOptions, *, stage: str) -> None:

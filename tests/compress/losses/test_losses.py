@@ -140,13 +140,14 @@ def test_a_student_deeper_than_its_teacher_learns_from_blocks_that_exist():
     assert [teacher for _, teacher in found] == sorted(teacher for _, teacher in found)
 
 
-def test_hidden_states_are_compared_relative_to_the_teacher():
+def test_hidden_states_are_compared_relative_to_the_teacher_token_by_token():
     student, teacher = [normal(2, 3, 4)], [normal(2, 3, 4, seed=1)]
     loss = HiddenState().build(layers=(1, 1), widths=(4, 4), options=HiddenState.Options(), seed=0)
-    by_hand = sum(
-        (a - b) ** 2 for a, b in zip(student[0].flatten().tolist(), teacher[0].flatten().tolist(), strict=True)
-    )
-    by_hand /= sum(b**2 for b in teacher[0].flatten().tolist())
+    tokens_by_hand = [
+        sum((a - b) ** 2 for a, b in zip(mine, theirs, strict=True)) / sum(b**2 for b in theirs)
+        for mine, theirs in zip(student[0].flatten(0, 1).tolist(), teacher[0].flatten(0, 1).tolist(), strict=True)
+    ]
+    by_hand = sum(tokens_by_hand) / len(tokens_by_hand)
     assert float(loss(student, teacher)) == pytest.approx(by_hand, rel=1e-5)
     scaled = loss([10 * student[0]], [10 * teacher[0]])
     assert float(scaled) == pytest.approx(by_hand, rel=1e-5)
@@ -160,7 +161,7 @@ def test_a_narrower_student_is_lifted_by_a_map_that_follows_from_the_seed():
     assert first.shape == (6, 4) and torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
     student, teacher = normal(2, 3, 4), normal(2, 3, 6, seed=1)
-    expected = (student @ first.T - teacher).pow(2).sum() / teacher.pow(2).sum()
+    expected = ((student @ first.T - teacher).pow(2).sum(-1) / teacher.pow(2).sum(-1)).mean()
     assert float(made[0]([student], [teacher]).detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -259,7 +260,7 @@ def test_the_hidden_loss_sees_the_outputs_of_the_blocks():
     values, gradients = step(student, teacher, [CE], features=[hidden()])
     for hook in hooks:
         hook.remove()
-    terms = [(seen[i] - seen[2 + i]).pow(2).sum() / seen[2 + i].pow(2).sum() for i in range(2)]
+    terms = [((seen[i] - seen[2 + i]).pow(2).sum(-1) / seen[2 + i].pow(2).sum(-1)).mean() for i in range(2)]
     torch.testing.assert_close(values["hidden"], (terms[0] + terms[1]) / 2, rtol=1e-5, atol=1e-6)
     assert gradients
 

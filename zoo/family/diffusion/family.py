@@ -142,20 +142,21 @@ class TextToImageFamily(Family):
         latents.require_parts(model.module, self.scheduler(model))
         captions.require_captions(data)
 
-    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
+    def draw(self, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Batch:
         """Add noise (B, L, h, w) and logit-normal times (B,) (SD3, 2403.03206, section 3.1); drop a tenth of the captions."""
         import torch
 
         from zoo.family.diffusion.captions import prompt_ids
         from zoo.family.diffusion.latents import DROPPED, latent_shape
 
-        count = len(batch["image"])
         ids_BT, empty_1T = batch["input_ids"], prompt_ids(self.parts(model)["tokenizer"], [""])
-        dropped_B = torch.rand(count, generator=generator) < DROPPED
+        shape = latent_shape(model.module)
+        chances_B = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        times_B = torch.cat([torch.randn(1, generator=generator) for generator in generators])
         return batch | {
-            "input_ids": torch.where(dropped_B[:, None], empty_1T, ids_BT),
-            "noise": torch.randn(count, *latent_shape(model.module), generator=generator),
-            "time": torch.sigmoid(torch.randn(count, generator=generator)),
+            "input_ids": torch.where((chances_B < DROPPED)[:, None], empty_1T, ids_BT),
+            "noise": torch.stack([torch.randn(shape, generator=generator) for generator in generators]),
+            "time": torch.sigmoid(times_B),
         }
 
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:

@@ -44,6 +44,9 @@ class TextEmbedding(Embedding, TextTask):
         pad = getattr(model.processor, "pad_token_id", None)
         return padded(windows, 0 if pad is None else int(pad))
 
+    def counts(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, int]:
+        return dict.fromkeys(kinds, len(batch["input_ids"]))
+
     def rows(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, Rows]:
         return vector_rows(self.forward(model, batch))
 

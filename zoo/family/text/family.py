@@ -83,8 +83,11 @@ class TextFamily(Family):
     def collate(self, model: Model, windows: Sequence[Batch]) -> Batch:
         return text_task(model).collate(model, windows)
 
-    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
-        return text_task(model).draw(model, batch, generator)
+    def counts(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, int]:
+        return text_task(model).counts(model, batch, kinds)
+
+    def draw(self, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Batch:
+        return text_task(model).draw(model, batch, generators)
 
     def hidden(self, model: Model, batch: Batch) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
         """Run up to the head: hidden (B, T, D) and the head."""

@@ -5,7 +5,7 @@ Legend: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.errors import RequestError
@@ -33,10 +33,10 @@ class MaskedLM(TextTask):
     endings: ClassVar[tuple[str, ...]] = ("MaskedLM",)
     own_ending: ClassVar[str] = "ForMaskedLM"
 
-    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
+    def draw(self, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Batch:
         """Where the tokenizer has a mask token, hide some tokens anew, which become the labels."""
         mask = getattr(model.processor, "mask_token_id", None)
-        return batch if mask is None else hide(model, batch, int(mask), generator)
+        return batch if mask is None else hide(model, batch, int(mask), generators)
 
     def shared_batch(self, student: Model, teacher: Model, batch: Batch) -> Batch:
         """Some tokens are drawn from the student's whole table: bring those beyond the teacher's into it."""
@@ -102,7 +102,7 @@ def _shown(candidates: Iterator[Words]) -> Iterator[str]:
         yield ("\n\n" if number else "") + "\n".join(f"{100 * chance:5.1f} %  {word}" for word, chance in words)
 
 
-def hide(model: Model, batch: Batch, mask: int, generator: torch.Generator) -> Batch:
+def hide(model: Model, batch: Batch, mask: int, generators: Sequence[torch.Generator]) -> Batch:
     """Hide some tokens of each window: most become the mask, some another token, some stay (Devlin et al. 2019, 1810.04805, section 3.1).
 
     The share is the config's `mlm_probability`, 0.15 where it has none, and at least one of each window. Special tokens
@@ -111,15 +111,16 @@ def hide(model: Model, batch: Batch, mask: int, generator: torch.Generator) -> B
     import torch
 
     ids_BT = batch["input_ids"]
-    draw_BT, kind_BT = (torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device) for _ in range(2))
+    length, vocabulary = ids_BT.shape[1], text_family(model).vocabulary(model)
+    chances = torch.stack([torch.rand(2, length, generator=generator) for generator in generators])
+    draw_BT, kind_BT = chances.to(ids_BT.device).unbind(1)
+    others = [torch.randint(0, vocabulary, (length,), generator=generator) for generator in generators]
+    other_BT = torch.stack(others).to(ids_BT.device)
     special = ids_BT.new_tensor(getattr(model.processor, "all_special_ids", []))
     special_BT = torch.isin(ids_BT, special)
     draw_BT = draw_BT.masked_fill(special_BT & ~special_BT.all(1, keepdim=True), 2.0)  # these are never hidden
     share = float(getattr(getattr(model.module, "config", None), "mlm_probability", 0.15))
     hidden_BT = draw_BT <= draw_BT.amin(1, keepdim=True).clamp_min(share)
-    other_BT = torch.randint(0, text_family(model).vocabulary(model), ids_BT.shape, generator=generator).to(
-        ids_BT.device
-    )
     shown_BT = torch.where(kind_BT < 0.8, mask, torch.where(kind_BT < 0.9, other_BT, ids_BT))
     return {
         **batch,

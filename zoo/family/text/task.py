@@ -69,8 +69,8 @@ class TextTask(Task):
 
         return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
 
-    def draw(self, model: Model, batch: Batch, generator: torch.Generator) -> Batch:
-        """Add to a batch what training draws anew at every step."""
+    def draw(self, model: Model, batch: Batch, generators: Sequence[torch.Generator]) -> Batch:
+        """Add to a batch what training draws anew at every step, for each window from its own generator."""
         return batch
 
     def shared_batch(self, student: Model, teacher: Model, batch: Batch) -> Batch:
@@ -85,6 +85,10 @@ class TextTask(Task):
         hidden_BTD, head = text_family(model).hidden(model, batch)
         keep = batch["labels"] >= 0
         return {"label": Rows(hidden_BTD[keep], head, keep.nonzero()[:, 0], batch["labels"][keep])}
+
+    def counts(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, int]:
+        """How many rows of each kind there are."""
+        return dict.fromkeys(kinds, int((batch["labels"] >= 0).sum()))
 
     def comparable(self, student: Model, teacher: Model) -> str:
         """Say why a teacher's rows cannot be compared with a student's; "" where they can."""

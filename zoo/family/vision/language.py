@@ -145,6 +145,10 @@ class VisionLanguageFamily(TextFamily):
             rows["visual"] = Rows(hidden_BTD[visual], head, visual.nonzero()[:, 0])
         return rows
 
+    def counts(self, model: Model, batch: Batch, kinds: Collection[str]) -> dict[str, int]:
+        found = {"label": batch["labels"] >= 0, "visual": batch["input_ids"] == self.tile_shape(model)[2]}
+        return {kind: int(found[kind].sum()) for kind in kinds}
+
     def comparable(self, student: Model, teacher: Model) -> str:
         mine, theirs = (self.tile_shape(model) for model in (student, teacher))
         if mine == theirs:

@@ -40,7 +40,7 @@ class PruneByCalibration(PruneWeights):
     """A stage that prunes each matrix by the gram of its inputs. Subclasses say how, in `solve`."""
 
     Options = CalibratedOptions
-    version = 2  # 1 pruned experts in one tensor by magnitude
+    version = 3  # 1 pruned experts in one tensor by magnitude, 2 drew noise by the batch
 
     @abstractmethod
     def prepare(self, gram_II: torch.Tensor) -> Any:

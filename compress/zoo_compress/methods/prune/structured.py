@@ -57,8 +57,8 @@ class PruneStructured(Compressor):
 
     name: ClassVar[str] = "prune.structured"
     # 3: calibration windows spread over the data, and the graph cuts joined layers alike; 4: channels and heads count by what
-    # their reader puts out, and it is refitted
-    version: ClassVar[int] = 4
+    # their reader puts out, and it is refitted; 5: draws of their own for each row
+    version: ClassVar[int] = 5
 
     class Options(CalibrationOptions):
         target: str = Field(

@@ -17,7 +17,8 @@ class QuantizeInt4(QuantizeUniform):
     """Store targeted linear layers as 4-bit codes with a scale for every group of inputs, chosen by AWQ and GPTQ or without data by HQQ."""
 
     name = "quantize.int4"
-    version = 3  # 1 left experts in one tensor as they were, 2 had one damping of GPTQ for all, on clipped ranges
+    # 1 left experts in one tensor as they were, 2 had one damping of GPTQ for all, on clipped ranges, 3 drew noise by the batch
+    version = 4
     bits = 4
 
     class Options(UniformOptions):

@@ -26,8 +26,8 @@ class QuantizeInt8(QuantizeUniform):
 
     name = "quantize.int8"
     # 3 multiplied many rows in float32, whatever the processor; 4 where it has no products in bf16, and few rows rounded to bf16,
-    # and had one damping of GPTQ for all
-    version = 5
+    # and had one damping of GPTQ for all; 5 drew noise by the batch
+    version = 6
     bits = 8
 
     class Options(UniformOptions):

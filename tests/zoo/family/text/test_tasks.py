@@ -18,6 +18,7 @@ from zoo.family.text.task import text_task
 from zoo.family.text.tasks import TASKS, task_named
 from zoo.model.model import Model
 from zoo.plugins.declarations import ModelSpec
+from zoo.tensors.batch import generators
 
 pytestmark = pytest.mark.quick
 
@@ -45,10 +46,6 @@ def models() -> dict[str, Model]:
     llama = small("llama")
     encoder_decoder = Model(module, family, spec, processor=llama.processor, origin="random")
     return {"causal-lm": llama, "seq2seq": encoder_decoder, "masked-lm": small("bert")}
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def test_every_task_has_a_class_under_its_name_and_every_text_family_of_ours_does_some():
@@ -80,7 +77,7 @@ def test_a_batch_is_run_and_learnt_from(name: str, models: dict[str, Model]):
     assert {key: ids.shape for key, ids in example.items()} == dict.fromkeys(task.inputs, (2, 6))
     assert task.forward(model, example).shape == (2, 6, 96)
     windows = task.windows(model, data(tokens=200), length=16)
-    batch = task.draw(model, task.collate(model, [windows[0], windows[1]]), generator())
+    batch = task.draw(model, task.collate(model, [windows[0], windows[1]]), generators(0, range(2)))
     rows = task.rows(model, batch, ("label",))["label"]
     assert rows.target.tolist() == batch["labels"][batch["labels"] >= 0].tolist()
     assert len(rows.hidden) == len(rows.target) == len(rows.sample)
@@ -95,7 +92,7 @@ def test_a_causal_model_goes_on_from_what_it_read(models: dict[str, Model]):
     window = task.windows(model, ANSWERED, length=16)[0]
     assert window["labels"][:3].tolist() == [-1, -1, 5]  # the prompt is read, not learnt
     assert task.parted([5, 6, 7]) == ([], [5, 6, 7]) and task.lead(model) == [2]
-    assert task.draw(model, window, generator()) is window
+    assert task.draw(model, window, generators(0, range(1))) is window
     assert task.shared_batch(model, model, window) is window
     assert task.speeds(model, prefill=8, decode=4).keys() == {"prefill_tokens_per_s", "decode_tokens_per_s"}
     (sample,) = task.samples(model, ["w3 w4"], None)
@@ -122,9 +119,9 @@ def test_a_masked_model_learns_what_is_hidden_anew(models: dict[str, Model]):
     model = models["masked-lm"]
     task = text_task(model)
     batch = task.collate(model, [task.windows(model, data(), length=16)[i] for i in range(4)])
-    assert task.draw(model, batch, generator()) is batch  # its tokenizer has no mask token
+    assert task.draw(model, batch, generators(0, range(4))) is batch  # its tokenizer has no mask token
     model.processor.add_special_tokens({"mask_token": "w95"})
-    drawn = task.draw(model, batch, generator())
+    drawn = task.draw(model, batch, generators(0, range(4)))
     hidden = drawn["labels"] >= 0
     assert hidden.any(1).all() and not hidden.all()
     assert (drawn["labels"][hidden] == batch["input_ids"][hidden]).all() and (drawn["labels"][~hidden] == -1).all()

@@ -13,6 +13,7 @@ from zoo_slm.evaluators import Perplexity
 from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError
 from zoo.model.model import Model
+from zoo.tensors.batch import generators
 
 WORDS = ("<end>", "<bos>", "<two>", "<mask>", *(f"w{i}" for i in range(28)))
 RECORDS = ("w1 w2 w3 w4 w5 w6 w7 w8", "w9", "w10 w11 w12 w13 w14 w15 w16 w17 w18 w19 w20", "w21 w22 w23")
@@ -181,7 +182,7 @@ def test_special_tokens_are_never_hidden():
     assert special.any()
     hidden = set()
     for seed in range(20):
-        drawn = family.draw(model, batch, torch.Generator().manual_seed(seed))
+        drawn = family.draw(model, batch, generators(seed, range(len(batch["input_ids"]))))
         assert torch.equal(drawn["input_ids"][special], batch["input_ids"][special])
         assert not (drawn["labels"][special] >= 0).any() and (drawn["labels"] >= 0).any(1).all()
         hidden |= set(drawn["labels"].unique().tolist())
