@@ -9,7 +9,7 @@ import typer
 
 from zoo.cli import output
 from zoo.system import quantities
-from zoo.system.processes import require_one_process
+from zoo.system.processes import rank, require_data_parallel
 from zoo.system.signals import remark
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).")]
@@ -69,7 +69,7 @@ def compress(
 
     A rerun skips what is finished, and goes on where the last one stopped or was killed.
     """
-    require_one_process("zoo compress")
+    require_data_parallel("zoo compress")
     from zoo_compress.recipe.folder import RunFolder
     from zoo_compress.recipe.planner import plan as make_plan
     from zoo_compress.recipe.progress import Terminal
@@ -80,13 +80,14 @@ def compress(
     folder = out or Path("runs") / parsed.about.name
     selected(parsed, until=until, only=only)
     RunFolder(folder, parsed.about.name).check(force=force)
-    quiet = json or output.settings.quiet
+    silent = output.settings.quiet or rank() > 0  # of several processes the first speaks
+    quiet = json or silent
     with remark(f"what is finished is kept in {folder}: the same command goes on from there."):
         with output.status("Planning"):
             planned = make_plan(parsed, out=folder)
         if not quiet:
             show_plan(planned)
-        with Terminal(quiet=output.settings.quiet) as progress:
+        with Terminal(quiet=silent) as progress:
             result = run(
                 parsed,
                 out=out,
@@ -97,6 +98,8 @@ def compress(
                 progress=progress,
                 planned=planned,
             )
+    if rank():
+        return
     if json:
         output.print_json(result.results)
     else:

@@ -16,7 +16,6 @@ from zoo.model.lineage import as_json, stage_of
 from zoo.model.provenance import Inputs, source
 from zoo.model.trial import UNFIT, require_running, runs
 from zoo.plugins.names import declaration, name_to_write, object_of, resolve, used
-from zoo.system.processes import require_one_process
 from zoo.tensors.finite import require_fitting
 
 if TYPE_CHECKING:
@@ -149,12 +148,9 @@ class Model:
         Every stage runs through here; `zoo_compress.apply` also takes a name and a dict.
 
         Raises:
-            RequestError: it trains, and this process is one of several.
             Refused: the stage cannot follow what was done to the model before.
             ZooError: the weights hold nan or infinity, before or after; names the tensor.
         """
-        if compressor.trains:
-            require_one_process(compressor.name)
         options = compressor.resolved(options, context.data)
         compressor.check(self, self.state(), options)
         require_finite(self, what=compressor.name)

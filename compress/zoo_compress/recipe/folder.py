@@ -162,10 +162,12 @@ class RunFolder:
         """The artifact directory of a stage."""
         return self.path / "stages" / name
 
-    def work(self, name: str) -> Path:
-        """The checkpoint directory of a stage, made."""
-        self.require_there()
+    def work(self, name: str, *, make: bool = True) -> Path:
+        """The checkpoint directory of a stage; by default it is made."""
         place = self.path / "work" / name
+        if not make:
+            return place
+        self.require_there()
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
         return place

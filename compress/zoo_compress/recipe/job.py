@@ -23,6 +23,7 @@ from zoo_compress.recipe.planned import Plan, PlannedStage
 from zoo_compress.recipe.planner import control_of
 from zoo_compress.recipe.recipe import Recipe, StageRequest, blamed
 from zoo_compress.recipe.rehearsal import rehearse
+from zoo_compress.train.team import Team
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Job:
     names: Names
     measuring: Measuring
     progress: Progress
+    team: Team
 
     def run_stages(self, stages: tuple[StageRequest, ...]) -> int:
         """Run what is not there yet, and measure all; return how many stages were there."""
@@ -66,6 +68,17 @@ class Job:
             self._train_control(name, request, stages)
         self.measuring.quality(name, partial(self._saved, name))
         return request
+
+    def train_along(self, stages: tuple[StageRequest, ...]) -> None:
+        """Train what the first process trains, until it has finished the run; nothing is written or measured here."""
+        while number := self.team.hear():
+            if number <= len(self.recipe.stages):
+                request = self.recipe.stages[number - 1]
+                before = self._left_by(self.recipe.stages[number - 2]) if request.index else self._original()
+                with blamed(request):
+                    before.apply(request.compressor, request.options, self._context(self.names.stage(request)))
+            elif beside := self.compared(stages):
+                self._untrained(beside, stages).apply(*control_of(beside), self._context(self.names.control(beside)))
 
     def finished(self, stages: tuple[StageRequest, ...]) -> set[str]:
         """What of a plan need not run: stages that are there, that are not asked for, and the control likewise."""
@@ -158,6 +171,8 @@ class Job:
         reset_peak()
         self.progress.say(f"{request.label}: running")
         with self.folder.timed(name) as seconds:
+            if request.compressor.trains:
+                self.team.tell(request.index + 1)
             with blamed(request):
                 model.apply(request.compressor, request.options, context)
             model.spec = replace(
@@ -175,6 +190,7 @@ class Job:
         context = self._context(name)
         reset_peak()
         self.progress.say("control: the same architecture from random weights")
+        self.team.tell(len(self.recipe.stages) + 1)
         with self.folder.timed(name) as seconds:
             model.apply(*control_of(request), context)
             self._save(name, model, context, seconds)
@@ -184,7 +200,7 @@ class Job:
             seed=self.recipe.about.seed,
             data=self.plan.data,
             progress=self.progress,
-            checkpoint=self.folder.work(name),
+            checkpoint=self.folder.work(name, make=not self.team.rank),
             load=self._teacher,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from zoo.loading.load import load
 from zoo.model.context import Context, Progress, Silent
 from zoo.model.model import Model
 from zoo.options import CompressorOptions, validated
-from zoo.system.processes import require_one_process
+from zoo.system.processes import require_data_parallel
 from zoo_compress.recipe.fingerprints import names_of
 from zoo_compress.recipe.folder import RunFolder
 from zoo_compress.recipe.job import Job
@@ -26,6 +27,7 @@ from zoo_compress.recipe.planned import Plan
 from zoo_compress.recipe.planner import plan
 from zoo_compress.recipe.recipe import Recipe, StageRequest
 from zoo_compress.recipe.results import publish, results_of
+from zoo_compress.train.team import Team
 
 
 @dataclass
@@ -73,16 +75,18 @@ def run(
 ) -> Result:
     """Run a recipe; finished stages found in `out` are skipped.
 
+    Of several processes that torchrun started, the first runs it, and the others train along. All get the result.
+
     Args:
         out: the output directory; by default runs/<name of the recipe>.
         until: the last stage to run, by number (from 1) or by name. `only` runs one stage on what the earlier left.
         ignore_memory: begin even where the plan needs more memory than there is.
 
     Raises:
-        RequestError: the recipe, the data, the stage or the output does not fit, or this is one of several processes.
-            Nothing was written.
+        RequestError: the recipe, the data, the stage or the output does not fit, or the processes that were started
+            together do not each hold the whole model. Nothing was written.
     """
-    require_one_process("A run")
+    require_data_parallel("A run")
     path = Path(out) if out else Path("runs") / recipe.about.name
     progress = progress or Silent()
     stages = selected(recipe, until=until, only=only)
@@ -92,7 +96,11 @@ def run(
     recipe = planned.recipe
     names = names_of(recipe, planned)
     measuring = Measuring(recipe, folder, progress, planned.data.get("test"), planned.original, names.fingerprints[0])
-    job = Job(recipe, planned, folder, names, measuring, progress)
+    team = Team.here()
+    job = Job(recipe, planned, folder, names, measuring, progress, team)
+    if team.rank:
+        job.train_along(stages)
+        return Result(path, json.loads((path / "results.json").read_text(encoding="utf-8")), skipped=0)
     if only is not None:
         job.require_finished(stages[:-1])
     if not ignore_memory:
@@ -105,6 +113,7 @@ def run(
         asked = {"--out": out, "--until": until, "--only": only}
         results = results_of(job, stages, compared, command=command_of(recipe, asked))
         publish(job, stages, results)
+    team.tell(0)
     return Result(path, results, skipped)
 
 

@@ -12,6 +12,7 @@ from zoo.model.health import blame
 from zoo.model.model import Model
 from zoo.tensors.batch import Batch
 from zoo.tensors.finite import all_finite
+from zoo_compress.train.objective import Objective
 
 SHOWN = 4  # samples that are named
 LOOK = "lower `lr`, or look at the data"
@@ -19,39 +20,39 @@ LOOK = "lower `lr`, or look at the data"
 
 def divergence(
     model: Model,
-    teacher: Model | None,
+    objective: Objective,
     rows: Sequence[int],
-    batches: Sequence[Batch],
     *,
     figures: Mapping[str, float],
     label: str,
     step: int,
     where: Callable[[int], str],
-    losses: Callable[[int], Mapping[str, torch.Tensor]],
+    batch: Callable[[int], Batch],
 ) -> ZooError:
     """Describe a step whose loss or gradient is not finite.
 
     Args:
         figures: "loss", every loss under its own name, and "gradient", the norm.
-        where: says where a row of the batch is from.
-        losses: gives those of a row alone.
+        where: says where a row of the step is from.
+        batch: gives one row alone.
     """
     if math.isfinite(figures["loss"]):
         what = f"the gradient is {figures['gradient']}, though the loss is {figures['loss']:.4g}"
     else:
         parts = [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("loss", "gradient")]
         what = f"the loss is {figures['loss']} ({', '.join(parts)})"
-    guilty = [row for row in rows if not _sound(losses, row)] or rows
+    guilty = [row for row in rows if not _sound(objective, batch(row))] or rows
     origins = list(dict.fromkeys(map(where, guilty)))
     more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
-    why = next(filter(None, (_why(model, teacher, batch) for batch in batches)), LOOK)
+    reasons = (_why(model, objective.teacher, batch(row)) for row in guilty[:SHOWN])
+    why = next(filter(None, reasons), LOOK)
     return ZooError(f"{label}: {what} at step {step}, on {', '.join(origins[:SHOWN])}{more}; {why}.")
 
 
-def _sound(losses: Callable[[int], Mapping[str, torch.Tensor]], row: int) -> bool:
-    """Whether the losses of a row alone are finite."""
+def _sound(objective: Objective, batch: Batch) -> bool:
+    """Whether the losses of a batch are finite."""
     with torch.no_grad():
-        return all(map(all_finite, losses(row).values()))
+        return all(map(all_finite, objective(batch).values()))
 
 
 def _why(model: Model, teacher: Model | None, batch: Batch) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,10 @@ from zoo.tensors.batch import Batch
 from zoo_compress.train.checkpoint import Checkpoint
 from zoo_compress.train.divergence import divergence
 from zoo_compress.train.feed import batch_of, parts, shuffled
+from zoo_compress.train.objective import TOKENS
 from zoo_compress.train.options import trainable
 from zoo_compress.train.schedules import wsd
+from zoo_compress.train.team import Team
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,7 +47,9 @@ def fit(
     context: Context,
     label: str,
 ) -> None:
-    """Train `model` in place. The batch of a step is run in parts, whose losses add up to those of the whole.
+    """Train `model` in place, in every process that was started along with this one.
+
+    The batch of a step is run in parts, whose losses add up to those of the whole.
 
     Raises:
         DataError: there are no windows.
@@ -54,15 +59,17 @@ def fit(
 
     if not len(windows):
         raise DataError(f"{label}: the data holds nothing to train on.")
+    team = Team.here()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     dtypes = _to_float32(model)
-    training = _Training(accelerator, model, objective, windows, options=options, context=context, label=label)
+    training = _Training(accelerator, team, model, objective, windows, options=options, context=context, label=label)
     checkpoint = training.checkpoint
     steps = range(training.start, options.steps)
-    with checkpoint.saved_on_interrupt(context, label=label):
+    with nullcontext() if team.rank else checkpoint.saved_on_interrupt(context, label=label):
         for step in context.progress.track(steps, total=options.steps - training.start, label=label):
             training.advance(step)
-            checkpoint.save(context, last=step + 1 == options.steps)
+            if not team.rank:
+                checkpoint.save(context, last=step + 1 == options.steps)
     for parameter in model.module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _restore_dtype(model, dtypes)
@@ -74,6 +81,7 @@ class _Training:
     def __init__(
         self,
         accelerator: Accelerator,
+        team: Team,
         model: Model,
         objective: Objective,
         windows: Sequence[Batch],
@@ -82,7 +90,8 @@ class _Training:
         context: Context,
         label: str,
     ) -> None:
-        self.accelerator, self.model, self.objective, self.windows = accelerator, model, objective, windows
+        self.accelerator, self.team = accelerator, team
+        self.model, self.objective, self.windows = model, objective, windows
         self.options, self.context, self.label = options, context, label
         model.module.requires_grad_(False)
         trained = trainable(model, options)
@@ -94,21 +103,24 @@ class _Training:
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
         self.checkpoint = Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
         self.start = self.checkpoint.restore(context)
-        self.prepared, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        # as for evaluation, which leaves the gradients of several processes to us: they are sums, not means of means
+        self.prepared = accelerator.prepare_model(objective, evaluation_mode=team.count > 1)
 
     def advance(self, step: int) -> None:
         """Move the parameters by one step, and the curves along; refuse a step that is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate(step, self.options)
-        accelerator, first = self.accelerator, step * self.options.batch
+        first = step * self.options.batch
         rows = range(first, first + self.options.batch)
-        batches = [self.batch(part) for part in parts(rows, self.options.accumulate)]
+        batches = [self.batch(part) for part in parts(self.team.own(rows), self.options.accumulate) if part]
         values = self.gradient(batches)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = accelerator.clip_grad_norm_(parameters, self.options.clip)
-        figures = _figures({**values, "gradient": values["loss"] if norm is None else norm})
+        self.team.add_gradients(parameters)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.options.clip)
+        figures = values | {"gradient": values["loss"] if norm is None else float(norm)}
         if not math.isfinite(figures["loss"] + figures["gradient"]):
-            raise self.divergence(step, rows, batches, figures)
+            raise self.divergence(step, rows, figures)
         with whole():
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -121,36 +133,35 @@ class _Training:
                 self.context.curves.setdefault(name, []).append((step, round(figures[name], 6)))
             self.checkpoint.step = step + 1
 
-    def gradient(self, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-        """Add the gradient of the losses over all batches to the parameters, a batch at a time; return the losses."""
-        counts = [self.objective.counts(batch) for batch in batches]
-        whole = {name: sum(count[name] for count in counts) for name in counts[0]}
-        values: dict[str, torch.Tensor] = {}
+    def gradient(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Add the gradient of these batches' share in the losses of the step to the parameters; return those losses."""
+        own = dict.fromkeys((*self.objective.kinds, TOKENS), 0.0)
+        for batch in batches:
+            own = {name: count + own[name] for name, count in self.objective.counts(batch).items()}
+        whole = self.team.total(own)
+        values = torch.zeros(1 + len(self.objective.weights), dtype=torch.float64, device=self.accelerator.device)
         for batch in batches:
             shares = self.prepared(batch, whole)
             self.accelerator.backward(shares["loss"])
-            values = {name: values.get(name, 0.0) + share.detach() for name, share in shares.items()}
-        return values
+            values += torch.stack([share.detach().double() for share in shares.values()])
+        return self.team.total(dict(zip(("loss", *self.objective.weights), values.tolist(), strict=True)))
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The batch of some rows, on the device."""
         return batch_of(self.model, self.windows, rows, seed=self.context.seed, device=self.accelerator.device)
 
-    def divergence(
-        self, step: int, rows: Sequence[int], batches: Sequence[Batch], figures: Mapping[str, float]
-    ) -> ZooError:
+    def divergence(self, step: int, rows: Sequence[int], figures: Mapping[str, float]) -> ZooError:
         """What is said of a step that is not finite."""
         size, seed = len(self.windows), self.context.seed
         return divergence(
             self.model,
-            self.objective.teacher,
+            self.objective,
             rows,
-            batches,
             figures=figures,
             label=self.label,
             step=step,
             where=lambda row: window_origin(self.windows, shuffled(row, size, seed)),
-            losses=lambda row: self.objective(self.batch([row])),
+            batch=lambda row: self.batch([row]),
         )
 
 
@@ -185,11 +196,6 @@ def _groups(parameters: Sequence[nn.Parameter], decayed: set[int], options: Trai
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
-
-
-def _figures(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Scalars as numbers, in one wait for the device."""
-    return dict(zip(values, torch.stack([value.detach().double() for value in values.values()]).tolist(), strict=True))
 
 
 def sparse_masks(model: Model) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -20,7 +20,7 @@ from zoo_compress.losses.resolve import WeightedFeature, WeightedRow
 CHUNK_BYTES = 128 * 2**20  # of one fp32 (rows, V) tensor
 
 TOKENS = "tokens"  # what feature losses are a mean over, beside the kinds of rows
-Counts = Mapping[str, int]  # rows of each kind, and tokens
+Counts = Mapping[str, float]  # rows of each kind, and tokens
 
 Blocks = dict[str, list[torch.Tensor]]  # outputs of a stack's blocks, by feature loss
 
@@ -98,7 +98,7 @@ class Objective(nn.Module):
     def _recorded(self, model: Model) -> AbstractContextManager[Blocks]:
         return _recorded(model, self.targets if self.features else {})
 
-    def _row_values(self, kind: str, mine: Rows, theirs: Rows | None, *, of: int) -> dict[str, torch.Tensor]:
+    def _row_values(self, kind: str, mine: Rows, theirs: Rows | None, *, of: float) -> dict[str, torch.Tensor]:
         """The share in the mean over `of` rows that each loss on rows of this kind has here; without rows, zero."""
         losses = [(name, loss, options) for name, loss, options in self.row_losses if loss.kind == kind]
         share = len(mine) / max(1, of)

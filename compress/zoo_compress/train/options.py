@@ -13,6 +13,7 @@ from zoo.family.task import task_of
 from zoo.model.lineage import State
 from zoo.model.model import Model
 from zoo.options import CompressorOptions
+from zoo.system import processes
 from zoo_compress.losses.resolve import WeightedRow
 from zoo_compress.train.schedules import Decay
 
@@ -85,6 +86,12 @@ def check_training(
     require_dense(state, packed, stage=stage, does=does, allow=("sparse", "shared", "factored"))
     require_parts(model, options, stage=stage)
     for name, loss, _ in rows:
+        if loss.whole and (options.accumulate > 1 or processes.several()):
+            parts = f"accumulate = {options.accumulate}" if options.accumulate > 1 else "several processes"
+            raise Refused(
+                f"{stage}: loss {name!r} relates all samples of a batch to one another, and {parts} would run it in parts; "
+                "train in one process without accumulate, or name other losses."
+            )
         if loss.kind not in (kinds := task_of(model).kinds(model)):
             raise Refused(
                 f"{stage}: loss {name!r} compares {loss.kind} rows, which {model.spec.modality} models of this task do not have; "

@@ -1,23 +1,20 @@
-"""Several processes are refused before any work, however they were started."""
+"""What a launcher says of several processes, and the launches that are refused before any work."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from stages import small
+from stages import check, data, small
 from tiny import RECIPE, workplace
 from zoo_compress import Recipe, apply, run
 from zoo_compress.recipe.reproduce import reproduce
 
-from zoo import cli
-from zoo.errors import RequestError
-from zoo.system.processes import require_one_process
-
-ALONE = "start it once, without torchrun or accelerate launch."
+from zoo import cli, registry
+from zoo.errors import Refused, RequestError
+from zoo.model.context import Context
+from zoo.system.processes import rank, require_one_process, several
 
 
 @pytest.fixture
@@ -28,27 +25,52 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_run_in_several_processes_is_refused_on_every_rank(
-    recipe: Path, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2"},
+            "cannot find the other processes, and here are 2 (OMPI_COMM_WORLD_SIZE=2): start it by torchrun.",
+        ),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"},
+            "trains a copy of the model in each process, and this launch divides it (ACCELERATE_USE_FSDP): choose plain data "
+            "parallelism, as torchrun and `accelerate launch --multi_gpu` do.",
+        ),
+    ],
+)
+def test_launches_that_cannot_work_are_refused(
+    recipe: Path,
+    given: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     out = recipe.parent / "out"
     assert cli.main(["compress", str(recipe), "--out", str(out)]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: zoo compress works in one process so far, and here are 2 (WORLD_SIZE=2): {ALONE}"
-    ]
-    with pytest.raises(RequestError, match="A run works in one process"):
+    assert capsys.readouterr().err.splitlines() == [f"error: zoo compress {said}"]
+    with pytest.raises(RequestError, match=r"^A run "):
         run(Recipe.load(recipe), out=out)
     with pytest.raises(RequestError, match="zoo reproduce works in one process"):
         reproduce(out)
     model = small("llama")
     before = {name: tensor.clone() for name, tensor in model.tensors().items()}
-    with pytest.raises(RequestError, match="train works in one process"):
-        apply(model, "train", {"steps": 1})
+    with pytest.raises(RequestError, match=r"^Training "):
+        apply(model, "train", {"steps": 1}, Context(data={"train": data()}))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.tensors().items())
     assert not out.exists()
+
+
+def test_a_loss_that_relates_a_whole_batch_is_not_run_in_parts(monkeypatch: pytest.MonkeyPatch):
+    loss, options = registry.loss("rkd"), {"loss": [{"use": "rkd"}]}
+    with pytest.raises(Refused, match=r"loss 'rkd' relates all samples .* accumulate = 2 would run it in parts"):
+        check(small("llama"), "distill", **options, accumulate=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Refused, match=r"several processes would run it in parts"):
+        check(small("llama"), "distill", **options)
+    assert loss.whole
 
 
 @pytest.mark.parametrize(
@@ -64,6 +86,7 @@ def test_a_run_in_several_processes_is_refused_on_every_rank(
 )
 def test_what_a_launcher_sets_decides(name: str, value: str, refused: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, value)
+    assert several() == refused
     if refused:
         with pytest.raises(RequestError, match=f"{name}={value}"):
             require_one_process("It")
@@ -71,14 +94,8 @@ def test_what_a_launcher_sets_decides(name: str, value: str, refused: bool, monk
         require_one_process("It")
 
 
-def test_torchrun_gets_one_sentence_from_each_process(recipe: Path):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "zoo"]
-    done = subprocess.run(
-        [sys.executable, *launch, "compress", str(recipe), "--out", str(recipe.parent / "out")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    said = [line for line in done.stderr.splitlines() if "zoo compress works in one process" in line]
-    assert done.returncode and said and "lock" not in done.stderr and "is writing" not in done.stderr
-    assert not (recipe.parent / "out").exists()
+def test_rank_is_that_of_torchrun(monkeypatch: pytest.MonkeyPatch):
+    assert rank() == 0
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    assert rank() == 3
