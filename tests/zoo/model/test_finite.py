@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import stages
@@ -17,10 +17,12 @@ from zoo.data.dataset import Dataset, Sample
 from zoo.errors import DataError, RequestError, ZooError
 from zoo.evaluation import figures
 from zoo.family.base import window_origin
+from zoo.loss import LossOptions, RowLoss
 from zoo.model.building import cast_parameters
 from zoo.model.context import Context
 from zoo.model.health import cause, damage, require_finite_outputs
 from zoo.model.model import Model
+from zoo.tensors.batch import Rows
 from zoo.tensors.finite import ends
 
 pytestmark = pytest.mark.quick
@@ -218,17 +220,16 @@ def test_only_the_guilty_sample_is_named():
 
 
 def test_an_infinite_gradient_stops_the_step_that_makes_it():
-    class Steep(torch.nn.Module):
-        def __init__(self, module: torch.nn.Module) -> None:
-            super().__init__()
-            self.module = module
+    class Steep(RowLoss):
+        needs_teacher: ClassVar[bool] = False
 
-        def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            weight = self.module.lm_head.weight  # type: ignore[union-attr]
-            loss = (weight * 1e30).clamp(max=1).mean() + ((weight * 0).abs().sqrt()).sum()  # the slope of a root at 0
-            return {"loss": loss, "steep": loss}
+        def __call__(
+            self, student_NV: torch.Tensor, teacher_NV: torch.Tensor | None, rows: Rows, options: LossOptions
+        ) -> torch.Tensor:
+            return (student_NV * 0).abs().sqrt().sum(-1) + 1  # the slope of a root at 0
 
     from zoo_compress.train.loop import fit
+    from zoo_compress.train.objective import Objective
     from zoo_compress.train.options import TrainingOptions
 
     model = small("llama")
@@ -237,7 +238,8 @@ def test_an_infinite_gradient_stops_the_step_that_makes_it():
     with pytest.raises(
         ZooError, match=r"^train: the gradient is (nan|inf), though the loss is .* at step 0, on texts:0"
     ):
-        fit(model, Steep(model.module), windows, options=TrainingOptions(**STEP), context=Context(), label="train")
+        objective = Objective(model, None, [("steep", Steep(), LossOptions())])
+        fit(model, objective, windows, options=TrainingOptions(**STEP), context=Context(), label="train")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.tensors().items())
 
 
