@@ -34,6 +34,12 @@ class Offload:
         self.folder = folder
         give_back_at_once(1 << 20)  # whoever asks for this is short of memory
 
+    @classmethod
+    def of(cls, module: nn.Module) -> Offload | None:
+        """What put the parameters of a module into files; None where they are in memory."""
+        name = next((p.untyped_storage().filename for p in module.parameters() if is_offloaded(p)), None)
+        return None if name is None else cls(Path(name).parent)
+
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor in a file."""
         count = torch.Size(shape).numel()
@@ -86,7 +92,7 @@ def let_go_after_calls(module: nn.Module, paths: Iterable[str]) -> Iterator[None
     """Take what parts of a module have in files out of memory whenever they have run."""
 
     def after(part: nn.Module, *_: object) -> None:
-        let_go(*part.parameters())
+        let_go(*part.parameters(), *part.buffers())
 
     hooks = [module.get_submodule(path).register_forward_hook(after) for path in paths]
     try:

@@ -38,7 +38,7 @@ from zoo.model.lineage import Record
 from zoo.model.model import Model
 from zoo.system.writing import replace_file
 from zoo.tensors.batch import Batch, unpadded, without_padding
-from zoo.tensors.offload import is_offloaded, let_go, let_go_after_calls
+from zoo.tensors.offload import Offload, let_go, let_go_after_calls
 from zoo.tensors.safetensors import pieces_of
 from zoo_compress.calibrate.replay import Enough, Order, Outputs, Shape, replaced
 from zoo_compress.calibrate.statistics import Statistics, rows_read
@@ -93,7 +93,7 @@ class Walk:
         rebuild: Callable[[Collection[str]], None] | None = None,
     ) -> None:
         self.model, self.data, self.context, self.stage, self.rebuild = model, data, context, stage, rebuild
-        self.device = model.device
+        self.device, self.offload = model.device, Offload.of(model.module)
         self.layers = [paths[0] for paths in grouped_by_module(model.module, layers)]
         by_path = statistics if isinstance(statistics, Mapping) else dict.fromkeys(self.layers, statistics)
         self.names = {path: by_path[path] for path in self.layers}
@@ -105,7 +105,7 @@ class Walk:
             folder = self.context.checkpoint or Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="zoo-walk-"))
             )
-            if any(map(is_offloaded, self.model.module.parameters())):
+            if self.offload:
                 stack.enter_context(let_go_after_calls(self.model.module, units_of(self.model, self.layers)))
             yield from self._units(folder)
 
@@ -128,7 +128,7 @@ class Walk:
             yield unit
             self._save(folder / _file(number), unit)
             self.table |= unit.table
-            let_go(*self.model.module.get_submodule(unit.path).parameters())
+            self._put_back(unit.path)
 
     # --- which units there are --------------------------------------------------------------------------------------
 
@@ -259,6 +259,13 @@ class Walk:
         about = {"unit": unit.path, "table": json.dumps(unit.table)}
         replace_file(path, pieces_of(tensors, about), size=sum(tensor.nbytes for tensor in tensors.values()))
 
+    def _put_back(self, unit: str) -> None:
+        """Put what a unit has become into files, where the weights are there."""
+        if self.offload:
+            part = self.model.module.get_submodule(unit)
+            self.offload.take(part)
+            let_go(*part.parameters(), *part.buffers())
+
     def _resume(self, folder: Path, numbers: list[int]) -> int:
         """Take over the units that an earlier process has done; return how many."""
         done: list[tuple[str, Path]] = []
@@ -283,7 +290,7 @@ class Walk:
             with torch.no_grad(), safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     own[name].copy_(file.get_tensor(name))
-            let_go(*own.values())
+            self._put_back(unit)
         self.context.progress.say(f"going on after {done[-1][0]}")
         self._find_stored(numbers[len(done)] if len(done) < len(numbers) else len(self.order.units))
         return len(done)

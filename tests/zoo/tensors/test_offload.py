@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import stages
 import torch
 from tiny import checkpoint
 from torch import nn
@@ -17,6 +18,7 @@ from zoo_compress.methods.quantize.formats.int4_layers import Int4Linear
 
 import zoo
 from zoo.errors import OutputError, RequestError
+from zoo.model.context import Context
 from zoo.tensors.offload import Offload, is_offloaded, let_go
 
 OUT_OF_MEMORY = ("MemoryError", "RuntimeError")  # and no ArtifactError: nothing is wrong with what is read
@@ -111,6 +113,18 @@ def test_an_artifact_is_the_same_and_is_compressed_further_alike(
     models[1].save(tmp_path / "saved")
     for dtype in (None, "bfloat16"):
         assert_same(zoo.load(tmp_path / "saved", dtype=dtype, offload=spool), zoo.load(tmp_path / "saved", dtype=dtype))
+    Offload(spool).take(models[0].module)
+    assert_same(*models)
+
+
+def test_a_walk_leaves_what_it_has_packed_in_files(tmp_path: Path, spool: Path) -> None:
+    folder = checkpoint(tmp_path / "plain")
+    models = [zoo.load(folder, offload=spool), zoo.load(folder)]
+    for model in models:
+        options = {"group": 32, "method": "awq+gptq", "embedding": True, "samples": 4, "length": 16}
+        apply(model, "quantize.int4", options, Context(data={"calibration": stages.data()}))
+    inside = {name: tensor for name, tensor in models[0].tensors().items() if ".layers." in name}
+    assert any("weight_int4" in name for name in inside) and all(map(is_offloaded, inside.values()))
     Offload(spool).take(models[0].module)
     assert_same(*models)
 
