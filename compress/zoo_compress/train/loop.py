@@ -103,6 +103,8 @@ class _Training:
         optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
         self.checkpoint = Checkpoint(context.checkpoint, {**trained, **extra}, optimizer)
         self.start = self.checkpoint.restore(context)
+        if team.total({"start": self.start})["start"] != self.start * team.count:
+            raise ZooError(f"{label}: the processes do not find the same checkpoint; give all of them the same folder.")
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         # as for evaluation, which leaves the gradients of several processes to us: they are sums, not means of means
         self.prepared = accelerator.prepare_model(objective, evaluation_mode=team.count > 1)

@@ -63,9 +63,7 @@ class Objective(nn.Module):
     def counts(self, batch: Batch) -> dict[str, int]:
         """What the losses of a batch are means over: its rows of each kind, and its tokens."""
         student, _ = self._models
-        mask_BT = batch.get("attention_mask")
-        tokens = len(next(iter(batch.values()))) if mask_BT is None else int(mask_BT.sum())
-        return {**student.family.counts(student, batch, self.kinds), TOKENS: tokens}
+        return {**student.family.counts(student, batch, self.kinds), TOKENS: _tokens(batch)}
 
     def forward(self, batch: Batch, whole: Counts | None = None) -> dict[str, torch.Tensor]:
         """Return "loss" and each loss under its own name, all scalars: means over rows and over tokens.
@@ -74,8 +72,7 @@ class Objective(nn.Module):
             whole: the counts of the batch that this one is a part of. What is returned is then this part's share, and the
                 shares of all parts add up to the losses of the whole.
         """
-        own = self.counts(batch)
-        whole = own if whole is None else whole
+        whole = self.counts(batch) if whole is None else whole
         student, teacher = self._models
         if teacher is not None and self.taught:
             batch = student.family.shared_batch(student, teacher, batch)
@@ -91,7 +88,7 @@ class Objective(nn.Module):
         kept_BT = unpadded(batch)
         for name, loss in self.features.items():
             pair = ([without_padding(out, kept_BT) for out in of[name]] for of in (blocks, teacher_blocks))
-            values[name] = loss(*pair) * (own[TOKENS] / max(1, whole[TOKENS]))
+            values[name] = loss(*pair) * (_tokens(batch) / max(1, whole[TOKENS]))
         total = torch.stack([values[name] * self.weights[name] for name in self.weights]).sum()
         return {"loss": total, **{name: values[name] for name in self.weights}}
 
@@ -108,6 +105,12 @@ class Objective(nn.Module):
             means = _sums(chunked, mine, theirs) / max(1, of)
             values |= {name: mean for (name, _, _), mean in zip(chunked, means, strict=True)}
         return values
+
+
+def _tokens(batch: Batch) -> int:
+    """The tokens of a batch that are no padding; its records, where these are all of one size."""
+    mask_BT = batch.get("attention_mask")
+    return len(next(iter(batch.values()))) if mask_BT is None else int(mask_BT.sum())
 
 
 def _value(loss: Any, mine: Rows, theirs: Rows | None, options: Any) -> torch.Tensor:

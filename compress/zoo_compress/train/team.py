@@ -17,7 +17,7 @@ import torch
 import torch.distributed as distributed
 from torch import nn
 
-from zoo.errors import ZooError
+from zoo.errors import RequestError, ZooError, reason
 from zoo.system import processes, signals
 from zoo_compress.train.feed import parts
 
@@ -43,7 +43,10 @@ class Team:
         processes.require_data_parallel("Training")
         if not processes.several():
             return cls()
-        _group()
+        try:
+            _group()
+        except RuntimeError as error:
+            raise RequestError(f"Training cannot reach the other processes: {reason(error)}.") from None
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def own(self, rows: range) -> range:
